@@ -1,0 +1,53 @@
+# `make test` on a fresh machine with Python >= 3.11 does all the set-up; a second run reinstalls nothing.
+#
+#   make test                      set up .venv, run the tests
+#   make test-all                  and the slow ones
+#   make lint                      ruff, mypy, import rules
+#   make install TORCH_INDEX=URL   choose a build of torch: the --index-url that pytorch.org's selector prints
+#   make PYTHON=python3.12 test    choose the interpreter
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install test test-all lint format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(STAMP)
+
+# The stamp depends on what decides the packages, and is written last: an interrupted install runs again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; choose another with make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# One thread each: two test processes with two threads each on two cores wait for each other.
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,149 @@
+"""Where the configuration lives, and the one wrapper around every entry point."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clip3dreid.errors import InputError
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML files: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no conf folder beside {package}: the installation is broken, install it anew")
+
+
+@dataclass
+class TrainConfig:
+    """Root of `conf/train.yaml`: a mistyped key of the root fails here, those of the groups at their target."""
+
+    seed: int = 1
+    epochs: int = MISSING
+    clothes_start_epoch: int = MISSING
+    resume: str | None = None
+    init_from: str | None = None
+    select_on_test: bool = False
+    evaluate_every: int = 5
+    weights_dir: str = MISSING
+    run_name: str = MISSING
+    data: Any = MISSING
+    loader: Any = MISSING
+    model: Any = MISSING
+    loss: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = MISSING
+    trainer: Any = MISSING
+    retrieval: Any = MISSING
+    logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+def quieten() -> None:
+    """Keeps Lightning's tips and notices off the terminal, where they hide what a run has to say."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _wandb_offline() -> bool:
+    """True where no Weights & Biases key is set, so that a first run asks nobody anything."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] != "online"
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    known = netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
+    return not (os.environ.get("WANDB_API_KEY") or known)
+
+
+def register() -> None:
+    """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def foreseen(error: BaseException) -> str | None:
+    """One line for an error that the user can put right; None for a defect of the program.
+
+    Hydra wraps what a constructor raises. If anything but bad input lies underneath (a RuntimeError of a
+    model, say), the traceback is wanted; a TypeError there is a mistyped or missing key of a config node.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, InputError):
+            message = str(link)
+            if "Original Traceback" in message:
+                # From a loader's worker: torch puts the whole traceback into the message; its last line has ours.
+                message = message.strip().splitlines()[-1].partition(": ")[2]
+            return " ".join(message.split())
+    configuration = (HydraException, OmegaConfBaseException)
+    if not isinstance(error, configuration):
+        return None
+    rest = [link for link in chain if not isinstance(link, configuration)]
+    if any(type(link) not in (TypeError, ValueError, KeyError, AttributeError) for link in rest):
+        return None
+    mandatory = "Missing mandatory value: "
+    message = str(error)
+    if mandatory in message:
+        key = message.split(mandatory)[1].split()[0]
+        return f"{key} is not set; give it on the command line as {key}=VALUE"
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
+
+    Args:
+        config_name: root YAML in `conf_dir()`, without suffix.
+
+    Returns:
+        A decorator; the decorated function takes no argument and reads `sys.argv`. Foreseen errors
+        (`InputError`, and Hydra's own about keys and values) print one line and exit with status 2;
+        unforeseen ones keep their traceback and status 1.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
+
+        @functools.wraps(task)
+        def main() -> None:
+            register()
+            quieten()
+            # Without this Hydra prints its own rendering of an error and exits with 1.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            try:
+                run()
+            except Exception as error:
+                line = foreseen(error)
+                if line is None:
+                    raise
+                print(f"error: {line}", file=sys.stderr)  # noqa: T201
+                sys.exit(2)
+
+        return main
+
+    return decorate

@@ -1,0 +1,87 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from clip3dreid.config import conf_dir, foreseen
+from clip3dreid.errors import InputError
+
+
+def test_conf_dir_holds_the_entry_points_roots() -> None:
+    names = {path.stem for path in conf_dir().glob("*.yaml")}
+    assert {"train", "evaluate", "inspect_data", "weights", "blur_faces"} <= names
+
+
+def refuse() -> None:
+    raise InputError("the picture\n   is missing")
+
+
+def break_down() -> None:
+    raise RuntimeError("a defect")
+
+
+def raised(target: str, **keys: object) -> BaseException:
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(OmegaConf.create({"_target_": f"{__name__}.{target}", **keys}))
+    return caught.value
+
+
+def test_bad_input_inside_a_constructor_is_one_line() -> None:
+    assert foreseen(raised("refuse")) == "the picture is missing"
+
+
+def test_a_mistyped_key_of_a_node_is_foreseen_and_named() -> None:
+    line = foreseen(raised("refuse", wdith=3))
+    assert line is not None
+    assert "wdith" in line
+    assert "\n" not in line
+
+
+def test_a_defect_keeps_its_traceback_even_inside_a_constructor() -> None:
+    assert foreseen(raised("break_down")) is None
+    assert foreseen(ValueError("ours")) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("raise InputError('bad\\nroot')", 2, "error: bad root\n"),
+        ("raise RuntimeError('oops')", 1, "RuntimeError: oops"),
+        ("cfg.data.root", 2, "error: data.root is not set"),
+    ],
+)
+def test_status_two_and_one_line_for_bad_input_and_a_traceback_for_defects(
+    tmp_path: Path, body: str, status: int, message: str
+) -> None:
+    door = tmp_path / "door.py"
+    door.write_text(
+        textwrap.dedent(f"""
+        from clip3dreid.config import entry_point
+        from clip3dreid.errors import InputError
+
+        @entry_point("inspect_data")
+        def main(cfg):
+            {body}
+
+        main()
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(door), "data=ltcc"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert ("Traceback" in done.stderr) == (status == 1)
+
+
+def test_a_mistyped_override_is_one_line_and_status_two(command: object) -> None:
+    done = command("inspect_data", "data=ltcc", "data.rot=/x")  # type: ignore[operator]
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "rot" in done.stderr
