@@ -1,0 +1,156 @@
+"""Clothes-based adversarial loss: features from which outfits of the same person cannot be told apart.
+
+Source: Gu et al., "Clothes-Changing Person Re-identification with RGB Modality Only", CVPR 2022 (CAL).
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.cosine import CosineClassifier, cosines
+from clip3dreid.loss.gather import gather
+from clip3dreid.loss.term import Term, fraction, positive
+from clip3dreid.types import Batch, Dimensions, Features
+
+
+def adversarial_loss(
+    logits: Tensor, clothes: Tensor, own: Tensor, others: Tensor, *, epsilon: float
+) -> Tensor:
+    """The clothes-based adversarial loss.
+
+    An outfit c of the pictured person has `log p(c) = s_c - log(exp s_c + sum over other people's
+    outfits j of exp s_j)`: the person's further outfits are no rivals. The picture, wearing y, asks for
+    `(1 - epsilon) [c = y] + epsilon / |own|` of each of them.
+
+    Args:
+        logits: (B, outfits) scaled cosines s.
+        clothes: (B,) int64, the outfit y worn, or -1 where it is not known: such a picture adds 0.
+        own: (B, outfits) bool, the outfits of the pictured person.
+        others: (B, outfits) bool, the outfits of other people.
+        epsilon: 0 (only the outfit worn) .. 1 (all outfits of the person alike).
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Source: Gu et al., CVPR 2022; equal weights for the outfits not worn as in the authors' code.
+    """
+    rivals = logits.masked_fill(~others, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)
+    log_probability = F.logsigmoid(logits - rivals)
+    target = epsilon * own.to(logits.dtype) / own.sum(1, keepdim=True).clamp(min=1)
+    target = target.scatter_add(1, clothes.clamp(min=0)[:, None], torch.full_like(target[:, :1], 1 - epsilon))
+    per_picture = -(target * log_probability).sum(1)
+    # Divided by the whole batch, known outfits or not: a picture weighs the same in any batch and process.
+    return torch.where(clothes >= 0, per_picture, 0).mean()
+
+
+class ClothesAdversarial(Term):
+    """The clothes classifier and the adversarial loss that plays against it, over one cosine head.
+
+    `classification` is cross-entropy over all training outfits on detached features: it teaches the head
+    alone. `adversarial` reads the head's detached weights: it teaches the features alone. So both share one
+    backward pass and one optimiser step. The authors' code updates the head first and computes the
+    adversarial loss with the updated one; `benchmarks/cal_step_order.py` measures the difference.
+
+    The term's weight scales both parts. Adam's steps hardly depend on the scale of a gradient, so that a
+    smaller weight softens the adversarial loss without slowing the head.
+
+    Source: Gu et al., CVPR 2022.
+    """
+
+    def __init__(self, dimensions: Dimensions, *, scale: float, epsilon: float) -> None:
+        """Builds the clothes head.
+
+        Args:
+            dimensions: width of the embedding, and whose outfit each clothes index is.
+            scale: factor on the cosines, above 0.
+            epsilon: share of the target spread over all outfits of the person, 0..1.
+
+        Raises:
+            InputError: if the data has no clothes labels, or a value is out of range.
+        """
+        super().__init__()
+        self.scale = positive("ClothesAdversarial: scale", scale)
+        self.epsilon = fraction("ClothesAdversarial: epsilon", epsilon)
+        self.person_of_clothes: Tensor
+        self.register_buffer(
+            "person_of_clothes", _labelled("ClothesAdversarial", dimensions), persistent=False
+        )
+        self.head = CosineClassifier(dimensions.width, len(self.person_of_clothes))
+
+    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts `classification` and `adversarial`, means over the batch."""
+        embedding = features.embedding
+        own = batch.person[:, None] == self.person_of_clothes
+        learned = self.scale * self.head(embedding.detach())  # (B, outfits)
+        classification = F.cross_entropy(learned, batch.clothes, ignore_index=-1, reduction="sum")
+        faced = self.scale * cosines(embedding, self.head.weight.detach())
+        return {
+            "classification": classification / len(batch.clothes),
+            "adversarial": adversarial_loss(faced, batch.clothes, own, ~own, epsilon=self.epsilon),
+        }
+
+    def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the clothes head's weights: the original's scheduler moves the main optimiser alone."""
+        yield from self.head.parameters()
+
+
+class ClothesMemory(Term):
+    """The adversarial loss against a memory of outfit features in place of a learned head.
+
+    The memory is updated first, with the mean feature of each outfit in the global batch, then compared.
+    Outfits not yet met count neither as own nor as rivals.
+
+    Source: the memory-bank variant in the code of Gu et al., CVPR 2022; not in the paper.
+    """
+
+    def __init__(self, dimensions: Dimensions, *, scale: float, epsilon: float, momentum: float) -> None:
+        """Makes an empty memory.
+
+        Args:
+            dimensions: width of the embedding, and whose outfit each clothes index is.
+            scale: factor on the cosines, above 0.
+            epsilon: share of the target spread over all met outfits of the person, 0..1.
+            momentum: share of the old memory that an update keeps, 0..1; 0 remembers the last batch only.
+
+        Raises:
+            InputError: if the data has no clothes labels, or a value is out of range.
+        """
+        super().__init__()
+        self.scale = positive("ClothesMemory: scale", scale)
+        self.epsilon = fraction("ClothesMemory: epsilon", epsilon)
+        self.momentum = fraction("ClothesMemory: momentum", momentum)
+        self.person_of_clothes: Tensor
+        self.memory: Tensor
+        self.met: Tensor
+        self.register_buffer("person_of_clothes", _labelled("ClothesMemory", dimensions), persistent=False)
+        outfits = len(self.person_of_clothes)
+        self.register_buffer("memory", torch.zeros(outfits, dimensions.width))
+        self.register_buffer("met", torch.zeros(outfits, dtype=torch.bool))
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean over the batch, a scalar; updates the memory."""
+        self._remember(gather(features.embedding.detach()), gather(batch.clothes))
+        own = batch.person[:, None] == self.person_of_clothes
+        logits = self.scale * cosines(features.embedding, self.memory)
+        return adversarial_loss(logits, batch.clothes, own & self.met, ~own & self.met, epsilon=self.epsilon)
+
+    def _remember(self, embedding: Tensor, clothes: Tensor) -> None:
+        known = clothes >= 0
+        embedding, clothes = embedding[known], clothes[known]
+        alike = (clothes[:, None] == clothes).to(embedding.dtype)
+        mean = alike @ embedding / alike.sum(1, keepdim=True)  # (M, D), equal rows for equal outfits
+        kept = self.momentum * self.met[clothes, None]
+        self.memory[clothes] = (kept * self.memory[clothes] + (1 - kept) * mean).to(self.memory.dtype)
+        self.met[clothes] = True
+
+
+def _labelled(name: str, dimensions: Dimensions) -> Tensor:
+    """Returns whose outfit each clothes index is (outfits,), or says that there is none."""
+    if len(dimensions.person_of_clothes) == 0:
+        raise InputError(
+            f"{name} needs clothes labels and the training data has none; use method=ce, or data with labels"
+        )
+    return dimensions.person_of_clothes

@@ -1,0 +1,127 @@
+"""Identity heads with a margin between cosines: ArcFace, CosFace and Circle."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import CosFaceLoss
+from torch import Tensor
+
+from clip3dreid.loss.cosine import CosineClassifier, unit_rows
+from clip3dreid.loss.term import Term, positive
+from clip3dreid.types import Batch, Dimensions, Features
+
+
+class ArcFace(Term):
+    """Cross-entropy of scaled cosines, with an additive margin on the angle to the own person.
+
+    Beyond the angle pi - margin, where cos(angle + margin) would rise again, the own cosine is
+    lowered by `margin * sin(margin)` instead, so that the loss falls with the angle everywhere.
+
+    Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019,
+    equation 3.
+    """
+
+    # Not pytorch-metric-learning's: it goes through acos, whose gradient is NaN for a feature that
+    # points exactly along its person's row.
+
+    def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the embedding and number of people.
+            scale: factor on the cosines, above 0.
+            margin: radians.
+
+        Raises:
+            InputError: if `scale` is not above 0.
+        """
+        super().__init__()
+        self.scale = positive("ArcFace: scale", scale)
+        self.margin = margin
+        self.head = CosineClassifier(dimensions.width, dimensions.people)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean cross-entropy over the batch, a scalar."""
+        cosine = self.head(features.embedding)  # (B, people)
+        rows = batch.person[:, None]
+        own = cosine.gather(1, rows)
+        sine = (1 - own.square()).clamp(min=torch.finfo(own.dtype).eps).sqrt()
+        turned = own * math.cos(self.margin) - sine * math.sin(self.margin)
+        lowered = own - self.margin * math.sin(self.margin)
+        own = torch.where(own > math.cos(math.pi - self.margin), turned, lowered)
+        return F.cross_entropy(self.scale * cosine.scatter(1, rows, own), batch.person)
+
+
+class CosFace(Term):
+    """Cross-entropy of scaled cosines, with the margin taken off the own person's cosine.
+
+    Source: Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition", CVPR 2018, equation 4.
+    """
+
+    def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the embedding and number of people.
+            scale: factor on the cosines, above 0.
+            margin: taken off a cosine.
+
+        Raises:
+            InputError: if `scale` is not above 0.
+        """
+        super().__init__()
+        self.loss = CosFaceLoss(
+            num_classes=dimensions.people,
+            embedding_size=dimensions.width,
+            scale=positive("CosFace: scale", scale),
+            margin=margin,
+            # Its W is (D, people).
+            weight_init_func=lambda weight: unit_rows(weight.T),
+        )
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean cross-entropy over the batch, a scalar."""
+        loss: Tensor = self.loss(features.embedding, batch.person)
+        return loss
+
+
+class Circle(Term):
+    """Circle loss with a classifier: cosines weighted by how far each still is from its optimum.
+
+    The own person's logit is `scale [1 + m - c]+ (c - (1 - m))`, another person's `scale [c + m]+ (c - m)`;
+    the factors in brackets carry no gradient.
+
+    Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020,
+    equations 5 and 6 with class-level labels.
+    """
+
+    # pytorch-metric-learning has the pairwise form alone.
+
+    def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the embedding and number of people.
+            scale: gamma of the paper, above 0.
+            margin: m of the paper.
+
+        Raises:
+            InputError: if `scale` is not above 0.
+        """
+        super().__init__()
+        self.scale = positive("Circle: scale", scale)
+        self.margin = margin
+        self.head = CosineClassifier(dimensions.width, dimensions.people)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean cross-entropy over the batch, a scalar."""
+        cosine = self.head(features.embedding)  # (B, people)
+        fixed, m = cosine.detach(), self.margin
+        own = F.one_hot(batch.person, cosine.shape[1]).bool()
+        logits = torch.where(
+            own,
+            F.relu(1 + m - fixed) * (cosine - (1 - m)),
+            F.relu(fixed + m) * (cosine - m),
+        )
+        return F.cross_entropy(self.scale * logits, batch.person)

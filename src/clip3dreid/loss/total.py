@@ -1,0 +1,148 @@
+"""The weighted sum of the loss terms that a configuration names."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.term import Term
+from clip3dreid.types import Batch, Dimensions, Features
+
+
+class Weighted(TypedDict):
+    """One entry of the `loss` configuration."""
+
+    weight: float
+    """Factor in the sum, 0 or more; a term of weight 0 is not built."""
+    start_epoch: int
+    """First epoch, counted from 0, in which the term takes part."""
+    term: Callable[[Dimensions], Term]
+    """Builds the term: its class with everything but the dimensions filled in."""
+
+
+class Losses(NamedTuple):
+    """The loss of one batch, whole and in parts.
+
+    Parts are named after their term, or `term/part` where a term has several.
+    """
+
+    total: Tensor
+    """Scalar, to be back-propagated."""
+    raw: dict[str, Tensor]
+    """Scalar parts before weighting, detached."""
+    weighted: dict[str, Tensor]
+    """The same times their weight: they add up to `total`."""
+
+
+class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more plainly than NonFiniteLossError
+    """A loss became NaN or infinite; the message names the term."""
+
+
+class Total(nn.Module):
+    """All loss terms of a run, with their heads."""
+
+    def __init__(self, terms: Mapping[str, Weighted], dimensions: Dimensions) -> None:
+        """Builds the terms whose weight is above 0, in the order given.
+
+        Args:
+            terms: name of each term and its entry.
+            dimensions: what the terms must know to build their heads.
+
+        Raises:
+            InputError: if an entry lacks a key or has one too many, a weight or start epoch is negative or
+                not a number, a term's options do not fit it, or nothing is left to train at epoch 0.
+        """
+        super().__init__()
+        self.terms = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        self.start_epochs: dict[str, int] = {}
+        for name, entry in terms.items():
+            _check(name, entry)
+            if entry["weight"] == 0:
+                continue
+            build = partial(entry["term"], dimensions)
+            try:
+                inspect.signature(build.func).bind(*build.args, **build.keywords)
+            except TypeError as error:
+                raise InputError(f"loss.{name}.term: {error}; correct the term's options") from error
+            self.terms[name] = build()
+            self.weights[name] = float(entry["weight"])
+            self.start_epochs[name] = entry["start_epoch"]
+        if not self.terms:
+            raise InputError(
+                "no loss has a weight above 0; choose a method (method=ce) or give loss.NAME.weight"
+            )
+        if min(self.start_epochs.values()) > 0:
+            raise InputError("no loss takes part from epoch 0; set start_epoch: 0 for one of them")
+
+    def forward(self, features: Features, batch: Batch, epoch: int) -> Losses:
+        """Computes the terms that take part in `epoch` and adds them up.
+
+        A term before its start epoch is not computed, so its head gets no gradient at all and no
+        optimiser moves it, not even by weight decay. Under DistributedDataParallel this needs
+        `find_unused_parameters`.
+
+        Args:
+            features: of the batch; `pooled` and `embedding` are brought to float32.
+            batch: its labels.
+            epoch: counted from 0.
+
+        Returns:
+            The sum and its parts.
+
+        Raises:
+            NonFiniteLoss: if a part is NaN or infinite; it is named.
+        """
+        raw: dict[str, Tensor] = {}
+        weighted: dict[str, Tensor] = {}
+        features = features._replace(pooled=_single(features.pooled), embedding=_single(features.embedding))
+        with torch.autocast(features.embedding.device.type, enabled=False):
+            for name, term in self.terms.items():
+                if epoch < self.start_epochs[name]:
+                    continue
+                value = term(features, batch)
+                parts = (
+                    {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+                )
+                raw |= parts
+                weighted |= {part: self.weights[name] * loss for part, loss in parts.items()}
+            total = torch.stack(list(weighted.values())).sum()
+        # One look at the sum is one synchronisation of the device; the parts are asked only when it is bad.
+        if not torch.isfinite(total):
+            bad = ", ".join(f"{k} = {v.item()}" for k, v in raw.items() if not torch.isfinite(v))
+            raise NonFiniteLoss(f"loss not finite ({bad or 'its parts overflow when weighted and added'})")
+        return Losses(
+            total,
+            {part: loss.detach() for part, loss in raw.items()},
+            {part: loss.detach() for part, loss in weighted.items()},
+        )
+
+    def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the parameters of all terms whose learning rate is to stay constant."""
+        for term in self.terms.values():
+            yield from cast(Term, term).unscheduled_parameters()
+
+
+def _single(values: Tensor) -> Tensor:
+    """Returns half-precision values as float32 and leaves float32 and float64 alone."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _check(name: str, entry: Mapping[str, Any]) -> None:
+    """Raises InputError if an entry's keys or numbers are wrong."""
+    expected = set(Weighted.__annotations__)
+    if set(entry) != expected:
+        wrong = ", ".join(sorted(str(key) for key in expected ^ set(entry)))
+        raise InputError(
+            f"loss.{name} needs exactly {', '.join(sorted(expected))}; missing or unknown: {wrong}"
+        )
+    weight, start = entry["weight"], entry["start_epoch"]
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+        raise InputError(f"loss.{name}.weight is {weight}; give a number, 0 or more")
+    if not isinstance(start, int) or start < 0:
+        raise InputError(f"loss.{name}.start_epoch is {start}; give a whole number, 0 or more")
