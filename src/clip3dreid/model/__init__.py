@@ -1,0 +1,1 @@
+"""Students: backbones, pooling, necks, and the weights they start from."""

@@ -1,0 +1,40 @@
+"""What every backbone answers, whoever wrote it."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class BackboneOutput(NamedTuple):
+    """What a backbone makes of pictures."""
+
+    map: Tensor
+    """(B, C, h, w): the last feature map."""
+    token: Tensor | None
+    """(B, C): the class token, of backbones that have one."""
+
+
+class Backbone(nn.Module):
+    """From normalised pictures (B, 3, H, W) to a `BackboneOutput`."""
+
+    example_size: tuple[int, int] = (64, 64)
+    """Height and width of a picture that this backbone can take."""
+
+    def load_published(self, source: str) -> None:
+        """Takes weights from a folder in the layout its makers publish.
+
+        Args:
+            source: path of the folder.
+
+        Raises:
+            FileNotFoundError: if there is nothing by that name, or this kind of backbone has no such layout.
+            InputError: if the weights do not fit.
+        """
+        raise FileNotFoundError(source)
+
+
+def listed(names: Collection[str], most: int = 5) -> str:
+    """Up to `most` of the names, sorted, and how many more there are: for messages about weights."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,123 @@
+"""Batch normalisation by group, and frozen: what makes numbers independent of the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class GhostBatchNorm1d(nn.BatchNorm1d):
+    """`BatchNorm1d` whose training statistics come from consecutive groups of the batch; see `use_ghost`."""
+
+    group = 32
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C) or (B, C, L) to the same shape."""
+        return _by_group(self, super().forward, input)
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` whose training statistics come from consecutive groups of the batch; see `use_ghost`."""
+
+    group = 32
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape."""
+        return _by_group(self, super().forward, input)
+
+
+def _by_group(
+    norm: GhostBatchNorm1d | GhostBatchNorm2d, plain: Callable[[Tensor], Tensor], input: Tensor
+) -> Tensor:
+    if not norm.training or len(input) <= norm.group:
+        return plain(input)
+    first, *others = torch.split(input, norm.group)
+    # Only the first group moves the running statistics: see `use_ghost`.
+    rest = (F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps) for x in others)
+    return torch.cat([plain(first), *rest])
+
+
+class FrozenBatchNorm1d(nn.BatchNorm1d):
+    """`BatchNorm1d` that stays as it was loaded; see `freeze`."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """`BatchNorm2d` that stays as it was loaded; see `freeze`."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+def use_ghost(module: nn.Module, group: int) -> None:
+    """Replaces every plain batch norm inside `module` by one over groups of the batch, in place.
+
+    In training, rows 0..group-1 are normalised by their own mean and variance, the next `group` rows by
+    theirs, and so on: one process with N x group pictures computes what N processes with `group` pictures
+    each compute, the first process having the first rows. A batch of at most `group` rows is one group;
+    rows left over are a smaller group of their own.
+
+    Running statistics are updated from the first group alone. That is what distributed training does: each
+    process updates its own, and the first process's are sent to all. So the model that is evaluated does
+    not depend on the number of processes either, as long as each has a multiple of `group` pictures.
+
+    Evaluation is that of plain batch norm. Names and shapes of parameters do not change, so weights fit with
+    or without groups.
+
+    Args:
+        module: the network.
+        group: pictures to a group, at least 2.
+
+    Raises:
+        InputError: if `group` is less than 2.
+
+    Source: Hoffer et al., NeurIPS 2017, algorithm 1; there the running statistics take all groups.
+    """
+    if group < 2:
+        raise InputError(f"ghost_group {group} has no variance; give 2 or more, or null for plain batch norm")
+    for norm in _replace(module, {nn.BatchNorm1d: GhostBatchNorm1d, nn.BatchNorm2d: GhostBatchNorm2d}):
+        assert isinstance(norm, GhostBatchNorm1d | GhostBatchNorm2d)
+        norm.group = group
+
+
+def freeze(module: nn.Module) -> None:
+    """Replaces every plain batch norm inside `module` by one that never changes, in place.
+
+    It normalises by its running statistics in training too, and its weight and bias are not trained.
+    Names and shapes of parameters do not change, so weights can still be loaded.
+    """
+    for norm in _replace(module, {nn.BatchNorm1d: FrozenBatchNorm1d, nn.BatchNorm2d: FrozenBatchNorm2d}):
+        norm.eval()
+        norm.requires_grad_(False)
+
+
+def _replace(module: nn.Module, kinds: dict[type[nn.Module], type[BatchNorm]]) -> list[BatchNorm]:
+    """Puts batch norms of other kinds, with the same tensors, in the place of those inside `module`."""
+    made = []
+    for name, child in list(module.named_children()):
+        kind = kinds.get(type(child))
+        if kind is None:
+            made += _replace(child, kinds)
+            continue
+        assert isinstance(child, BatchNorm)
+        new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+        for key, parameter in child.named_parameters(recurse=False):
+            setattr(new, key, parameter)
+        for key, buffer in child.named_buffers(recurse=False):
+            setattr(new, key, buffer)
+        new.train(child.training)
+        setattr(module, name, new)
+        made.append(new)
+    return made

@@ -1,0 +1,68 @@
+"""From a feature map (B, C, h, w) to one feature a picture (B, D)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+from clip3dreid.model.backbone import BackboneOutput
+
+
+class Average(nn.Module):
+    """Mean over positions: (B, C)."""
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pools the map."""
+        return F.adaptive_avg_pool2d(features.map, 1).flatten(1)
+
+
+class Maximum(nn.Module):
+    """Maximum over positions: (B, C)."""
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pools the map."""
+        return F.adaptive_max_pool2d(features.map, 1).flatten(1)
+
+
+class MaximumAverage(nn.Module):
+    """Maximum, then mean, side by side: (B, 2C); the base recipe's (Gu et al., CVPR 2022, released code)."""
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pools the map."""
+        pooled = (F.adaptive_max_pool2d(features.map, 1), F.adaptive_avg_pool2d(features.map, 1))
+        return torch.cat(pooled, 1).flatten(1)
+
+
+class GeneralisedMean(nn.Module):
+    """Mean of the p-th powers to the power 1/p: (B, C); p is learnt (Radenovic et al., TPAMI 2018, eq. 3).
+
+    Args:
+        p: to begin with; 1 is the mean, a large one approaches the maximum.
+        eps: smaller activations, negative ones included, count as this.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), float(p)))
+        self.eps = eps
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pools the map; always in float32, since powers leave the range of half precision."""
+        p = self.p.float()
+        return features.map.float().clamp(min=self.eps).pow(p).mean((2, 3)).pow(1.0 / p)
+
+
+class ClassToken(nn.Module):
+    """The backbone's own summary of the picture, its class token: (B, C)."""
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Takes the token.
+
+        Raises:
+            InputError: if the backbone has none.
+        """
+        if features.token is None:
+            raise InputError("pooling ClassToken needs a backbone with a class token; this one has none")
+        return features.token

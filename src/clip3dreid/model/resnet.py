@@ -1,0 +1,125 @@
+"""ResNet for re-identification: parameters named as torchvision names them, the last stride a choice."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.model.backbone import Backbone, BackboneOutput
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., CVPR 2016, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) to (B, width, h / stride, w / stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al., CVPR 2016, figure 5 right).
+
+    The stride is in the 3x3 convolution, as in torchvision's weights ("v1.5"), not in the first 1x1.
+    """
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out = self.expansion * width
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, h, w) to (B, 4 x width, h / stride, w / stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.relu(y)
+        return out
+
+
+def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
+    if channels == out and stride == 1:
+        return None
+    return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+
+# Depth: the kind of block and how many of it in each of the four stages (He et al., table 1).
+STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+}
+
+
+class ResNet(Backbone):
+    """ResNet up to its last feature map.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        last_stride: of the last stage: 2 as on ImageNet (map H/32 x W/32), 1 as is usual in
+            re-identification (H/16 x W/16; Luo et al., CVPRW 2019). Weights fit either.
+        width: channels of the first stage; 64 is the published network, less makes a small one that can
+            only be trained from scratch.
+
+    Weights start as torchvision's do: convolutions He-normal by their output, batch norms at identity.
+
+    Raises:
+        InputError: if the depth or the stride is not one of those.
+    """
+
+    def __init__(self, depth: int, last_stride: int = 1, width: int = 64) -> None:
+        super().__init__()
+        if depth not in STAGES:
+            raise InputError(f"ResNet depth {depth} is not one of {sorted(STAGES)}")
+        if last_stride not in (1, 2):
+            raise InputError(f"last_stride {last_stride} is not 1 or 2")
+        block, (first, second, third, fourth) = STAGES[depth]
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        out = block.expansion * width
+        self.layer1 = _stage(block, width, width, first, 1)
+        self.layer2 = _stage(block, out, 2 * width, second, 2)
+        self.layer3 = _stage(block, 2 * out, 4 * width, third, 2)
+        self.layer4 = _stage(block, 4 * out, 8 * width, fourth, last_stride)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> BackboneOutput:
+        """Normalised pictures (B, 3, H, W) to the map (B, C, h, w); C is 512 x expansion x width / 64."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return BackboneOutput(self.layer4(self.layer3(self.layer2(self.layer1(x)))), None)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck], channels: int, width: int, blocks: int, stride: int
+) -> nn.Sequential:
+    rest = (block(block.expansion * width, width, 1) for _ in range(blocks - 1))
+    return nn.Sequential(block(channels, width, stride), *rest)

@@ -1,0 +1,112 @@
+"""The student: the network that is trained, evaluated and shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.model.backbone import Backbone, BackboneOutput
+from clip3dreid.model.normalisation import freeze, use_ghost
+from clip3dreid.types import Features
+
+
+class Student(nn.Module):
+    """Pictures to retrieval features: normalisation, backbone, pooling, batch-norm neck.
+
+    The embedding is the neck's output, for losses and retrieval alike (Gu et al., CVPR 2022, released code:
+    scale drawn from N(1, 0.02), shift 0 and trained).
+
+    Args:
+        backbone: from pictures to a feature map.
+        pooling: from that to one feature a picture.
+        mean: of R, G and B, that the backbone was pretrained with. This and `std` live here and nowhere
+            else: pictures come in 0..1, and a checkpoint carries the two in its config.
+        std: likewise.
+        neck_bias: train the neck's shift; without it the neck is that of Luo et al., CVPRW 2019, whose
+            shift stays 0.
+        ghost_group: normalise over groups of this many pictures (see `normalisation.use_ghost`); None: over
+            the batch.
+        freeze_batch_norm: keep the backbone's batch norms as loaded (see `normalisation.freeze`). The neck
+            is trained either way.
+
+    Attributes:
+        channels: C, of the map.
+        width: D, of the pooled feature and the embedding.
+
+    Parameters that neither map nor embedding depends on (a published model's own pooling head, say) are
+    frozen: distributed training stops at a parameter without a gradient.
+
+    Raises:
+        InputError: if mean or std is not three numbers, or the pooling does not suit the backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pooling: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        neck_bias: bool = True,
+        ghost_group: int | None = None,
+        freeze_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(
+                f"mean {list(mean)} and std {list(std)} must be three numbers each, std positive"
+            )
+        # Not part of the state: the config is their one home, and weights fit whatever the normalisation.
+        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+        self.backbone = backbone
+        self.pooling = pooling
+        self.neck: nn.Module = nn.Identity()
+        self.channels, self.width = self._measure()
+        self.neck = nn.BatchNorm1d(self.width)
+        nn.init.normal_(self.neck.weight, 1.0, 0.02)
+        self.neck.bias.requires_grad_(neck_bias)
+        if freeze_batch_norm:
+            freeze(self.backbone)
+        if ghost_group is not None:
+            use_ghost(self, ghost_group)
+
+    def forward(self, images: Tensor) -> Features:
+        """Embeds pictures.
+
+        Args:
+            images: (B, 3, H, W) RGB, floating point, 0..1, not normalised.
+
+        Returns:
+            The map (B, C, h, w), the pooled feature (B, D) and the embedding (B, D).
+
+        Raises:
+            TypeError: if the pictures are still bytes 0..255.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"pictures must be floating point in 0..1, not {images.dtype}")
+        features: BackboneOutput = self.backbone((images - self.mean) / self.std)
+        pooled = self.pooling(features)
+        return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
+
+    def _measure(self) -> tuple[int, int]:
+        """Finds C and D, and freezes parameters that no output depends on, on tensors without data."""
+        state = {name: tensor.to("meta") for name, tensor in self.named_buffers()}
+        trained = {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+        state |= {name: tensor.detach().to("meta") for name, tensor in self.named_parameters()}
+        inputs = [state[name].requires_grad_() for name in trained]
+        images = torch.zeros(1, 3, *self.backbone.example_size, device="meta")
+        self.eval()  # a single picture has no batch statistics
+        with torch.enable_grad():
+            found: Features = torch.func.functional_call(self, state, images)
+            outputs = found.map.sum() + found.embedding.sum()
+            gradients = torch.autograd.grad(outputs, inputs, allow_unused=True)
+        self.train()
+        for parameter, gradient in zip(trained.values(), gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        return found.map.shape[1], found.pooled.shape[1]

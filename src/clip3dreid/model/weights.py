@@ -1,0 +1,328 @@
+"""Reading and writing weights: published ones by renaming, our own with the student they describe.
+
+Nothing here unpickles: files are safetensors, or read by `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.files import atomic
+from clip3dreid.model.backbone import listed
+from clip3dreid.model.student import Student
+
+CARD = "clip3dreid"
+"""Where a checkpoint says what it holds: a key of the file, or of a safetensors file's metadata."""
+CARD_VERSION = 1
+
+# Names in other people's files -> names in ours; the first that matches counts.
+_RENAMES = (
+    # Simple-CCReID (CAL): the backbone is a Sequential of torchvision's children, the neck is `bn`.
+    (re.compile(r"^base\.0\."), "backbone.conv1."),
+    (re.compile(r"^base\.1\."), "backbone.bn1."),
+    (re.compile(r"^base\.4\."), "backbone.layer1."),
+    (re.compile(r"^base\.5\."), "backbone.layer2."),
+    (re.compile(r"^base\.6\."), "backbone.layer3."),
+    (re.compile(r"^base\.7\."), "backbone.layer4."),
+    (re.compile(r"^bn\."), "neck."),
+    (re.compile(r"^globalpooling\."), "pooling."),
+    # torchvision, and AIM, which keeps torchvision's names and calls the neck `bn` too.
+    (re.compile(r"^(conv1|bn1|layer[1-4])\."), r"backbone.\1."),
+)
+# ImageNet's classifier.
+_LEFT_OUT = re.compile(r"^fc\.(weight|bias)$")
+# Where a file keeps the network's state: CAL and AIM, Lightning, and the field's other habits.
+_STATES = ("model_state_dict", "state_dict", "model")
+
+
+class _Inert:
+    """Stands for numpy's scalars while a file is read: CAL and AIM saved their last R1 as one."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_INERT: list[Any] = [
+    (_Inert, f"numpy.{name}")
+    for name in (
+        "core.multiarray.scalar",
+        "_core.multiarray.scalar",
+        "dtype",
+        "dtypes.Float64DType",
+        "dtypes.Float32DType",
+    )
+]
+
+
+class Checkpoint(NamedTuple):
+    """What a file of weights holds."""
+
+    state: dict[str, Tensor]
+    """Tensors by our names: `backbone.…`, `pooling.…`, `neck.…`."""
+    card: dict[str, Any] | None
+    """What the file says of itself; None for other people's files."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a file of weights, ours or published, on the CPU, without running anything in it.
+
+    Understood are torchvision's ImageNet files, the checkpoints of CAL (Simple-CCReID) and AIM (of which
+    the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
+    checkpoints of this project (of which the student is taken) and its safetensors.
+
+    Args:
+        path: a safetensors file by suffix, anything else a torch file.
+
+    Raises:
+        InputError: if there is no such file, it cannot be read without unpickling, or it holds no weights.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give a file of weights")
+    if path.suffix == ".safetensors":
+        state, card = _read_safetensors(path)
+    else:
+        container = _read_torch(path)
+        card = container.get(CARD)
+        inner = next(
+            (container[key] for key in _STATES if isinstance(container.get(key), Mapping)), container
+        )
+        state = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+    if not state:
+        raise InputError(f"{path} holds no weights: no tensors, and no {' or '.join(_STATES)} with tensors")
+    return Checkpoint(_translate(state), card)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        card = json.loads(metadata[CARD]) if CARD in metadata else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    return state, card
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_INERT):
+            # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # A damaged or hostile pickle can make the reader raise almost anything.
+    except Exception as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:
+            raise InputError(
+                f"{path} needs pickle to make a {named[1]}, which could run any code, and is refused; "
+                "save its state dict alone, or get it as safetensors"
+            ) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path} is not a readable torch file: {reason[0][:200]}") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames tensors to ours, leaves out what a student has no place for."""
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    ours = {
+        name.removeprefix("student."): tensor for name, tensor in state.items() if name.startswith("student.")
+    }
+    if ours:
+        return ours
+    renamed = {}
+    for name, tensor in state.items():
+        if not _LEFT_OUT.match(name):
+            matches = (rule.sub(ours_, name) for rule, ours_ in _RENAMES if rule.match(name))
+            renamed[next(matches, name)] = tensor
+    return renamed
+
+
+def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> frozenset[str]:
+    """Starts a student from weights on this disk; nothing is ever downloaded.
+
+    The backbone must be there as a whole. Pooling and neck may be absent, as in ImageNet's files; they then
+    stay as they were.
+
+    Args:
+        student: gets the weights, in place.
+        path: a file that `read_checkpoint` understands or, for a backbone of `transformers`, the folder of a
+            published model.
+        fetch: the command that gets it, for the message where it is missing.
+
+    Returns:
+        Names of the student's tensors that were set.
+
+    Raises:
+        InputError: if the file is missing, cannot be read safely, or does not fit: then the message names
+            what is missing, left over or of another shape.
+    """
+    path = path.expanduser()
+    if path.is_file():
+        return _fit(student, read_checkpoint(path).state, path, optional=("pooling", "neck"))
+    try:
+        student.backbone.load_published(str(path))
+    except FileNotFoundError as error:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; this student takes a file of weights") from error
+        if fetch is None or path.name not in fetch:
+            fetch = "see `python -m clip3dreid.weights`"
+        raise InputError(f"no weights at {path}; get them: {fetch}") from error
+    return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
+
+
+def _fit(
+    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+) -> frozenset[str]:
+    own = student.state_dict()
+    parts = {name.split(".")[0] for name in state}
+    absent = tuple(f"{part}." for part in optional if part not in parts)
+    problems = {
+        # Files from before PyTorch 0.4.1 do not count batches, and nothing here reads the count.
+        "missing": [
+            name
+            for name in own.keys() - state.keys()
+            if not name.endswith(".num_batches_tracked") and not name.startswith(absent)
+        ],
+        "left over": list(state.keys() - own.keys()),
+        "of another shape": [
+            f"{name} (there {tuple(state[name].shape)}, here {tuple(own[name].shape)})"
+            for name in own.keys() & state.keys()
+            if state[name].shape != own[name].shape
+        ],
+    }
+    found = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
+    if found:
+        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(found)}")
+    student.load_state_dict(dict(state), strict=False)
+    return frozenset(state)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """What a checkpoint of this project says of itself.
+
+    Args:
+        path: a Lightning checkpoint or a safetensors file of this project.
+
+    Returns:
+        `student` (its config), `height` and `width` of the pictures it was trained on, `data` (names of the
+        training sets) and `version`. Plain values from a file that may come from anywhere.
+
+    Raises:
+        InputError: if the file cannot be read safely, or has no card or another version's.
+    """
+    path = path.expanduser()
+    return _valid(read_checkpoint(path).card, path)
+
+
+def _valid(card: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    if not isinstance(card, dict):
+        raise InputError(
+            f"{path} does not say which student it holds, so it is no checkpoint of this project; "
+            "make it one with python -m clip3dreid.weights convert=FILE out=NAME.safetensors"
+        )
+    if card.get("version") != CARD_VERSION:
+        raise InputError(
+            f"{path} has checkpoint version {card.get('version')}, this program reads {CARD_VERSION}; "
+            "evaluate it with the release that wrote it, or train anew"
+        )
+    return card
+
+
+def student_from_checkpoint(path: Path) -> Student:
+    """Rebuilds the student that a checkpoint of this project describes, with its weights, on the CPU.
+
+    The description is data from a file that may come from anywhere: it can name classes of
+    `clip3dreid.model` alone.
+
+    Args:
+        path: a Lightning checkpoint or a safetensors file of this project.
+
+    Returns:
+        The student, in evaluation mode.
+
+    Raises:
+        InputError: as `read_card`, and if the card describes something other than a student, or the weights
+            are not all of that student's.
+    """
+    path = path.expanduser()
+    state, card = read_checkpoint(path)
+    config = _valid(card, path).get("student")
+    _check_config(config, path)
+    try:
+        student = instantiate(config)
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{path} describes a student that cannot be built: {reason[:300]}") from error
+    if not isinstance(student, Student):
+        raise InputError(f"{path} describes a {type(student).__name__}, not a student")
+    _fit(student, state, path)
+    return student.eval()
+
+
+def _check_config(node: Any, path: Path) -> None:
+    """Lets through plain values, and `_target_`s that are modules defined in `clip3dreid.model`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_":
+                _check_target(value, path)
+            elif str(key).startswith("_"):
+                raise InputError(f"{path} is refused: its student's config holds {key}")
+            else:
+                _check_config(value, path)
+    elif isinstance(node, list):
+        for value in node:
+            _check_config(value, path)
+    elif isinstance(node, str) and "${" in node:
+        raise InputError(f"{path} is refused: its student's config is not resolved ({node[:80]})")
+    elif not isinstance(node, str | int | float | None):
+        raise InputError(f"{path} is refused: its student's config holds a {type(node).__name__}")
+
+
+def _check_target(target: Any, path: Path) -> None:
+    # A prefix alone would not do: `clip3dreid.model.student.torch.hub.load` begins like ours.
+    named = re.fullmatch(r"(clip3dreid\.model\.[a-z_]+)\.([A-Za-z0-9]+)", str(target))
+    try:
+        found = getattr(importlib.import_module(named[1]), named[2]) if named else None
+    except (ImportError, AttributeError):
+        found = None
+    if not (
+        named and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == named[1]
+    ):
+        raise InputError(f"{path} is refused: it wants to build {target}, which is no part of a student")
+
+
+def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> None:
+    """Writes tensors and their card as safetensors, atomically.
+
+    Args:
+        state: tensors by the student's names.
+        card: plain data as `read_card` returns it; `version` is added.
+        path: ends in `.safetensors`.
+
+    Raises:
+        InputError: if the suffix is another, or the file cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} must end in .safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, {CARD: json.dumps({"version": CARD_VERSION, **card})})

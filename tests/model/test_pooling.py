@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from clip3dreid.errors import InputError
+from clip3dreid.model.backbone import BackboneOutput
+from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, Maximum, MaximumAverage
+
+# One picture, two channels, a map of 1 x 2 positions.
+SMALL = BackboneOutput(torch.tensor([[[[1.0, 3.0]], [[2.0, 8.0]]]]), torch.tensor([[7.0, 9.0]]))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (Average(), [2.0, 5.0]),
+        (Maximum(), [3.0, 8.0]),
+        (MaximumAverage(), [3.0, 8.0, 2.0, 5.0]),
+        (GeneralisedMean(p=2), [5.0**0.5, 34.0**0.5]),
+        (ClassToken(), [7.0, 9.0]),
+    ],
+)
+def test_poolings_give_the_values_worked_by_hand(pooling, expected):
+    torch.testing.assert_close(pooling(SMALL), torch.tensor([expected]))
+
+
+def test_generalised_mean_is_the_mean_at_one_and_nears_the_maximum_at_a_hundred():
+    features = BackboneOutput(torch.rand(2, 5, 4, 3) + 0.1, None)
+    torch.testing.assert_close(GeneralisedMean(p=1)(features), features.map.mean((2, 3)))
+    # 12 positions: the maximum is reached up to a factor of 12 ** (1 / 100).
+    pooled, maximum = GeneralisedMean(p=100)(features), features.map.amax((2, 3))
+    assert ((pooled <= maximum * 1.0001) & (pooled >= maximum * 12**-0.01 * 0.9999)).all()
+
+
+def test_generalised_mean_learns_p_and_survives_zeros_and_half_precision():
+    pooling = GeneralisedMean().half()
+    activations = torch.zeros(1, 2, 2, 2, dtype=torch.half)
+    activations[0, 0] = 90.0  # its cube leaves the range of half precision
+    pooled = pooling(BackboneOutput(activations.requires_grad_(), None))
+    assert pooled[0, 0].item() == pytest.approx(90.0, rel=1e-4)
+    pooled.sum().backward()
+    assert torch.isfinite(pooling.p.grad).all()
+
+
+def test_class_token_of_a_backbone_without_one_is_an_input_error():
+    with pytest.raises(InputError, match="class token"):
+        ClassToken()(BackboneOutput(SMALL.map, None))

@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from clip3dreid.config import conf_dir
+from clip3dreid.errors import InputError
+from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, MaximumAverage
+from clip3dreid.model.resnet import ResNet
+from clip3dreid.model.student import Student
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CONFIGS = sorted((conf_dir() / "model" / "student").glob("*.yaml"))
+
+
+def small(**options) -> Student:
+    torch.manual_seed(0)
+    return Student(ResNet(18, width=8), options.pop("pooling", MaximumAverage()), MEAN, STD, **options)
+
+
+def test_pictures_are_normalised_exactly_once():
+    student = small().eval()
+    images = torch.rand(2, 3, 64, 32)
+    by_hand = torch.stack(
+        [(images[:, i] - MEAN[i]) / STD[i] for i in range(3)], 1
+    )  # written out channel by channel
+    features = student(images)
+    torch.testing.assert_close(features.map, student.backbone(by_hand).map)
+    torch.testing.assert_close(features.pooled, student.pooling(student.backbone(by_hand)))
+
+
+def test_the_embedding_is_the_batch_norm_of_the_pooled_feature():
+    student = small()
+    features = student(torch.rand(6, 3, 64, 32))
+    pooled = features.pooled
+    normal = (pooled - pooled.mean(0)) / (pooled.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(features.embedding, normal * student.neck.weight + student.neck.bias)
+
+
+def test_the_neck_starts_as_the_base_recipe_says():
+    neck = small().neck
+    assert torch.equal(neck.bias, torch.zeros(128))
+    assert neck.weight.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert neck.weight.std().item() == pytest.approx(0.02, abs=0.005)
+    assert neck.bias.requires_grad
+    assert not small(neck_bias=False).neck.bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("pooling", "width"), [(Average(), 64), (MaximumAverage(), 128), (GeneralisedMean(), 64)]
+)
+def test_widths_are_those_of_the_outputs(pooling, width):
+    student = small(pooling=pooling)
+    features = student(torch.rand(2, 3, 64, 32))
+    assert (student.channels, student.width) == (64, width)
+    assert features.map.shape == (2, 64, 4, 2)
+    assert features.pooled.shape == features.embedding.shape == (2, width)
+
+
+def test_mean_and_std_are_config_and_not_state():
+    student = small()
+    assert not {"mean", "std"} & set(student.state_dict())
+    assert {name.split(".")[0] for name in student.state_dict()} == {"backbone", "neck"}
+
+
+def test_building_draws_nothing_and_leaves_training_on():
+    torch.manual_seed(3)
+    backbone = ResNet(18, width=8)
+    before = copy.deepcopy(backbone.state_dict())
+    student = Student(backbone, Average(), MEAN, STD)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert all(module.training for module in student.modules())
+
+
+def test_bytes_instead_of_floats_are_a_type_error():
+    with pytest.raises(TypeError, match="uint8"):
+        small()(torch.zeros(2, 3, 64, 32, dtype=torch.uint8))
+
+
+def test_a_class_token_pooling_without_a_class_token_is_an_input_error():
+    with pytest.raises(InputError, match="class token"):
+        small(pooling=ClassToken())
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.5]), (MEAN, [0.2, 0.0, 0.2])])
+def test_impossible_normalisation_is_an_input_error(mean, std):
+    with pytest.raises(InputError, match="three numbers"):
+        Student(ResNet(18, width=8), Average(), mean, std)
+
+
+def test_ghost_groups_reach_backbone_and_neck_alike():
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 64, 32)
+    ghost, plain = small(ghost_group=4), small()
+    together = ghost(images)
+    apart = [plain(part) for part in images.split(4)]
+    torch.testing.assert_close(together.embedding, torch.cat([part.embedding for part in apart]))
+    together.embedding.square().sum().backward()
+    sum(part.embedding.square().sum() for part in apart).backward()
+    for (name, a), (_, b) in zip(ghost.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_frozen_batch_norm_keeps_the_backbones_and_trains_the_neck():
+    student = small(freeze_batch_norm=True, ghost_group=4)
+    before = copy.deepcopy(student.state_dict())
+    student.train()
+    student(torch.rand(8, 3, 64, 32)).embedding.pow(2).sum().backward()
+    after = student.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"neck.running_mean", "neck.running_var", "neck.num_batches_tracked"}
+    norms = [module for module in student.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert not any(norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
+    assert student.neck.weight.requires_grad
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configured_student_is_built_with_the_width_its_header_names(path):
+    node = OmegaConf.create({"weights_dir": "weights", "model": OmegaConf.load(path)}).model
+    with torch.device("meta"):
+        student = instantiate(node.student)
+    text = path.read_text()
+    assert f"D = {student.width}" in text
+    assert f"{sum(p.numel() for p in student.backbone.parameters() if p.requires_grad) / 1e6:.1f} M" in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configured_student_says_how_to_get_the_very_file_it_expects(path):
+    node = OmegaConf.create({"weights_dir": "some/where", "model": OmegaConf.load(path)}).model
+    assert path.read_text().startswith("# @package model\n")
+    assert node.pretrained.startswith("some/where/")
+    assert node.pretrained in node.fetch.split()
+    if node.sha256 is not None:
+        # torchvision puts the first eight digits of the checksum into the name.
+        assert node.pretrained.endswith(f"-{node.sha256[:8]}.pth")
+        assert len(node.sha256) == 64
