@@ -1,0 +1,49 @@
+"""Holding training people out, to choose checkpoints without looking at test people."""
+
+import numpy as np
+import polars as pl
+
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.errors import InputError
+
+
+def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
+    """Moves some training people to the `val` split, with queries and a gallery of their own.
+
+    One picture, drawn at random, of each combination of person, outfit and camera becomes a query (the way
+    LTCC was made); the person's other pictures are gallery. A person with a single picture is gallery only.
+
+    Args:
+        manifest: a data set with training people.
+        people: how many of them to hold out; 0 returns the manifest unchanged.
+        seed: of the draw.
+
+    Returns:
+        The manifest with those people's rows in split `val`; any `val` rows that it had are dropped, since
+        people who were held out on purpose take their place.
+
+    Raises:
+        InputError: if fewer than two people would stay in training.
+    """
+    if people == 0:
+        return manifest
+    train = manifest.part("train")
+    names = train["person"].unique().sort().to_list()
+    if people < 0 or len(names) - people < 2:
+        raise InputError(
+            f"data.val_people={people}, but {manifest.name} has {len(names)} training people and at least "
+            "2 must stay; lower data.val_people"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = [names[i] for i in rng.permutation(len(names))[:people]]
+    held = train.filter(pl.col("person").is_in(chosen))
+    held = held.with_columns(draw=pl.Series(rng.permutation(len(held))))
+    first = pl.col("draw").rank("ordinal").over("person", "clothes", "camera") == 1
+    alone = pl.len().over("person") == 1
+    role = pl.when(first & ~alone).then(pl.lit("query")).otherwise(pl.lit("gallery"))
+    held = held.with_columns(split=pl.lit("val"), role=role).drop("draw")
+    rest = manifest.table.filter(pl.col("split") != "val").filter(
+        (pl.col("split") != "train") | ~pl.col("person").is_in(chosen)
+    )
+    note = f"{people} of {len(names)} training people held out for validation (seed {seed})"
+    return manifest.replace(table=pl.concat([rest, held]), notes=(*manifest.notes, note))

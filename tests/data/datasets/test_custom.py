@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from clip3dreid.data.datasets import custom
+from clip3dreid.data.manifest import save
+from clip3dreid.errors import InputError
+
+from . import trees
+
+
+def table(root: Path, text: str, name: str = "people.csv") -> Path:
+    """A CSV; the pictures that its column path names are planted."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    column = text.splitlines()[0].split(",").index("path")
+    trees.plant(root, *(line.split(",")[column] for line in text.splitlines()[1:]))
+    return root / name
+
+
+def test_folders_of_people_keep_their_names_and_label_nothing_else(tmp_path: Path) -> None:
+    root = trees.custom(trees.misleading(tmp_path, "shop"))
+    trees.plant(root, "val_query/v/1.png", "val_gallery/v/2.png")
+    manifest = custom.read(root, name="shop")
+    assert manifest.table.select("path", "person", "split", "role", "data_set").rows() == [
+        ("gallery/007/g.jpg", "007", "test", "gallery", "shop"),
+        ("gallery/zoe/g.jpg", "zoe", "test", "gallery", "shop"),
+        ("query/007/q.jpg", "007", "test", "query", "shop"),
+        ("train/Ann B/x.jpg", "Ann B", "train", "train", "shop"),
+        ("val_gallery/v/2.png", "v", "val", "gallery", "shop"),
+        ("val_query/v/1.png", "v", "val", "query", "shop"),
+    ]
+    assert manifest.table.select("camera", "clothes", "tracklet", "frame").null_count().row(0) == (6, 6, 6, 6)
+
+
+def test_a_csv_keeps_people_as_they_are_written_and_reads_what_columns_it_has(tmp_path: Path) -> None:
+    file = table(
+        tmp_path / "my_ccreid",
+        "path,person,split,role,camera,frame\na/1.jpg,007,train,train,left,12\nb.png,7,train,train,,\n",
+    )
+    manifest = custom.read(file)
+    assert manifest.root == file.parent
+    assert manifest.table.select("path", "person", "camera", "frame", "clothes").rows() == [
+        ("a/1.jpg", "007", "left", 12, None),
+        ("b.png", "7", None, None, None),
+    ]
+
+
+def test_a_manifest_saved_as_parquet_is_read_back_the_same(tmp_path: Path) -> None:
+    root = trees.custom(tmp_path / "shop")
+    first = custom.read(root)
+    save(first, root / "manifest.parquet")
+    assert custom.read(root / "manifest.parquet").table.equals(first.table)
+
+
+def test_whole_numbers_of_a_parquet_table_are_names(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "1.jpg")
+    frame = pl.DataFrame(
+        {"path": ["1.jpg"], "person": [12], "split": ["train"], "role": ["train"], "camera": [3]}
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    assert custom.read(tmp_path / "t.parquet").table.select("person", "camera").row(0) == ("12", "3")
+
+
+def test_clothes_numbered_anew_for_each_person_are_told_apart_and_noted(tmp_path: Path) -> None:
+    rows = ("1.jpg,a,train,train,1", "2.jpg,b,train,train,1", "3.jpg,b,train,train,2")
+    text = "\n".join(("path,person,split,role,clothes", *rows))
+    manifest = custom.read(table(tmp_path, text))
+    assert manifest.table["clothes"].to_list() == ["a_1", "b_1", "b_2"]
+    assert "person_clothes" in manifest.notes[0]
+
+
+def test_clothes_that_belong_to_one_person_each_stay_as_they_are(tmp_path: Path) -> None:
+    text = "path,person,split,role,clothes\n1.jpg,a,train,train,red\n2.jpg,b,train,train,blue\n"
+    manifest = custom.read(table(tmp_path, text))
+    assert manifest.table["clothes"].to_list() == ["red", "blue"]
+    assert manifest.notes == ()
+
+
+@pytest.mark.parametrize("per_person", [1, 2])
+def test_queries_drawn_from_a_gallery_leave_everybody_one_picture(tmp_path: Path, per_person: int) -> None:
+    root = trees.plant(
+        tmp_path, *(f"gallery/{p}/{i}.jpg" for p, n in (("a", 5), ("b", 2), ("c", 1)) for i in range(n))
+    )
+    tables = [
+        custom.read(root, query_per_person=per_person, split_seed=seed).table for seed in (0, 0, 1, 2, 3)
+    ]
+    counted = tables[0].group_by("person").agg((pl.col("role") == "query").sum()).sort("person")
+    assert counted.rows() == [("a", per_person), ("b", 1), ("c", 0)]
+    assert tables[0].equals(tables[1])
+    assert not all(tables[0].equals(other) for other in tables[2:])
+    assert set(tables[0]["path"]) == {
+        f"gallery/{p}/{i}.jpg" for p, n in (("a", 5), ("b", 2), ("c", 1)) for i in range(n)
+    }
+
+
+def test_a_flat_folder_of_people_is_a_gallery_to_draw_from(tmp_path: Path) -> None:
+    root = trees.plant(tmp_path / "people", "ann/1.jpg", "ann/2.jpg", "bob/1.jpg")
+    manifest = custom.read(root, query_per_person=1)
+    assert manifest.table["role"].to_list() == ["gallery", "gallery", "query"]
+    assert set(manifest.part("test", "query")["person"]) == {"ann"}
+
+
+BAD = {
+    "no role": ("path,person,split\n1.jpg,a,train\n", "has no column role; it has path, person, split"),
+    "unknown column": (
+        "path,person,split,role,cloths\n1.jpg,a,train,train,1\n",
+        r"unknown columns \['cloths'\]",
+    ),
+    "unknown split": ("path,person,split,role\n1.jpg,a,Train,train\n", r"split \['Train'\] is not one of"),
+    "no person": ("path,person,split,role\n1.jpg,,train,train\n", "1 rows have no person"),
+    "frame of letters": ("path,person,split,role,frame\n1.jpg,a,train,train,x\n", "wrong kind"),
+    "queries alone": ("path,person,split,role\n1.jpg,a,test,query\n", "has only query pictures"),
+    "gallery alone": (
+        "path,person,split,role\n1.jpg,a,val,gallery\n",
+        "the val split of .* has only gallery",
+    ),
+    "two data sets": (
+        "path,person,split,role,data_set\n1.jpg,a,train,train,x\n2.jpg,a,train,train,y\n",
+        "several data sets",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_table_that_is_wrong_says_how(tmp_path: Path, case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(InputError, match=message):
+        custom.read(table(tmp_path, text))
+
+
+def test_pictures_of_a_table_that_are_not_there_are_listed_up_to_ten(tmp_path: Path) -> None:
+    lines = "".join(f"{i:02d}.jpg,a,train,train\n" for i in range(12))
+    file = table(tmp_path, "path,person,split,role\n" + lines)
+    for i in range(12):
+        (tmp_path / f"{i:02d}.jpg").unlink()
+    with pytest.raises(InputError, match=r"12 pictures .*08\.jpg, 09\.jpg and 2 more"):
+        custom.read(file)
+
+
+def test_other_files_than_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "people.xlsx").touch()
+    with pytest.raises(InputError, match=r"suffix=\.xlsx is not one of \.csv, \.parquet"):
+        custom.read(tmp_path / "people.xlsx")
+
+
+def test_a_broken_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "people.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"people\.parquet cannot be read as parquet"):
+        custom.read(tmp_path / "people.parquet")
+
+
+def test_drawing_queries_where_there_are_some_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="queries of its own"):
+        custom.read(trees.custom(tmp_path), query_per_person=1)
+
+
+def test_a_folder_without_parts_says_which_parts_there_are(tmp_path: Path) -> None:
+    trees.plant(tmp_path / "x", "Train/ann/1.jpg")
+    with pytest.raises(
+        InputError, match=r"expected train/ or query/, gallery/; the nearest match to train is .*Train"
+    ):
+        custom.read(tmp_path / "x")

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from clip3dreid.data.manifest import Manifest, build
+from clip3dreid.data.split import hold_out
+from clip3dreid.errors import InputError
+
+
+def world(people: int = 5) -> Manifest:
+    rows = [
+        {"path": f"{p}_{o}_{c}_{i}.png", "person": str(p), "clothes": f"{p}_{o}", "camera": str(c)}
+        | {"split": "train", "role": "train"}
+        for p in range(people)
+        for o in range(2)
+        for c in range(2)
+        for i in range(3)
+    ]
+    rows.append({"path": "t.png", "person": "0", "split": "test", "role": "gallery"})
+    rows.append({"path": "v.png", "person": "9", "split": "val", "role": "gallery"})
+    return build("world", Path("/nowhere"), rows)
+
+
+def test_held_out_people_leave_training_whole_and_take_the_place_of_val() -> None:
+    manifest = hold_out(world(), 2, seed=0)
+    train, val = set(manifest.part("train")["person"]), set(manifest.part("val")["person"])
+    assert len(val) == 2
+    assert len(train) == 3
+    assert not train & val
+    assert manifest.part("test").equals(world().part("test"))
+    assert "2 of 5" in manifest.notes[-1]
+
+
+def test_one_picture_of_each_outfit_and_camera_is_a_query() -> None:
+    val = hold_out(world(), 2, seed=0).part("val")
+    queries = val.filter(pl.col("role") == "query")
+    assert len(queries) == 2 * 2 * 2
+    assert not queries.select("person", "clothes", "camera").is_duplicated().any()
+    assert len(val) == 2 * 2 * 2 * 3
+
+
+def test_without_cameras_and_clothes_each_person_has_one_query() -> None:
+    bare, unknown = world(), pl.lit(None, pl.String)
+    bare = bare.replace(table=bare.table.with_columns(camera=unknown, clothes=unknown))
+    assert len(hold_out(bare, 3, seed=0).part("val", "query")) == 3
+
+
+def test_a_person_with_one_picture_is_gallery_only() -> None:
+    rows = [{"path": f"{p}.png", "person": str(p), "split": "train", "role": "train"} for p in range(4)]
+    val = hold_out(build("singles", Path("/nowhere"), rows), 2, seed=0).part("val")
+    assert val["role"].to_list() == ["gallery", "gallery"]
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    first, again, other = (hold_out(world(12), 4, seed=s).part("val") for s in (1, 1, 2))
+    assert first.equals(again)
+    assert set(first["person"]) != set(other["person"])
+
+
+def test_zero_changes_nothing_and_too_many_is_refused() -> None:
+    manifest = world()
+    assert hold_out(manifest, 0, seed=0) is manifest
+    with pytest.raises(InputError, match="val_people=4"):
+        hold_out(manifest, 4, seed=0)
