@@ -1,0 +1,219 @@
+"""Manifests to batches: the LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler, Subset
+
+from clip3dreid.data.images import (
+    EvaluationPictures,
+    TestView,
+    TrainPictures,
+    TrainView,
+    collate,
+    find_unreadable,
+    to_unit,
+)
+from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
+from clip3dreid.data.sampling import IdentityBatches, share
+from clip3dreid.errors import InputError
+from clip3dreid.types import Batch
+
+
+class EvaluationSet(NamedTuple):
+    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery."""
+
+    name: str
+    query: pl.DataFrame
+    gallery: pl.DataFrame
+    files: list[Path]
+
+
+class _SameBatches(Sampler[list[tuple[int, int]]]):
+    """The first `count` batches of epoch 0 in every epoch: a model that cannot learn these has a defect."""
+
+    def __init__(self, batches: IdentityBatches, count: int) -> None:
+        self._batches = [batch for batch, _ in zip(batches, range(count), strict=False)]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class ReidDataModule(LightningDataModule):
+    """Training batches by identity, evaluation batches in table order.
+
+    Args:
+        manifests: the data sets; training rows of all are joined, evaluation sets stay apart.
+        seed: of sampling and augmentation.
+        people: P, people per global batch.
+        pictures: K, pictures per person in a batch.
+        rule: `distinct` or `chunks`, see `IdentityBatches`.
+        workers: loader processes per rank.
+        evaluation_batch: pictures per evaluation batch and process.
+        height: H of the pictures that both views make, in pixels.
+        width: W of them.
+        train_view: augmentation of training pictures.
+        test_view: resizing of evaluation pictures.
+        overfit_batches: train on this many batches again and again; 0 for all of them.
+
+    The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each.
+    """
+
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        *,
+        seed: int,
+        people: int,
+        pictures: int,
+        rule: str,
+        workers: int,
+        evaluation_batch: int,
+        height: int,
+        width: int,
+        train_view: TrainView,
+        test_view: TestView,
+        overfit_batches: int = 0,
+    ) -> None:
+        super().__init__()
+        for view in (train_view, test_view):
+            if (view.height, view.width) != (height, width):
+                raise InputError(
+                    f"{type(view).__name__} makes {view.height}x{view.width} pictures, loader.height and "
+                    f"loader.width say {height}x{width}; set those two alone"
+                )
+        self.manifests = list(manifests)
+        self.seed = seed
+        self.people_per_batch = people
+        self.pictures_per_person = pictures
+        self.rule = rule
+        self.workers = workers
+        self.evaluation_batch = evaluation_batch
+        self.train_view = train_view
+        self.test_view = test_view
+        self.overfit_batches = overfit_batches
+        joined = concatenate(self.manifests)
+        self.train_table = joined.part("train")
+        self.train_files = joined.files(self.train_table)
+        self.labels: TrainingLabels = training_labels(self.train_table)
+        self._on_cuda = False
+
+    @property
+    def person_of_clothes(self) -> torch.Tensor:
+        """(outfits,) int64: whose outfit each clothes index is; empty without clothes labels."""
+        return torch.from_numpy(self.labels.person_of_clothes)
+
+    def evaluations(self, split: str) -> list[EvaluationSet]:
+        """The sets of a split (`val` or `test`) that have both queries and a gallery."""
+        found = []
+        for manifest in self.manifests:
+            query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
+            if len(query) and len(gallery):
+                files = manifest.files(query) + manifest.files(gallery)
+                found.append(EvaluationSet(manifest.name, query, gallery, files))
+        return found
+
+    def sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatches:
+        """The identity sampler of one process.
+
+        Raises:
+            InputError: if there are no training people, or fewer than a batch needs.
+        """
+        if self.train_table.is_empty():
+            names = [manifest.name for manifest in self.manifests]
+            raise InputError(f"{names} hold no training pictures; nothing can be trained on them")
+        return IdentityBatches(
+            self.labels.person,
+            people=self.people_per_batch,
+            pictures=self.pictures_per_person,
+            seed=self.seed,
+            rule=self.rule,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        self._on_cuda = self.trainer.strategy.root_device.type == "cuda"
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _loader(self, pictures: Any, **how: Any) -> DataLoader[Any]:
+        return DataLoader(
+            pictures,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=self._on_cuda,
+            persistent_workers=self.workers > 0,
+            **how,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of P x K pictures, this process's share of them."""
+        batches: Sampler[Any] = self.sampler(*self._place())
+        if self.overfit_batches:
+            batches = _SameBatches(self.sampler(*self._place()), self.overfit_batches)
+        labels = self.labels
+        pictures = TrainPictures(
+            self.train_files, labels.person, labels.clothes, labels.camera, view=self.train_view
+        )
+        return self._loader(pictures, batch_sampler=batches)
+
+    def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
+        rank, world_size = self._place()
+        loaders = []
+        for evaluation in self.evaluations(split):
+            pictures = EvaluationPictures(evaluation.files, self.test_view)
+            mine = Subset(pictures, share(len(evaluation.files), rank, world_size))
+            loaders.append(self._loader(mine, batch_size=self.evaluation_batch))
+        return loaders
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader for each evaluation set of the split that `validation_split` names."""
+        return self._evaluation_loaders(self.validation_split)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader for each test set."""
+        return self._evaluation_loaders("test")
+
+    validation_split = "val"
+    """`test` only where the config asks for the field's habit of selecting checkpoints on test data."""
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Bytes to floats on the device: a quarter of the traffic of sending floats."""
+        view = None if batch.view is None else to_unit(batch.view)
+        return batch._replace(images=to_unit(batch.images), view=view)
+
+
+def drop_unreadable(
+    manifest: Manifest, workers: int, progress: Callable[[int], None] | None = None
+) -> Manifest:
+    """The manifest without the pictures that cannot be decoded; a note counts and names them.
+
+    Args:
+        manifest: any data set.
+        workers: processes that decode.
+        progress: called with the number of pictures done so far.
+    """
+    files = manifest.files()
+    bad = set(find_unreadable(files, workers, progress))
+    if not bad:
+        return manifest
+    keep = pl.Series([file not in bad for file in files])
+    names = ", ".join(sorted(path.name for path in bad)[:10])
+    note = f"{len(bad)} unreadable pictures skipped: {names}{' …' if len(bad) > 10 else ''}"
+    return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))
+
+
+def batch_paths(module: ReidDataModule, rows: torch.Tensor) -> list[Path]:
+    """Files of a training batch, for messages."""
+    return [module.train_files[row] for row in rows.tolist()]

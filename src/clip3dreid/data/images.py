@@ -1,0 +1,369 @@
+"""Pictures: from a file to RGB, from RGB to what a network sees.
+
+The base recipe's augmentation (Simple-CCReID's: resize, enlarge and crop, mirror, erase) is written here
+and not taken from albumentations 2.0.8: its `Erasing` never covers more than 15 % of a crop twice as high as
+wide, its down-scaling is an area filter where published numbers rest on Pillow's antialiased bilinear one,
+and it takes about twice the time. `TrainView.extra` adds its transforms by config; nothing else imports it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip3dreid.errors import InputError
+from clip3dreid.types import Batch
+
+# albumentations asks the network for its newest version when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+if TYPE_CHECKING:
+    import albumentations
+
+# Pictures are small and loaders have a worker per core: OpenCV's own threads would only fight over them.
+cv2.setNumThreads(0)
+
+Pixels = npt.NDArray[np.uint8]
+
+ERASE_ATTEMPTS = 100
+
+
+class UnreadablePicture(InputError):  # noqa: N818 - it is one of the InputErrors
+    """A picture that cannot be decoded to its last row; the message names it."""
+
+
+def read_rgb(path: Path | str) -> Pixels:
+    """Decodes a picture by its content, whatever its suffix says.
+
+    Args:
+        path: file in any format and colour mode that Pillow knows.
+
+    Returns:
+        (H, W, 3) uint8 RGB, turned upright as its EXIF orientation asks. Transparency is dropped, 16-bit grey
+        is reduced to 8 bits.
+
+    Raises:
+        UnreadablePicture: if the file is missing, is no picture, or ends early.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I;16"):
+                # Pillow's own conversion clips at 255 instead of scaling.
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.stack([grey] * 3, axis=-1)
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders raise a dozen types on broken data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadablePicture(
+            f"cannot read the picture {path}: {reason}; replace it, or leave it out with data.on_error=skip"
+        ) from error
+
+
+def find_unreadable(
+    paths: Sequence[Path], workers: int, progress: Callable[[int], None] | None = None
+) -> list[Path]:
+    """Decodes every picture and returns those that cannot be read, in their order.
+
+    Args:
+        paths: files.
+        workers: threads (decoders let go of Python's lock).
+        progress: called with the number of pictures done so far.
+    """
+
+    def unreadable(path: Path) -> bool:
+        try:
+            read_rgb(path)
+        except UnreadablePicture:
+            return True
+        return False
+
+    found = []
+    with ThreadPool(max(workers, 1)) as pool:
+        results = pool.imap(unreadable, paths, chunksize=16)
+        for done, (path, bad) in enumerate(zip(paths, results, strict=True), start=1):
+            if bad:
+                found.append(path)
+            if progress is not None:
+                progress(done)
+    return found
+
+
+def _resize(rgb: Pixels, height: int, width: int) -> Pixels:
+    """Pillow's antialiased bilinear resize, which published numbers rest on.
+
+    Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
+    (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
+    """
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    if height >= rgb.shape[0] and width >= rgb.shape[1]:
+        enlarged: Pixels = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+        return enlarged
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _planes(rgb: Pixels) -> Pixels:
+    """(H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
+    planes = np.empty((3, *rgb.shape[:2]), np.uint8)
+    cv2.split(rgb, [planes[0], planes[1], planes[2]])
+    return planes
+
+
+class TestView:
+    """What evaluation sees: the picture, resized.
+
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height = height
+        self.width = width
+
+    def __call__(self, rgb: Pixels) -> Pixels:
+        """Resizes a picture.
+
+        Args:
+            rgb: (h, w, 3) uint8.
+
+        Returns:
+            (3, H, W) uint8.
+        """
+        return _planes(_resize(rgb, self.height, self.width))
+
+
+class TrainView:
+    """The base recipe's augmentation, a function of the picture and a seed alone.
+
+    Args:
+        height: H, in pixels.
+        width: W, in pixels.
+        enlarge: factor, at least 1, that the resized picture grows by before an H x W window is cut out.
+        enlarge_probability: of enlarging and cropping; otherwise the whole picture stays.
+        flip_probability: of mirroring left and right.
+        erase_probability: of erasing one rectangle.
+        erase_area: smallest and largest area of the rectangle as a fraction of the picture, drawn uniformly.
+        erase_aspect: smallest and largest height / width of the rectangle, drawn uniformly.
+        erase_fill: RGB in 0..1 that the rectangle is filled with.
+        keep_view: whether to return the picture before erasing as well, for a teacher.
+        extra: albumentations transforms applied between mirroring and erasing; they must keep the size.
+
+    Raises:
+        InputError: if a value is out of its range, or `extra` changes the picture's shape or type.
+
+    Source: Gu et al., "Clothes-Changing Person Re-identification with RGB Modality Only" (CVPR 2022),
+    released code; erasing: Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020), Algorithm 1, where
+    a rectangle that does not fit is drawn again, here up to 100 times.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        enlarge: float,
+        enlarge_probability: float,
+        flip_probability: float,
+        erase_probability: float,
+        erase_area: Sequence[float],
+        erase_aspect: Sequence[float],
+        erase_fill: Sequence[float],
+        keep_view: bool = False,
+        extra: Sequence[albumentations.BasicTransform] = (),
+    ) -> None:
+        self.height = height
+        self.width = width
+        self.enlarged = round(height * enlarge), round(width * enlarge)
+        self.probability = enlarge_probability, flip_probability, erase_probability
+        self.keep_view = keep_view
+        _require(enlarge >= 1, "enlarge", enlarge, "at least 1")
+        for name, chance in zip(("enlarge", "flip", "erase"), self.probability, strict=True):
+            _require(0 <= chance <= 1, f"{name}_probability", chance, "within 0..1")
+        ordered = len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1
+        _require(ordered, "erase_area", erase_area, "two fractions in order, between 0 and 1")
+        ordered = len(erase_aspect) == 2 and 0 < erase_aspect[0] <= erase_aspect[1]
+        _require(ordered, "erase_aspect", erase_aspect, "two positive ratios in order")
+        colour = len(erase_fill) == 3 and all(0 <= value <= 1 for value in erase_fill)
+        _require(colour, "erase_fill", erase_fill, "red, green and blue within 0..1")
+        self.erase_area = erase_area[0], erase_area[1]
+        self.erase_aspect = erase_aspect[0], erase_aspect[1]
+        self.fill = np.rint(np.multiply(erase_fill, 255)).astype(np.uint8)[:, None, None]
+        self._extra = _compose(extra, height, width) if extra else None
+
+    def __call__(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
+        """Augments a picture.
+
+        Args:
+            rgb: (h, w, 3) uint8.
+            seed: not negative; the same picture and seed give the same result in every process.
+
+        Returns:
+            The picture, (3, H, W) uint8, and the same before erasing, or None without `keep_view`.
+        """
+        rng = np.random.default_rng(seed)
+        # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
+        enlarge, down, right, flip, erase = rng.random(5)
+        enlarge_probability, flip_probability, erase_probability = self.probability
+        rgb = _resize(rgb, self.height, self.width)
+        if enlarge < enlarge_probability:
+            height, width = self.enlarged
+            top = int(down * (height - self.height + 1))
+            left = int(right * (width - self.width + 1))
+            rgb = _resize(rgb, height, width)[top : top + self.height, left : left + self.width]
+        if flip < flip_probability:
+            rgb = cv2.flip(rgb, 1)
+        if self._extra is not None:
+            self._extra.set_random_seed(seed)
+            rgb = self._extra(image=np.ascontiguousarray(rgb))["image"]
+        picture = _planes(rgb)
+        if erase >= erase_probability:
+            return picture, picture if self.keep_view else None
+        view = picture.copy() if self.keep_view else None
+        top, left, height, width = self._rectangle(rng)
+        picture[:, top : top + height, left : left + width] = self.fill
+        return picture, view
+
+    def _rectangle(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of what is erased; empty if no draw fitted into the picture."""
+        for _ in range(ERASE_ATTEMPTS):
+            area = rng.uniform(*self.erase_area) * self.height * self.width
+            aspect = rng.uniform(*self.erase_aspect)
+            height, width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+            if height < self.height and width < self.width:
+                top = int(rng.integers(self.height - height + 1))
+                left = int(rng.integers(self.width - width + 1))
+                return top, left, height, width
+        return 0, 0, 0, 0
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise InputError(f"train_view: {name} is {value}, but must be {wanted}")
+
+
+def _compose(
+    extra: Sequence[albumentations.BasicTransform], height: int, width: int
+) -> albumentations.Compose:
+    # Only here: the import takes over a second, and the base recipe does without.
+    import albumentations
+
+    transforms = albumentations.Compose(list(extra))
+    blank = np.zeros((height, width, 3), np.uint8)
+    result = transforms(image=blank)["image"]
+    kept = result.shape == blank.shape and result.dtype == blank.dtype
+    made = f"{result.dtype} {tuple(result.shape)}"
+    _require(kept, "the result of extra", made, f"uint8 {blank.shape}: leave out transforms that change it")
+    return transforms
+
+
+class Sample(NamedTuple):
+    """One picture on its way to a `Batch`."""
+
+    image: Pixels
+    """(3, H, W)."""
+    person: int
+    clothes: int
+    camera: int
+    row: int
+    view: Pixels | None
+    """(3, H, W): the picture before erasing, or None."""
+
+
+def _pack(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
+    """Paths as one array: a forked worker that touches 100,000 objects copies all of their memory."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+
+class TrainPictures(Dataset[Sample]):
+    """Augmented pictures with their class indices.
+
+    Args:
+        paths: N files.
+        person: (N,) int64 class indices.
+        clothes: (N,) int64 class indices, -1 unknown.
+        camera: (N,) int64, -1 unknown.
+        view: augmentation.
+
+    It is indexed by `(row, seed)`, as `IdentityBatches` yields them, so that what is drawn never depends on
+    which worker draws.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        person: npt.NDArray[np.int64],
+        clothes: npt.NDArray[np.int64],
+        camera: npt.NDArray[np.int64],
+        view: TrainView,
+    ) -> None:
+        self._paths = _pack(paths)
+        self._labels = np.stack([person, clothes, camera], axis=1)
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        row, seed = index
+        image, view = self._view(read_rgb(os.fsdecode(self._paths[row])), seed)
+        person, clothes, camera = self._labels[row].tolist()
+        return Sample(image, person, clothes, camera, row, view)
+
+
+class EvaluationPictures(Dataset[Sample]):
+    """Resized pictures that carry their row and nothing else; labels are looked up by row.
+
+    Args:
+        paths: N files.
+        view: resizing.
+    """
+
+    def __init__(self, paths: Sequence[Path], view: TestView) -> None:
+        self._paths = _pack(paths)
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> Sample:
+        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]))), -1, -1, -1, row, None)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Joins samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
+    images, person, clothes, camera, row, views = zip(*samples, strict=True)
+    return Batch(
+        images=torch.from_numpy(np.stack(images)),
+        person=torch.tensor(person),
+        clothes=torch.tensor(clothes),
+        camera=torch.tensor(camera),
+        row=torch.tensor(row),
+        view=None if views[0] is None else torch.from_numpy(np.stack(views)),
+    )
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Bytes 0..255 to float32 0..1, on the images' device; floats are taken to be in 0..1 already.
+
+    Args:
+        images: (B, 3, H, W), uint8 or floating point.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    return images.float() if images.is_floating_point() else images.float().div_(255)

@@ -1,0 +1,174 @@
+"""Which pictures make a batch: P people with K pictures each, the same whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from clip3dreid.errors import InputError
+
+Ints = npt.NDArray[np.int64]
+
+RULES = ("distinct", "chunks")
+
+
+class IdentityBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of P people with K pictures each, for a loader's `batch_sampler`.
+
+    Each epoch every person's pictures are shuffled and cut into chunks of K; the n mod K that are left over
+    wait for another epoch, and someone with fewer than K pictures gets one chunk drawn with replacement. Then
+
+    - `distinct`: no person stands twice in a batch. Person i, with c_i chunks, can fill a place in at most
+      c_i batches, so the most batches there can be is the largest T with sum_i min(c_i, T) >= P T. Surplus
+      chunks are left out at random.
+    - `chunks`: the base recipe's rule (Gu et al., CVPR 2022, released code): all chunks are shuffled and
+      taken P at a time, so a batch may hold a person twice; only the last, incomplete batch is left out.
+
+    An epoch shows T P K of the N pictures. Where everybody has at least K pictures and nobody holds more than
+    1/P of the chunks, both rules show the same share: on average all but (K - 1) / 2 pictures a person.
+
+    A global batch depends on `seed`, the epoch and the labels alone; processes take contiguous slices of it,
+    an equal number of people each, so they train on the very batches that one process would.
+
+    Args:
+        person: (N,) int64, person of each row.
+        people: P, people per global batch.
+        pictures: K, pictures per person and batch.
+        seed: of order and augmentation.
+        rule: `distinct` or `chunks`.
+        rank: this process, 0..world_size-1.
+        world_size: number of processes.
+
+    Raises:
+        InputError: if the rule is unknown, P or K is not positive, P cannot be divided among the processes,
+            or there are fewer people than P.
+    """
+
+    def __init__(
+        self,
+        person: npt.NDArray[np.int64],
+        *,
+        people: int,
+        pictures: int,
+        seed: int,
+        rule: str = "distinct",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if rule not in RULES:
+            raise InputError(f"loader.rule={rule} is not one of {', '.join(RULES)}")
+        if people < 1 or pictures < 1:
+            raise InputError(
+                f"loader.people={people} and loader.pictures={pictures}: a batch needs at least 1 of both"
+            )
+        if people % world_size:
+            raise InputError(
+                f"loader.people={people} cannot be divided among {world_size} processes; "
+                f"make it a multiple of {world_size}, or change the number of processes"
+            )
+        self.people = people
+        self.pictures = pictures
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._distinct = rule == "distinct"
+        self._person = np.unique(person, return_inverse=True)[1]
+        self._count = np.bincount(self._person)
+        self._chunks = np.maximum(self._count // pictures, 1)
+        if len(self._count) < people:
+            raise InputError(
+                f"the training pictures show {len(self._count)} people, but a batch takes {people}; "
+                "lower loader.people or give more data"
+            )
+        most = most_batches(self._chunks, people)
+        self._batches = most if self._distinct else int(self._chunks.sum()) // people
+
+    @property
+    def sampler(self) -> IdentityBatches:
+        """Itself: Lightning tells the epoch to `dataloader.batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration; without it every iteration is that of epoch 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same in every epoch and process."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
+        rows = self._plan()
+        # Drawn apart from the plan, so that a draw's seed follows from seed, epoch and position alone.
+        seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(2**63, size=rows.shape)
+        size = rows.shape[1] // self.world_size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        for batch, seed in zip(rows[:, mine], seeds[:, mine], strict=True):
+            yield list(zip(batch.tolist(), seed.tolist(), strict=True))
+
+    def _plan(self) -> Ints:
+        """Rows of all global batches of the epoch, (T, P K), each person's K pictures side by side."""
+        rng = np.random.default_rng([self.seed, self.epoch, 0])
+        chunks, owner = self._cut(rng)
+        if not self._distinct:
+            order = rng.permutation(len(chunks))[: len(self) * self.people]
+            return chunks[order].reshape(len(self), -1)
+        # Nobody fills more places than there are batches; a person's chunks are in random order already.
+        kept = np.flatnonzero(_within(self._chunks) < len(self))
+        kept = rng.permutation(kept)[: len(self) * self.people]
+        # People in random order, each one's chunks together: as nobody has more than T of them, dealing them
+        # out to the T batches in turn never gives one batch two of a person.
+        turn = rng.permutation(len(self._count))[owner[kept]]
+        dealt = kept[np.argsort(turn, kind="stable")].reshape(self.people, len(self)).T
+        rows: Ints = chunks[rng.permutation(dealt)].reshape(len(self), -1)
+        return rows
+
+    def _cut(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """Rows of every chunk, (C, K), and whose it is, (C,), sorted by person."""
+        shuffled = rng.permutation(len(self._person))
+        shuffled = shuffled[np.argsort(self._person[shuffled], kind="stable")]
+        first = np.cumsum(self._count) - self._count
+        owner = np.repeat(np.arange(len(self._count)), self._chunks)
+        place = _within(self._chunks)[:, None] * self.pictures + np.arange(self.pictures)
+        few = self._count[owner] < self.pictures
+        place[few] = rng.integers(self._count[owner[few], None], size=(few.sum(), self.pictures))
+        return shuffled[first[owner, None] + place], owner
+
+
+def _within(counts: Ints) -> Ints:
+    """0..c-1 for each count c, joined."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def most_batches(chunks: Ints, people: int) -> int:
+    """The largest number of batches of `people` different people each.
+
+    Args:
+        chunks: (people in the data,) chunks of each person.
+        people: P, at most the number of people in the data.
+
+    Returns:
+        The largest T with sum_i min(c_i, T) >= P T: necessary, as a person fills at most one place a batch,
+        and sufficient, as the way `IdentityBatches` deals the chunks out shows.
+    """
+    feasible, above = 0, int(chunks.sum()) // people + 1
+    while above - feasible > 1:
+        # The sum is concave in T and 0 at T = 0, so every T below a feasible one is feasible.
+        middle = (feasible + above) // 2
+        if np.minimum(chunks, middle).sum() >= people * middle:
+            feasible = middle
+        else:
+            above = middle
+    return feasible
+
+
+def share(count: int, rank: int, world_size: int) -> range:
+    """The contiguous part of 0..count-1 that one of `world_size` processes evaluates.
+
+    Parts differ by at most one in length and cover everything once.
+    """
+    return range(count * rank // world_size, count * (rank + 1) // world_size)

@@ -1,0 +1,420 @@
+"""The copy is made with detectors whose answer is known, so that every pixel that changes is accounted for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
+from clip3dreid.data.images import read_rgb
+from clip3dreid.errors import InputError
+
+BOX = Box(left=5, top=2, right=13, bottom=12)
+
+
+@dataclass(frozen=True)
+class BrightFaces:
+    """Finds a face at one place in every picture that is bright there; `pause` seconds a picture."""
+
+    pause: float = 0.0
+
+    def __call__(self, rgb):
+        time.sleep(self.pause)
+        return [BOX] if rgb[BOX.top : BOX.bottom, BOX.left : BOX.right].mean() > 128 else []
+
+
+def noise(seed, bright=True, height=40, width=20):
+    """Grey noise, a little coloured: colour noise would not survive JPEG's halved colour resolution."""
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(20, 230, (height, width, 1), dtype=np.uint8) + np.array([0, 9, 19], np.uint8)
+    picture[BOX.top : BOX.bottom, BOX.left : BOX.right] //= 2
+    picture[BOX.top : BOX.bottom, BOX.left : BOX.right] += 128 if bright else 0
+    return picture
+
+
+def write_tree(root, pictures=3):
+    """Two folders of pictures, every third without a face, a list, an empty folder and a hidden file."""
+    for folder in ("train", "query/deep"):
+        (root / folder).mkdir(parents=True)
+        for i in range(pictures):
+            suffix = ("png", "jpg")[i % 2]
+            picture = Image.fromarray(noise(i, bright=i % 3 != 2))
+            picture.save(root / folder / f"{i}_1_0.{suffix}", quality=90)
+    (root / "gallery").mkdir()
+    (root / "train" / "list.txt").write_text("0_1_0.png 0\n")
+    (root / ".DS_Store").write_bytes(b"hidden")
+    return root
+
+
+def tree(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+def blur(source, out, detector=None, **how):
+    settings = {"margin": 0.0, "strength": 0.3, "workers": 0}
+    return blur_folder(source, out, detector or BrightFaces(), **(settings | how))
+
+
+class TestBlurring:
+    def test_only_the_box_changes_and_loses_its_detail(self):
+        picture = noise(0)
+        before = picture.copy()
+        blurred = blur_boxes(picture, [BOX], margin=0, strength=0.3)
+        np.testing.assert_array_equal(picture, before)
+        inside = np.zeros((40, 20), bool)
+        inside[2:12, 5:13] = True
+        np.testing.assert_array_equal(blurred[~inside], picture[~inside])
+        assert blurred[inside].std(0).max() < 0.3 * picture[inside].std(0).min()
+        np.testing.assert_allclose(blurred[inside].mean(0), picture[inside].mean(0), atol=8)
+
+    def test_margin_widens_the_box_by_its_share_on_each_side(self):
+        changed = (blur_boxes(noise(0), [BOX], margin=0.25, strength=0.3) != noise(0)).any(2)
+        # A quarter of 8 columns and of 10 rows, the latter rounded to even and cut off at the top.
+        assert np.flatnonzero(changed.any(0)).tolist() == list(range(3, 15))
+        assert np.flatnonzero(changed.any(1)).tolist() == list(range(0, 14))
+
+    @pytest.mark.parametrize(
+        "box", [Box(-9, -9, 4, 4), Box(15, 30, 99, 99), Box(30, 50, 40, 60), Box(3, 3, 3, 9)]
+    )
+    def test_boxes_may_reach_beyond_the_picture_or_be_empty(self, box):
+        changed = (blur_boxes(noise(0), [box], margin=0, strength=0.3) != noise(0)).any(2)
+        expected = np.zeros((40, 20), bool)
+        expected[max(box.top, 0) : box.bottom, max(box.left, 0) : box.right] = True
+        assert not changed[~expected].any()
+        assert changed[expected].mean() > 0.9 if expected.any() else not changed.any()
+
+
+class TestCopy:
+    def test_copy_has_the_same_tree_and_leaves_faceless_pictures_and_lists_byte_for_byte(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        report = blur(source, tmp_path / "out")
+        before, after = tree(source), tree(tmp_path / "out")
+        del before[".DS_Store"]
+        assert set(after) == set(before) | {"blur_faces.csv", "blur_faces.json"}
+        same = {path for path in before if before[path] == after[path]}
+        blurred = {"train/0_1_0.png", "train/1_1_0.jpg", "query/deep/0_1_0.png", "query/deep/1_1_0.jpg"}
+        assert set(before) - same == blurred
+        assert report._asdict() == {
+            "pictures": 6,
+            "boxes": 4,
+            "without_face": 2,
+            "copied": 1,
+            "unreadable": 0,
+        }
+
+    def test_blurred_png_differs_in_the_box_alone_and_jpeg_hardly_elsewhere(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        blur(source, tmp_path / "out")
+        inside = np.zeros((40, 20), bool)
+        inside[2:12, 5:13] = True
+        for name, tolerance in (("0_1_0.png", 0), ("1_1_0.jpg", 6)):
+            old, new = (read_rgb(root / "train" / name).astype(int) for root in (source, tmp_path / "out"))
+            # JPEG's 16-pixel blocks carry a change of the box a little way out of it.
+            outside = ~inside if tolerance == 0 else np.arange(40)[:, None] >= np.full(20, 16)
+            assert np.abs(new - old)[outside].max() <= tolerance
+            assert np.abs(new - old)[inside].mean() > 10
+        with (
+            Image.open(source / "train/1_1_0.jpg") as old,
+            Image.open(tmp_path / "out/train/1_1_0.jpg") as new,
+        ):
+            assert new.format == "JPEG"
+            assert new.quantization == old.quantization
+
+    @pytest.mark.parametrize(
+        ("name", "mode", "format"),
+        [
+            ("a.png", "RGB", "JPEG"),
+            ("a.jpg", "L", "JPEG"),
+            ("a.jpg", "CMYK", "JPEG"),
+            ("a.webp", "RGB", "WEBP"),
+            ("a.png", "P", "GIF"),
+            ("a.bmp", "RGB", "BMP"),
+            ("a.tif", "RGBA", "TIFF"),
+        ],
+    )
+    def test_every_format_is_blurred_and_still_a_picture(self, tmp_path, name, mode, format):
+        (tmp_path / "source").mkdir()
+        Image.fromarray(noise(0)).convert(mode).save(tmp_path / "source" / name, format)
+        assert blur(tmp_path / "source", tmp_path / "out").boxes == 1
+        old, new = (read_rgb(tmp_path / root / name).astype(int) for root in ("source", "out"))
+        assert np.abs(new - old)[2:12, 5:13].mean() > 10
+        assert np.abs(new - old)[16:].mean() < 4
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.format == (format if format != "GIF" else "PNG")
+
+    def test_turned_picture_is_blurred_where_it_is_seen(self, tmp_path):
+        (tmp_path / "source").mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        upright = noise(0)
+        Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(tmp_path / "source/a.png", exif=exif)
+        blur(tmp_path / "source", tmp_path / "out")
+        changed = (read_rgb(tmp_path / "out/a.png") != upright).any(2)
+        assert changed[2:12, 5:13].mean() > 0.9
+        assert changed.sum() <= 80
+
+    def test_listing_and_report_say_what_became_of_each_file(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        report = blur(source, tmp_path / "out")
+        listing = pl.read_csv(tmp_path / "out/blur_faces.csv")
+        assert listing.filter(pl.col("outcome") == "no_face")["path"].to_list() == [
+            "query/deep/2_1_0.png",
+            "train/2_1_0.png",
+        ]
+        assert listing["path"].to_list() == sorted(listing["path"])
+        written = json.loads((tmp_path / "out/blur_faces.json").read_text())
+        assert written["share_without_face"] == report.share_without_face == 2 / 6
+        assert written["detector"] == "BrightFaces(pause=0.0)"
+        assert written["kernel"] == {"kind": "Gaussian", "sigma_of_longer_side": 0.3, "margin": 0.0}
+
+    def test_processes_make_the_same_copy_as_one(self, tmp_path):
+        source = write_tree(tmp_path / "source", pictures=12)
+        seen = []
+        blur(source, tmp_path / "one")
+        blur(source, tmp_path / "two", workers=2, progress=lambda done, total: seen.append((done, total)))
+        assert tree(tmp_path / "one") == tree(tmp_path / "two")
+        assert seen == [(i + 1, 25) for i in range(25)]
+
+    def test_links_to_folders_are_followed(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        (source / "linked").symlink_to(source / "train")
+        blur(source, tmp_path / "out")
+        assert (tmp_path / "out/linked/0_1_0.png").is_file()
+
+
+class TestTrouble:
+    def test_unreadable_picture_ends_the_run_by_name_and_the_next_run_goes_on(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        whole = (source / "train/0_1_0.png").read_bytes()
+        (source / "train/0_1_0.png").write_bytes(whole[:50])
+        with pytest.raises(InputError, match=r"train/0_1_0\.png"):
+            blur(source, tmp_path / "out")
+        (source / "train/0_1_0.png").write_bytes(whole)
+        assert blur(source, tmp_path / "out").pictures == 6
+        assert not (tmp_path / "out/.blur_faces").exists()
+
+    def test_skipped_pictures_are_left_out_counted_and_tried_again(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        whole = (source / "train/0_1_0.png").read_bytes()
+        (source / "train/0_1_0.png").write_bytes(whole[:50])
+        assert blur(source, tmp_path / "out", on_error="skip").unreadable == 1
+        assert not (tmp_path / "out/train/0_1_0.png").exists()
+        (source / "train/0_1_0.png").write_bytes(whole)
+        report = blur(source, tmp_path / "out")
+        assert (report.pictures, report.unreadable) == (6, 0)
+
+    def test_folder_that_holds_something_else_is_left_alone(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.txt").write_text("precious")
+        with pytest.raises(InputError, match=r"holds something else.*overwrite=true"):
+            blur(source, tmp_path / "out")
+        assert list(tree(tmp_path / "out")) == ["thesis.txt"]
+        assert blur(source, tmp_path / "out", overwrite=True).pictures == 6
+        assert (tmp_path / "out/thesis.txt").read_text() == "precious"
+
+    def test_copy_with_other_settings_is_refused_and_overwritten_on_demand(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        blur(source, tmp_path / "out")
+        with pytest.raises(InputError, match="kernel"):
+            blur(source, tmp_path / "out", strength=0.1)
+        blur(source, tmp_path / "out", strength=0.1, overwrite=True)
+        blur(source, tmp_path / "fresh", strength=0.1)
+        assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+    def test_finished_copy_is_brought_up_to_date_without_doing_the_rest_again(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        blur(source, tmp_path / "out")
+        times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/train").iterdir()}
+        Image.fromarray(noise(99)).save(source / "train/9_1_0.png")
+        assert blur(source, tmp_path / "out").pictures == 7
+        assert {path: path.stat().st_mtime_ns for path in times} == times
+
+    @pytest.mark.parametrize(("source", "out"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
+    def test_folders_in_one_another_are_refused(self, tmp_path, source, out):
+        (tmp_path / "a/b").mkdir(parents=True)
+        with pytest.raises(InputError, match="lie in one another"):
+            blur(tmp_path / source, tmp_path / out)
+
+    def test_missing_source_and_unknown_choice_are_named(self, tmp_path):
+        with pytest.raises(InputError, match="nowhere"):
+            blur(tmp_path / "nowhere", tmp_path / "out")
+        with pytest.raises(InputError, match="on_error=ignore"):
+            blur(tmp_path, tmp_path / "out", on_error="ignore")
+
+    def test_circle_of_links_is_refused(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        (source / "train/up").symlink_to(source)
+        with pytest.raises(InputError, match="links to a folder that holds it"):
+            blur(source, tmp_path / "out")
+
+    def test_detector_that_cannot_work_leaves_nothing_behind(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        with pytest.raises(InputError, match="is not a file"):
+            blur(source, tmp_path / "out", YuNet("missing.onnx", 0.6, 512))
+        assert not (tmp_path / "out").exists()
+
+
+def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(tmp_path):
+    source = write_tree(tmp_path / "source", pictures=20)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.data.test_faces import BrightFaces, blur\n"
+        "if __name__ == '__main__':\n"
+        "    blur(*map(Path, sys.argv[1:]), BrightFaces(0.02), workers=1)\n"
+    )
+    command = [sys.executable, str(program), str(source), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.Popen(command, env=environment, start_new_session=True)
+    train = tmp_path / "out/query/deep"
+    deadline = time.monotonic() + 60
+    while not (train.is_dir() and len(list(train.iterdir())) > 4) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    # A worker ends with its parent: nobody is left in the session.
+    while _session(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _session(run.pid)
+    left = tree(tmp_path / "out")
+    assert ".blur_faces/settings.json" in left
+    blur(source, tmp_path / "whole", BrightFaces(0.02))
+    whole = tree(tmp_path / "whole")
+    made = {path for path in left if not path.startswith((".blur_faces", "blur_faces"))}
+    assert 4 < sum(left[path] is not None for path in made) < 41
+    assert all(left[path] == whole[path] for path in made)
+    blur(source, tmp_path / "out", BrightFaces(0.02))
+    assert tree(tmp_path / "out") == whole
+
+
+def _session(leader):
+    """Processes that live in a session."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it ended in between
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(process.name)
+    return found
+
+
+def drawn_face():
+    """A person of simple shapes, 256 x 128, with the face around column 64 and row 40, 40 pixels wide."""
+    picture = Image.new("RGB", (128, 256), (90, 110, 90))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((34, 68, 94, 256), fill=(60, 60, 120))
+    pen.ellipse((44, 14, 84, 66), fill=(225, 190, 165))
+    pen.pieslice((43, 10, 85, 52), 180, 360, fill=(50, 35, 30))
+    pen.ellipse((47, 25, 81, 65), fill=(225, 190, 165))
+    for eye in (56, 72):
+        pen.rectangle((eye - 5, 32, eye + 5, 34), fill=(70, 45, 35))
+        pen.ellipse((eye - 4, 36, eye + 4, 40), fill=(60, 40, 35))
+    pen.polygon([(64, 40), (61, 48), (67, 48)], fill=(200, 160, 135))
+    pen.ellipse((57, 52, 71, 56), fill=(150, 70, 70))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(0.8)))
+
+
+def haar(**changes):
+    settings = {
+        "cascades": ["haarcascade_frontalface_default.xml"],
+        "height": 512,
+        "step": 1.1,
+        "neighbours": 3,
+        "reach": 0.3,
+    }
+    return HaarCascade(**(settings | changes))
+
+
+class TestDetectors:
+    @pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no cascades")
+    @pytest.mark.parametrize("mirrored", [False, True])
+    def test_cascade_finds_a_drawn_face_where_it_is(self, mirrored):
+        picture = drawn_face()[:, ::-1] if mirrored else drawn_face()
+        boxes = haar()(np.ascontiguousarray(picture))
+        assert boxes
+        for box in boxes:
+            assert abs((box.left + box.right) / 2 - 64) < 6
+            assert abs((box.top + box.bottom) / 2 - 43) < 6
+            assert 35 < box.right - box.left < 55
+
+    @pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no cascades")
+    def test_cascade_finds_nothing_in_plain_grey_nor_below_its_reach(self):
+        assert haar()(np.full((256, 128, 3), 90, np.uint8)) == []
+        assert haar(reach=0.1)(drawn_face()) == []
+
+    @pytest.mark.skipif(not hasattr(cv2, "CascadeClassifier"), reason="OpenCV 5 has no cascades")
+    def test_unknown_cascade_is_named(self):
+        with pytest.raises(InputError, match="no_such"):
+            haar(cascades=["no_such.xml"])(drawn_face())
+
+    def test_opencv_without_cascades_says_what_to_install(self, monkeypatch):
+        monkeypatch.delattr(cv2, "CascadeClassifier", raising=False)
+        with pytest.raises(InputError, match=r"opencv-python-headless<5.*head_region"):
+            haar(cascades=["asked_for_only_here.xml"])(drawn_face())
+
+    def test_head_region_is_a_fixed_share_of_the_picture(self):
+        assert HeadRegion(0.2, 0.8, 0.0, 0.25)(np.zeros((200, 100, 3), np.uint8)) == [Box(20, 0, 80, 50)]
+
+    def test_yunet_is_given_the_enlarged_picture_and_its_boxes_are_scaled_back(self, monkeypatch, tmp_path):
+        """The network's weights are not ours to ship: a stand-in with OpenCV's interface takes its place."""
+        asked = []
+
+        class Network:
+            @staticmethod
+            def create(model, config, size, score):
+                asked.append((model, score))
+                return Network()
+
+            def setInputSize(self, size):  # noqa: N802
+                asked.append(size)
+
+            def detect(self, bgr):
+                asked.append((bgr.shape, bgr[0, 0].tolist()))
+                row = np.arange(15, dtype=np.float32)
+                row[:4] = 20, 8, 40, 60
+                return 1, row[None]
+
+        model = tmp_path / "yunet.onnx"
+        model.write_bytes(b"weights")
+        monkeypatch.setattr(cv2, "FaceDetectorYN", Network)
+        picture = np.full((128, 64, 3), (1, 2, 3), np.uint8)
+        assert YuNet(str(model), 0.7, 256)(picture) == [Box(10, 4, 30, 34)]
+        assert asked == [(str(model), 0.7), (128, 256), ((256, 128, 3), [3, 2, 1])]
+
+    def test_yunet_without_a_face_gives_no_box(self, monkeypatch, tmp_path):
+        class Network:
+            @staticmethod
+            def create(*_):
+                return Network()
+
+            def setInputSize(self, size):  # noqa: N802
+                pass
+
+            def detect(self, bgr):
+                return 1, None
+
+        (tmp_path / "yunet.onnx").write_bytes(b"weights")
+        monkeypatch.setattr(cv2, "FaceDetectorYN", Network)
+        assert YuNet(str(tmp_path / "yunet.onnx"), 0.7, 256)(drawn_face()) == []
+
+    def test_file_that_is_no_network_is_named(self, tmp_path):
+        (tmp_path / "bad.onnx").write_bytes(b"no network")
+        with pytest.raises(InputError, match=r"bad\.onnx") as caught:
+            YuNet(str(tmp_path / "bad.onnx"), 0.6, 512)(drawn_face())
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,390 @@
+"""Decoding is checked against pictures made here, geometry against cases worked by hand or slow plain versions."""
+
+import subprocess
+import sys
+
+import albumentations
+import cv2
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from clip3dreid.config import conf_dir
+from clip3dreid.data.images import (
+    EvaluationPictures,
+    TestView,
+    TrainPictures,
+    TrainView,
+    UnreadablePicture,
+    collate,
+    find_unreadable,
+    read_rgb,
+    to_unit,
+)
+from clip3dreid.errors import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def noise(height, width):
+    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def smooth(height, width):
+    return np.asarray(Image.fromarray(noise(height // 8 + 2, width // 8 + 2)).resize((width, height), 3))
+
+
+def train_view(height=48, width=24, **changes):
+    settings = {
+        "enlarge": 1.125,
+        "enlarge_probability": 0,
+        "flip_probability": 0,
+        "erase_probability": 0,
+        "erase_area": (0.02, 0.4),
+        "erase_aspect": (0.3, 3.33),
+        "erase_fill": (1.0, 0.0, 0.5),
+    }
+    return TrainView(height, width, **(settings | changes))
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_every_exif_orientation_comes_out_upright(self, tmp_path, orientation):
+        upright = smooth(32, 16)
+        # How a camera stores a picture so that the tag's instruction makes it upright again.
+        stored = {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.transpose(1, 0, 2),
+            6: np.rot90(upright, 1),
+            7: np.rot90(upright, 2).transpose(1, 0, 2),
+            8: np.rot90(upright, -1),
+        }[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), upright)
+
+    def test_jpeg_data_under_a_png_name_is_read_as_what_it_is(self, tmp_path):
+        picture = smooth(32, 16)
+        Image.fromarray(picture).save(tmp_path / "a.png", "JPEG", quality=95, subsampling=0)
+        Image.fromarray(picture).save(tmp_path / "b.jpg", "JPEG", quality=95, subsampling=0)
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), read_rgb(tmp_path / "b.jpg"))
+        assert np.abs(read_rgb(tmp_path / "a.png").astype(int) - picture).mean() < 5
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+    def test_every_mode_becomes_three_channels_of_the_same_colour(self, tmp_path, mode):
+        # Black, white and a grey survive every mode but the two-level one, where grey may be either.
+        grey = 0 if mode == "1" else 128
+        picture = np.zeros((9, 6, 3), np.uint8)
+        picture[3:6], picture[6:] = grey, 255
+        suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
+        Image.fromarray(picture).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / f"a.{suffix}")
+        rgb = read_rgb(tmp_path / f"a.{suffix}")
+        assert rgb.dtype == np.uint8
+        np.testing.assert_allclose(rgb, picture, atol=1)
+
+    def test_transparency_is_dropped_and_colour_kept(self, tmp_path):
+        rgba = np.dstack([noise(8, 4), np.full((8, 4), 10, np.uint8)])
+        Image.fromarray(rgba).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), rgba[..., :3])
+
+    def test_cmyk_jpeg_keeps_its_colours(self, tmp_path):
+        picture = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+        Image.fromarray(picture).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+        np.testing.assert_allclose(read_rgb(tmp_path / "a.jpg"), picture, atol=6)
+
+    def test_sixteen_bit_grey_is_scaled_and_not_clipped(self, tmp_path):
+        deep = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(deep).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png")[..., 1], deep // 256)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+    def test_truncated_picture_is_refused_by_name(self, tmp_path, suffix):
+        whole = tmp_path / f"whole.{suffix}"
+        Image.fromarray(noise(64, 32)).save(whole)
+        (tmp_path / f"half.{suffix}").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+        with pytest.raises(UnreadablePicture, match=rf"half\.{suffix}.*on_error=skip") as caught:
+            read_rgb(tmp_path / f"half.{suffix}")
+        assert "\n" not in str(caught.value)
+        assert isinstance(caught.value, InputError)
+
+    @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+    def test_what_is_no_picture_is_refused_by_name(self, tmp_path, content):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UnreadablePicture, match=r"a\.png"):
+            read_rgb(tmp_path / "a.png")
+
+    def test_missing_file_is_refused_by_name(self, tmp_path):
+        with pytest.raises(UnreadablePicture, match=r"gone\.png"):
+            read_rgb(tmp_path / "gone.png")
+
+    def test_find_unreadable_names_the_bad_ones_in_order_and_counts_all(self, tmp_path):
+        paths = [tmp_path / f"{i}.png" for i in range(40)]
+        for i, path in enumerate(paths):
+            Image.fromarray(noise(8, 4)).save(path)
+            if i in (3, 17, 39):
+                path.write_bytes(path.read_bytes()[:60])
+        seen = []
+        assert find_unreadable(paths, 3, seen.append) == [paths[3], paths[17], paths[39]]
+        assert seen == list(range(1, 41))
+
+
+class TestResizing:
+    @pytest.mark.parametrize(
+        ("source", "tolerance"),
+        [((128, 64), 1), ((200, 100), 1), ((384, 192), 0), ((720, 300), 0), ((300, 300), 0), ((100, 500), 0)],
+    )
+    def test_resize_is_pillows_antialiased_bilinear_one(self, source, tolerance):
+        picture = noise(*source)
+        expected = np.asarray(Image.fromarray(picture).resize((192, 384), Image.Resampling.BILINEAR))
+        got = TestView(384, 192)(picture)
+        assert got.shape == (3, 384, 192)
+        assert got.dtype == np.uint8
+        assert np.abs(got.transpose(1, 2, 0).astype(int) - expected).max() <= tolerance
+
+    def test_fine_stripes_become_grey_when_shrunk(self):
+        stripes = np.zeros((120, 60, 3), np.uint8)
+        stripes[::2] = 255
+        assert np.abs(TestView(40, 20)(stripes).astype(int)[:, 1:-1] - 127.5).max() < 20
+
+
+class TestTrainViewGeometry:
+    def test_without_any_chance_it_is_the_test_view(self):
+        picture = noise(100, 40)
+        got, view = train_view()(picture, 3)
+        np.testing.assert_array_equal(got, TestView(48, 24)(picture))
+        assert view is None
+
+    def test_flip_is_an_exact_mirror_image(self):
+        picture = noise(48, 24)
+        got, _ = train_view(flip_probability=1)(picture, 3)
+        np.testing.assert_array_equal(got, picture[:, ::-1].transpose(2, 0, 1))
+
+    def test_crop_is_a_window_of_the_enlarged_picture_and_reaches_every_corner(self):
+        picture = smooth(48, 24)
+        large = cv2.resize(picture, (27, 54)).transpose(2, 0, 1)
+        places = set()
+        for seed in range(300):
+            got, _ = train_view(enlarge_probability=1)(picture, seed)
+            fits = [
+                (top, left)
+                for top in range(7)
+                for left in range(4)
+                if np.array_equal(large[:, top : top + 48, left : left + 24], got)
+            ]
+            assert len(fits) == 1
+            places.update(fits)
+        assert len(places) == 7 * 4
+
+    def test_erased_rectangle_keeps_to_its_area_aspect_and_colour_and_leaves_the_view_alone(self):
+        picture = np.full((96, 48, 3), 77, np.uint8)
+        areas, aspects = [], []
+        augment = train_view(96, 48, erase_probability=1, keep_view=True)
+        for seed in range(400):
+            got, view = augment(picture, seed)
+            assert (view == 77).all()
+            erased = (got != 77).any(0)
+            rows, columns = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            assert erased.sum() == height * width
+            np.testing.assert_array_equal(np.unique(got[:, erased], axis=1).ravel(), [255, 0, 128])
+            areas.append(height * width / erased.size)
+            aspects.append(height / width)
+            # Rounding to whole pixels moves each side by half a pixel at most.
+            assert (height - 0.5) * (width - 0.5) <= 0.4 * erased.size
+            assert (height + 0.5) * (width + 0.5) >= 0.02 * erased.size
+            assert (height - 0.5) / (width + 0.5) <= 3.33
+            assert (height + 0.5) / (width - 0.5) >= 0.3
+        assert min(areas) < 0.04
+        # albumentations' own Erasing stops at 0.15 for such a crop.
+        assert max(areas) > 0.35
+        assert min(aspects) < 0.6
+        assert max(aspects) > 2.8
+
+    def test_impossible_rectangle_erases_nothing(self):
+        picture = noise(48, 24)
+        augment = train_view(erase_probability=1, erase_area=(0.9, 0.9), erase_aspect=(9, 9))
+        np.testing.assert_array_equal(augment(picture, 0)[0], picture.transpose(2, 0, 1))
+
+    def test_view_is_the_picture_that_the_same_seed_gives_without_erasing(self):
+        picture = noise(48, 24)
+        rest = {"enlarge_probability": 0.5, "flip_probability": 0.5}
+        for seed in range(20):
+            got, view = train_view(erase_probability=1, keep_view=True, **rest)(picture, seed)
+            np.testing.assert_array_equal(view, train_view(**rest)(picture, seed)[0])
+            assert (got != view).any()
+
+    def test_probabilities_are_kept_and_independent(self):
+        picture = noise(48, 24) // 2
+        picture[:, 12:] += 128
+        mirrored = picture[:, ::-1].transpose(2, 0, 1)
+        augment = train_view(
+            enlarge_probability=0.5, flip_probability=0.3, erase_probability=0.7, keep_view=True
+        )
+        seen = []
+        for seed in range(3000):
+            got, view = augment(picture, seed)
+            flipped = view[:, :, :10].mean() > view[:, :, 14:].mean()
+            whole = np.array_equal(view, mirrored if flipped else mirrored[:, :, ::-1])
+            seen.append((whole, flipped, (got != view).any()))
+        whole, flipped, erased = np.array(seen).T
+        # Standard deviations are below 0.011: the tolerances are over three of them.
+        assert abs(erased.mean() - 0.7) < 0.04
+        assert abs(whole.mean() - 0.5) < 0.04
+        assert abs(flipped[whole].mean() - 0.3) < 0.05
+        assert abs(erased[flipped].mean() - erased[~flipped].mean()) < 0.08
+        assert abs(erased[whole].mean() - erased[~whole].mean()) < 0.08
+
+    def test_same_seed_same_picture_and_order_does_not_matter(self):
+        pictures = [noise(60, 30) for _ in range(4)]
+        augment = train_view(enlarge_probability=0.5, flip_probability=0.5, erase_probability=0.5)
+        forth = [augment(picture, 10 + i)[0] for i, picture in enumerate(pictures)]
+        back = [augment(picture, 10 + i)[0] for i, picture in reversed(list(enumerate(pictures)))]
+        np.testing.assert_array_equal(forth, back[::-1])
+        assert any((augment(pictures[0], seed)[0] != forth[0]).any() for seed in range(4))
+
+    def test_augmentation_does_not_touch_global_random_state(self):
+        np.random.seed(1)  # noqa: NPY002
+        before = np.random.get_state()[1].copy()  # noqa: NPY002
+        train_view(erase_probability=1)(noise(48, 24), 5)
+        np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"enlarge": 0.9}, "enlarge is 0.9"),
+            ({"flip_probability": 1.5}, "flip_probability"),
+            ({"erase_area": (0.4, 0.02)}, "erase_area"),
+            ({"erase_aspect": (0.3,)}, "erase_aspect"),
+            ({"erase_fill": (152, 143, 129)}, "erase_fill"),
+        ],
+    )
+    def test_value_out_of_range_is_named(self, changes, named):
+        with pytest.raises(InputError, match=named):
+            train_view(**changes)
+
+
+class TestExtraTransforms:
+    def test_albumentations_transform_is_seeded_and_reaches_picture_and_view(self):
+        jitter = albumentations.RandomBrightnessContrast(p=1)
+        augment = train_view(extra=[jitter], keep_view=True, erase_probability=1)
+        picture = noise(48, 24)
+        first, view = augment(picture, 2**62 + 5)
+        augment(picture, 6)
+        again, _ = augment(picture, 2**62 + 5)
+        np.testing.assert_array_equal(first, again)
+        assert (view != picture.transpose(2, 0, 1)).any()
+        assert (augment(picture, 7)[1] != view).any()
+
+    def test_transform_that_changes_the_size_is_refused(self):
+        with pytest.raises(InputError, match="extra"):
+            train_view(extra=[albumentations.Transpose(p=1)])
+
+    def test_base_recipe_does_not_import_albumentations(self):
+        code = "import sys, clip3dreid.data.images; print('albumentations' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for i in range(12):
+        paths.append(tmp_path / f"bild_ä_{i}.png")
+        Image.fromarray(smooth(40 + i, 20)).save(paths[-1])
+    return paths
+
+
+def train_pictures(files, **changes):
+    rows = np.arange(len(files))
+    augment = train_view(enlarge_probability=0.5, flip_probability=0.5, erase_probability=0.5, **changes)
+    return TrainPictures(files, rows // 4, rows // 2, rows % 3 - 1, view=augment)
+
+
+class TestLoading:
+    def test_workers_do_not_change_a_batch(self, files):
+        plan = [
+            [(row, 1000 * batch + row) for row in order]
+            for batch, order in enumerate(([0, 5, 7], [7, 5, 11]))
+        ]
+        pictures = train_pictures(files, keep_view=True)
+        batches = {
+            workers: list(DataLoader(pictures, batch_sampler=plan, collate_fn=collate, num_workers=workers))
+            for workers in (0, 2)
+        }
+        for one, two in zip(batches[0], batches[2], strict=True):
+            for a, b in zip(one, two, strict=True):
+                assert torch.equal(a, b)
+        # Row 7 was drawn with two seeds.
+        assert not torch.equal(batches[0][0].images[2], batches[0][1].images[0])
+
+    def test_training_batch_carries_bytes_labels_and_rows(self, files):
+        pictures = train_pictures(files)
+        batch = collate([pictures[(row, 1)] for row in (9, 0)])
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (2, 3, 48, 24)
+        assert batch.view is None
+        labels = [batch.person, batch.clothes, batch.camera, batch.row]
+        assert [label.tolist() for label in labels] == [[2, 0], [4, 0], [-1, -1], [9, 0]]
+        assert {label.dtype for label in labels} == {torch.int64}
+        assert len(pictures) == 12
+
+    def test_evaluation_batch_carries_rows_and_no_labels(self, files):
+        loader = DataLoader(EvaluationPictures(files, TestView(48, 24)), batch_size=5, collate_fn=collate)
+        batches = list(loader)
+        assert torch.cat([batch.row for batch in batches]).tolist() == list(range(12))
+        assert {
+            int(label) for batch in batches for label in (*batch.person, *batch.clothes, *batch.camera)
+        } == {-1}
+        np.testing.assert_array_equal(batches[1].images[1], TestView(48, 24)(read_rgb(files[6])))
+
+    def test_unreadable_picture_is_named_across_a_workers_border(self, files):
+        files[3].write_bytes(b"broken")
+        loader = DataLoader(
+            train_pictures(files), batch_sampler=[[(3, 0)]], collate_fn=collate, num_workers=1
+        )
+        with pytest.raises(UnreadablePicture) as caught:
+            list(loader)
+        assert files[3].name in str(caught.value).strip().splitlines()[-1]
+
+    def test_to_unit_divides_bytes_and_leaves_floats(self):
+        images = torch.tensor([0, 51, 255], dtype=torch.uint8)
+        unit = to_unit(images)
+        assert unit.dtype == torch.float32
+        assert torch.equal(unit, torch.tensor([0.0, 51 / 255, 1.0]))
+        assert torch.equal(to_unit(unit), unit)
+        assert torch.equal(images, torch.tensor([0, 51, 255], dtype=torch.uint8))
+
+
+class TestConfig:
+    @pytest.mark.parametrize(("name", "rule"), [("default", "distinct"), ("base_recipe", "chunks")])
+    def test_loader_builds_the_base_recipes_view(self, name, rule):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            loader = compose(overrides=[f"+loader={name}", "loader.height=64", "loader.width=32"]).loader
+        assert (loader.people, loader.pictures, loader.rule) == (8, 8, rule)
+        augment = instantiate(loader.train_view)
+        assert (augment.height, augment.width) == (64, 32)
+        assert augment.probability == (0.5, 0.5, 0.5)
+        assert augment.erase_area == (0.02, 0.4)
+        assert instantiate(loader.test_view)(noise(10, 5)).shape == (3, 64, 32)
+        # The released code's fill, in normalised units, undone: mean + std x fill.
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        fill = (mean + std * [0.4914, 0.4822, 0.4465]) * 255
+        np.testing.assert_allclose(augment.fill.ravel(), fill, atol=0.51)
+
+    def test_extra_transforms_can_be_given_on_the_command_line(self):
+        override = "loader.train_view.extra=[{_target_: albumentations.ColorJitter, p: 1}]"
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            loader = compose(overrides=["+loader=default", override]).loader
+        picture = smooth(384, 192)
+        got, _ = instantiate(
+            loader.train_view, enlarge_probability=0, flip_probability=0, erase_probability=0
+        )(picture, 1)
+        assert (got != picture.transpose(2, 0, 1)).any()

@@ -1,0 +1,208 @@
+"""Batches are checked for what they promise; the number of batches against a search over all assignments."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from torch.utils.data import DataLoader
+
+from clip3dreid.data.sampling import RULES, IdentityBatches, most_batches, share
+from clip3dreid.errors import InputError
+
+
+def labels(counts, seed=0):
+    """Person of each row, rows of a person scattered."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+def batches(person, people=4, pictures=3, seed=1, **how):
+    return IdentityBatches(np.asarray(person), people=people, pictures=pictures, seed=seed, **how)
+
+
+def rows(batch):
+    return [row for row, _ in batch]
+
+
+COUNTS = [12, 9, 7, 3, 4, 6, 10, 3]
+people_counts = st.lists(st.integers(1, 14), min_size=3, max_size=9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(people_counts, st.integers(1, 3), st.integers(1, 4), st.sampled_from(RULES), st.integers(0, 5))
+def test_every_batch_holds_p_groups_of_k_pictures_of_one_person(counts, people, pictures, rule, epoch):
+    person = labels(counts)
+    sampler = batches(person, people, pictures, rule=rule)
+    sampler.set_epoch(epoch)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler)
+    for batch in drawn:
+        groups = person[rows(batch)].reshape(people, pictures)
+        assert (groups == groups[:, :1]).all()
+        if rule == "distinct":
+            assert len(set(groups[:, 0])) == people
+
+
+@settings(max_examples=40, deadline=None)
+@given(people_counts, st.integers(1, 4), st.sampled_from(RULES))
+def test_no_picture_is_shown_twice_in_an_epoch_but_of_people_with_fewer_than_k(counts, pictures, rule):
+    person = labels(counts)
+    shown = Counter(row for batch in batches(person, 2, pictures, rule=rule) for row in rows(batch))
+    for row, times in shown.items():
+        assert times == 1 or counts[person[row]] < pictures
+
+
+def plain_most_batches(chunks, people):
+    """Tries every way of filling batches with different people, from the chunks that are left."""
+    best, frontier = 0, {tuple(sorted(chunks))}
+    while True:
+        following = set()
+        for left in frontier:
+            having = [i for i, count in enumerate(left) if count]
+            for chosen in itertools.combinations(having, people):
+                following.add(tuple(sorted(c - (i in chosen) for i, c in enumerate(left))))
+        if not following:
+            return best
+        best, frontier = best + 1, following
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=6), st.integers(1, 3))
+def test_distinct_gives_as_many_batches_as_any_assignment_could(chunks, people):
+    expected = plain_most_batches(chunks, people)
+    assert most_batches(np.array(chunks), people) == expected
+    assert len(list(batches(labels(chunks), people, 1))) == expected
+
+
+def test_distinct_worked_by_hand():
+    # Chunks of 3: 4, 3, 2, 1, 1, 2, 3, 1 = 17 for batches of 4 people: 4 batches use 16.
+    sampler = batches(labels(COUNTS))
+    assert len(sampler) == 4
+    # One person has nearly everything: 9 chunks against 3 others with 1 each: one batch of 3 people.
+    assert len(batches(labels([27, 3, 3, 3]), people=3)) == 1
+    assert len(batches(labels([27, 3, 3, 3]), people=3, rule="chunks")) == 4
+
+
+def test_chunks_rule_may_repeat_a_person_and_distinct_never_does():
+    person = labels([30, 30, 3, 3])
+    repeats = {
+        rule: any(len(set(person[rows(batch)])) < 2 for batch in batches(person, 2, 3, rule=rule))
+        for rule in RULES
+    }
+    assert repeats == {"distinct": False, "chunks": True}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_person_with_one_picture_gets_a_group_of_repeats(rule):
+    sampler = batches([0, 1, 1, 1], people=2, pictures=3, rule=rule)
+    (batch,) = sampler
+    assert sorted(Counter(rows(batch)).values()) == [1, 1, 1, 3]
+    assert Counter(rows(batch))[0] == 3
+    # Copies of one picture are augmented differently.
+    assert len({seed for row, seed in batch if row == 0}) == 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_picture_gets_its_turn_over_epochs(rule):
+    sampler = batches(labels(COUNTS), rule=rule)
+    seen = set()
+    for epoch in range(30):
+        sampler.set_epoch(epoch)
+        seen.update(row for batch in sampler for row in rows(batch))
+    assert seen == set(range(sum(COUNTS)))
+
+
+def test_each_person_is_equally_likely_at_each_place_of_a_batch():
+    sampler = batches(labels([3] * 6), people=2, pictures=3)
+    person, first = labels([3] * 6), Counter()
+    for epoch in range(400):
+        sampler.set_epoch(epoch)
+        first.update(person[rows(batch)[0]] for batch in sampler)
+    # 1200 draws over 6 people: 200 each, standard deviation 13.
+    assert all(abs(count - 200) < 60 for count in first.values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_shares_of_the_ranks_make_up_the_batches_of_one_process(rule):
+    person = labels(COUNTS)
+    alone = batches(person, rule=rule)
+    ranks = [batches(person, rule=rule, rank=rank, world_size=2) for rank in range(2)]
+    for sampler in (alone, *ranks):
+        sampler.set_epoch(3)
+    assert {len(sampler) for sampler in ranks} == {len(alone)}
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert parts[0] + parts[1] == whole
+        assert {len(part) for part in parts} == {6}
+        assert not set(rows(parts[0])) & set(rows(parts[1]))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_epochs_differ_and_a_seed_repeats_itself(rule):
+    def drawn(seed, epoch):
+        sampler = batches(labels(COUNTS), seed=seed, rule=rule)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert drawn(1, 2) == drawn(1, 2)
+    assert drawn(1, 2) != drawn(1, 3)
+    assert drawn(1, 2) != drawn(2, 2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_length_is_the_same_in_every_epoch(rule):
+    sampler = batches(labels(COUNTS), rule=rule)
+    lengths = set()
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        lengths.add(len(list(sampler)))
+    assert lengths == {len(sampler)}
+
+
+def test_augmentation_seeds_never_repeat():
+    sampler = batches(labels([40] * 20))
+    seeds = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        seeds += [seed for batch in sampler for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) >= 0
+
+
+def test_labels_need_not_be_contiguous():
+    person = np.array([7, 7, 500, 500, 3, 3])
+    (batch,) = batches(person, people=3, pictures=2)
+    assert sorted(rows(batch)) == list(range(6))
+
+
+def test_lightning_reaches_the_epoch_through_a_loader():
+    loader = DataLoader(range(100), batch_sampler=batches(labels(COUNTS)))
+    _set_sampler_epoch(loader, 4)
+    expected = batches(labels(COUNTS))
+    expected.set_epoch(4)
+    assert list(loader.batch_sampler) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"people": 9}, "8 people.* takes 9"),
+        ({"people": 9, "rule": "chunks"}, "8 people.* takes 9"),
+        ({"people": 4, "world_size": 3}, "people=4 cannot be divided among 3"),
+        ({"people": 0}, "at least 1"),
+        ({"rule": "random"}, "random is not one of distinct, chunks"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(how, said):
+    with pytest.raises(InputError, match=said) as caught:
+        batches(labels(COUNTS), **how)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(0, 50), st.integers(1, 8))
+def test_evaluation_shares_cover_everything_once_and_evenly(count, world_size):
+    parts = [share(count, rank, world_size) for rank in range(world_size)]
+    assert [row for part in parts for row in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
