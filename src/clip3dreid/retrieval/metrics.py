@@ -1,0 +1,154 @@
+"""What is reported of a ranking: CMC, mAP and mINP, query by query and as means.
+
+`score_ranks` holds the definitions, `summarise` the means, and `RetrievalScores` carries the means' sums
+across processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from clip3dreid.errors import InputError
+from clip3dreid.retrieval.protocol import AveragePrecision
+
+RANKS = (1, 5, 10, 20)
+_SCORES = (*(f"r{k}" for k in RANKS), "map", "minp")
+
+
+class PerQuery(NamedTuple):
+    """Results of each of Q queries, on the CPU; where a protocol draws galleries, means over the draws.
+
+    A query that is not valid has zeros.
+    """
+
+    valid: Tensor
+    """(Q,) bool: the protocol asks this query and its gallery holds at least one positive."""
+    positives: Tensor
+    """(Q,) int64: gallery items of the same person that are not junk (before any draw)."""
+    junk: Tensor
+    """(Q,) int64: gallery items of the same person that the protocol drops."""
+    first_hit: Tensor
+    """(Q,) float64: rank of the first positive, from 1."""
+    hits: Tensor
+    """(Q, 4) float64: 1 where a positive is among the first 1, 5, 10, 20."""
+    ap: Tensor
+    """(Q,) float64: average precision."""
+    inp: Tensor
+    """(Q,) float64: positives divided by the rank of the last of them."""
+
+    def at(self, index: Tensor) -> PerQuery:
+        """The queries at `index`: row numbers or a mask."""
+        return PerQuery(*(column[index] for column in self))
+
+
+def score_ranks(ranks: Tensor, kept: Tensor, average_precision: AveragePrecision) -> tuple[Tensor, ...]:
+    """Scores rankings, given the ranks of their positives.
+
+    With n positives at ranks r_1 < ... < r_n:
+
+    - a hit within k is r_1 <= k; its mean over queries is the cumulative matching characteristic (CMC) at k,
+      "multi-shot" where the gallery holds several pictures a person;
+    - average precision, `plain`, is the mean of i / r_i, precision at each positive;
+    - `trapezoid` is the mean of (b_i + i / r_i) / 2, where b_i = (i - 1) / (r_i - 1) is precision just before
+      the positive, taken as 1 at rank 1: the area under the precision-recall curve of the original
+      Market-1501 code (Zheng et al., "Scalable person re-identification", ICCV 2015). It mostly reads lower;
+    - the inverse negative penalty is n / r_n (Ye et al., "Deep learning for person re-identification: a
+      survey and outlook", TPAMI 2021); its mean over queries is mINP.
+
+    Args:
+        ranks: (Q, P) int64, from 1, ascending along each row where `kept`.
+        kept: (Q, P) bool: which entries are positives.
+        average_precision: `plain` or `trapezoid`.
+
+    Returns:
+        first hit (Q,), hits (Q, 4), average precision (Q,) and inverse negative penalty (Q,), float64; zeros
+        for rows without positives.
+    """
+    count = kept.sum(1)
+    rank = torch.where(kept, ranks, 1).to(torch.float64)
+    hit = kept.cumsum(1).to(torch.float64)
+    precision = hit / rank
+    if average_precision == "trapezoid":
+        before = torch.where(rank > 1, (hit - 1) / (rank - 1).clamp(min=1), 1.0)
+        precision = (before + precision) / 2
+    average = torch.where(kept, precision, 0.0).sum(1) / count.clamp(min=1)
+    last = torch.where(kept, rank, 0.0).amax(1)
+    first = torch.where(kept, rank, torch.inf).amin(1)
+    hits = (first[:, None] <= torch.tensor(RANKS)).to(torch.float64)
+    found = count > 0
+    return first.where(found, 0.0), hits, average, (count / last).where(found, 0.0)
+
+
+def summarise(per_query: PerQuery) -> dict[str, Any]:
+    """Means over the valid queries.
+
+    Returns:
+        `r1`, `r5`, `r10`, `r20`, `map`, `minp` (fractions 0..1), and the numbers `queries` and
+        `valid_queries`.
+
+    Raises:
+        InputError: if no query is valid.
+    """
+    return _means(_sums(per_query))
+
+
+def _sums(per_query: PerQuery) -> Tensor:
+    """(8,) float64: queries, valid queries, then the sums of `_SCORES`."""
+    valid = per_query.valid
+    scores = torch.cat([per_query.hits, per_query.ap[:, None], per_query.inp[:, None]], dim=1)[valid]
+    numbers = torch.tensor([len(valid), int(valid.sum())], dtype=torch.float64)
+    return torch.cat([numbers, scores.sum(0)])
+
+
+def _means(sums: Tensor) -> dict[str, Any]:
+    queries, valid, *scores = sums.tolist()
+    if not valid:
+        raise InputError(
+            f"none of {int(queries)} queries has a positive in the gallery; there is nothing to report"
+        )
+    means = {name: score / valid for name, score in zip(_SCORES, scores, strict=True)}
+    return {**means, "queries": int(queries), "valid_queries": int(valid)}
+
+
+class RetrievalScores(Metric):
+    """`summarise` across processes: each ranks a share of the queries, and only eight sums travel.
+
+    The state is a float64 vector. Move the metric to the device of the process group's backend (`.to("cuda")`
+    for NCCL) before `compute`; it never needs to be where the features are.
+
+    Example:
+        >>> from clip3dreid.retrieval.metrics import PerQuery, RetrievalScores
+        >>> one, two = torch.tensor([True, True]), torch.tensor([1.0, 2.0], dtype=torch.float64)
+        >>> hits = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)
+        >>> scores = RetrievalScores()
+        >>> scores.update(PerQuery(one, one.long(), 0 * one.long(), two, hits, 1 / two, 1 / two))
+        >>> scores.compute()["map"]
+        0.75
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Takes the keyword arguments of `torchmetrics.Metric`."""
+        super().__init__(**kwargs)
+        self.add_state("sums", torch.zeros(2 + len(_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, per_query: PerQuery) -> None:
+        """Adds the queries of this process; an empty share is fine."""
+        self.sums += _sums(per_query).to(self.sums.device)
+
+    def compute(self) -> Mapping[str, Any]:
+        """The means, as `summarise` gives them, over the queries of all processes.
+
+        Raises:
+            InputError: if no query of any process is valid.
+        """
+        return _means(self.sums)

@@ -1,0 +1,268 @@
+"""Protocols: which gallery items a query may be compared with, and which queries count.
+
+This is the only place where rules about same clothes and other clothes live. A rule is a function of the
+labels of a query and of a gallery item of the same person: True means junk, an item that counts neither as a
+hit nor as a miss. Items of other people are never junk. A `Protocol` names a rule, with the filters and the
+number of gallery pictures a person that go with it, and is printed and stored with every number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+
+AveragePrecision: TypeAlias = Literal["plain", "trapezoid"]
+
+
+class Labels(NamedTuple):
+    """Labels as int64 codes, of any shape that broadcasts; -1 is unknown. Equal codes mean equal labels."""
+
+    person: Tensor
+    camera: Tensor
+    clothes: Tensor
+    tracklet: Tensor
+    frame: Tensor
+    """The frame or picture number itself, not a code."""
+
+    def at(self, index: Tensor) -> Labels:
+        """The labels at `index`, in the shape of `index`."""
+        return Labels(*(column[index] for column in self))
+
+
+Rule: TypeAlias = Callable[[Labels, Labels], Tensor]
+
+
+def _same(query: Tensor, gallery: Tensor) -> Tensor:
+    """Known and equal: two unknown labels are not the same label."""
+    return (query == gallery) & (query >= 0)
+
+
+def nothing(query: Labels, gallery: Labels) -> Tensor:
+    """Drops nothing."""
+    return torch.zeros_like(query.person == gallery.person)
+
+
+def same_camera(query: Labels, gallery: Labels) -> Tensor:
+    """Drops what the query's own camera took."""
+    return _same(query.camera, gallery.camera)
+
+
+def same_camera_or_clothes(query: Labels, gallery: Labels) -> Tensor:
+    """Drops the query's own camera and the query's outfit: only other clothes are left to be found."""
+    return _same(query.camera, gallery.camera) | _same(query.clothes, gallery.clothes)
+
+
+def same_camera_or_other_clothes(query: Labels, gallery: Labels) -> Tensor:
+    """Drops the query's own camera and every other outfit: only the same clothes are left to be found."""
+    return _same(query.camera, gallery.camera) | ~_same(query.clothes, gallery.clothes)
+
+
+def same_tracklet(query: Labels, gallery: Labels) -> Tensor:
+    """Drops the query's own tracklet; the same camera at another time counts."""
+    return _same(query.tracklet, gallery.tracklet)
+
+
+def same_first_digit(query: Labels, gallery: Labels) -> Tensor:
+    """Drops pictures whose number starts with the same decimal digit as the query's, as 1, 10 and 19 do."""
+    return _same(_first_digit(query.frame), _first_digit(gallery.frame))
+
+
+def _first_digit(number: Tensor) -> Tensor:
+    while bool((number >= 10).any()):
+        number = torch.where(number >= 10, number // 10, number)
+    return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A named way of evaluating.
+
+    Attributes:
+        name: the name that goes with every number.
+        drop: the rule that says which gallery items of the query's own person are junk.
+        description: what the protocol does, in a sentence; printed with every number.
+        needs: columns (of `Labels`) that the rule cannot do without; asking it of data without them is an
+            error, where a rule that merely finds nothing to drop is not.
+        queries: which query pictures take part: manifest column -> values, all of which must hold.
+        gallery: the same for gallery pictures.
+        draws: 0 ranks the whole gallery (multi-shot). N repeats the ranking N times against `per_person`
+            random gallery pictures of each person (single-shot, for `per_person` = 1) and reports the mean.
+            A query's own person is drawn from what the rule leaves, so that a query is valid in every draw
+            or in none.
+        per_person: gallery pictures of each person in a draw.
+        seed: of the draws.
+        average_precision: `plain` or `trapezoid`, as `metrics.score_ranks` defines them.
+    """
+
+    name: str
+    drop: Rule
+    description: str
+    needs: Sequence[str] = ()
+    queries: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    gallery: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    draws: int = 0
+    per_person: int = 1
+    seed: int = 0
+    average_precision: AveragePrecision = "plain"
+
+    def __post_init__(self) -> None:
+        """Takes OmegaConf's containers and numbers as well, and checks the values."""
+        object.__setattr__(self, "needs", tuple(self.needs))
+        for side in ("queries", "gallery"):
+            filters = {str(column): tuple(map(str, values)) for column, values in getattr(self, side).items()}
+            object.__setattr__(self, side, filters)
+        if unknown := sorted(set(self.needs) - set(Labels._fields)):
+            raise InputError(
+                f"protocol {self.name}: needs {unknown}, but the labels are {list(Labels._fields)}"
+            )
+        if self.average_precision not in ("plain", "trapezoid"):
+            raise InputError(
+                f"protocol {self.name}: average_precision={self.average_precision!r} is neither plain nor "
+                "trapezoid"
+            )
+        if self.draws < 0 or self.per_person < 1:
+            raise InputError(
+                f"protocol {self.name}: draws={self.draws}, per_person={self.per_person}; draws must be 0 "
+                "(the whole gallery) or more, per_person at least 1"
+            )
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule."""
+        return getattr(self.drop, "__name__", str(self.drop))
+
+    @property
+    def shots(self) -> str:
+        """`multi-shot`, or how many draws of how many pictures a person, for people to read."""
+        if not self.draws:
+            return "multi-shot"
+        return f"{self.per_person} picture(s) a person, mean of {self.draws} draw(s), seed {self.seed}"
+
+    def facts(self) -> dict[str, Any]:
+        """What must be stored with a number to tell it apart from another protocol's; JSON-ready."""
+        return {
+            "protocol": self.name,
+            "description": self.description,
+            "drop": self.rule,
+            "query_filter": {column: list(values) for column, values in self.queries.items()},
+            "gallery_filter": {column: list(values) for column, values in self.gallery.items()},
+            "shots": self.shots,
+            "average_precision": self.average_precision,
+        }
+
+
+class Selection(NamedTuple):
+    """The rows of the two tables that take part in a protocol."""
+
+    queries: Tensor
+    """(Q,) bool."""
+    gallery: Tensor
+    """(G,) bool."""
+
+
+def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Labels, Labels]:
+    """Turns label strings into integer codes that mean the same in both tables.
+
+    People, cameras, outfits and tracklets of different data sets are different. A missing column counts as
+    unknown.
+
+    Args:
+        query_table: Q rows with columns as in the manifest; `person` is required.
+        gallery_table: G rows, likewise.
+
+    Returns:
+        Labels of the queries (Q,) and of the gallery (G,), int64, on the CPU.
+
+    Raises:
+        InputError: if a person is unknown.
+    """
+    for side, table in (("query", query_table), ("gallery", gallery_table)):
+        if unknown := labels_of(table, "person").null_count():
+            raise InputError(f"{unknown} {side} pictures have no person label; leave them out or label them")
+    coded = [_codes(query_table, gallery_table, column) for column in Labels._fields[:-1]]
+    frames = [_tensor(labels_of(table, "frame").cast(pl.Int64)) for table in (query_table, gallery_table)]
+    query, gallery = zip(*coded, frames, strict=True)
+    return Labels(*query), Labels(*gallery)
+
+
+def _codes(query_table: pl.DataFrame, gallery_table: pl.DataFrame, column: str) -> tuple[Tensor, Tensor]:
+    both = pl.concat(
+        [
+            labels_of(table, "data_set").fill_null("") + "\0" + labels_of(table, column)
+            for table in (query_table, gallery_table)
+        ]
+    )
+    codes = _tensor(both.rank("dense").cast(pl.Int64) - 1)
+    return codes[: len(query_table)], codes[len(query_table) :]
+
+
+def _tensor(column: pl.Series) -> Tensor:
+    return torch.from_numpy(column.fill_null(-1).to_numpy().astype(np.int64))
+
+
+def labels_of(table: pl.DataFrame, column: str) -> pl.Series:
+    """A column as strings; all null where the table does not have it."""
+    if column not in table.columns:
+        return pl.Series(column, [None] * len(table), dtype=pl.String)
+    return table[column].cast(pl.String)
+
+
+def data_name(table: pl.DataFrame) -> str:
+    """What to call the data of a table in a message."""
+    return "+".join(labels_of(table, "data_set").drop_nulls().unique().sort()) or "this data"
+
+
+def select(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> Selection:
+    """Applies a protocol's filters and checks that the labels it needs are there.
+
+    Args:
+        protocol: what to apply.
+        query_table: Q rows with columns as in the manifest.
+        gallery_table: G rows, likewise.
+
+    Returns:
+        Which rows take part.
+
+    Raises:
+        InputError: if a filter leaves nothing, or a needed label is unknown on a query or on a gallery
+            picture of a person with queries (other people's labels never matter).
+    """
+    queries = _filter(protocol, "query", query_table, protocol.queries)
+    gallery = _filter(protocol, "gallery", gallery_table, protocol.gallery)
+    people = labels_of(query_table, "person").filter(queries).unique()
+    concerned = gallery & labels_of(gallery_table, "person").is_in(people.implode())
+    for column in protocol.needs:
+        for side, table, chosen in (("query", query_table, queries), ("gallery", gallery_table, concerned)):
+            labels = labels_of(table, column).filter(chosen)
+            if missing := labels.null_count():
+                raise InputError(
+                    f"protocol {protocol.name} needs {column} labels, and {data_name(table)} has none on "
+                    f"{missing} of {len(labels)} {side} pictures; choose another protocol, such as general, "
+                    "or add the labels"
+                )
+    return Selection(torch.from_numpy(queries.to_numpy().copy()), torch.from_numpy(gallery.to_numpy().copy()))
+
+
+def _filter(
+    protocol: Protocol, side: str, table: pl.DataFrame, filters: Mapping[str, Sequence[str]]
+) -> pl.Series:
+    chosen = pl.Series([True] * len(table), dtype=pl.Boolean)
+    for column, allowed in filters.items():
+        labels = labels_of(table, column)
+        chosen &= labels.is_in(list(allowed)).fill_null(False)
+        if not chosen.any():
+            found = labels.drop_nulls().unique().sort().to_list()
+            raise InputError(
+                f"protocol {protocol.name} takes {side} pictures with {column} among {list(allowed)}, and "
+                f"{data_name(table)} has none (found: {', '.join(found[:10]) or 'no labels'}); choose a "
+                "protocol made for this data"
+            )
+    return chosen

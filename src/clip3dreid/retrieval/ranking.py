@@ -1,0 +1,374 @@
+"""Exact ranks of the positives, block by block.
+
+A score is the cosine of query and gallery item, or their negated Euclidean distance. A positive with score s
+has the rank
+
+    1 + (kept items with a score above s) + (kept items with exactly s that stand earlier in the gallery),
+
+its place in a stable sort by falling score. So a model that gives every pair the same score is at chance, and
+results depend on nothing but features, labels and gallery order. Junk is never counted.
+
+No row is sorted whole, and none with its indices. Of the kept items ahead of a positive, those of the query's
+own person are few and known by label. The strangers are counted by looking the positive's score up among the
+sorted values of those strangers that score no less than the query's worst positive. How many strangers are
+ahead depends on the gallery alone, not on the rule, so all protocols with one gallery share the product, the
+sort and the look-up.
+
+A positive's score is read from the one matrix product of its block, never computed again. Products of other
+shapes may round differently in the last bit, so block size, number of processes and device can swap items
+that are closer than rounding; features whose products are exact (small whole numbers) always give the same
+ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clip3dreid.retrieval.metrics import RANKS, PerQuery, score_ranks
+from clip3dreid.retrieval.protocol import Labels, Protocol, Selection
+
+Distance: TypeAlias = Literal["cosine", "euclidean"]
+_Scores: TypeAlias = npt.NDArray[Any]  # float32 or float64
+
+MEMORY = 128 * 2**20
+"""Bytes that a block of queries may take."""
+
+
+class SamePerson:
+    """Which gallery items show the person of each query.
+
+    Args:
+        query: labels (Q,), on the CPU.
+        gallery: labels (G,), on the CPU, G > 0.
+    """
+
+    def __init__(self, query: Labels, gallery: Labels) -> None:
+        self.query, self.gallery = query, gallery
+        # Stable, so that the items of a person stay in gallery order: ties rely on it.
+        self._order = torch.argsort(gallery.person, stable=True)
+        people = gallery.person[self._order]
+        self._start = torch.searchsorted(people, query.person)
+        self._count = torch.searchsorted(people, query.person, right=True) - self._start
+
+    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Gallery columns of the people of some queries.
+
+        Args:
+            rows: (R,) row numbers of queries.
+
+        Returns:
+            columns (R, P) int64, ascending, and (R, P) bool: which of them are real. The others are padding:
+            the person's last item again, or any item where the person has none.
+        """
+        count = self._count[rows, None]
+        offset = torch.arange(self.width(rows))
+        place = self._start[rows, None] + torch.minimum(offset, count - 1).clamp(min=0)
+        return self._order[place.clamp(max=len(self._order) - 1)], offset < count
+
+    def width(self, rows: Tensor) -> int:
+        """P: the most gallery items that a person of these queries has, at least 1."""
+        return max(1, int(self._count[rows].amax())) if len(rows) else 1
+
+
+class Job(NamedTuple):
+    """A protocol on given labels, with what can be said before any feature is known."""
+
+    protocol: Protocol
+    queries: Tensor
+    """(Q,) bool: the queries that it asks."""
+    gallery: Tensor
+    """(G,) bool: the gallery that it asks them of."""
+    positives: Tensor
+    """(Q,) int64: zero for queries that it does not ask."""
+    junk: Tensor
+    """(Q,) int64: likewise."""
+
+    @property
+    def valid(self) -> Tensor:
+        """(Q,) bool: queries with at least one positive."""
+        return self.positives > 0
+
+
+def plan(protocol: Protocol, pairs: SamePerson, selection: Selection) -> Job:
+    """Counts positives and junk of every query.
+
+    Args:
+        protocol: whose rule to apply.
+        pairs: labels of queries and gallery.
+        selection: the rows that take part.
+    """
+    asked = selection.queries.nonzero()[:, 0]
+    positives, junk = (torch.zeros(len(selection.queries), dtype=torch.int64) for _ in range(2))
+    for rows in _blocks(asked, block_rows(0, pairs.width(asked), 0)):
+        columns, known = pairs.of(rows)
+        inside = known & selection.gallery[columns]
+        dropped = inside & protocol.drop(pairs.query.at(rows[:, None]), pairs.gallery.at(columns))
+        positives[rows] = (inside & ~dropped).sum(1)
+        junk[rows] = dropped.sum(1)
+    return Job(protocol, selection.queries, selection.gallery, positives, junk)
+
+
+def block_rows(gallery: int, own: int, itemsize: int, memory: int = MEMORY) -> int:
+    """How many queries to rank at once.
+
+    Args:
+        gallery: G, gallery items.
+        own: P, the most gallery items that a person has.
+        itemsize: bytes of a score.
+        memory: bytes that the block may take; one query's worth is always taken.
+    """
+    # A row holds G scores, up to as many again to sort, and about a dozen arrays of P eight-byte numbers.
+    return max(1, memory // (2 * gallery * itemsize + own * 100))
+
+
+def _blocks(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def rank(
+    query: Tensor,
+    gallery: Tensor,
+    pairs: SamePerson,
+    jobs: Sequence[Job],
+    metric: Distance = "cosine",
+    rows: Tensor | None = None,
+    memory: int = MEMORY,
+) -> list[PerQuery]:
+    """Ranks the gallery for queries, under several protocols at once.
+
+    Half-precision features are multiplied in float32, and reduced matrix precision (TF32, autocast) is
+    switched off: a number must not depend on how the model was trained. The product runs where the features
+    are, the counting on the CPU, with as many threads as torch uses.
+
+    Args:
+        query: (Q, D) floating-point features, finite; for `cosine` without zero rows. Any device.
+        gallery: (G, D) features on the same device.
+        pairs: labels of both.
+        jobs: protocols, from `plan` on the same labels.
+        metric: `cosine` or `euclidean`.
+        rows: (R,) queries to rank, by default all: a process's share.
+        memory: bytes that a block of queries may take beside the features.
+
+    Returns:
+        For each job, results of the queries in `rows`, in that order.
+    """
+    rows = torch.arange(len(query)) if rows is None else rows
+    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    results = [_Result(job, len(rows)) for job in jobs]
+    passes = _passes(jobs, pairs.gallery.person)
+    asked = torch.stack([job.valid[rows] for job in jobs]).any(0).nonzero()[:, 0]
+    blocks = _blocks(asked, block_rows(len(gallery), pairs.width(rows[asked]), dtype.itemsize, memory))
+    products = _products(query, gallery, [rows[block] for block in blocks], metric, dtype)
+    with _full_precision(query.device), ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        for block, scores in zip(blocks, products, strict=True):
+            _rank_block(scores, rows[block], block, pairs, results, passes, workers)
+    return [result.per_query(rows) for result in results]
+
+
+class _Result:
+    """Gathers a job's results over blocks and draws."""
+
+    def __init__(self, job: Job, size: int) -> None:
+        self.job = job
+        shapes = ((size,), (size, len(RANKS)), (size,), (size,))
+        self.scores = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+
+    def add(self, places: Tensor, ranks: Tensor, kept: Tensor) -> None:
+        scores = score_ranks(ranks, kept, self.job.protocol.average_precision)
+        for total, score in zip(self.scores, scores, strict=True):
+            total[places] += score
+
+    def per_query(self, rows: Tensor) -> PerQuery:
+        job = self.job
+        means = (total / max(1, job.protocol.draws) for total in self.scores)
+        return PerQuery(job.valid[rows], job.positives[rows], job.junk[rows], *means)
+
+
+class _Pass(NamedTuple):
+    """One gallery, and the jobs that are ranked against it."""
+
+    items: npt.NDArray[np.int64] | None
+    """Gallery columns, ascending; None for all of them."""
+    members: list[int]
+    """Indices of jobs."""
+    lots: Tensor | None
+    """(G,) for a draw: each item's lot; the lowest lots of a person are drawn. None: no draw."""
+
+
+def _passes(jobs: Sequence[Job], person: Tensor) -> list[_Pass]:
+    shared: dict[bytes, _Pass] = {}
+    drawn: list[_Pass] = []
+    for index, job in enumerate(jobs):
+        if job.protocol.draws:
+            generator = torch.Generator().manual_seed(job.protocol.seed)
+            for _ in range(job.protocol.draws):
+                lots = torch.randperm(len(person), generator=generator)
+                drawn.append(_Pass(_draw(job, lots, person), [index], lots))
+        else:
+            items = None if bool(job.gallery.all()) else job.gallery.nonzero()[:, 0].numpy()
+            key = job.gallery.numpy().tobytes()
+            shared.setdefault(key, _Pass(items, [], None)).members.append(index)
+    return [*shared.values(), *drawn]
+
+
+def _draw(job: Job, lots: Tensor, person: Tensor) -> npt.NDArray[np.int64]:
+    """The gallery items with the lowest lots of each person, ascending."""
+    items = job.gallery.nonzero()[:, 0]
+    items = items[torch.argsort(lots[items])]
+    items = items[torch.argsort(person[items], stable=True)]
+    people = person[items]
+    place = torch.arange(len(items)) - torch.searchsorted(people, people)
+    drawn: npt.NDArray[np.int64] = items[place < job.protocol.per_person].sort().values.numpy()
+    return drawn
+
+
+def _draw_own(kept: Tensor, lots: Tensor, per_person: int) -> Tensor:
+    """(R, P) bool: of the kept items of each row, those with the lowest lots."""
+    place = torch.where(kept, lots, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
+    return kept & (place < per_person)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _products(
+    query: Tensor, gallery: Tensor, blocks: Sequence[Tensor], metric: Distance, dtype: torch.dtype
+) -> Iterator[_Scores]:
+    """Scores (R, G) of blocks of queries, higher is nearer, up to a factor and an offset for each query.
+
+    The array is the same one each time, overwritten: take what is needed before asking for the next.
+    """
+    gallery = gallery.to(dtype)
+    # A query's own norm changes nothing in its ranking, neither as a factor nor as an addend. The gallery's
+    # is applied to the product: a normalised copy of the features could be larger than the block.
+    if metric == "cosine":
+        offset, factor = gallery.new_zeros(()), torch.linalg.vector_norm(gallery, dim=1).reciprocal()
+    else:
+        offset, factor = torch.einsum("gd,gd->g", gallery, gallery) / -2, None
+    buffer = gallery.new_empty(max(map(len, blocks), default=0), len(gallery))
+    for block in blocks:
+        features = query[block.to(query.device)].to(dtype)
+        scores = buffer[: len(block)]
+        if factor is not None:
+            torch.mm(torch.nn.functional.normalize(features), gallery.T, out=scores).mul_(factor)
+        else:
+            torch.addmm(offset, features, gallery.T, out=scores)
+        yield scores.cpu().numpy()
+
+
+def _rank_block(
+    scores: _Scores,
+    queries: Tensor,
+    places: Tensor,
+    pairs: SamePerson,
+    results: Sequence[_Result],
+    passes: Sequence[_Pass],
+    workers: ThreadPoolExecutor,
+) -> None:
+    """Adds the results of a block.
+
+    Args:
+        scores: (R, G), used up.
+        queries: (R,) rows of the query labels.
+        places: (R,) rows of the results.
+        pairs: labels.
+        results: one a job.
+        passes: what to rank.
+        workers: threads to sort in.
+    """
+    own, columns = _take_own(scores, pairs, queries)
+    query, gallery = pairs.query.at(queries[:, None]), pairs.gallery.at(columns)
+    known = torch.from_numpy(np.isfinite(own))
+    for items, members, lots in passes:
+        kept = []
+        for member in members:
+            job = results[member].job
+            mine = (
+                known & job.queries[queries, None] & job.gallery[columns] & ~job.protocol.drop(query, gallery)
+            )
+            kept.append(mine if lots is None else _draw_own(mine, lots[columns], job.protocol.per_person))
+        needed = torch.stack(kept).any(0)
+        ahead = _strangers_ahead(scores, items, own, columns.numpy(), needed.numpy(), workers)
+        for member, mine in zip(members, kept, strict=True):
+            # Own items stand in ranking order, so the i-th kept one has i - 1 of its own ahead.
+            results[member].add(places, torch.from_numpy(ahead) + mine.cumsum(1), mine)
+
+
+def _take_own(scores: _Scores, pairs: SamePerson, queries: Tensor) -> tuple[_Scores, Tensor]:
+    """Takes the scores of the queries' own people out of a block, leaving -inf, in ranking order.
+
+    Returns:
+        (R, P) scores, falling, -inf for padding; (R, P) gallery columns.
+    """
+    columns, known = pairs.of(queries)
+    index = columns.numpy()
+    own = np.where(known.numpy(), np.take_along_axis(scores, index, 1), -np.inf).astype(scores.dtype)
+    np.put_along_axis(scores, index, np.array(-np.inf, scores.dtype), 1)
+    order = np.argsort(-own, axis=1, kind="stable")
+    return np.take_along_axis(own, order, 1), columns.gather(1, torch.from_numpy(order))
+
+
+def _strangers_ahead(
+    scores: _Scores,
+    items: npt.NDArray[np.int64] | None,
+    own: _Scores,
+    columns: npt.NDArray[np.int64],
+    needed: npt.NDArray[np.bool_],
+    workers: ThreadPoolExecutor,
+) -> npt.NDArray[np.int64]:
+    """(R, P): for each needed own item, how many strangers among `items` rank ahead of it."""
+    ahead = np.zeros(needed.shape, np.int64)
+    rows = np.flatnonzero(needed.any(1)).tolist()
+    worst = np.where(needed, own, np.inf).min(1)
+
+    def strangers(row: int) -> _Scores:
+        found: _Scores = scores[row] if items is None else scores[row, items]
+        return found
+
+    # The worst positive mostly stands far before the end: what is behind it need not be sorted.
+    rivals = [mine[mine >= worst[row]] for row in rows for mine in (strangers(row),)]
+    # Only the sorts go to threads: the other steps are too short to be worth passing the interpreter's lock.
+    threads = torch.get_num_threads()
+    list(workers.map(_sort, [rivals[thread::threads] for thread in range(threads)]))
+    for row, rival in zip(rows, rivals, strict=True):
+        mine = needed[row]
+        value = own[row, mine]
+        better = len(rival) - np.searchsorted(rival, value, "right")
+        tied = len(rival) - np.searchsorted(rival, value, "left") > better
+        if tied.any():
+            better[tied] += _earlier(strangers(row), items, value[tied], columns[row, mine][tied])
+        ahead[row, mine] = better
+    return ahead
+
+
+def _sort(arrays: Sequence[_Scores]) -> None:
+    for array in arrays:
+        array.sort()
+
+
+def _earlier(
+    strangers: _Scores, items: npt.NDArray[np.int64] | None, value: _Scores, column: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """For each of some own items, how many strangers of the same score stand earlier in the gallery."""
+    earlier = np.empty(len(value), np.int64)
+    for score in np.unique(value):
+        places = np.flatnonzero(strangers == score)
+        mine = value == score
+        earlier[mine] = np.searchsorted(places if items is None else items[places], column[mine])
+    return earlier
