@@ -5,20 +5,27 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clip3dreid.errors import InputError
+
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+"""Where a run's folder has the checkpoint that it can go on from."""
 
 
 def conf_dir() -> Path:
@@ -60,6 +67,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # No held-out people, so nothing to validate on.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
 
 
 def _wandb_offline() -> bool:
@@ -114,6 +123,39 @@ def foreseen(error: BaseException) -> str | None:
     return "; ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
+@contextmanager
+def _no_empty_run(folder: Path) -> Iterator[None]:
+    """Removes a run's folder, and parents that this leaves empty, if the block fails before writing anything.
+
+    Hydra makes the folder, with the overrides and an empty log in it, before the task starts.
+    """
+    try:
+        yield
+    except Exception:
+        made = [path for path in folder.rglob("*") if path.is_file()] if folder != Path.cwd() else []
+        if made and all(path.parent.name == ".hydra" or path.suffix == ".log" for path in made):
+            shutil.rmtree(folder)
+            parents = (parent for parent in folder.parents if parent.is_relative_to(Path.cwd()))
+            for parent in parents:
+                if parent == Path.cwd() or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns a foreseen error inside the block into its line and exit status 2."""
+    try:
+        yield
+    except Exception as error:
+        line = foreseen(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -127,7 +169,16 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
+            # Alone, the error is explained here, before Hydra adds a line of its own.
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return task(cfg)
+            with explained(), _no_empty_run(Path(HydraConfig.get().runtime.output_dir)):
+                return task(cfg)
+
+        run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
 
         @functools.wraps(task)
         def main() -> None:
@@ -135,14 +186,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             quieten()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            try:
+            with explained():
                 run()
-            except Exception as error:
-                line = foreseen(error)
-                if line is None:
-                    raise
-                print(f"error: {line}", file=sys.stderr)  # noqa: T201
-                sys.exit(2)
 
         return main
 

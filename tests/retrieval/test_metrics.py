@@ -5,7 +5,8 @@ import torch.multiprocessing as mp
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.metrics import PerQuery, RetrievalScores, score_ranks, summarise
+from clip3dreid.retrieval.distributed import RetrievalScores
+from clip3dreid.retrieval.metrics import PerQuery, score_ranks, summarise
 from tests.retrieval.worlds import rank_a_share, run, world
 
 RANKS = torch.tensor([[1, 3, 6], [2, 99, 99], [7, 21, 99]])

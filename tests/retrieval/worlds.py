@@ -5,8 +5,8 @@ import polars as pl
 import torch
 
 from clip3dreid.retrieval import protocol as rules
+from clip3dreid.retrieval.distributed import RetrievalScores
 from clip3dreid.retrieval.evaluation import evaluate
-from clip3dreid.retrieval.metrics import RetrievalScores
 from clip3dreid.retrieval.protocol import Protocol
 
 RULES = {

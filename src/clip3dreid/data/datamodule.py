@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from clip3dreid.data.images import (
-    EvaluationPictures,
-    TestView,
-    TrainPictures,
-    TrainView,
-    collate,
-    find_unreadable,
-    to_unit,
-)
+from clip3dreid.data.images import EvaluationPictures, TestView, TrainPictures, TrainView, collate, to_unit
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
 from clip3dreid.data.sampling import IdentityBatches, share
 from clip3dreid.errors import InputError
@@ -106,6 +98,7 @@ class ReidDataModule(LightningDataModule):
         self.train_files = joined.files(self.train_table)
         self.labels: TrainingLabels = training_labels(self.train_table)
         self._on_cuda = False
+        self._evaluations: dict[str, list[EvaluationSet]] = {}
 
     @property
     def person_of_clothes(self) -> torch.Tensor:
@@ -114,13 +107,15 @@ class ReidDataModule(LightningDataModule):
 
     def evaluations(self, split: str) -> list[EvaluationSet]:
         """The sets of a split (`val` or `test`) that have both queries and a gallery."""
-        found = []
-        for manifest in self.manifests:
-            query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
-            if len(query) and len(gallery):
-                files = manifest.files(query) + manifest.files(gallery)
-                found.append(EvaluationSet(manifest.name, query, gallery, files))
-        return found
+        if split not in self._evaluations:
+            found = []
+            for manifest in self.manifests:
+                query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
+                if len(query) and len(gallery):
+                    files = manifest.files(query) + manifest.files(gallery)
+                    found.append(EvaluationSet(manifest.name, query, gallery, files))
+            self._evaluations[split] = found
+        return self._evaluations[split]
 
     def sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatches:
         """The identity sampler of one process.
@@ -192,26 +187,6 @@ class ReidDataModule(LightningDataModule):
         """Bytes to floats on the device: a quarter of the traffic of sending floats."""
         view = None if batch.view is None else to_unit(batch.view)
         return batch._replace(images=to_unit(batch.images), view=view)
-
-
-def drop_unreadable(
-    manifest: Manifest, workers: int, progress: Callable[[int], None] | None = None
-) -> Manifest:
-    """The manifest without the pictures that cannot be decoded; a note counts and names them.
-
-    Args:
-        manifest: any data set.
-        workers: processes that decode.
-        progress: called with the number of pictures done so far.
-    """
-    files = manifest.files()
-    bad = set(find_unreadable(files, workers, progress))
-    if not bad:
-        return manifest
-    keep = pl.Series([file not in bad for file in files])
-    names = ", ".join(sorted(path.name for path in bad)[:10])
-    note = f"{len(bad)} unreadable pictures skipped: {names}{' …' if len(bad) > 10 else ''}"
-    return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))
 
 
 def batch_paths(module: ReidDataModule, rows: torch.Tensor) -> list[Path]:

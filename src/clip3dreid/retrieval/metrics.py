@@ -6,18 +6,16 @@ across processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.protocol import AveragePrecision
 
 RANKS = (1, 5, 10, 20)
-_SCORES = (*(f"r{k}" for k in RANKS), "map", "minp")
+SCORES = (*(f"r{k}" for k in RANKS), "map", "minp")
 
 
 class PerQuery(NamedTuple):
@@ -94,61 +92,27 @@ def summarise(per_query: PerQuery) -> dict[str, Any]:
     Raises:
         InputError: if no query is valid.
     """
-    return _means(_sums(per_query))
+    return means(add_up(per_query))
 
 
-def _sums(per_query: PerQuery) -> Tensor:
-    """(8,) float64: queries, valid queries, then the sums of `_SCORES`."""
+def add_up(per_query: PerQuery) -> Tensor:
+    """(8,) float64: queries, valid queries, then the sums of `SCORES`."""
     valid = per_query.valid
     scores = torch.cat([per_query.hits, per_query.ap[:, None], per_query.inp[:, None]], dim=1)[valid]
     numbers = torch.tensor([len(valid), int(valid.sum())], dtype=torch.float64)
     return torch.cat([numbers, scores.sum(0)])
 
 
-def _means(sums: Tensor) -> dict[str, Any]:
+def means(sums: Tensor) -> dict[str, Any]:
+    """What `summarise` returns, from the sums of `add_up`.
+
+    Raises:
+        InputError: if no query is valid.
+    """
     queries, valid, *scores = sums.tolist()
     if not valid:
         raise InputError(
             f"none of {int(queries)} queries has a positive in the gallery; there is nothing to report"
         )
-    means = {name: score / valid for name, score in zip(_SCORES, scores, strict=True)}
-    return {**means, "queries": int(queries), "valid_queries": int(valid)}
-
-
-class RetrievalScores(Metric):
-    """`summarise` across processes: each ranks a share of the queries, and only eight sums travel.
-
-    The state is a float64 vector. Move the metric to the device of the process group's backend (`.to("cuda")`
-    for NCCL) before `compute`; it never needs to be where the features are.
-
-    Example:
-        >>> from clip3dreid.retrieval.metrics import PerQuery, RetrievalScores
-        >>> one, two = torch.tensor([True, True]), torch.tensor([1.0, 2.0], dtype=torch.float64)
-        >>> hits = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)
-        >>> scores = RetrievalScores()
-        >>> scores.update(PerQuery(one, one.long(), 0 * one.long(), two, hits, 1 / two, 1 / two))
-        >>> scores.compute()["map"]
-        0.75
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    sums: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        """Takes the keyword arguments of `torchmetrics.Metric`."""
-        super().__init__(**kwargs)
-        self.add_state("sums", torch.zeros(2 + len(_SCORES), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, per_query: PerQuery) -> None:
-        """Adds the queries of this process; an empty share is fine."""
-        self.sums += _sums(per_query).to(self.sums.device)
-
-    def compute(self) -> Mapping[str, Any]:
-        """The means, as `summarise` gives them, over the queries of all processes.
-
-        Raises:
-            InputError: if no query of any process is valid.
-        """
-        return _means(self.sums)
+    shares = {name: score / valid for name, score in zip(SCORES, scores, strict=True)}
+    return {**shares, "queries": int(queries), "valid_queries": int(valid)}

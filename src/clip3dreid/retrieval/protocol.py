@@ -159,6 +159,10 @@ class Protocol:
         }
 
 
+Protocols: TypeAlias = Mapping[str, Mapping[str, Protocol]]
+"""Data set -> name -> protocol."""
+
+
 class Selection(NamedTuple):
     """The rows of the two tables that take part in a protocol."""
 

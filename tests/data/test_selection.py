@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from clip3dreid.data.manifest import Manifest, build
-from clip3dreid.data.split import hold_out
+from clip3dreid.data.selection import hold_out
 from clip3dreid.errors import InputError
 
 

@@ -1,8 +1,11 @@
-"""Holding training people out, to choose checkpoints without looking at test people."""
+"""Which rows of a manifest a run uses: people held out to choose checkpoints, pictures that can be read."""
+
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 
+from clip3dreid.data.images import find_unreadable
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
 
@@ -47,3 +50,23 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
     )
     note = f"{people} of {len(names)} training people held out for validation (seed {seed})"
     return manifest.replace(table=pl.concat([rest, held]), notes=(*manifest.notes, note))
+
+
+def drop_unreadable(
+    manifest: Manifest, workers: int, progress: Callable[[int], None] | None = None
+) -> Manifest:
+    """The manifest without the pictures that cannot be decoded; a note counts and names them.
+
+    Args:
+        manifest: any data set.
+        workers: processes that decode.
+        progress: called with the number of pictures done so far.
+    """
+    files = manifest.files()
+    bad = set(find_unreadable(files, workers, progress))
+    if not bad:
+        return manifest
+    keep = pl.Series([file not in bad for file in files])
+    names = ", ".join(sorted(path.name for path in bad)[:10])
+    note = f"{len(bad)} unreadable pictures skipped: {names}{' …' if len(bad) > 10 else ''}"
+    return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))

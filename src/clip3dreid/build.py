@@ -1,0 +1,97 @@
+"""From a composed config to objects: what the entry points share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config import conf_dir
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.selection import drop_unreadable, hold_out
+from clip3dreid.errors import InputError
+from clip3dreid.retrieval.protocol import Protocol, Protocols
+
+log = logging.getLogger(__name__)
+
+
+class DataSource(NamedTuple):
+    """A data set with the protocols it is evaluated under; the last protocol is its headline."""
+
+    manifest: Manifest
+    protocols: Mapping[str, Protocol]
+    val_protocols: Mapping[str, Protocol]
+
+
+def require_data(cfg: DictConfig) -> None:
+    """Raises InputError if no data set was chosen."""
+    if "data" not in cfg or OmegaConf.is_missing(cfg, "data"):
+        names = sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml") if path.stem != "base")
+        raise InputError(f"no data set: give data=NAME data.root=FOLDER; NAME is one of {', '.join(names)}")
+
+
+def read_manifest(data: DictConfig) -> Manifest:
+    """Reads the data set that a `data` node describes, as it is on disk.
+
+    Raises:
+        InputError: if the root is not there, or does not look like this data set.
+    """
+    if OmegaConf.is_missing(data, "root"):
+        raise InputError(f"data.root is not set; give the folder of {data.name} as data.root=FOLDER")
+    manifest: Manifest = instantiate(data.read)(Path(str(data.root)).expanduser().absolute())
+    return manifest.renamed(str(data.name))
+
+
+def instantiate_protocols(nodes: Any) -> dict[str, Protocol]:
+    """The protocols of a node that maps names to them, in its order."""
+    return {str(name): instantiate(node) for name, node in nodes.items()}
+
+
+def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
+    """The data sets of a run: `cfg.data` first, then those in `cfg.data.also`.
+
+    Held-out people are drawn, and unreadable pictures dropped where `on_error` says so.
+
+    Args:
+        cfg: a root config with `data`, `protocol` (overrides every set's own where not empty) and `loader`.
+        seed: of the draw of held-out people.
+    """
+    require_data(cfg)
+    sources = []
+    chosen = instantiate_protocols(cfg.protocol)
+    for data in (cfg.data, *cfg.data.also.values()):
+        if data.on_error not in ("fail", "skip"):
+            raise InputError(f"data.on_error={data.on_error} is unknown; choose fail or skip")
+        manifest = read_manifest(data)
+        if data.on_error == "skip":
+            manifest = drop_unreadable(manifest, max(1, int(cfg.loader.workers)))
+        manifest = hold_out(manifest, int(data.val_people), seed)
+        for note in manifest.notes:
+            log.info("%s: %s", manifest.name, note)
+        own, own_val = instantiate_protocols(data.protocols), instantiate_protocols(data.val_protocols)
+        sources.append(DataSource(manifest, chosen or own, chosen or own_val))
+    return sources
+
+
+def protocols_of(sources: list[DataSource]) -> dict[str, Protocols]:
+    """For each split, the protocols of every data set, as `EvaluationModule` takes them."""
+    test = {source.manifest.name: source.protocols for source in sources}
+    val = {source.manifest.name: source.val_protocols for source in sources}
+    return {"val": val, "test": test}
+
+
+def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Pictures and people of every split and role, for the record of a run."""
+    found: dict[str, dict[str, int]] = {}
+    for (split, role), part in manifest.table.group_by("split", "role", maintain_order=True):
+        found[f"{split}/{role}"] = {"pictures": len(part), "people": part["person"].n_unique()}
+    return found
+
+
+def plain(node: Any) -> Any:
+    """A resolved config node as dicts and lists."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

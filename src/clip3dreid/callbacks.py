@@ -1,0 +1,61 @@
+"""Callbacks of our own: what a real run would cost."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class CostEstimate(Callback):
+    """Times the steps of a trial run and says what the real one would take on the same machine.
+
+    Args:
+        epochs: of the real run.
+        warmup: steps left out of the timing, while caches fill and kernels are chosen.
+    """
+
+    def __init__(self, epochs: int, warmup: int = 3) -> None:
+        self.epochs = epochs
+        self.warmup = warmup
+        self._times: list[float] = []
+        self._losses: list[float] = []
+        self._last = 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops the clock; reading the loss waits for the device, so asynchronous work is counted."""
+        self._losses.append(float(outputs["loss"]))
+        self._times.append(time.perf_counter() - self._last)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Prints the estimate."""
+        times = self._times[self.warmup :] or self._times
+        if not times:
+            return
+        step = statistics.median(times)
+        steps = len(trainer.datamodule.sampler(0, 1))  # type: ignore[attr-defined]
+        hours = step * steps * self.epochs / 3600
+        log.info(
+            "trial: loss %.3f -> %.3f over %d steps on one batch; %.3f s a step without loading; the real run "
+            "of %d epochs x %d steps would train for about %.2f h here",
+            self._losses[0],
+            self._losses[-1],
+            len(self._losses),
+            step,
+            self.epochs,
+            steps,
+            hours,
+        )

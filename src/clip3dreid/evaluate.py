@@ -1,0 +1,53 @@
+"""`python -m clip3dreid.evaluate`: a checkpoint on any data set, or features from any model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config import conf_dir, entry_point
+from clip3dreid.files import write_json
+
+RESULTS_VERSION = 1
+
+
+def _features(cfg: DictConfig) -> dict[str, Any]:
+    from clip3dreid.build import instantiate_protocols
+    from clip3dreid.retrieval.evaluation import evaluate, load_features
+    from clip3dreid.tables import print_scores
+
+    query, query_table, gallery, gallery_table = load_features(Path(cfg.features))
+    nodes = cfg.protocol
+    if not nodes:
+        clothes = not (query_table["clothes"].null_count() or gallery_table["clothes"].null_count())
+        names = ("general", "same_clothes", "clothes_changing") if clothes else ("general",)
+        nodes = OmegaConf.merge(*(OmegaConf.load(conf_dir() / "protocol" / f"{name}.yaml") for name in names))
+    protocols = instantiate_protocols(nodes)
+    found = evaluate(query, query_table, gallery, gallery_table, protocols, metric=cfg.metric)
+    results = {name: evaluation.result() for name, evaluation in found.items()}
+    print_scores(f"{cfg.features}, {cfg.metric}", results)
+    return {"features": str(cfg.features), "metric": str(cfg.metric), "results": results}
+
+
+@entry_point("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluates, prints a table, writes `out`."""
+    # Imported here, so that --help and a mistyped key are answered before torch is loaded, and features are
+    # scored without a training framework.
+    if cfg.features is not None:
+        facts = _features(cfg)
+    else:
+        from clip3dreid.score import score
+
+        facts = score(cfg)
+    if cfg.out is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        from clip3dreid.record import environment
+
+        write_json(Path(cfg.out), {"version": RESULTS_VERSION, **facts, "environment": environment()})
+
+
+if __name__ == "__main__":
+    main()

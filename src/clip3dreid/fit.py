@@ -1,0 +1,217 @@
+"""One training run: from a composed config to checkpoints, logs and a report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.build import DataSource, counts, data_sources, plain, protocols_of
+from clip3dreid.config import LAST_CHECKPOINT
+from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.errors import InputError
+from clip3dreid.files import write_json, write_text
+from clip3dreid.loss.total import Total
+from clip3dreid.model.student import Student
+from clip3dreid.model.weights import CARD_VERSION, load_pretrained
+from clip3dreid.module import ReidModule
+from clip3dreid.record import environment
+from clip3dreid.tables import print_scores
+from clip3dreid.types import Dimensions
+
+log = logging.getLogger(__name__)
+
+RESULTS_VERSION = 1
+
+
+def make_student(cfg: DictConfig) -> Student:
+    """The student of the config with the weights it starts from.
+
+    Raises:
+        InputError: if weights are asked for and missing, or do not fit.
+    """
+    student: Student = instantiate(cfg.model.student)
+    start = cfg.init_from or cfg.model.pretrained
+    if start is not None:
+        load_pretrained(student, Path(start), fetch=None if cfg.init_from else cfg.model.fetch)
+    return student
+
+
+def make_card(cfg: DictConfig) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to rebuild the student and to feed it the right pictures."""
+    return {
+        "version": CARD_VERSION,
+        "student": plain(cfg.model.student),
+        "height": int(cfg.loader.height),
+        "width": int(cfg.loader.width),
+        "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
+    }
+
+
+def headline(source: DataSource, validation: bool) -> str:
+    """Name of the protocol that selects checkpoints: the last of the data set's list."""
+    return list(source.val_protocols if validation else source.protocols)[-1]
+
+
+def _callbacks(cfg: DictConfig, monitor: str | None) -> list[Callback]:
+    """All of `cfg.callbacks`; `best` only where there is something to select by."""
+    callbacks = []
+    for name, node in cfg.callbacks.items():
+        if name != "best":
+            callbacks.append(instantiate(node))
+        elif monitor is not None:
+            callbacks.append(instantiate(node)(monitor=monitor))
+    return callbacks
+
+
+@rank_zero_only
+def _record(cfg: DictConfig, folder: Path, data: ReidDataModule) -> None:
+    """Saves beside the run what its numbers depend on."""
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    facts = environment() | {
+        "seed": int(cfg.seed),
+        "data": {manifest.name: counts(manifest) for manifest in data.manifests},
+        "notes": {manifest.name: list(manifest.notes) for manifest in data.manifests},
+    }
+    write_json(folder / "environment.json", facts)
+
+
+def _finish_wandb() -> None:
+    """Ends the dashboard's run, which the next run of a sweep would otherwise go on writing to."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Trains and evaluates.
+
+    Args:
+        cfg: `conf/train.yaml`, composed.
+
+    Returns:
+        The headline protocol's R1 on the first data set, 0..1, for Hydra's optimising sweepers; None where there
+        is nothing to test on.
+
+    Raises:
+        InputError: if the config asks for something that the data, the weights or the losses cannot give.
+        SystemExit: with 130 or 143 if the run was stopped by Ctrl-C or a scheduler.
+    """
+    try:
+        return _run(cfg)
+    finally:
+        _finish_wandb()
+
+
+def _run(cfg: DictConfig) -> float | None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    sources = data_sources(cfg, cfg.seed)
+    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
+    data.validation_split = "test" if cfg.select_on_test else "val"
+    student = make_student(cfg)
+    losses = Total(
+        instantiate(cfg.loss),
+        Dimensions(
+            channels=student.channels,
+            width=student.width,
+            people=len(data.labels.people),
+            person_of_clothes=data.person_of_clothes,
+        ),
+    )
+    if late := [name for name, start in losses.start_epochs.items() if start >= cfg.epochs]:
+        raise InputError(
+            f"loss {', '.join(late)} would start at epoch {losses.start_epochs[late[0]]} of a training of "
+            f"{cfg.epochs} epochs, so never; lower clothes_start_epoch or raise epochs"
+        )
+    module = ReidModule(
+        student,
+        losses,
+        optimizer=instantiate(cfg.optimizer.optimizer),
+        schedule=instantiate(cfg.optimizer.schedule),
+        card=make_card(cfg),
+        protocols=protocols_of(sources),
+        metric=cfg.retrieval.metric,
+        flip=cfg.retrieval.flip,
+    )
+    selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
+    monitor = None
+    if selecting:
+        chosen = next(source for source in sources if source.manifest.name == selecting[0])
+        monitor = f"val/{selecting[0]}/{headline(chosen, not cfg.select_on_test)}/r1"
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=_callbacks(cfg, monitor),
+        logger=[instantiate(node) for node in cfg.logger.values()],
+    )
+    # Asked now, what the loader would refuse later is refused before anything is written or launched.
+    data.sampler(0, trainer.world_size)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain(cfg))
+    _record(cfg, folder, data)
+    resume = folder / LAST_CHECKPOINT if cfg.resume else None
+    # Checkpoints hold plain data only, so nothing in them is ever unpickled.
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:
+        # Lightning leaves with status 0 when a scheduler sends SIGTERM, as if the run were done.
+        log.error("stopped in epoch %d; go on with resume=%s", trainer.current_epoch, folder)
+        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+    return _report(cfg, folder, trainer, module, data, sources, monitor)
+
+
+def _report(
+    cfg: DictConfig,
+    folder: Path,
+    trainer: pl.Trainer,
+    module: ReidModule,
+    data: ReidDataModule,
+    sources: list[DataSource],
+    monitor: str | None,
+) -> float | None:
+    """Evaluates the last checkpoint and the selected one, prints the tables, writes `results.json`."""
+    if not data.evaluations("test"):
+        log.info("no test people in this data: nothing to evaluate")
+        return None
+    candidates: list[tuple[str, str, str | None]] = [("last", "last epoch", None)]
+    by = "on TEST data" if cfg.select_on_test else "on held-out people"
+    # Without a path where the run was too short for a single evaluation.
+    candidates += [
+        ("best", f"best {monitor} {by}", callback.best_model_path)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path
+    ]
+    evaluations: list[dict[str, Any]] = []
+    for name, selected_by, path in candidates:
+        module.test_prefix = f"test/{name}"
+        trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        for data_set, results in module.results["test"].items():
+            evaluations.append(
+                {"checkpoint": name, "selected_by": selected_by, "data": data_set, "results": results}
+            )
+    facts = {
+        "version": RESULTS_VERSION,
+        "seed": int(cfg.seed),
+        "metric": str(cfg.retrieval.metric),
+        "flip": bool(cfg.retrieval.flip),
+        "evaluations": evaluations,
+    }
+    _publish(folder, facts)
+    return float(evaluations[0]["results"][headline(sources[0], validation=False)]["r1"])
+
+
+@rank_zero_only
+def _publish(folder: Path, facts: dict[str, Any]) -> None:
+    write_json(folder / "results.json", facts)
+    for evaluation in facts["evaluations"]:
+        title = f"{evaluation['data']}, {evaluation['checkpoint']} checkpoint ({evaluation['selected_by']})"
+        print_scores(title, evaluation["results"])
+    log.info("results, checkpoints and logs are in %s", folder)

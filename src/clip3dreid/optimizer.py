@@ -1,0 +1,63 @@
+"""Learning-rate schedules as functions of the epoch, and parameter groups."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epochs: int = 0) -> float:
+    """Multiplier of the learning rate: times `gamma` at each milestone, after a linear warm-up.
+
+    Args:
+        epoch: 0-based.
+        milestones: epochs from which on the rate is multiplied once more.
+        gamma: factor at each milestone.
+        warmup_epochs: epochs over which the rate rises linearly to its value; 0 starts at full rate.
+    """
+    warmup = min(1.0, (epoch + 1) / warmup_epochs) if warmup_epochs else 1.0
+    return float(warmup * gamma ** sum(epoch >= milestone for milestone in milestones))
+
+
+def cosine(epoch: int, *, epochs: int, warmup_epochs: int = 0, floor: float = 0.0) -> float:
+    """Multiplier of the learning rate: half a cosine from 1 to `floor`, after a linear warm-up.
+
+    Args:
+        epoch: 0-based.
+        epochs: length of the training, at whose end the rate would reach `floor`.
+        warmup_epochs: epochs over which the rate rises linearly; 0 starts at full rate.
+        floor: 0..1, share of the rate that stays.
+    """
+    if epoch < warmup_epochs:
+        return (epoch + 1) / warmup_epochs
+    progress = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def optimise(
+    parameters: Iterable[nn.Parameter],
+    unscheduled: Iterable[nn.Parameter],
+    optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
+    schedule: Callable[[int], float],
+) -> tuple[Optimizer, LambdaLR]:
+    """An optimiser with two groups: the scheduled parameters, and those whose rate stays as it is.
+
+    The base recipe keeps the clothes classifier at its first learning rate while everything else decays.
+
+    Args:
+        parameters: all trainable parameters.
+        unscheduled: those of them that the schedule must leave alone.
+        optimizer: makes the optimiser from parameter groups.
+        schedule: multiplier of the learning rate for a 0-based epoch.
+    """
+    constant = {id(parameter) for parameter in unscheduled}
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        ([parameter for parameter in trainable if id(parameter) not in constant], schedule),
+        ([parameter for parameter in trainable if id(parameter) in constant], lambda _: 1.0),
+    ]
+    groups = [group for group in groups if group[0]]
+    built = optimizer([{"params": members} for members, _ in groups])
+    return built, LambdaLR(built, [multiplier for _, multiplier in groups])

@@ -1,0 +1,68 @@
+"""What a number depends on besides the config: versions, machine, source state."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "clip3dreid",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "transformers",
+    "torchmetrics",
+    "pytorch-metric-learning",
+    "albumentations",
+    "opencv-python-headless",
+    "pillow",
+    "polars",
+    "numpy",
+)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the folder of this package, None where it is not a checkout or git is missing."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and packages, the device, and the git commit with whether it was changed."""
+    # An installed package may lie inside somebody else's repository, whose commit says nothing of ours.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    commit = _git("rev-parse", "HEAD") if tracked else None
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": {"commit": commit, "changed": bool(status)} if commit else None,
+    }

@@ -1,0 +1,52 @@
+"""Metrics over several processes. Apart from `metrics`, because torchmetrics takes seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from clip3dreid.retrieval.metrics import SCORES, PerQuery, add_up, means
+
+
+class RetrievalScores(Metric):
+    """`summarise` across processes: each ranks a share of the queries, and only eight sums travel.
+
+    The state is a float64 vector. Move the metric to the device of the process group's backend (`.to("cuda")`
+    for NCCL) before `compute`; it never needs to be where the features are.
+
+    Example:
+        >>> from clip3dreid.retrieval.distributed import RetrievalScores
+        >>> from clip3dreid.retrieval.metrics import PerQuery
+        >>> one, two = torch.tensor([True, True]), torch.tensor([1.0, 2.0], dtype=torch.float64)
+        >>> hits = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)
+        >>> scores = RetrievalScores()
+        >>> scores.update(PerQuery(one, one.long(), 0 * one.long(), two, hits, 1 / two, 1 / two))
+        >>> scores.compute()["map"]
+        0.75
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Takes the keyword arguments of `torchmetrics.Metric`."""
+        super().__init__(**kwargs)
+        self.add_state("sums", torch.zeros(2 + len(SCORES), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, per_query: PerQuery) -> None:
+        """Adds the queries of this process; an empty share is fine."""
+        self.sums += add_up(per_query).to(self.sums.device)
+
+    def compute(self) -> Mapping[str, Any]:
+        """The means, as `summarise` gives them, over the queries of all processes.
+
+        Raises:
+            InputError: if no query of any process is valid.
+        """
+        return means(self.sums)

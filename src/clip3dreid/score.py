@@ -1,0 +1,95 @@
+"""A checkpoint on a data set: from a composed config to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from clip3dreid.build import data_sources, protocols_of, require_data
+from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.errors import InputError
+from clip3dreid.model.student import Student
+from clip3dreid.model.weights import load_pretrained, read_card, student_from_checkpoint
+from clip3dreid.module import EvaluationModule
+from clip3dreid.tables import print_scores
+
+
+def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any]]:
+    """The student to evaluate, and the card with the picture size it was trained at."""
+    if cfg.checkpoint is not None:
+        path = Path(cfg.checkpoint).expanduser()
+        return student_from_checkpoint(path), read_card(path)
+    if "model" not in cfg:
+        raise InputError(
+            "nothing to evaluate: give checkpoint=FILE, or model/student=NAME model.pretrained=FILE, or "
+            "features=FILE.npz"
+        )
+    if cfg.model.pretrained is None:
+        raise InputError(
+            "model.pretrained is null: an untrained student has no score; give its weights' file"
+        )
+    student: Student = instantiate(cfg.model.student)
+    loaded = load_pretrained(student, Path(cfg.model.pretrained), fetch=cfg.model.fetch)
+    if "neck.weight" not in loaded:
+        raise InputError(
+            f"{cfg.model.pretrained} holds a backbone alone: its neck would be untrained and its score "
+            "meaningless; train a student from it first"
+        )
+    return student, {}
+
+
+def score(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluates a student and prints its tables.
+
+    Args:
+        cfg: `conf/evaluate.yaml`, composed.
+
+    Returns:
+        What the JSON file says of the checkpoint, and `results[protocol]`; further data sets under `also`.
+
+    Raises:
+        InputError: if there is no data set, nothing to evaluate, or the two do not fit.
+    """
+    require_data(cfg)
+    student, card = _student(cfg)
+    cfg.loader.height = cfg.height or card.get("height") or cfg.loader.height
+    cfg.loader.width = cfg.width or card.get("width") or cfg.loader.width
+    sources = data_sources(cfg, cfg.seed)
+    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
+    if cfg.split not in ("test", "val"):
+        raise InputError(f"split={cfg.split} is unknown; choose test or val")
+    if not data.evaluations(cfg.split):
+        raise InputError(
+            f"{cfg.data.name} has no queries and gallery in split {cfg.split}; look at it with "
+            "python -m clip3dreid.inspect_data"
+        )
+    module = EvaluationModule(student, protocols=protocols_of(sources), metric=cfg.metric, flip=cfg.flip)
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
+    )
+    run = trainer.test if cfg.split == "test" else trainer.validate
+    run(module, datamodule=data, verbose=False)
+    scores = module.results[cfg.split]
+    for name, results in scores.items():
+        rank_zero_only(print_scores)(
+            f"{name} ({cfg.split}), {cfg.checkpoint or cfg.model.pretrained}", results
+        )
+    facts: dict[str, Any] = {
+        "checkpoint": str(cfg.checkpoint or cfg.model.pretrained),
+        "trained_on": card.get("data"),
+        "metric": str(cfg.metric),
+        "flip": bool(cfg.flip),
+        "data": sources[0].manifest.name,
+        "notes": list(sources[0].manifest.notes),
+        "results": scores[sources[0].manifest.name],
+    }
+    if len(scores) > 1:
+        facts["also"] = {name: scores[name] for name in list(scores)[1:]}
+    return facts

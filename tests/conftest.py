@@ -1,0 +1,120 @@
+"""Small worlds on disk, in the real layouts, for the tests that run whole commands."""
+
+import contextlib
+import importlib
+import io
+import logging
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def paint(path: Path, person: int, outfit: int, seed: int, height: int = 32, width: int = 16) -> None:
+    """A bar code of eight bands that tells the person, in a colour that tells the outfit, plus noise."""
+    rng = np.random.default_rng([person, outfit, seed])
+    bands = np.random.default_rng([3, person]).permutation([0.15] * 4 + [0.95] * 4)
+    shade = np.broadcast_to(np.repeat(bands, height // 8)[:, None, None], (height, width, 1))
+    colour = np.random.default_rng([77, person, outfit]).uniform(0.3, 1.0, 3)
+    picture = shade * colour + rng.normal(0, 0.03, (height, width, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8)).save(path)
+
+
+def write_ltcc(root: Path, train: Sequence[int] = range(6), test: Sequence[int] = range(20, 24)) -> Path:
+    """LTCC's layout: two outfits and two cameras a person, two frames each; the first frames are queries."""
+    frame = 0
+    for part, people in (("train", train), ("test", test)):
+        for person in people:
+            for outfit in (1, 2):
+                for camera in (1, 2):
+                    for shot in range(2):
+                        frame += 1
+                        name = f"{person:03d}_{outfit}_c{camera}_{frame:06d}.png"
+                        folder = "query" if part == "test" and shot == 0 else part
+                        paint(root / folder / name, person, outfit, frame)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ltcc_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LTCC: 6 training and 4 test people. The folder's name holds `_c`, which has misled parsers."""
+    return write_ltcc(tmp_path_factory.mktemp("my_ccreid") / "LTCC_ReID")
+
+
+TINY = (
+    "model/student=resnet18",
+    "model.pretrained=null",
+    "model.student.backbone.width=8",
+    "loader.height=32",
+    "loader.width=16",
+    "loader.people=4",
+    "loader.pictures=2",
+    "loader.workers=0",
+    "loader.evaluation_batch=16",
+    "trainer=cpu",
+    "logger=csv",
+)
+"""Overrides that make any recipe small enough for a test."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides that make any recipe small enough for a test."""
+    return TINY
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs `python -m clip3dreid.NAME arguments…` in a process of its own, in an empty folder."""
+
+    def run(name: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"clip3dreid.{name}", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """As `command`, but in this process: importing torch and Lightning anew takes longer than most tests."""
+    monkeypatch.chdir(tmp_path)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        monkeypatch.setattr(sys, "argv", [f"clip3dreid.{name}", *arguments])
+        status = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                importlib.import_module(f"clip3dreid.{name}").main()
+            except SystemExit as leaving:
+                status = int(leaving.code or 0)
+            except Exception:
+                traceback.print_exc()
+                status = 1
+            finally:
+                GlobalHydra.instance().clear()
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+    yield run
+    torch.use_deterministic_algorithms(deterministic)
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]

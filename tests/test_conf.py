@@ -1,0 +1,124 @@
+"""Every YAML composes, and every node fits its target: a mistyped key fails here, not in the third hour."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method, get_object
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config import conf_dir, register
+
+EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+# What a run supplies at a partial's call, so that its absence from the YAML is no fault.
+POSITIONAL = object()
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose(root, [*overrides], return_hydra_config=True)
+    # Hydra fills these in at run time; here any folder will do.
+    OmegaConf.set_readonly(cfg.hydra, False)
+    cfg.hydra.runtime.output_dir = "/nowhere"
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def nodes(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All nodes with a `_target_`, with their place."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for key, below in value.items():
+            yield from nodes(below, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from nodes(below, f"{path}[{index}]")
+
+
+def check_bindings(cfg: DictConfig) -> int:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    count = 0
+    for path, node in nodes(plain):
+        target = get_object(node["_target_"])
+        keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
+        signature = inspect.signature(target)
+        try:
+            if node.get("_partial_"):
+                signature.bind_partial(**keys)
+            else:
+                signature.bind(**keys)
+        except TypeError as error:
+            pytest.fail(f"{path}: {node['_target_']}: {error}")
+        if node["_target_"] == "hydra.utils.get_method":
+            assert callable(get_method(node["path"]))
+        count += 1
+    return count
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if path.stem != "base")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("method", options("method"))
+def test_every_experiment_composes_with_every_method_and_binds(experiment: str, method: str) -> None:
+    cfg = composed("train", f"+experiment={experiment}", f"method={method}", "data.root=/nowhere")
+    assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, option)
+        for group in ("model/student", "loss", "optimizer", "trainer", "logger", "loader", "protocol")
+        for option in options(group)
+    ],
+)
+def test_every_option_of_every_group_composes_and_binds(group: str, option: str) -> None:
+    cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"{group}={option}")
+    assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("root", ["evaluate", "inspect_data"])
+def test_every_data_set_composes_under_the_other_entry_points(root: str, data: str) -> None:
+    assert check_bindings(composed(root, f"data={data}", "data.root=/nowhere")) > 1
+
+
+def test_a_second_data_set_joins_by_composition() -> None:
+    cfg = composed(
+        "train", "data=ltcc", "data.root=/a", "+data@data.also.prcc=prcc", "data.also.prcc.root=/b"
+    )
+    assert cfg.data.also.prcc.name == "prcc"
+    assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_recipe_cites_its_source_command_cost_and_score(experiment: str) -> None:
+    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    header = text.split("\n# @package")[0] if text.startswith("#") else ""
+    for word in ("paper:", "command:", "cost:", "score:"):
+        assert word in text, f"{experiment} lacks `{word}`"
+    assert f"+experiment={experiment}" in text
+    assert header is not None
+
+
+def test_every_loss_has_a_package_of_its_own() -> None:
+    for path in Path(conf_dir() / "loss").glob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith(f"# @package loss.{path.stem}\n"), path.name
+
+
+def test_an_experiment_sets_no_loss_of_its_own() -> None:
+    for path in Path(conf_dir() / "experiment").glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert "\nloss:" not in text, path.name
+        assert "/loss" not in text, path.name

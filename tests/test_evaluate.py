@@ -1,0 +1,129 @@
+"""The evaluator's command line on features from anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Command, write_ltcc
+
+
+def features(path: Path, **changes: Any) -> Path:
+    """Two queries, five gallery pictures, on a line: distances can be read off.
+
+    Query 0 (person 1, camera 1, clothes 1) at 0; gallery at 1 (person 1, clothes 1), 2 (person 2), 3 (person 1,
+    clothes 2), 4 (person 2), 0.5 (person 1, its own camera). Query 1 (person 3) has nobody in the gallery.
+    """
+    arrays: dict[str, Any] = {
+        "query_features": np.array([[0.0, 1], [9, 1]], np.float32),
+        "query_pids": [1, 3],
+        "query_camids": [1, 1],
+        "query_clothes": [1, 1],
+        "gallery_features": np.array([[1, 1], [2, 1], [3, 1], [4, 1], [0.5, 1]], np.float32),
+        "gallery_pids": [1, 2, 1, 2, 1],
+        "gallery_camids": [2, 2, 3, 2, 1],
+        "gallery_clothes": [1, 1, 2, 1, 1],
+    }
+    arrays |= changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def test_scores_by_hand_for_every_protocol_the_labels_allow(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    done = invoke("evaluate", f"features={path}", "metric=euclidean", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert list(results) == ["general", "same_clothes", "clothes_changing"]
+    # Own camera dropped: ranks of the positives are 1 and 3.
+    assert results["general"]["r1"] == 1
+    assert results["general"]["map"] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert results["general"]["minp"] == pytest.approx(2 / 3)
+    assert results["same_clothes"]["map"] == pytest.approx(1)
+    # Only the picture at 3 is left, behind the stranger at 2.
+    assert results["clothes_changing"]["r1"] == 0
+    assert results["clothes_changing"]["r5"] == 1
+    assert results["clothes_changing"]["map"] == pytest.approx(1 / 2)
+    for scores in results.values():
+        assert (scores["queries"], scores["valid_queries"]) == (2, 1)
+        assert scores["without_positive"] == ["query[1]"]
+    assert "clothes_changing" in done.stdout
+
+
+def test_clothes_are_optional_and_a_protocol_can_be_chosen(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz", query_clothes=None, gallery_clothes=None)
+    done = invoke("evaluate", f"features={path}", "protocol=no_removal", "metric=euclidean", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "o.json").read_text())
+    # The own camera's picture counts here: ranks 1, 2 and 4.
+    assert facts["results"]["no_removal"]["map"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert facts["metric"] == "euclidean"
+
+
+def test_a_collapsed_model_scores_chance_and_not_everything(invoke: Command, tmp_path: Path) -> None:
+    people = np.repeat(np.arange(20), 5)
+    path = features(
+        tmp_path / "f.npz",
+        query_features=np.ones((20, 4), np.float32), query_pids=np.arange(20), query_camids=np.zeros(20, int),
+        gallery_features=np.ones((100, 4), np.float32), gallery_pids=people, gallery_camids=np.ones(100, int),
+        query_clothes=None, gallery_clothes=None,
+    )  # fmt: skip
+    done = invoke("evaluate", f"features={path}", "protocol=general", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "o.json").read_text())["results"]["general"]
+    # In gallery order only person 0 is first for its own query: 1 of 20.
+    assert scores["r1"] == pytest.approx(1 / 20)
+    assert scores["chance_r1"] == pytest.approx(5 / 100)
+
+
+nan = np.array([[0.0, 1], [np.nan, 1]], np.float32)
+BAD = {
+    "NaN": ({"query_features": nan}, [], "NaN"),
+    "unequal width": ({"query_features": np.ones((2, 3), np.float32)}, [], "wide"),
+    "no clothes": (
+        {"query_clothes": None, "gallery_clothes": None},
+        ["protocol=clothes_changing"],
+        "clothes",
+    ),
+    "lengths": ({"query_pids": [1]}, [], "query_pids"),
+    "missing array": ({"gallery_camids": None}, [], "gallery_camids"),
+    "pickled objects": ({"query_pids": np.array([1, "x"], object)}, [], "query_pids"),
+    "unknown metric": ({}, ["metric=manhattan"], "manhattan"),
+    "unknown protocol": ({}, ["protocol=generel"], "generel"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_features_get_one_line_status_two_and_no_output(
+    case: str, invoke: Command, tmp_path: Path
+) -> None:
+    changes, arguments, message = BAD[case]
+    path = features(tmp_path / "f.npz", **changes)
+    done = invoke("evaluate", f"features={path}", "out=o.json", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no data set"),
+        (["data=ltcc", "data.root=ROOT"], "nothing to evaluate"),
+        (["data=ltcc", "data.root=ROOT", "checkpoint=/no.ckpt"], "/no.ckpt"),
+        (["data=ltcc", "data.root=ROOT", "model/student=resnet18", "model.pretrained=null"], "untrained"),
+        (["features=/no.npz"], "/no.npz"),
+    ],
+)
+def test_a_missing_piece_is_named(
+    arguments: list[str], message: str, invoke: Command, tmp_path: Path
+) -> None:
+    root = write_ltcc(tmp_path / "LTCC_ReID", train=range(2), test=range(3))
+    done = invoke("evaluate", *[argument.replace("ROOT", str(root)) for argument in arguments])
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,82 @@
+"""The wheel, installed elsewhere, has everything: conf, console scripts, every entry point."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the unpacked wheel; the packages it needs are those of this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def elsewhere(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in another folder that sees the unpacked wheel before the checkout."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_the_wheel_holds_the_same_configs_as_the_checkout(site: Path) -> None:
+    checkout = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
+    packed = {
+        path.relative_to(site / "clip3dreid/conf") for path in (site / "clip3dreid/conf").rglob("*.yaml")
+    }
+    assert packed == checkout
+
+
+def test_every_experiment_composes_from_another_folder(site: Path, tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from hydra import compose, initialize_config_dir
+import clip3dreid
+from clip3dreid.config import conf_dir, register
+assert Path(clip3dreid.__file__).is_relative_to(SITE), clip3dreid.__file__
+assert conf_dir().is_relative_to(SITE), conf_dir()
+register()
+names = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
+with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    for name in names:
+        compose("train", [f"+experiment={name}", "data.root=/nowhere"])
+print(len(names))
+"""
+    done = elsewhere(site, tmp_path, "-c", f"SITE = {str(site)!r}\n{code}")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 12
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inspect_data", "weights", "blur_faces"])
+def test_every_entry_point_answers_help_from_another_folder(site: Path, tmp_path: Path, name: str) -> None:
+    done = elsewhere(site, tmp_path, "-m", f"clip3dreid.{name}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python -m clip3dreid.{name}" in done.stdout
+
+
+def test_every_console_script_names_a_function_that_exists() -> None:
+    from importlib.metadata import entry_points
+
+    scripts = [
+        script for script in entry_points(group="console_scripts") if script.name.startswith("clip3dreid-")
+    ]
+    assert len(scripts) >= 5
+    for script in scripts:
+        assert callable(script.load())
