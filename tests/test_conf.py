@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_method, get_object
+from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import conf_dir, register
@@ -100,6 +100,15 @@ def test_a_second_data_set_joins_by_composition() -> None:
     )
     assert cfg.data.also.prcc.name == "prcc"
     assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_recipe_can_be_trained_with_every_optimizer(experiment: str, optimizer: str) -> None:
+    cfg = composed("train", f"+experiment={experiment}", f"optimizer={optimizer}", "data.root=/nowhere")
+    rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in range(cfg.epochs)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert rates[-1] < 0.1
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

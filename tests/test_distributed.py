@@ -54,3 +54,17 @@ def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_li
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "multiple of 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_a_run_launches_each_run_anew(
+    ltcc_root: Path, command: Command, tmp_path: Path
+) -> None:
+    done = command(
+        "train", "-m", "seed=1,2", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY,
+        "model.student.ghost_group=4", "trainer.devices=2", "trainer.strategy=ddp", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for job, seed in (("0", 1), ("1", 2)):
+        assert json.loads((tmp_path / "sweep" / job / "results.json").read_text())["seed"] == seed
+    assert not (tmp_path / "runs").exists()

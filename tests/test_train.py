@@ -171,6 +171,12 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     assert expected.keys() == found.keys()
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
+    # Nothing of the killed run's log is lost, and no epoch is missing.
+    (earlier,) = (tmp_path / "killed" / "csv").glob("metrics.*.csv")
+    with earlier.open() as file:
+        epochs = {int(row["epoch"]) for row in csv.DictReader(file)}
+    epochs |= {int(row["epoch"]) for row in rows(tmp_path / "killed")}
+    assert epochs >= set(range(5))
     both = [
         json.loads((tmp_path / run / "results.json").read_text())["evaluations"]
         for run in ("whole", "killed")
@@ -235,6 +241,8 @@ def test_the_trial_run_learns_a_batch_by_heart_and_estimates_the_real_cost(
     first, last = (float(word) for word in line.split("loss ")[1].split(" over")[0].split(" -> "))
     assert last < first
     assert "60 epochs" in line
+    # A model that knows one batch by heart has no score worth keeping.
+    assert not list(Path("run").glob("results.json"))
 
 
 BAD = {
@@ -250,6 +258,25 @@ BAD = {
     "a loss that never starts": (
         ["data=ltcc", "data.root=ROOT", "method=cal", "epochs=5"],
         "clothes_start_epoch",
+    ),
+    "a protocol without its labels": (
+        ["data=ltcc", "data.root=ROOT", "protocol=deepchange_tracklet"],
+        "tracklet",
+    ),
+    "a mistyped metric": (["data=ltcc", "data.root=ROOT", "retrieval.metric=cosin"], "cosin"),
+    "selection twice": (
+        ["data=ltcc", "data.root=ROOT", "data.val_people=2", "select_on_test=true"],
+        "select_on_test",
+    ),
+    "a batch-norm group of one": (
+        [
+            "data=ltcc",
+            "data.root=ROOT",
+            "loader.people=3",
+            "loader.pictures=3",
+            "model.student.ghost_group=4",
+        ],
+        "no variance",
     ),
     "not a run": (["resume=/nowhere"], "not a run"),
 }
@@ -288,6 +315,32 @@ def test_an_unreadable_picture_is_named_or_skipped_and_counted(invoke: Command, 
     facts = json.loads((tmp_path / "skip" / "environment.json").read_text())
     assert facts["data"]["ltcc"]["train/train"]["pictures"] == 6 * 8 - 1
     assert any(victim.name in note for note in facts["notes"]["ltcc"])
+
+
+def test_a_start_from_another_student_is_refused_though_its_shapes_fit(
+    finished: Path, ltcc_root: Path, invoke: Command
+) -> None:
+    done = invoke(
+        "train", "data=ltcc", f"data.root={ltcc_root}", f"init_from={finished}/checkpoints/last.ckpt", *TINY,
+        "model.student.backbone.last_stride=2",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "model.student.backbone.last_stride is 1 there, 2 here" in done.stderr
+
+
+def test_a_converted_checkpoint_keeps_its_card_and_its_scores(
+    finished: Path, ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    done = invoke("weights", f"convert={finished}/checkpoints/last.ckpt", "out=last.safetensors")
+    assert done.returncode == 0, done.stderr
+    done = invoke(
+        "evaluate", "checkpoint=last.safetensors", "data=ltcc", f"data.root={ltcc_root}", "loader.workers=0",
+        "trainer=cpu", "out=o.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "o.json").read_text())["results"]["general"]
+    last = json.loads((finished / "results.json").read_text())["evaluations"][0]["results"]["general"]
+    assert alone["map"] == pytest.approx(last["map"], abs=1e-9)
 
 
 @pytest.mark.slow

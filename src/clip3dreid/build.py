@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,11 @@ from clip3dreid.config import conf_dir
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.selection import drop_unreadable, hold_out
 from clip3dreid.errors import InputError
+from clip3dreid.retrieval.evaluation import count
 from clip3dreid.retrieval.protocol import Protocol, Protocols
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and inspect_data does without it
+    from clip3dreid.data.datamodule import ReidDataModule
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,18 @@ def protocols_of(sources: list[DataSource]) -> dict[str, Protocols]:
     test = {source.manifest.name: source.protocols for source in sources}
     val = {source.manifest.name: source.val_protocols for source in sources}
     return {"val": val, "test": test}
+
+
+def check_protocols(data: ReidDataModule, protocols: Mapping[str, Protocols], *splits: str) -> None:
+    """Refuses a protocol that does not fit the labels, before anything is trained or embedded for it.
+
+    Raises:
+        InputError: as `retrieval.evaluation.count`.
+    """
+    for split in splits:
+        for evaluation in data.evaluations(split):
+            for protocol in protocols[split][evaluation.name].values():
+                count(protocol, evaluation.query, evaluation.gallery)
 
 
 def counts(manifest: Manifest) -> dict[str, dict[str, int]]:

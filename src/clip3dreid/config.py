@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -43,6 +44,7 @@ class TrainConfig:
 
     seed: int = 1
     epochs: int = MISSING
+    milestones: list[int] = MISSING
     clothes_start_epoch: int = MISSING
     resume: str | None = None
     init_from: str | None = None
@@ -80,11 +82,16 @@ def _wandb_offline() -> bool:
     return not (os.environ.get("WANDB_API_KEY") or known)
 
 
+def _run_id(folder: str) -> str:
+    """The same eight letters for the same run folder, so that a resumed run goes on in its dashboard."""
+    return hashlib.sha256(folder.encode()).hexdigest()[:8]
+
+
 def register() -> None:
     """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
-    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import conf_dir, entry_point
+from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
 
 RESULTS_VERSION = 1
@@ -38,6 +39,10 @@ def main(cfg: DictConfig) -> None:
     # Imported here, so that --help and a mistyped key are answered before torch is loaded, and features are
     # scored without a training framework.
     if cfg.features is not None:
+        if cfg.checkpoint is not None or "data" in cfg or "model" in cfg:
+            raise InputError(
+                "features=FILE is evaluated alone; leave checkpoint, data and model out, or features"
+            )
         facts = _features(cfg)
     else:
         from clip3dreid.score import score

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from clip3dreid.build import DataSource, counts, data_sources, plain, protocols_of
+from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.loss.total import Total
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD_VERSION, load_pretrained
+from clip3dreid.model.weights import CARD_VERSION, load_pretrained, read_checkpoint
 from clip3dreid.module import ReidModule
 from clip3dreid.record import environment
 from clip3dreid.tables import print_scores
@@ -41,9 +47,37 @@ def make_student(cfg: DictConfig) -> Student:
     """
     student: Student = instantiate(cfg.model.student)
     start = cfg.init_from or cfg.model.pretrained
+    if cfg.init_from:
+        _check_architecture(cfg, Path(cfg.init_from))
     if start is not None:
         load_pretrained(student, Path(start), fetch=None if cfg.init_from else cfg.model.fetch)
     return student
+
+
+def _check_architecture(cfg: DictConfig, path: Path) -> None:
+    """Refuses a checkpoint of ours with another student, though its shapes may fit (pooling, mean, stride)."""
+    path = path.expanduser()
+    card = read_checkpoint(path).card if path.is_file() else None
+    if not card:
+        return
+    # How batches are normalised in training is no part of what was learnt.
+    free = ("ghost_group", "freeze_batch_norm")
+    there, here = (flatten(student, free) for student in (card["student"], plain(cfg.model.student)))
+    wrong = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    if wrong:
+        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
+        raise InputError(f"init_from={path} holds another student: model.student.{shown}")
+
+
+def flatten(node: Any, skip: tuple[str, ...] = (), prefix: str = "") -> dict[str, Any]:
+    """`{a: {b: 1}}` as `{"a.b": 1}`, without top-level keys in `skip`."""
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if key not in skip:
+            flat |= flatten(value, (), f"{prefix}{key}.")
+    return flat
 
 
 def make_card(cfg: DictConfig) -> dict[str, Any]:
@@ -66,11 +100,48 @@ def _callbacks(cfg: DictConfig, monitor: str | None) -> list[Callback]:
     """All of `cfg.callbacks`; `best` only where there is something to select by."""
     callbacks = []
     for name, node in cfg.callbacks.items():
-        if name != "best":
+        if name == "best":
+            if monitor is not None:
+                callbacks.append(instantiate(node)(monitor=monitor))
+        elif name != "learning_rate" or cfg.logger:
             callbacks.append(instantiate(node))
-        elif monitor is not None:
-            callbacks.append(instantiate(node)(monitor=monitor))
     return callbacks
+
+
+def _loggers(cfg: DictConfig) -> list[Logger]:
+    """All of `cfg.logger`, but for W&B where the environment says that it is disabled."""
+    disabled = os.environ.get("WANDB_MODE") == "disabled"
+    return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
+
+
+@rank_zero_only
+def _keep_metrics(folder: Path) -> None:
+    """Moves the CSV of a killed run aside as `metrics.1.csv`, `metrics.2.csv` …; Lightning would delete it."""
+    for csv in folder.rglob("metrics.csv"):
+        parts = len(list(csv.parent.glob("metrics.*.csv")))
+        csv.rename(csv.with_name(f"metrics.{parts + 1}.csv"))
+
+
+def _check_ghost(cfg: DictConfig, processes: int) -> None:
+    """Says so where batch norm sees other groups of pictures than one process would show it."""
+    group = cfg.model.student.get("ghost_group")
+    batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
+    if group is None or batch <= group:
+        rest = 0 if group is None or processes == 1 else group - batch
+    else:
+        rest = batch % group
+    if rest == 1 and batch > group:
+        raise InputError(
+            f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
+            f"{group}), which has no variance; change loader.people, loader.pictures or the group"
+        )
+    if rest:
+        log.warning(
+            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: other numbers of "
+            "processes will not train the same model",
+            batch,
+            group,
+        )
 
 
 @rank_zero_only
@@ -91,6 +162,37 @@ def _finish_wandb() -> None:
         sys.modules["wandb"].finish()
 
 
+# What Lightning's launcher leaves in the environment, from which a next run would conclude that it was launched.
+_LAUNCH = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def _own_launch() -> Iterator[None]:
+    """Makes one run of a sweep launch its further processes as a run of its own would.
+
+    Lightning starts a process for each further device by repeating this process's command line and Hydra's run
+    folder. In a sweep the command line would be the whole sweep's, and the folder nobody's.
+    """
+    hydra = cast(DictConfig, HydraConfig.get())
+    if hydra.mode != RunMode.MULTIRUN:
+        yield
+        return
+    arguments, environment = sys.argv, {name: os.environ.get(name) for name in _LAUNCH}
+    sys.argv = [sys.argv[0], *hydra.overrides.task]
+    with read_write(hydra):
+        hydra.run.dir = hydra.runtime.output_dir
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        sys.argv = arguments
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def run(cfg: DictConfig) -> float | None:
     """Trains and evaluates.
 
@@ -105,10 +207,11 @@ def run(cfg: DictConfig) -> float | None:
         InputError: if the config asks for something that the data, the weights or the losses cannot give.
         SystemExit: with 130 or 143 if the run was stopped by Ctrl-C or a scheduler.
     """
-    try:
-        return _run(cfg)
-    finally:
-        _finish_wandb()
+    with _own_launch():
+        try:
+            return _run(cfg)
+        finally:
+            _finish_wandb()
 
 
 def _run(cfg: DictConfig) -> float | None:
@@ -116,8 +219,21 @@ def _run(cfg: DictConfig) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     sources = data_sources(cfg, cfg.seed)
     data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
+    if cfg.select_on_test and data.evaluations("val"):
+        raise InputError(
+            "select_on_test=true, but the data has held-out people to select on; set data.val_people=0 or "
+            "select_on_test=false"
+        )
     data.validation_split = "test" if cfg.select_on_test else "val"
     student = make_student(cfg)
+    # Asked before anything else is built: a data set without training people has no outfits either.
+    data.sampler()
+    if missing := data.labels.without_clothes:
+        log.info(
+            "%d of %d training pictures have no clothes label: clothes are left alone",
+            missing,
+            len(data.train_table),
+        )
     losses = Total(
         instantiate(cfg.loss),
         Dimensions(
@@ -150,14 +266,18 @@ def _run(cfg: DictConfig) -> float | None:
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
         callbacks=_callbacks(cfg, monitor),
-        logger=[instantiate(node) for node in cfg.logger.values()],
+        logger=_loggers(cfg),
     )
-    # Asked now, what the loader would refuse later is refused before anything is written or launched.
+    # Asked now, what loader and evaluator would refuse later is refused before anything is written or launched.
     data.sampler(0, trainer.world_size)
+    check_protocols(data, module.protocols, data.validation_split, "test")
+    _check_ghost(cfg, trainer.world_size)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data)
     resume = folder / LAST_CHECKPOINT if cfg.resume else None
+    if resume:
+        _keep_metrics(folder)
     # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -165,6 +285,9 @@ def _run(cfg: DictConfig) -> float | None:
         # Lightning leaves with status 0 when a scheduler sends SIGTERM, as if the run were done.
         log.error("stopped in epoch %d; go on with resume=%s", trainer.current_epoch, folder)
         raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+    if data.overfit_batches:
+        log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
+        return None
     return _report(cfg, folder, trainer, module, data, sources, monitor)
 
 
@@ -202,10 +325,13 @@ def _report(
         "seed": int(cfg.seed),
         "metric": str(cfg.retrieval.metric),
         "flip": bool(cfg.retrieval.flip),
+        "notes": {source.manifest.name: list(source.manifest.notes) for source in sources},
         "evaluations": evaluations,
     }
     _publish(folder, facts)
-    return float(evaluations[0]["results"][headline(sources[0], validation=False)]["r1"])
+    first = evaluations[0]
+    source = next(source for source in sources if source.manifest.name == first["data"])
+    return float(first["results"][headline(source, validation=False)]["r1"])
 
 
 @rank_zero_only
@@ -213,5 +339,5 @@ def _publish(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / "results.json", facts)
     for evaluation in facts["evaluations"]:
         title = f"{evaluation['data']}, {evaluation['checkpoint']} checkpoint ({evaluation['selected_by']})"
-        print_scores(title, evaluation["results"])
+        print_scores(title, evaluation["results"], facts["notes"][evaluation["data"]])
     log.info("results, checkpoints and logs are in %s", folder)

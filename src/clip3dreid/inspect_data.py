@@ -13,6 +13,7 @@ from clip3dreid.config import entry_point
 from clip3dreid.data.inspection import inspect
 from clip3dreid.data.manifest import Manifest, save
 from clip3dreid.data.selection import hold_out
+from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
 from clip3dreid.retrieval.evaluation import count
 from clip3dreid.retrieval.protocol import Protocol
@@ -22,15 +23,18 @@ log = logging.getLogger(__name__)
 
 
 def protocol_report(manifest: Manifest, split: str, protocols: dict[str, Protocol]) -> list[dict[str, Any]]:
-    """For each protocol on a split: valid queries, and the share of query-gallery pairs dropped as junk."""
+    """For each protocol on a split: valid queries, and what share of the gallery is junk; misfits are logged."""
     query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
     if not (len(query) and len(gallery)):
         return []
-    return [
-        {"split": split, "protocol": name, "description": protocol.description}
-        | count(protocol, query, gallery)._asdict()
-        for name, protocol in protocols.items()
-    ]
+    reports = []
+    for name, protocol in protocols.items():
+        report = {"split": split, "protocol": name, "description": protocol.description}
+        try:
+            reports.append(report | count(protocol, query, gallery)._asdict())
+        except InputError as error:
+            log.warning("%s", error)
+    return reports
 
 
 def print_protocols(reports: list[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
+from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
 from clip3dreid.model.student import Student
 from clip3dreid.optimizer import optimise
@@ -43,6 +44,8 @@ class EvaluationModule(LightningModule):
         self, student: Student, *, protocols: Mapping[str, Protocols], metric: Distance, flip: bool
     ) -> None:
         super().__init__()
+        if metric not in get_args(Distance):
+            raise InputError(f"metric={metric} is not known; choose one of {', '.join(get_args(Distance))}")
         self.student = student
         self.protocols = protocols
         self.metric = metric
@@ -109,7 +112,9 @@ class EvaluationModule(LightningModule):
         )
         scores = {}
         for name, result in found.items():
-            metric = RetrievalScores().to(self.device)
+            metric = RetrievalScores()
+            if share[1] > 1:  # where the processes' sums meet; float64, which not every device has
+                metric = metric.to(self.device)
             metric.update(result.per_query)
             scores[name] = result.result(metric.compute())
         return scores
@@ -172,7 +177,7 @@ class ReidModule(EvaluationModule):
         self.card = card
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Weighted sum of the losses of a batch; every term is logged raw.
+        """Weighted sum of the losses of a batch; every term is logged raw and weighted.
 
         Raises:
             FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
@@ -195,6 +200,7 @@ class ReidModule(EvaluationModule):
             sync_dist=True,
         )
         terms = {f"loss/{name}": value for name, value in losses.raw.items()}
+        terms |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
         self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return losses.total
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from clip3dreid.build import data_sources, protocols_of, require_data
+from clip3dreid.build import check_protocols, data_sources, protocols_of, require_data
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.model.student import Student
@@ -24,6 +24,8 @@ from clip3dreid.tables import print_scores
 def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any]]:
     """The student to evaluate, and the card with the picture size it was trained at."""
     if cfg.checkpoint is not None:
+        if "model" in cfg:
+            raise InputError("checkpoint=FILE knows its student; leave model/student out")
         path = Path(cfg.checkpoint).expanduser()
         return student_from_checkpoint(path), read_card(path)
     if "model" not in cfg:
@@ -71,25 +73,27 @@ def score(cfg: DictConfig) -> dict[str, Any]:
             "python -m clip3dreid.inspect_data"
         )
     module = EvaluationModule(student, protocols=protocols_of(sources), metric=cfg.metric, flip=cfg.flip)
+    check_protocols(data, module.protocols, cfg.split)
     trainer: pl.Trainer = instantiate(
         cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
     )
     run = trainer.test if cfg.split == "test" else trainer.validate
     run(module, datamodule=data, verbose=False)
     scores = module.results[cfg.split]
-    for name, results in scores.items():
-        rank_zero_only(print_scores)(
-            f"{name} ({cfg.split}), {cfg.checkpoint or cfg.model.pretrained}", results
-        )
+    name = cfg.checkpoint or cfg.model.pretrained
+    notes = {source.manifest.name: list(source.manifest.notes) for source in sources}
+    for data_set, results in scores.items():
+        rank_zero_only(print_scores)(f"{data_set} ({cfg.split}), {name}", results, notes[data_set])
+    first, *others = scores
     facts: dict[str, Any] = {
-        "checkpoint": str(cfg.checkpoint or cfg.model.pretrained),
+        "checkpoint": str(name),
         "trained_on": card.get("data"),
         "metric": str(cfg.metric),
         "flip": bool(cfg.flip),
-        "data": sources[0].manifest.name,
-        "notes": list(sources[0].manifest.notes),
-        "results": scores[sources[0].manifest.name],
+        "data": first,
+        "notes": notes[first],
+        "results": scores[first],
     }
-    if len(scores) > 1:
-        facts["also"] = {name: scores[name] for name in list(scores)[1:]}
+    if others:
+        facts["also"] = {other: {"notes": notes[other], "results": scores[other]} for other in others}
     return facts

@@ -21,7 +21,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     console.print(table)
 
 
-def print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
     """Prints the scores of every protocol, in per cent, with what they were measured on.
 
     Args:
@@ -29,6 +29,7 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
         results: protocol name -> `r1`, `r5`, `r10`, `r20`, `map`, `minp`, `chance_r1` in 0..1 and the counts
             `valid_queries`, `queries`, `gallery`, and what the protocol is: `shots`, `average_precision`,
             `metric`, `description`.
+        notes: what must be known of the data, printed below.
     """
     header = ["protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery"]
     rows = [
@@ -45,3 +46,5 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     for name, scores in results.items():
         how = f"{scores['shots']}, {scores['average_precision']} AP, {scores['metric']}"
         print(f"  {name} ({how}): {scores['description']}")  # noqa: T201
+    for note in notes:
+        print(f"  note: {note}")  # noqa: T201

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from clip3dreid.config import conf_dir, entry_point
 from clip3dreid.errors import InputError
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import load_pretrained, save_weights
+from clip3dreid.model.weights import load_pretrained, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.tables import print_table
 
 
@@ -25,6 +25,8 @@ class Source(NamedTuple):
     """The command that gets them."""
     sha256: str | None
     """Hexadecimal; None where nobody has noted it."""
+    recipes: tuple[str, ...]
+    """Experiments that train this student unless told otherwise."""
 
 
 def sources(weights_dir: str) -> list[Source]:
@@ -34,11 +36,26 @@ def sources(weights_dir: str) -> list[Source]:
         weights_dir: the folder that they are looked for in.
     """
     found = []
+    users = recipes()
     for file in sorted((conf_dir() / "model" / "student").glob("*.yaml")):
         node = OmegaConf.create({"weights_dir": weights_dir, "model": OmegaConf.load(file)}).model
         if node.pretrained is not None:
-            found.append(Source(file.stem, Path(node.pretrained).expanduser(), node.fetch, node.sha256))
+            path = Path(node.pretrained).expanduser()
+            found.append(Source(file.stem, path, node.fetch, node.sha256, tuple(users.get(file.stem, ()))))
     return found
+
+
+def recipes() -> dict[str, list[str]]:
+    """Student -> the experiments that start it from its published weights."""
+    users: dict[str, list[str]] = {}
+    for file in sorted((conf_dir() / "experiment").glob("*.yaml")):
+        node = OmegaConf.load(file)
+        chosen = [
+            line["override /model/student"] for line in node.defaults if "override /model/student" in line
+        ]
+        if chosen and OmegaConf.select(node, "model.pretrained", default="") is not None:
+            users.setdefault(chosen[0], []).append(file.stem)
+    return users
 
 
 def state(source: Source) -> str:
@@ -56,8 +73,8 @@ def _list(weights_dir: str) -> None:
     rows = [(source, state(source)) for source in sources(weights_dir)]
     print_table(
         "Weights that students start from (model/student=NAME; model.pretrained=null: from scratch)",
-        ["student", "weights", "state"],
-        [[source.student, str(source.path), found] for source, found in rows],
+        ["student", "weights", "state", "recipes (+experiment=…)"],
+        [[source.student, str(source.path), found, ", ".join(source.recipes)] for source, found in rows],
     )
     missing = [source for source, found in rows if found == "missing"]
     # Plain lines, so that a command can be copied whole.
@@ -75,6 +92,17 @@ def _convert(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
     if out.exists():
         raise InputError(f"{out} is there already; delete it or choose another out")
+    own = (
+        read_checkpoint(Path(cfg.convert).expanduser()).card
+        if Path(cfg.convert).expanduser().is_file()
+        else None
+    )
+    if own is not None:
+        # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
+        weights = student_from_checkpoint(Path(cfg.convert)).state_dict()
+        save_weights(weights, own, out)
+        print(f"{out}: {len(weights)} tensors, ready to evaluate")  # noqa: T201
+        return
     student: Student = instantiate(cfg.model.student)
     # Only what the file brought: a neck at its random start is no part of a checkpoint.
     loaded = load_pretrained(student, Path(cfg.convert))

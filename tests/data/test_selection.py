@@ -52,6 +52,18 @@ def test_a_person_with_one_picture_is_gallery_only() -> None:
     assert val["role"].to_list() == ["gallery", "gallery"]
 
 
+def test_people_with_one_picture_of_each_combination_keep_a_gallery() -> None:
+    rows = [
+        {"path": f"{p}_{c}.png", "person": str(p), "camera": str(c), "split": "train", "role": "train"}
+        for p in range(6)
+        for c in range(3)
+    ]
+    val = hold_out(build("scattered", Path("/nowhere"), rows), 2, seed=0).part("val")
+    counts = val.group_by("person", "role").len()
+    assert sorted(counts.filter(role="query")["len"]) == [1, 1]
+    assert sorted(counts.filter(role="gallery")["len"]) == [2, 2]
+
+
 def test_the_seed_decides_and_nothing_else() -> None:
     first, again, other = (hold_out(world(12), 4, seed=s).part("val") for s in (1, 1, 2))
     assert first.equals(again)

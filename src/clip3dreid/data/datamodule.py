@@ -154,9 +154,9 @@ class ReidDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of P x K pictures, this process's share of them."""
-        batches: Sampler[Any] = self.sampler(*self._place())
-        if self.overfit_batches:
-            batches = _SameBatches(self.sampler(*self._place()), self.overfit_batches)
+        identities = self.sampler(*self._place())
+        same = self.overfit_batches
+        batches: Sampler[Any] = _SameBatches(identities, same) if same else identities
         labels = self.labels
         pictures = TrainPictures(
             self.train_files, labels.person, labels.clothes, labels.camera, view=self.train_view

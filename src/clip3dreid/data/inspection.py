@@ -235,7 +235,7 @@ def _found(counts: dict[str, Counts], part: str, what: str) -> int | None:
 def _look(manifest: Manifest, decode: bool, workers: int) -> tuple[Sizes | None, tuple[Unreadable, ...]]:
     paths = manifest.table["path"].unique().sort().to_list()
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
         looks = list(chain.from_iterable(pool.map(lambda b: _look_at(manifest.root, b, decode), blocks)))
     unreadable = tuple(look for look in looks if isinstance(look, Unreadable))
     sizes = [look for look in looks if not isinstance(look, Unreadable)]

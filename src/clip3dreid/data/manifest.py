@@ -246,6 +246,8 @@ class TrainingLabels(NamedTuple):
     """Name of each person index, `data_set/person`."""
     person_of_clothes: npt.NDArray[np.int64]
     """(outfits,) person index of each clothes index; empty where clothes are unknown."""
+    without_clothes: int
+    """How many of the rows have no clothes label."""
 
 
 def training_labels(table: pl.DataFrame) -> TrainingLabels:
@@ -266,10 +268,11 @@ def training_labels(table: pl.DataFrame) -> TrainingLabels:
 
     person, people = encode(names("person"))
     camera, _ = encode(names("camera"))
-    if table["clothes"].null_count():
+    without_clothes = table["clothes"].null_count()
+    if without_clothes:
         clothes, person_of_clothes = np.full(len(table), -1), np.empty(0, np.int64)
     else:
         clothes, outfits = encode(names("clothes"))
         person_of_clothes = np.empty(len(outfits), np.int64)
         person_of_clothes[clothes] = person
-    return TrainingLabels(person, clothes, camera, tuple(people), person_of_clothes)
+    return TrainingLabels(person, clothes, camera, tuple(people), person_of_clothes, without_clothes)

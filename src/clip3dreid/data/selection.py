@@ -43,6 +43,9 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
     held = held.with_columns(draw=pl.Series(rng.permutation(len(held))))
     first = pl.col("draw").rank("ordinal").over("person", "clothes", "camera") == 1
     alone = pl.len().over("person") == 1
+    # Someone with one picture of each combination would be queries alone: all but one of them are gallery then.
+    scattered = first.all().over("person")
+    first &= ~scattered | (pl.col("draw").rank("ordinal").over("person") == 1)
     role = pl.when(first & ~alone).then(pl.lit("query")).otherwise(pl.lit("gallery"))
     held = held.with_columns(split=pl.lit("val"), role=role).drop("draw")
     rest = manifest.table.filter(pl.col("split") != "val").filter(
