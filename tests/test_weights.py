@@ -65,7 +65,7 @@ def test_a_file_with_the_right_checksum_is_called_right(tmp_path):
     path = tmp_path / "a.pth"
     path.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert weights.state(weights.Source("a", path, "", digest)) == "present, checksum right"
+    assert weights.state(weights.Source("a", path, "", digest, ())) == "present, checksum right"
 
 
 def cal_file(path):

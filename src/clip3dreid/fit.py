@@ -272,12 +272,12 @@ def _run(cfg: DictConfig) -> float | None:
     data.sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, trainer.world_size)
+    if cfg.resume:
+        _keep_metrics(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data)
     resume = folder / LAST_CHECKPOINT if cfg.resume else None
-    if resume:
-        _keep_metrics(folder)
     # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
