@@ -175,7 +175,7 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     # Both parts of the log are there.
     (earlier,) = (tmp_path / "killed" / "csv").glob("metrics.*.csv")
     assert "loss/identity" in earlier.read_text()
-    assert rows(tmp_path / "killed")[-1]["epoch"] == "4"
+    assert "4" in {row["epoch"] for row in rows(tmp_path / "killed")}
     both = [
         json.loads((tmp_path / run / "results.json").read_text())["evaluations"]
         for run in ("whole", "killed")
