@@ -126,19 +126,17 @@ def _check_ghost(cfg: DictConfig, processes: int) -> None:
     """Says so where batch norm sees other groups of pictures than one process would show it."""
     group = cfg.model.student.get("ghost_group")
     batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
-    if group is None or batch <= group:
-        rest = 0 if group is None or processes == 1 else group - batch
-    else:
-        rest = batch % group
-    if rest == 1 and batch > group:
+    if group is None:
+        return
+    if batch > group and batch % group == 1:
         raise InputError(
             f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
             f"{group}), which has no variance; change loader.people, loader.pictures or the group"
         )
-    if rest:
+    if processes > 1 and batch % group:
         log.warning(
-            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: other numbers of "
-            "processes will not train the same model",
+            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: another number "
+            "of processes would not train the same model",
             batch,
             group,
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from PIL import Image, UnidentifiedImageError
 
+from clip3dreid.data.images import UnreadablePicture, read_rgb
 from clip3dreid.data.manifest import Manifest
 
 REPORT_VERSION = 1
@@ -261,8 +262,9 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
             with Image.open(root / path) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(ORIENTATION) in TURNED
-                if decode:
-                    picture.load()
+            if decode:
+                # As training does it, so that a picture that passes here cannot fail there.
+                read_rgb(root / path)
         # Decoders raise whatever they like on broken bytes; all of it means that the picture is unreadable.
         except Exception as error:
             looks.append(Unreadable(path, _reason(error)))
@@ -271,7 +273,9 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
     return looks
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnreadablePicture) and error.__cause__:
+        return _reason(error.__cause__)
     if isinstance(error, FileNotFoundError):
         return "not there"
     # Pillow's message repeats the whole path, which stands beside it already.
