@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress, TaskID
 
 from clip3dreid.config import conf_dir
 from clip3dreid.data.manifest import Manifest
@@ -55,6 +56,10 @@ def instantiate_protocols(nodes: Any) -> dict[str, Protocol]:
     return {str(name): instantiate(node) for name, node in nodes.items()}
 
 
+def _readable(manifest: Manifest, workers: int, bar: Progress, task: TaskID) -> Manifest:
+    return drop_unreadable(manifest, workers, lambda done: bar.update(task, completed=done))
+
+
 def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
     """The data sets of a run: `cfg.data` first, then those in `cfg.data.also`.
 
@@ -72,7 +77,9 @@ def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
             raise InputError(f"data.on_error={data.on_error} is unknown; choose fail or skip")
         manifest = read_manifest(data)
         if data.on_error == "skip":
-            manifest = drop_unreadable(manifest, max(1, int(cfg.loader.workers)))
+            with Progress(transient=True) as bar:
+                task = bar.add_task(f"decoding {manifest.name}", total=len(manifest.table))
+                manifest = _readable(manifest, max(1, int(cfg.loader.workers)), bar, task)
         manifest = hold_out(manifest, int(data.val_people), seed)
         for note in manifest.notes:
             log.info("%s: %s", manifest.name, note)

@@ -28,7 +28,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.loss.total import Total
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD_VERSION, load_pretrained, read_checkpoint
+from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained
 from clip3dreid.module import ReidModule
 from clip3dreid.record import environment
 from clip3dreid.tables import print_scores
@@ -48,36 +48,10 @@ def make_student(cfg: DictConfig) -> Student:
     student: Student = instantiate(cfg.model.student)
     start = cfg.init_from or cfg.model.pretrained
     if cfg.init_from:
-        _check_architecture(cfg, Path(cfg.init_from))
+        check_same_student(Path(cfg.init_from), plain(cfg.model.student))
     if start is not None:
         load_pretrained(student, Path(start), fetch=None if cfg.init_from else cfg.model.fetch)
     return student
-
-
-def _check_architecture(cfg: DictConfig, path: Path) -> None:
-    """Refuses a checkpoint of ours with another student, though its shapes may fit (pooling, mean, stride)."""
-    path = path.expanduser()
-    card = read_checkpoint(path).card if path.is_file() else None
-    if not card:
-        return
-    # How batches are normalised in training is no part of what was learnt.
-    free = ("ghost_group", "freeze_batch_norm")
-    there, here = (flatten(student, free) for student in (card["student"], plain(cfg.model.student)))
-    wrong = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    if wrong:
-        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
-        raise InputError(f"init_from={path} holds another student: model.student.{shown}")
-
-
-def flatten(node: Any, skip: tuple[str, ...] = (), prefix: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` as `{"a.b": 1}`, without top-level keys in `skip`."""
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if key not in skip:
-            flat |= flatten(value, (), f"{prefix}{key}.")
-    return flat
 
 
 def make_card(cfg: DictConfig) -> dict[str, Any]:
@@ -216,12 +190,12 @@ def _run(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     sources = data_sources(cfg, cfg.seed)
-    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
-    if cfg.select_on_test and data.evaluations("val"):
+    if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
         raise InputError(
-            "select_on_test=true, but the data has held-out people to select on; set data.val_people=0 or "
+            "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
             "select_on_test=false"
         )
+    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
     data.validation_split = "test" if cfg.select_on_test else "val"
     student = make_student(cfg)
     # Asked before anything else is built: a data set without training people has no outfits either.

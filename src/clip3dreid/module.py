@@ -26,6 +26,17 @@ from clip3dreid.types import Batch
 EXCHANGE_ROWS = 4096
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Gives every process the first one's buffers, in place.
+
+    In training DistributedDataParallel does so before each step, so after the last step the processes' running
+    statistics differ by that step. Pictures embedded by different processes must come from one and the same model,
+    and it must be the one that is saved.
+    """
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+
+
 class EvaluationModule(LightningModule):
     """A student under its protocols: embeds queries and galleries, ranks, reports.
 
@@ -67,6 +78,8 @@ class EvaluationModule(LightningModule):
         return embedding.float()
 
     def _start(self, split: str) -> None:
+        if self.trainer.world_size > 1:
+            share_buffers(self.student)
         # Preallocated: a list of batches and its concatenation would need twice the memory.
         sizes = [len(evaluation.files) for evaluation in self.data.evaluations(split)]
         self._features = [torch.zeros(size, self.student.width) for size in sizes]
@@ -93,7 +106,8 @@ class EvaluationModule(LightningModule):
                 shown = {
                     f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")
                 }
-                self.log_dict(shown, rank_zero_only=True)
+                # Equal in all processes, and known to all, since each asks which checkpoint is the best.
+                self.log_dict(shown, sync_dist=True)
         self._features = []
 
     def _score(

@@ -14,7 +14,8 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
     """Moves some training people to the `val` split, with queries and a gallery of their own.
 
     One picture, drawn at random, of each combination of person, outfit and camera becomes a query (the way
-    LTCC was made); the person's other pictures are gallery. A person with a single picture is gallery only.
+    LTCC was made); the person's other pictures are gallery. A person with a single picture is gallery only,
+    and someone whose pictures are all of different combinations has one query.
 
     Args:
         manifest: a data set with training people.
@@ -62,7 +63,7 @@ def drop_unreadable(
 
     Args:
         manifest: any data set.
-        workers: processes that decode.
+        workers: threads that decode.
         progress: called with the number of pictures done so far.
     """
     files = manifest.files()

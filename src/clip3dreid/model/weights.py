@@ -247,6 +247,40 @@ def _valid(card: dict[str, Any] | None, path: Path) -> dict[str, Any]:
     return card
 
 
+# How batches are normalised in training is no part of what was learnt.
+_FREE = ("ghost_group", "freeze_batch_norm")
+
+
+def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint of ours with another student, though its shapes may fit (pooling, mean, last stride).
+
+    Files of others say nothing of their student and pass.
+
+    Args:
+        path: a file that `read_checkpoint` understands; a missing one passes, for `load_pretrained` to refuse.
+        config: the student that is to start from it, as plain data.
+
+    Raises:
+        InputError: naming up to five keys that differ, with both values.
+    """
+    path = path.expanduser()
+    card = read_checkpoint(path).card if path.is_file() else None
+    if card is None:
+        return
+    there, here = _flatten(_valid(card, path).get("student")), _flatten(config)
+    wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
+    if wrong:
+        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
+        raise InputError(f"{path} holds another student: model.student.{shown}")
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """`{a: {b: 1}}` as `{"a.b": 1}`."""
+    if not isinstance(node, Mapping):
+        return {prefix.removesuffix("."): node}
+    return {k: v for key, value in node.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
+
+
 def student_from_checkpoint(path: Path) -> Student:
     """Rebuilds the student that a checkpoint of this project describes, with its weights, on the CPU.
 
