@@ -1,0 +1,1 @@
+"""Words for bodies: the vocabulary, and which words fit a measured person."""

@@ -1,0 +1,178 @@
+"""The vocabulary of body shape, and the words that fit measured people."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clip3dreid.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Column = npt.NDArray[np.floating[Any]]
+
+_SEE = "see conf/language/body_words.yaml"
+
+
+class Vocabulary:
+    """Groups of words that exclude each other, and the measures that decide between them.
+
+    Attributes:
+        groups: name -> the words of the group; in ascending order of the measure where the group is ordered.
+        ordered: names of the groups that are ordered, so that a rank correlation makes sense.
+    """
+
+    def __init__(self, groups: Mapping[str, Any]) -> None:
+        """Checks the groups, as `conf/language/body_words.yaml` writes them.
+
+        Args:
+            groups: name -> either `measure` (a name or a ratio such as `leg_length / stature`), `words` and `cuts`
+                (ascending percentiles, one fewer than words); or `prototypes`: word -> measure -> percentile, of
+                which the nearest fits.
+
+        Raises:
+            InputError: naming the group, if it is neither or does not fit together.
+        """
+        if not groups:
+            raise InputError(f"language.groups is empty; {_SEE}")
+        self.groups: dict[str, list[str]] = {}
+        self._measures: dict[str, list[str]] = {}
+        self._cuts: dict[str, Column] = {}
+        self._places: dict[str, Column] = {}
+        taken: dict[str, str] = {}
+        for name, group in groups.items():
+            where = f"language.groups.{name}"
+            if isinstance(group, Mapping) and set(group) == {"prototypes"}:
+                self._add_prototypes(name, group["prototypes"], where)
+            elif isinstance(group, Mapping) and set(group) == {"measure", "words", "cuts"}:
+                self._add_ordered(name, group, where)
+            else:
+                raise InputError(
+                    f"{where} must have measure, words and cuts, or prototypes, and nothing else; {_SEE}"
+                )
+            for word in self.groups[name]:
+                if word in taken:
+                    raise InputError(f"{where}: {word!r} is in group {taken[word]} too; rename one")
+                taken[word] = name
+        self.ordered = list(self._cuts)
+
+    def _add_ordered(self, name: str, group: Mapping[str, Any], where: str) -> None:
+        words, cuts = _list(group["words"]), _list(group["cuts"])
+        if (
+            len(words) < 2
+            or len(set(words)) != len(words)
+            or not all(isinstance(word, str) for word in words)
+        ):
+            raise InputError(f"{where}.words must be a list of two or more different words")
+        numbers = [cut for cut in cuts if isinstance(cut, int | float) and 0 < cut < 100]
+        if len(numbers) != len(cuts) or len(cuts) != len(words) - 1 or sorted(set(cuts)) != cuts:
+            raise InputError(f"{where}.cuts must be {len(words) - 1} ascending percentiles between 0 and 100")
+        self.groups[name], self._cuts[name] = words, np.array(cuts, float)
+        self._measures[name] = [_expression(group["measure"], where)]
+
+    def _add_prototypes(self, name: str, prototypes: Any, where: str) -> None:
+        if not isinstance(prototypes, Mapping) or len(prototypes) < 2:
+            raise InputError(f"{where}.prototypes must give two or more words their percentiles; {_SEE}")
+        spots = list(prototypes.values())
+        if not all(isinstance(spot, Mapping) and spot and set(spot) == set(spots[0]) for spot in spots):
+            raise InputError(f"{where}: every prototype must have the same measures")
+        if not all(
+            isinstance(place, int | float) and 0 <= place <= 100 for spot in spots for place in spot.values()
+        ):
+            raise InputError(f"{where}: prototypes are places from 0 to 100")
+        self.groups[name] = [str(word) for word in prototypes]
+        self._measures[name] = [_expression(measure, where) for measure in spots[0]]
+        self._places[name] = np.array([[spot[key] for key in spots[0]] for spot in spots], float)
+
+    def check(self, known: Collection[str]) -> None:
+        """Raises InputError if a group looks at a measure that is not among the `known` names."""
+        for name, expressions in self._measures.items():
+            for part in (part for expression in expressions for part in expression.split(" / ")):
+                if part not in known:
+                    raise InputError(
+                        f"language.groups.{name}: measure {part} is unknown; choose from {', '.join(sorted(known))}"
+                    )
+
+    def columns(self, measures: Mapping[str, Column]) -> dict[str, Column]:
+        """The quantities that the groups look at, such as `leg_length / stature`.
+
+        Args:
+            measures: name -> (N,).
+
+        Returns:
+            expression -> (N,); those whose measure is missing are left out.
+
+        Raises:
+            InputError: if a measure is not finite.
+        """
+        found: dict[str, Column] = {}
+        for expression in (expression for group in self._measures.values() for expression in group):
+            value, _, over = expression.partition(" / ")
+            if value in measures and (not over or over in measures):
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    column = measures[value] / measures[over] if over else measures[value]
+                if not np.isfinite(column).all():
+                    person = int((~np.isfinite(column)).argmax())
+                    raise InputError(f"measure {expression} of person {person} is not finite")
+                found[expression] = column
+        return found
+
+    def words(
+        self, measures: Mapping[str, Column], population: Mapping[str, Column]
+    ) -> tuple[dict[str, list[str]], dict[str, Column]]:
+        """Which words fit.
+
+        Args:
+            measures: name -> (N,) of the people to describe.
+            population: name -> (M,), M > 0, of the people among whom they are tall or short.
+
+        Returns:
+            group -> N words, and expression -> (N,) percentiles 0..100. Groups whose measure is missing are left
+            out, with a word in the log.
+
+        Raises:
+            InputError: if a measure is not finite or the population is empty.
+        """
+        reference = self.columns(population)
+        if any(not len(column) for column in reference.values()):
+            raise InputError("the population is empty: nobody to be tall or short among")
+        own = self.columns(measures)
+        percentiles = {name: _percentiles(own[name], reference[name]) for name in own if name in reference}
+        found = {}
+        for name, expressions in self._measures.items():
+            if missing := [expression for expression in expressions if expression not in percentiles]:
+                log.info("words of %s are left out: this body does not tell %s", name, ", ".join(missing))
+                continue
+            places = np.stack([percentiles[expression] for expression in expressions], -1)
+            if name in self._cuts:
+                chosen = np.searchsorted(self._cuts[name], places[:, 0], side="right")
+            else:
+                chosen = ((places[:, None] - self._places[name]) ** 2).sum(-1).argmin(1)
+            found[name] = [self.groups[name][index] for index in chosen]
+        return found, percentiles
+
+
+def _list(value: Any) -> list[Any]:
+    """A list of the config as a list; anything else, text above all, as an empty one."""
+    return [] if isinstance(value, str | Mapping) or not hasattr(value, "__iter__") else list(value)
+
+
+def _expression(value: Any, where: str) -> str:
+    """`a` or `a / b`, spaces in order."""
+    parts = [part.strip() for part in str(value).split("/")]
+    if not isinstance(value, str) or len(parts) > 2 or not all(part.isidentifier() for part in parts):
+        raise InputError(
+            f"{where}: measure {value} must be a name or a ratio of two, such as leg_length / stature"
+        )
+    return " / ".join(parts)
+
+
+def _percentiles(values: Column, population: Column) -> Column:
+    """(N,) 0..100: the share of the population below, and half of that which is equal."""
+    ordered = np.sort(population)
+    below = np.searchsorted(ordered, values, side="left")
+    return 50.0 * (below + np.searchsorted(ordered, values, side="right")) / len(ordered)

