@@ -1,5 +1,6 @@
-# `make test` on a fresh machine with Python >= 3.11 does all the set-up; a second run reinstalls nothing.
+# `make demo` or `make test` on a fresh machine with Python >= 3.11 does all the set-up; a second run reinstalls nothing.
 #
+#   make demo                      set up .venv, render people, train on them, test on others
 #   make test                      set up .venv, run the tests
 #   make test-all                  and the slow ones
 #   make lint                      ruff, mypy, import rules
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Another index is another installation: its stamp is another one.
 STAMP := $(VENV)/.installed$(if $(TORCH_INDEX),-$(subst :,_,$(subst /,_,$(TORCH_INDEX))))
 
-.PHONY: help install test test-all lint format clean
+.PHONY: help install demo test test-all lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
+demo: $(STAMP)
+	$(BIN)/python -m clip3dreid.demo $(ARGS)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) $(ARGS)
 
@@ -38,7 +42,7 @@ test-all: $(STAMP)
 
 # One thread each: two test processes with two threads each on two cores wait for each other.
 WORKERS ?= 2
-export OMP_NUM_THREADS ?= 1
+test test-all: export OMP_NUM_THREADS ?= 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,7 +14,8 @@ from clip3dreid.errors import InputError
 
 def test_conf_dir_holds_the_entry_points_roots() -> None:
     names = {path.stem for path in conf_dir().glob("*.yaml")}
-    assert {"train", "evaluate", "inspect_data", "weights", "blur_faces"} <= names
+    doors = {"train", "evaluate", "inspect_data", "weights", "blur_faces", "synthesize", "build_body", "demo"}
+    assert doors <= names
 
 
 def refuse() -> None:
@@ -85,3 +86,10 @@ def test_a_mistyped_override_is_one_line_and_status_two(command: object) -> None
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "rot" in done.stderr
+
+
+def test_an_override_that_cannot_be_parsed_is_one_line_and_status_two(command: object) -> None:
+    done = command("inspect_data", "data=[ltcc=")  # type: ignore[operator]
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data=[ltcc=")
+    assert done.stderr.count("\n") == 1

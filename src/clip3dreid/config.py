@@ -18,7 +18,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -116,6 +116,8 @@ def foreseen(error: BaseException) -> str | None:
                 # From a loader's worker: torch puts the whole traceback into the message; its last line has ours.
                 message = message.strip().splitlines()[-1].partition(": ")[2]
             return " ".join(message.split())
+    if isinstance(error, OverrideParseException):
+        return " ".join(f"{error.override}: {error}".split())
     configuration = (HydraException, OmegaConfBaseException)
     if not isinstance(error, configuration):
         return None

@@ -1,7 +1,8 @@
 """What a tailor would measure on a body: lengths, girths, and where they stand in a population.
 
 Girths are those of a tape, so of the convex hull of a plane slice: by Cauchy's formula its length is 2 pi times
-the mean, over all directions, of how far the slice reaches. That is batched, and differentiable in the shape coefficients.
+the mean, over all directions, of how far the slice reaches. That is batched, and differentiable in the shape
+coefficients.
 """
 
 from __future__ import annotations

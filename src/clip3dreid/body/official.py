@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip3dreid.body.smpl import PARENTS, BodyOutput, read_arrays
+from clip3dreid.body.smpl import PARENTS, BodyOutput, joint_transforms, read_arrays, rotation_matrices
 from clip3dreid.errors import InputError
 
 
@@ -53,6 +53,14 @@ class OfficialBody(torch.nn.Module):
     def num_vertices(self) -> int:
         """V."""
         return len(self.skinning_weights)
+
+    def shaped(self, betas: Tensor) -> tuple[Tensor, Tensor]:
+        """Vertices (B, V, 3) and joints (B, 24, 3) in the rest pose, for betas (B, K)."""
+        return self.rest(betas)
+
+    def transforms(self, betas: Tensor, pose: Tensor) -> Tensor:
+        """(B, 24, 3, 4) as of `smpl.BodyModel.transforms`; pose correctives are left out, as clothes hide them."""
+        return joint_transforms(self.rest(betas).joints, rotation_matrices(pose), self.parents)[0]
 
     def rest(self, betas: Tensor) -> BodyOutput:
         """Bodies in the rest pose, for betas (B, K)."""

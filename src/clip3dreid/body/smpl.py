@@ -7,6 +7,7 @@ person's left is +x, metres; the rest pose is a T with the pelvis near the origi
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -101,6 +102,32 @@ def skin(points: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
     return moved
 
 
+def joint_transforms(joints: Tensor, rotations: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Forward kinematics (SMPL, eqs. 2 to 4).
+
+    Args:
+        joints: (B, J, 3) in the rest pose.
+        rotations: (B, J, 3, 3) of each joint against its parent.
+        parents: of each joint, -1 for the root; parents come before children.
+
+    Returns:
+        Rest-to-posed transforms (B, J, 3, 4), and the posed joints (B, J, 3).
+    """
+    turned: list[Tensor] = []
+    moved: list[Tensor] = []
+    for joint, parent in enumerate(parents):
+        if parent < 0:
+            turned.append(rotations[:, joint])
+            moved.append(joints[:, joint])
+        else:
+            bone = (joints[:, joint] - joints[:, parent])[..., None]
+            turned.append(turned[parent] @ rotations[:, joint])
+            moved.append(moved[parent] + (turned[parent] @ bone)[..., 0])
+    rotation, position = torch.stack(turned, 1), torch.stack(moved, 1)
+    shift = position - (rotation @ joints[..., None])[..., 0]
+    return torch.cat([rotation, shift[..., None]], -1), position
+
+
 class BodyModel(nn.Module):
     """A statistical body: shape coefficients and joint rotations in, a mesh out.
 
@@ -184,22 +211,6 @@ class BodyModel(nn.Module):
         joints = rest + (betas @ cast(Tensor, self._joint_directions).flatten(0, 1).T).view(count, -1, 3)
         return vertices, joints
 
-    def _posed(self, joints: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """Rest-to-posed transforms (B, 24, 3, 4) and posed joints (B, 24, 3)."""
-        turned: list[Tensor] = []
-        moved: list[Tensor] = []
-        for joint, parent in enumerate(self.parents):
-            if parent < 0:
-                turned.append(rotations[:, joint])
-                moved.append(joints[:, joint])
-            else:
-                bone = (joints[:, joint] - joints[:, parent])[..., None]
-                turned.append(turned[parent] @ rotations[:, joint])
-                moved.append(moved[parent] + (turned[parent] @ bone)[..., 0])
-        rotation, position = torch.stack(turned, 1), torch.stack(moved, 1)
-        shift = position - (rotation @ joints[..., None])[..., 0]
-        return torch.cat([rotation, shift[..., None]], -1), position
-
     def transforms(self, betas: Tensor, pose: Tensor) -> Tensor:
         """The rigid transform that takes each joint's surroundings from the rest pose to the posed body.
 
@@ -211,7 +222,7 @@ class BodyModel(nn.Module):
             (B, 24, 3, 4), so that garments can be skinned with `skin` too.
         """
         _, joints = self.shaped(betas)
-        return self._posed(joints, rotation_matrices(pose))[0]
+        return joint_transforms(joints, rotation_matrices(pose), self.parents)[0]
 
     def rest(self, betas: Tensor) -> BodyOutput:
         """Bodies in the rest pose, for betas (B, K)."""
@@ -244,7 +255,7 @@ class BodyModel(nn.Module):
                 identity = torch.eye(3, dtype=pose.dtype, device=pose.device)
                 feature = (rotations[:, 1:] - identity).flatten(1)
                 vertices = vertices + (feature @ self.pose_directions).view(len(betas), -1, 3)
-            transforms, joints = self._posed(joints, rotations)
+            transforms, joints = joint_transforms(joints, rotations, self.parents)
             vertices = skin(vertices, self.skinning_weights, transforms)
         if translation is not None:
             vertices, joints = vertices + translation[:, None], joints + translation[:, None]

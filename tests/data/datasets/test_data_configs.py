@@ -16,6 +16,7 @@ TREES = {
     "celeb_reid_blur": trees.celeb_reid,
     "celeb_reid_light_blur": trees.celeb_reid,
     "ccda": trees.celeb_reid,
+    "embedded": trees.ltcc,
 }
 
 

@@ -173,3 +173,15 @@ def pku_reid(root: Path) -> Path:
 
 def custom(root: Path) -> Path:
     return plant(root, "train/Ann B/x.jpg", "query/007/q.jpg", "gallery/007/g.jpg", "gallery/zoe/g.jpg")
+
+
+def ccvid(root: Path) -> Path:
+    lists = {
+        "train": "session1/001_01\t001\tu0_l0_s0_c0_a0",
+        "query": "session1/076_12\t076\tu0_l0_s0_c0_a0",
+        "gallery": "session3/076_01\t076\tu1_l1_s0_c0_a0",
+    }
+    for name, line in lists.items():
+        plant(root, f"{line.split()[0]}/00001.jpg", f"{line.split()[0]}/00002.jpg")
+        (root / f"{name}.txt").write_text(line + "\n")
+    return root

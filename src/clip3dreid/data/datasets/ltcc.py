@@ -26,28 +26,32 @@ PUBLISHED = (
 )
 
 
-def read(root: Path) -> Manifest:
+def read(root: Path, name: str = "ltcc") -> Manifest:
     """Reads LTCC from the folder that holds `train`, `query` and `test` (the gallery).
 
     All training people are used, those who change clothes and those who do not: some older papers train on
     the former alone.
 
+    Args:
+        root: the folder.
+        name: another one where other pictures lie in LTCC's layout; LTCC's published counts are not theirs.
+
     Raises:
         InputError: if the layout or a file name is another.
     """
-    tree = Tree("ltcc", root)
+    tree = Tree(name, root)
     tree.require(*(f"{folder}/" for folder, _, _ in PARTS))
     rows = [
         {
             "path": path,
-            "person": number(name[1]),
-            "clothes": f"{number(name[1])}_{number(name[2])}",
-            "camera": number(name[3]),
-            "frame": int(name[4]),
+            "person": number(parsed[1]),
+            "clothes": f"{number(parsed[1])}_{number(parsed[2])}",
+            "camera": number(parsed[3]),
+            "frame": int(parsed[4]),
             "split": split,
             "role": role,
         }
         for folder, split, role in PARTS
-        for path, name in tree.read(folder, NAMES)
+        for path, parsed in tree.read(folder, NAMES)
     ]
-    return build(tree.name, root, rows, published=PUBLISHED)
+    return build(tree.name, root, rows, published=PUBLISHED if name == "ltcc" else ())

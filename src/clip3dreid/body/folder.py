@@ -1,0 +1,172 @@
+"""The folder that a world is written to: what it may hold, what may be removed from it, whether there is room.
+
+The rule is that nobody's files get lost: only files that a `world.json` lists are ever removed, and only when asked
+for; a folder that holds anything else is refused, since pictures of two data sets must not mix either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from clip3dreid.errors import InputError
+
+SCHEMA_VERSION = 1
+FORMAT = "clip3dreid world"
+WORLD, TRUTH, WORK = "world.json", "truth.parquet", ".world"
+
+
+class Found(NamedTuple):
+    """What a folder holds already."""
+
+    complete: bool = False
+    """The very world, with all its files."""
+    replaced: tuple[str, ...] = ()
+    """Files of another world that is to be replaced."""
+
+
+def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
+    """Looks at the folder that a world is to be written to; nothing is changed.
+
+    Args:
+        out: the folder, which need not be there.
+        facts: what `world.json` is to say, `complete` excepted.
+        overwrite: another world may be replaced.
+
+    Raises:
+        InputError: if `out` is a file or holds something else, alone or beside a world that is to be replaced, or
+            another world and `overwrite` is false.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; choose a folder")
+    earlier = _read(out / WORLD)
+    held = {
+        path for path in _files(out) if not any(part.startswith(".") for part in PurePosixPath(path).parts)
+    }
+    if earlier is None:
+        if held:
+            some = ", ".join(sorted(held)[:3])
+            raise InputError(
+                f"out={out} holds something else ({some}); choose another folder, or move it away: "
+                "overwrite=true replaces worlds only"
+            )
+        return Found()
+    difference = _difference(earlier, facts)
+    if difference is None and earlier.get("complete") is True:
+        if not (lost := [path for path in facts["files"] if path not in held]):
+            return Found(complete=True)
+        difference = f"{len(lost)} of its files are gone, such as {lost[0]}"
+    if difference is None:
+        return Found()
+    if not overwrite:
+        raise InputError(
+            f"out={out} holds another world: {difference}; choose another folder, or set overwrite=true"
+        )
+    own = set(earlier.get("files") or ()) | {WORLD}
+    if foreign := sorted(held - own):
+        raise InputError(
+            f"out={out} holds {len(foreign)} files that are not of the world there ({', '.join(foreign[:3])}); "
+            "move them away, or choose another folder"
+        )
+    # What the list names and the folder does not hold, such as paths that lead out of it, is not removed.
+    return Found(replaced=tuple(sorted(held)))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What `world.json` says; None if it is none of this program's."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("format") == FORMAT else None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """All files below a folder, relative to it, with forward slashes."""
+    for here, _, names in os.walk(folder):
+        for name in names:
+            yield (Path(here) / name).relative_to(folder).as_posix()
+
+
+def _difference(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """What an earlier world has that this one has not, in a few words; None if they are the same."""
+    if earlier.get("version") != SCHEMA_VERSION:
+        return f"its version is {earlier.get('version')}, this program writes {SCHEMA_VERSION}"
+    # Once it is complete, it does not matter who drew it.
+    compared = ("config",) if earlier.get("complete") is True else ("config", "environment")
+    there = _flat({key: earlier.get(key) for key in compared})
+    here = _flat({key: facts[key] for key in compared})
+    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if not keys and earlier.get("files") != facts["files"]:
+        return "it has other files"
+    if not keys:
+        return None
+    told = [
+        f"{key.partition('.')[2]} is {_short(there.get(key))} there and {_short(here.get(key))} here"
+        for key in keys[:3]
+    ]
+    return ", ".join(told) + (f" and {len(keys) - 3} more differ" if len(keys) > 3 else "")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, below in value.items():
+        flat |= _flat(below, f"{key}.{name}" if key else str(name))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def clear(out: Path, files: Sequence[str]) -> None:
+    """Removes files of an earlier world, what it was working on, and the folders that this leaves empty.
+
+    Its `world.json` stays until the new one replaces it, so that the rest is still known for a world's if the program
+    is killed here.
+    """
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    for path in files:
+        if path != WORLD:
+            (out / path).unlink()
+    folders = {parent for path in files for parent in PurePosixPath(path).parents}
+    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+        place = out / folder
+        if place != out and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def remove_strays(work: Path) -> None:
+    """Removes what a killed run was just writing."""
+    for path in work.iterdir():
+        if path.name.startswith((".", "part-")):
+            path.unlink()
+
+
+def check_space(out: Path, needed: float, pictures: int, replaced: Sequence[str] = ()) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Args:
+        out: the folder, which need not be there.
+        needed: bytes.
+        pictures: how many are to be written, for the message.
+        replaced: files in it that will make room.
+
+    Raises:
+        InputError: with the bytes needed and available.
+    """
+    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free + sum((out / path).stat().st_size for path in replaced)
+    if needed > free:
+        raise InputError(
+            f"the disk of out={out} is too full: up to {needed / 1e6:,.1f} MB are needed for {pictures:,} pictures, "
+            f"{free / 1e6:,.1f} MB are free; make room, choose another disk, or ask for fewer or smaller pictures"
+        )

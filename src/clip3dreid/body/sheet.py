@@ -1,0 +1,70 @@
+"""Contact sheets: what a world looks like at a glance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from PIL import Image
+
+from clip3dreid.errors import InputError
+
+GAP = 4
+"""Pixels between people, and between outfits."""
+
+
+def contact_sheet(
+    world: Path, target: Path, *, split: str = "train", people: int = 8, height: int = 160, columns: int = 12
+) -> None:
+    """Draws people in their clothes, a row each, as many pictures of each outfit as fit.
+
+    Args:
+        world: folder that `synthesize` wrote.
+        target: picture to write.
+        split: `train` or `test`.
+        people: rows at most.
+        height: of a picture, pixels.
+        columns: pictures of a person at most.
+
+    Raises:
+        InputError: if the folder is no world or its split is empty.
+    """
+    if not (world / "truth.parquet").is_file():
+        raise InputError(
+            f"{world} holds no truth.parquet; write a world there with python -m clip3dreid.synthesize"
+        )
+    table = pl.read_parquet(world / "truth.parquet").filter((pl.col("split") == split) & ~pl.col("bad_box"))
+    chosen = table["person_index"].unique().sort().to_list()[:people]
+    if not chosen:
+        raise InputError(f"{world} has no people in split {split}")
+    rows = []
+    for person in chosen:
+        own = table.filter(pl.col("person_index") == person)
+        outfits = own["outfit_index"].unique().sort().to_list()
+        share = max(1, columns // len(outfits))
+        rows.append(
+            [
+                [world / path for path in _spread(own.filter(pl.col("outfit_index") == outfit), share)]
+                for outfit in outfits[:columns]
+            ]
+        )
+    with Image.open(rows[0][0][0]) as first:
+        width = round(first.width * height / first.height)
+    across = max(sum(len(outfit) * width + GAP for outfit in row) for row in rows)
+    sheet = Image.new("RGB", (across - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for line, row in enumerate(rows):
+        x = 0
+        for outfit in row:
+            for path in outfit:
+                with Image.open(path) as picture:
+                    sheet.paste(picture.convert("RGB").resize((width, height)), (x, line * (height + GAP)))
+                x += width
+            x += GAP
+    sheet.save(target, quality=92)
+
+
+def _spread(table: pl.DataFrame, count: int) -> list[str]:
+    """Paths of at most `count` pictures, evenly from all."""
+    paths: list[str] = table["path"].to_list()
+    step = len(paths) / min(count, len(paths))
+    return [paths[int(i * step)] for i in range(min(count, len(paths)))]

@@ -1,0 +1,130 @@
+"""CCVID: walking sequences of 226 people in three sessions, clothes labelled.
+
+Gu et al., "Clothes-Changing Person Re-identification with RGB Modality Only", CVPR 2022; made from FVG, Zhang et
+al., "Gait Recognition via Disentangled Representation Learning", CVPR 2019.
+"""
+
+import re
+from pathlib import Path
+
+from clip3dreid.data.layout import PICTURES, Names, Tree, number, shorten
+from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.errors import InputError
+
+# A tracklet's folder: the session, then person and walk.
+TRACKLET = re.compile(r"session(?P<session>\d+)/(?P<person>\d+)_(?P<walk>\d+)")
+EXAMPLE = "session1/001_01 001 u0_l0_s0_c0_a0"
+NAMES = Names(re.compile(r"(\d+)\.\w+"), "00001.jpg")
+PARTS = (("train.txt", "train", "train"), ("query.txt", "test", "query"), ("gallery.txt", "test", "gallery"))
+WALKS = 12
+"""Walks, and so cameras, of the first two sessions: those of session 3 are counted on from here, as the authors' code
+does."""
+PUBLISHED = (
+    Published("all", "people", 226),
+    Published("all", "pictures", 347_833),
+    Published("all", "tracklets", 2_856),
+    Published("train", "people", 75),
+    Published("train", "clothes", 159),
+    Published("train", "tracklets", 948),
+    Published("test", "people", 151),
+    Published("test", "clothes", 321),
+    Published("query", "pictures", 116_799),
+    Published("gallery", "pictures", 112_421),
+    Published("query", "tracklets", 834),
+    Published("gallery", "tracklets", 1_074),
+)
+
+
+def read(root: Path, frames: int = 0) -> Manifest:
+    """Reads the frames of CCVID from the folder that holds the three lists and `session1` … `session3`.
+
+    The camera is the number of the walk, and twelve more in session 3 (another day, another place), as the authors'
+    code counts. An outfit is named `person_label`: the labels of the lists count each person's own garments.
+
+    Args:
+        root: the folder.
+        frames: how many frames of a tracklet to take, evenly spread from its first on; 0 takes all. Neighbouring
+            frames of a video differ little: a few are enough for pictures.
+
+    Raises:
+        InputError: if the layout, a list or a name is another, a listed tracklet has no pictures, or `frames` is
+            negative.
+    """
+    if frames < 0:
+        raise InputError(f"ccvid: frames={frames} is negative; give 0 for all frames of a tracklet")
+    tree = Tree("ccvid", root)
+    tree.require(*(file for file, _, _ in PARTS), "session1/")
+    rows, absent = [], []
+    for file, split, role in PARTS:
+        for folder, person, label, walk in _listed(tree, file):
+            pictures = _frames(root, folder)
+            if not pictures:
+                absent.append(folder)
+                continue
+            session, camera = walk["session"], int(walk["walk"])
+            chosen = pictures if not frames else _spread(pictures, frames)
+            for path, name in tree.parse(chosen, NAMES):
+                rows.append(
+                    {
+                        "path": path,
+                        "person": person,
+                        "camera": str(camera + WALKS if session == "3" else camera),
+                        "clothes": f"{person}_{label}",
+                        "tracklet": folder,
+                        "frame": int(name[1]),
+                        "split": split,
+                        "role": role,
+                    }
+                )
+    if absent:
+        raise InputError(
+            f"ccvid: {len(absent)} listed tracklets have no pictures in {root}: {shorten(absent)}; unpack the data "
+            "set again"
+        )
+    notes = ["cameras are the numbers of walks, 12 more in session 3: sessions 1 and 2 share them"]
+    if frames:
+        notes.append(f"up to {frames} frames of each tracklet, evenly spread")
+    return build(tree.name, root, rows, notes, PUBLISHED if not frames else _without_pictures())
+
+
+def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
+    """Folder, person, clothes label and parsed folder of each line of a list.
+
+    Raises:
+        InputError: if the list is empty or a line is another.
+    """
+    lines = (tree.root / file).read_text(encoding="utf-8-sig").splitlines()
+    tracklets = []
+    for place, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        folder, *labels = line.split()
+        walk = TRACKLET.fullmatch(folder.strip("/"))
+        if walk is None or len(labels) != 2 or not labels[0].isdecimal():
+            raise InputError(
+                f"ccvid: line {place} of {tree.root / file} is {line!r}, not tracklet, person and clothes such as "
+                f"{EXAMPLE!r}; fetch the list again"
+            )
+        tracklets.append((folder.strip("/"), number(labels[0]), labels[1], walk))
+    if not tracklets:
+        raise InputError(f"ccvid: {tree.root / file} lists no tracklets; fetch the list again")
+    return tracklets
+
+
+def _frames(root: Path, folder: str) -> list[str]:
+    """Paths of a tracklet's pictures, sorted; none where the folder is not there."""
+    if not (root / folder).is_dir():
+        return []
+    names = (path.name for path in (root / folder).iterdir() if path.suffix.lower() in PICTURES)
+    return sorted(f"{folder}/{name}" for name in names if not name.startswith("."))
+
+
+def _spread(pictures: list[str], count: int) -> list[str]:
+    """Up to `count` pictures at equal distances."""
+    count = min(count, len(pictures))
+    return [pictures[index * len(pictures) // count] for index in range(count)]
+
+
+def _without_pictures() -> tuple[Published, ...]:
+    """The published counts that a choice of frames leaves as they are."""
+    return tuple(count for count in PUBLISHED if count.what != "pictures")

@@ -1,0 +1,85 @@
+"""`python -m clip3dreid.demo`: the whole project on people of its own making, with nothing to download.
+
+It runs the commands that a user would type, and prints each before it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from clip3dreid.config import LAST_CHECKPOINT, entry_point
+from clip3dreid.errors import InputError
+from clip3dreid.files import atomic
+from clip3dreid.tables import print_scores
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", flush=True)  # noqa: T201
+
+
+def _run(door: str, *arguments: str) -> None:
+    """Runs a command of the project as a user would; ends with its status if it fails."""
+    _say(shlex.join(["$", "python", "-m", f"clip3dreid.{door}", *arguments]).replace("'$'", "$"))
+    status = subprocess.run([sys.executable, "-m", f"clip3dreid.{door}", *arguments], check=False).returncode
+    if status:
+        # The command has said why.
+        sys.exit(status)
+
+
+@entry_point("demo")
+def main(cfg: DictConfig) -> None:
+    """Makes people, trains on some, tests on the others; what exists is used again."""
+    from clip3dreid.body.sheet import contact_sheet
+
+    out = Path(str(cfg.out))
+    world = out / "world"
+    _say(f"1. People who change clothes, rendered and written to {world} in the layout of LTCC")
+    people = [f"{key}={cfg[key]}" for key in ("seed", "train_people", "test_people", "workers")]
+    _run("synthesize", "layout=ltcc", f"out={world}", *people, *cfg.rendering)
+    facts = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    name = f"people_{facts['fingerprint'][:8]}.jpg"
+    if not (out / name).is_file():
+        with atomic(out / name) as temporary:
+            contact_sheet(world, temporary, split="train")
+    _say(f"Look at them: {out / name} shows training people in their clothes, a row each")
+
+    # Named after the world, so that another one is never judged by this one's model.
+    run = out / f"ce_{facts['fingerprint'][:8]}"
+    _say(
+        "2. The baseline: identity loss alone, trained on the training people, tested on people it never saw"
+    )
+    results = run / "results.json"
+    if results.is_file():
+        _say(f"{run} holds a finished training; its results:")
+        for evaluation in _evaluations(results):
+            title = f"{evaluation['data']}, {evaluation['checkpoint']} checkpoint"
+            print_scores(title, evaluation["results"])
+    elif (run / LAST_CHECKPOINT).is_file():
+        _run("train", f"resume={run}")
+    else:
+        _run("train", "+experiment=demo", f"data.root={world}", f"hydra.run.dir={run}", *cfg.training)
+    _say(
+        "A rendered world with a wide spread of shapes (docs/world.md): its numbers compare with each other and\n"
+        f"with chance, not with those of real data sets. Next: look into {run}, or train on your own pictures."
+    )
+
+
+def _evaluations(results: Path) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["evaluations"]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{results} is damaged ({error}); remove {results.parent} and start again"
+        ) from error
+    return found
+
+
+if __name__ == "__main__":
+    main()
