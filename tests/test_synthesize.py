@@ -124,8 +124,8 @@ def test_the_description_has_the_config_its_fingerprint_versions_and_counts(
     assert facts["version"] == 1
     assert facts["complete"] is True
     assert facts["config"]["seed"] == 7
-    assert facts["config"]["world"]["people"]["shape_spread"] == 2.5
-    assert facts["config"]["world"]["shot"]["view_range"] == 35
+    assert facts["config"]["world"]["people"]["shape_spread"] == 3
+    assert facts["config"]["world"]["shot"]["view_range"] == 25
     assert len(facts["config"]["inputs"]["body_sha256"]) == 16
     assert set(facts["environment"]) >= {"python", "torch", "numpy", "clip3dreid"}
     assert facts["counts"]["train/train"] == {"pictures": 24, "people": 3}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clip3dreid.body import free_body
+from clip3dreid.body.measure import measure
 from clip3dreid.body.smpl import JOINTS, SHIPPED, load_body, read_arrays, shipped
 
 
@@ -75,16 +76,89 @@ def test_the_first_component_is_stature_and_the_others_leave_it_alone(name: str)
     assert float((stature(others) - mean).abs().max()) < 0.006
 
 
-def test_gender_changes_waist_to_hip_as_it_does_in_people() -> None:
-    body = load_body("anny_light")
-    slopes = body.phenotypes["gender"][1:]
-    assert float(slopes.abs().max()) > 0.1
-    assert (
-        dict(zip(read_arrays("anny")["phenotype_names"], read_arrays("anny")["phenotype_r2"], strict=True))[
-            "gender"
-        ]
-        > 0.9
+def test_components_beyond_the_first_keep_the_height_of_the_crown_above_the_sole() -> None:
+    arrays = read_arrays("anny")
+    y = arrays["v_template"][:, 1]
+    crown, sole = (arrays["shapedirs"][v, 1].astype(np.float64) for v in (y.argmax(), y.argmin()))
+    assert np.abs((crown - sole)[1:]).max() < 1e-4
+    assert (crown - sole)[0] > 0.08
+
+
+def test_stored_skinning_weights_need_next_to_no_renormalising(name: str) -> None:
+    weights = read_arrays(name)["weights"].astype(np.float64)
+    assert weights.min() >= 0
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-3)
+
+
+def test_gender_runs_from_male_to_female(name: str) -> None:
+    body = load_body(name)
+    slopes = body.phenotypes["gender"][1:].clone()
+    slopes[0] = 0  # at equal stature
+    step = 2 * slopes / slopes.norm()
+    males, females = (measure(body, betas[None]) for betas in (-step, step))
+    assert males["gender"] < 0.3
+    assert females["gender"] > 0.7
+    waist_to_hip = [float(m["waist_girth"] / m["hip_girth"]) for m in (males, females)]
+    assert waist_to_hip[0] > waist_to_hip[1] + 0.03
+    assert males["shoulder_breadth"] > females["shoulder_breadth"] + 0.01
+
+
+def test_stored_phenotypes_come_with_how_well_they_are_told(name: str) -> None:
+    arrays = read_arrays(name)
+    names = [str(phenotype) for phenotype in arrays["phenotype_names"]]
+    assert arrays["phenotype_weights"].shape == (len(names), 1 + free_body.COMPONENTS)
+    quality = dict(zip(names, arrays["phenotype_r2"], strict=True))
+    assert quality["gender"] > 0.9
+    assert quality["muscle"] > 0.8
+    assert quality["weight"] > 0.75
+
+
+def test_a_regressor_gives_linear_joints_from_few_vertices_for_any_coefficients() -> None:
+    rng = np.random.default_rng(0)
+    template = rng.normal(0, 0.3, (900, 3))
+    directions = rng.normal(0, 0.02, (900, 3, 4))
+    joints = rng.normal(0, 0.1, (3, 3))
+    joint_directions = rng.normal(0, 0.02, (3, 3, 4))
+    regressor = free_body.fit_regressor(template, directions, joints, joint_directions).astype(np.float64)
+    assert (regressor != 0).sum(1).max() <= free_body.REGRESSOR_VERTICES < 900
+    np.testing.assert_allclose(regressor.sum(1), 1, atol=1e-6)
+    for betas in (np.zeros(4), rng.normal(0, 5, 4)):
+        found = regressor @ (template + directions @ betas)
+        np.testing.assert_allclose(found, joints + joint_directions @ betas, atol=1e-5)
+
+
+def test_phenotypes_are_judged_on_bodies_they_were_not_fitted_to() -> None:
+    rng = np.random.default_rng(0)
+    betas = rng.normal(0, 1, (400, 3))
+    linear = 0.5 + betas @ [0.2, -0.1, 0.0]
+    spoilt = np.concatenate([linear[:300], rng.normal(0, 1, 100)])
+    names, rows, quality = free_body.fit_phenotypes(
+        betas, {"told": linear, "noise": rng.random(400), "spoilt": spoilt}, 100
     )
+    assert names == ["told", "noise", "spoilt"]
+    np.testing.assert_allclose(rows[0], [0.5, 0.2, -0.1, 0], atol=1e-6)
+    np.testing.assert_allclose(rows[2], rows[0], atol=1e-6)
+    assert quality[0] > 0.9999
+    assert quality[1] < 0.1
+    assert quality[2] < 0.1
+
+
+def test_vertex_errors_are_what_the_components_leave_over_in_millimetres() -> None:
+    template, directions = np.zeros((4, 3)), np.zeros((4, 3, 1))
+    directions[:, 0, 0] = 0.1
+    bodies = 2.0 * directions[None, :, :, 0]
+    bodies[0, 3, 2] = 0.007  # at right angles to the component
+    np.testing.assert_allclose(
+        free_body.vertex_errors(bodies, template, directions), [[0, 0, 0, 7]], atol=1e-9
+    )
+
+
+def test_the_skin_is_the_largest_surface() -> None:
+    vertices, faces = box(8)
+    small, inner = box(4)
+    both = np.concatenate([0.1 * small, vertices])
+    found = free_body.visible(both, np.concatenate([inner, faces + len(small)]))
+    np.testing.assert_array_equal(found, np.arange(len(small), len(both)))
 
 
 def box(cells: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +235,15 @@ def test_written_files_have_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
     with np.load(tmp_path / "0.npz") as read:
         np.testing.assert_array_equal(read["weights"], arrays["weights"])
+
+
+def test_equal_arrays_give_equal_bytes_whatever_the_sign_of_their_zeros(tmp_path: Path) -> None:
+    plus = {"a": np.array([0.0, 1.5, -2.0], np.float16), "b": np.array([0, 1])}
+    minus = plus | {"a": np.array([-0.0, 1.5, -2.0], np.float16)}
+    digests = [
+        free_body.write_arrays(tmp_path / f"{i}.npz", arrays) for i, arrays in enumerate((plus, minus))
+    ]
+    assert digests[0] == digests[1]
 
 
 def test_without_anny_the_command_says_how_to_get_it(tmp_path: Path, invoke: object) -> None:

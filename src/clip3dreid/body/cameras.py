@@ -51,7 +51,7 @@ def draw(rng: np.random.Generator, span: Range) -> float:
 class CameraSettings:
     """What the cameras of a world are drawn from; see `SurveillanceCamera` for what the numbers mean."""
 
-    pitch: Range = (4.0, 24.0)
+    pitch: Range = (2.0, 12.0)
     """Degrees that a camera looks down by."""
     distance: Range = (3.5, 8.0)
     """Statures between camera and person."""
@@ -59,27 +59,27 @@ class CameraSettings:
     """Degrees, vertical."""
     back: Range = (0.35, 0.65)
     """Part of a camera's pictures that show people from behind."""
-    light_yaw: Range = (-80.0, 80.0)
+    light_yaw: Range = (-50.0, 50.0)
     """Degrees between the light and the camera as seen from the person; above 90 the light is behind the person."""
     light_elevation: Range = (35.0, 75.0)
     """Degrees above the horizon."""
-    ambient: Range = (0.45, 0.75)
+    ambient: Range = (0.6, 0.75)
     """Part of the light that comes from everywhere."""
-    brightness: Range = (0.95, 1.25)
+    brightness: Range = (1.0, 1.15)
     """Strength of all light together."""
     adaptation: Range = (0.3, 0.8)
     """How much of a scene's brightness the exposure makes up for; 0 is a fixed exposure, 1 makes all scenes alike."""
-    cast: float = 0.05
+    cast: float = 0.02
     """Standard deviation of the colour gains."""
-    gamma: Range = (0.85, 1.25)
+    gamma: Range = (0.95, 1.05)
     """Above 1 the middle tones are brighter."""
-    saturation: Range = (0.65, 1.1)
+    saturation: Range = (0.9, 1.05)
     """0 is black and white."""
-    blur: Range = (0.2, 1.1)
+    blur: Range = (0.1, 0.5)
     """Pixels of a picture 256 pixels high: standard deviation of the defocus."""
-    noise: Range = (0.005, 0.035)
+    noise: Range = (0.003, 0.012)
     """Standard deviation of the sensor's noise at middle grey, where white is 1."""
-    resolution: Range = (0.45, 1.0)
+    resolution: Range = (0.8, 1.0)
     """Pixels that the sensor has for each pixel of the picture, along one side."""
     quality: Range = (55.0, 92.0)
     """Of the JPEG files."""
@@ -188,27 +188,27 @@ def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> Surveil
 class ShotSettings:
     """How the pictures of a camera differ."""
 
-    view_range: float = 35.0
+    view_range: float = 25.0
     """Degrees: people are seen within so much of straight from the front or from behind."""
     distance: Range = (0.75, 1.35)
     """Factor on the camera's distance."""
     offset: Range = (-0.25, 0.25)
     """Where in the frame the person is, as a part of its side from the middle."""
-    light_turn: Range = (-25.0, 25.0)
+    light_turn: Range = (-10.0, 10.0)
     """Degrees that the light stands elsewhere than the camera's."""
-    light_change: Range = (0.85, 1.15)
+    light_change: Range = (0.95, 1.05)
     """Factor on the strength of the light."""
     margin: float = 0.04
     """What the box is larger than the person by on each side, as a part of its height and width."""
-    box_shift: float = 0.02
+    box_shift: float = 0.01
     """Standard deviation of the box's place, as a part of its size."""
-    box_scale: float = 0.03
+    box_scale: float = 0.015
     """Standard deviation of the logarithm of its height and width."""
     narrowest_box: float = 0.4
     """No box is narrower than this part of its height, as detectors give them; 0 keeps to the person."""
-    motion: Range = (0.0, 2.0)
+    motion: Range = (0.0, 0.5)
     """Pixels of a picture 256 pixels high: how far the picture smears, sideways for the most part."""
-    occluder: float = 0.15
+    occluder: float = 0.05
     """Probability that something stands before the person."""
     occluder_size: Range = (0.15, 0.45)
     """Part of the picture's height or width that it takes."""

@@ -41,7 +41,8 @@ BONES = {
     "spine2": "spine03",
     "spine3": "spine02",
     "neck": "neck01",
-} | {"head": "head"}
+    "head": "head",
+}
 _SIDED = {
     "hip": "upperleg01",
     "knee": "lowerleg01",
@@ -68,7 +69,7 @@ class Bodies(NamedTuple):
     faces: Array
     """(F, 3) counter-clockwise seen from outside."""
     phenotypes: dict[str, Array]
-    """name -> (N,) 0..1."""
+    """name -> (N,) 0..1, as anny counts them: gender from 0 (male) to 1 (female)."""
 
 
 def descendants(joint: int) -> list[int]:
@@ -120,7 +121,7 @@ def to_rest_pose(bodies: Bodies) -> Bodies:
 
 
 def sample_anny(count: int, seed: int) -> Bodies:
-    """Draws adults from `anny`, women and men in equal parts, of 18 to 75 years.
+    """Draws adults from `anny`, of 18 to 75 years, gender uniform from male to female.
 
     Stature and its dependence on age and gender follow anny's own calibrated distribution. Muscle, weight and
     proportions, which it draws close to the mean, are drawn uniformly over most of their range, so that the
@@ -134,7 +135,7 @@ def sample_anny(count: int, seed: int) -> Bodies:
         from anny.shape_distribution import SimpleShapeDistribution
     except ImportError as error:
         raise InputError(
-            "the body file is built with anny, which is not installed; pip install 'clip3dreid[body]'"
+            f"the body file is built with anny, which cannot be imported ({error}); pip install 'clip3dreid[body]'"
         ) from error
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -215,8 +216,9 @@ def fit_shapes(vertices: Array, components: int = COMPONENTS) -> ShapeSpace:
         components: K.
 
     Returns:
-        The model; coefficients have mean 0 and standard deviation 1. The sign of a component is such that the body
-        grows with it (its mean outward x displacement, y for stature, is positive).
+        The model; coefficients have mean 0 and standard deviation 1. Stature grows with the first. The sign of the
+        others is fixed by convention alone: displacements away from the vertical axis, times the distance from it,
+        have a positive sum. Arms count most in it, so a positive coefficient need not mean a larger body.
     """
     mean = vertices.mean(0)
     centred = (vertices - mean).reshape(len(vertices), -1)
@@ -334,7 +336,6 @@ def decimate(
     for corner in range(3):
         np.add.at(quadric, faces[:, corner], area[:, :, None] * plane[:, :, None] * plane[:, None])
     quadric *= importance[:, None, None]
-    # A little pull to keep edges short: flat parts would otherwise lose all their vertices.
     of_vertex: list[set[int]] = [set() for _ in vertices]
     corners: list[list[int]] = [list(map(int, face)) for face in faces]
     for f, face in enumerate(corners):
@@ -344,6 +345,7 @@ def decimate(
 
     def cost(gone: int, kept: int) -> float:
         q = quadric[gone] + quadric[kept]
+        # A little pull to keep edges short: flat parts would otherwise lose all their vertices.
         length = float(((vertices[gone] - vertices[kept]) ** 2).sum())
         pull = 2e-5 * length * float(min(importance[gone], importance[kept]))
         return float(homogeneous[kept] @ q @ homogeneous[kept] + pull)
@@ -426,12 +428,14 @@ def body_arrays(
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> str:
-    """Writes an `.npz` whose bytes depend on the arrays alone, atomically; returns its SHA-256."""
+    """Writes an `.npz` whose bytes depend on the arrays' values alone, atomically; returns its SHA-256."""
     with atomic(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name, value in arrays.items():
                 buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.ascontiguousarray(value), allow_pickle=False)
+                # Zeros have a sign that equality does not see, and rounding sets it by chance.
+                positive = value + np.zeros((), value.dtype) if value.dtype.kind == "f" else value
+                np.lib.format.write_array(buffer, np.ascontiguousarray(positive), allow_pickle=False)
                 archive.writestr(
                     zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)),
                     buffer.getvalue(),

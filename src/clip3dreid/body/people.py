@@ -1,54 +1,79 @@
-"""Who is in the embedded world and what they wear: plain values, drawn from a seed."""
+"""Who is in the embedded world and what they wear: plain values, drawn from a source of chance.
+
+What lasts about a person is the body (`betas`) and one of a few complexions, too few to name anybody. What changes is
+the outfit. Both are plain frozen values that go into a table and come back from it.
+"""
 
 from __future__ import annotations
 
 import colorsys
-from dataclasses import asdict, dataclass, field
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clip3dreid.errors import InputError
 
 Colour = tuple[float, float, float]
 """RGB, 0..1."""
 
-
-@dataclass(frozen=True)
-class Complexion:
-    """What of a person lasts beside the body: few enough that it cannot name anybody."""
-
-    skin: Colour
-    hair: Colour
-    style: str
-    """`short`, `bob`, `long`, `bun` or `bald`."""
-
-
-COMPLEXIONS = (
-    Complexion((0.85, 0.66, 0.55), (0.20, 0.13, 0.09), "short"),
-    Complexion((0.55, 0.37, 0.26), (0.06, 0.05, 0.05), "long"),
-    Complexion((0.90, 0.74, 0.64), (0.62, 0.46, 0.24), "bob"),
-    Complexion((0.36, 0.23, 0.17), (0.05, 0.04, 0.04), "bun"),
-    Complexion((0.76, 0.58, 0.44), (0.40, 0.38, 0.36), "bald"),
-)
-"""All there are. One per person; `People.complexions` says how many of them are in use."""
-
+HAIR_STYLES = ("short", "bob", "long", "bun", "bald")
 UPPER = ("t_shirt", "long_sleeve", "jacket", "long_coat")
 LOWER = ("trousers", "shorts", "skirt")
 PATTERNS = ("plain", "horizontal_stripes", "vertical_stripes", "checks", "logo")
 BAGS = ("none", "backpack", "shoulder_bag")
 
-# Metres that a garment stands off the body at looseness 1.
-STANDS_OFF = {
-    "t_shirt": 0.012,
-    "long_sleeve": 0.014,
-    "jacket": 0.028,
-    "long_coat": 0.034,
-    "dress": 0.010,
-    "trousers": 0.016,
-    "shorts": 0.022,
-    "skirt": 0.012,
-}
+PALETTE: tuple[tuple[str, Colour], ...] = (
+    ("black", (0.07, 0.07, 0.08)),
+    ("white", (0.90, 0.90, 0.89)),
+    ("navy", (0.10, 0.14, 0.30)),
+    ("grey", (0.46, 0.47, 0.49)),
+    ("denim", (0.25, 0.36, 0.54)),
+    ("red", (0.70, 0.11, 0.13)),
+    ("beige", (0.76, 0.67, 0.53)),
+    ("olive", (0.35, 0.37, 0.20)),
+    ("sky", (0.49, 0.68, 0.86)),
+    ("charcoal", (0.21, 0.22, 0.24)),
+    ("burgundy", (0.38, 0.08, 0.15)),
+    ("green", (0.13, 0.42, 0.24)),
+    ("mustard", (0.80, 0.60, 0.14)),
+    ("pink", (0.87, 0.57, 0.66)),
+    ("brown", (0.38, 0.25, 0.16)),
+    ("teal", (0.10, 0.44, 0.48)),
+    ("purple", (0.40, 0.22, 0.50)),
+    ("orange", (0.85, 0.40, 0.12)),
+    ("blue", (0.12, 0.30, 0.70)),
+    ("cream", (0.92, 0.87, 0.74)),
+    ("yellow", (0.92, 0.82, 0.25)),
+    ("light_grey", (0.71, 0.72, 0.73)),
+    ("mint", (0.62, 0.82, 0.70)),
+    ("magenta", (0.72, 0.16, 0.45)),
+)
+"""Colours of cloth, commonest first."""
+
+
+@dataclass(frozen=True)
+class Complexion:
+    """Skin and hair: what of a person lasts beside the body."""
+
+    skin: Colour
+    hair: Colour
+    style: str
+    """One of `HAIR_STYLES`."""
+
+
+COMPLEXIONS = (
+    Complexion((0.83, 0.63, 0.51), (0.19, 0.12, 0.08), "short"),
+    Complexion((0.52, 0.35, 0.25), (0.06, 0.05, 0.05), "long"),
+    Complexion((0.89, 0.71, 0.60), (0.62, 0.46, 0.25), "bob"),
+    Complexion((0.35, 0.23, 0.17), (0.05, 0.04, 0.04), "bun"),
+    Complexion((0.75, 0.56, 0.43), (0.34, 0.32, 0.30), "bald"),
+)
+"""All there are; a person has one of the first `People.complexions`."""
 
 
 @dataclass(frozen=True)
@@ -56,139 +81,270 @@ class Identity:
     """A person."""
 
     betas: tuple[float, ...]
+    """(K,) shape coefficients."""
     complexion: int
     """Index into `COMPLEXIONS`."""
+
+    def __post_init__(self) -> None:
+        """Checks the index."""
+        _check_complexion(self.complexion)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a table."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Identity:
+        """The inverse of `to_dict`, also after a journey through JSON.
+
+        Raises:
+            InputError: if a value is missing, unknown or out of range.
+        """
+        return cls(**_plain(cls, values))
 
 
 @dataclass(frozen=True)
 class Outfit:
-    """What a person wears on a day; lengths in metres, colours RGB 0..1."""
+    """What a person wears on a day; colours are RGB, 0..1."""
 
     upper: str
+    """One of `UPPER`; of a dress, how its sleeves are: `t_shirt` or `long_sleeve`."""
     lower: str
+    """One of `LOWER`; of a dress `skirt`."""
     dress: bool
-    """The upper garment's colour and pattern go on below as a skirt."""
+    """The upper garment goes on below as a skirt of the same cloth."""
     upper_colour: Colour
     lower_colour: Colour
     second_colour: Colour
+    """Of stripes, checks and the logo of the upper garment, and of a dress's belt."""
+    inner_colour: Colour
+    """What an open jacket or coat shows."""
     shoe_colour: Colour
-    pattern: str
-    pattern_size: float
-    lower_pattern: str
-    upper_stands_off: float
-    lower_stands_off: float
-    skirt_length: float
-    """0 (just below the hips) .. 1 (ankles)."""
-    bag: str
     bag_colour: Colour
-    complexion: int | None
-    """Overrides the person's own where hair is redrawn with every outfit."""
+    pattern: str
+    """Of the upper garment, one of `PATTERNS`."""
+    lower_pattern: str
+    pattern_size: float
+    """Metres from one stripe to the next of its colour."""
+    upper_looseness: float
+    """Factor on how far the garment stands off the body: 0 skin-tight, 1 regular."""
+    lower_looseness: float
+    upper_length: float
+    """0 (shortest of its kind) .. 1 (longest)."""
+    lower_length: float
+    open_front: bool
+    """Of a jacket or a coat."""
+    collar: float
+    """0 (round, high) .. 1 (low, pointed)."""
+    shoe_height: float
+    """0 (shoe) .. 1 (boot)."""
+    bag: str
+    """One of `BAGS`."""
+    bag_side: int
+    """1: a shoulder bag hangs on the person's left, -1: on the right."""
+    complexion: int | None = None
+    """Index into `COMPLEXIONS`: takes the place of the person's own, where it is redrawn with every outfit."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a table."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        """Checks the names, so that a table written by hand fails here and not in a picture."""
+        for name, known in (
+            ("upper", UPPER),
+            ("lower", LOWER),
+            ("pattern", PATTERNS),
+            ("lower_pattern", PATTERNS),
+            ("bag", BAGS),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"outfit: {name} is {getattr(self, name)!r}; choose from {', '.join(known)}")
+        if self.complexion is not None:
+            _check_complexion(self.complexion)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Outfit:
+        """The inverse of `to_dict`, also after a journey through JSON.
+
+        Raises:
+            InputError: if a value is missing or unknown.
+        """
+        return cls(**_plain(cls, values))
+
+
+def _check_complexion(index: int) -> None:
+    if not 0 <= index < len(COMPLEXIONS):
+        raise InputError(f"complexion is {index}; give 0 to {len(COMPLEXIONS) - 1}")
+
+
+def _plain(kind: type[Identity] | type[Outfit], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a dataclass from plain values, in which tuples may have become lists."""
+    known = {entry.name for entry in dataclasses.fields(kind)}
+    if wrong := known.symmetric_difference(values):
+        raise InputError(
+            f"{kind.__name__.lower()}: {', '.join(sorted(wrong))} missing or unknown; give {', '.join(sorted(known))}"
+        )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @dataclass
 class People:
-    """How much people differ (`conf/world`)."""
+    """How much people differ."""
 
-    shape_spread: float = 2.5
+    shape_spread: float = 3.0
     """Standard deviation of the shape components beyond stature; 1 is realistic, and then nothing can be learned from
     small crops."""
     stature_spread: float = 1.0
+    """Standard deviation of the first component, stature, which a crop does not show."""
     complexions: int = 5
-    """How many of `COMPLEXIONS` are in use, 1 to 5."""
+    """How many of `COMPLEXIONS` are in use, from the first: few, so that they alone cannot name a person."""
     complexion_per_outfit: bool = False
     """Redraw skin and hair with every outfit, so that nothing but the body lasts."""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
         if not 1 <= self.complexions <= len(COMPLEXIONS):
-            raise InputError(f"world.people.complexions={self.complexions} must be 1 to {len(COMPLEXIONS)}")
-        if self.shape_spread < 0 or self.stature_spread < 0:
-            raise InputError("world.people: spreads must not be negative")
-
-
-def _even(names: tuple[str, ...]) -> dict[str, float]:
-    return dict.fromkeys(names, 1.0)
+            raise InputError(f"world.people.complexions={self.complexions}; give 1 to {len(COMPLEXIONS)}")
+        if not (0 <= self.shape_spread < math.inf and 0 <= self.stature_spread < math.inf):
+            raise InputError(
+                "world.people: shape_spread or stature_spread is no finite number from 0; give such"
+            )
 
 
 @dataclass
 class Wardrobe:
-    """How much clothes differ (`conf/world`); weights need not sum to 1."""
+    """How much clothes differ. Weights need not sum to 1, and what is left out is never worn."""
 
-    upper: dict[str, float] = field(default_factory=lambda: _even(UPPER))
-    lower: dict[str, float] = field(default_factory=lambda: _even(LOWER))
-    patterns: dict[str, float] = field(default_factory=lambda: _even(PATTERNS))
-    bags: dict[str, float] = field(default_factory=lambda: _even(BAGS))
-    dress: float = 0.1
+    upper: Mapping[str, float] = field(
+        default_factory=lambda: {"t_shirt": 2.0, "long_sleeve": 2.0, "jacket": 1.0, "long_coat": 0.5}
+    )
+    lower: Mapping[str, float] = field(default_factory=lambda: {"trousers": 3.0, "shorts": 2.0, "skirt": 1.0})
+    patterns: Mapping[str, float] = field(
+        default_factory=lambda: {"plain": 3.0} | dict.fromkeys(PATTERNS[1:], 1.0)
+    )
+    bags: Mapping[str, float] = field(
+        default_factory=lambda: {"none": 4.0, "backpack": 1.0, "shoulder_bag": 1.0}
+    )
+    dress: float = 0.05
     """Probability."""
-    looseness: tuple[float, float] = (0.3, 1.3)
-    """Range of the factor on how far garments stand off the body; 0 is skin-tight."""
+    lower_pattern: float = 0.12
+    """Probability that trousers, shorts or a skirt have a pattern."""
+    looseness: tuple[float, float] = (0.2, 0.9)
+    """Range of the factor on how far garments stand off the body."""
+    palette: int = len(PALETTE)
+    """How many colours of `PALETTE` are in use, from the commonest."""
+    hue_jitter: float = 0.015
+    """Standard deviation, as a part of the colour circle."""
+    lightness_jitter: float = 0.12
+    """Standard deviation of the logarithm of a colour's lightness."""
+    open_front: float = 0.5
+    """Probability that a jacket or coat is open."""
+    boots: float = 0.2
+    """Probability."""
+    pattern_size: tuple[float, float] = (0.035, 0.12)
+    """Metres from one stripe to the next of its colour."""
 
     def __post_init__(self) -> None:
-        """Checks the names and numbers."""
-        for name, known in (("upper", UPPER), ("lower", LOWER), ("patterns", PATTERNS), ("bags", BAGS)):
+        """Checks names and numbers."""
+        tables = (("upper", UPPER), ("lower", LOWER), ("patterns", PATTERNS), ("bags", BAGS))
+        for name, known in tables:
             weights = getattr(self, name)
-            if unknown := set(weights) - set(known):
+            if unknown := sorted(set(weights) - set(known)):
                 raise InputError(
-                    f"world.wardrobe.{name}: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(known)}"
+                    f"world.wardrobe.{name}: {', '.join(unknown)} is unknown; choose from {', '.join(known)}"
                 )
-            if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+            values = [float(weight) for weight in weights.values()]
+            if not all(math.isfinite(v) and v >= 0 for v in values) or sum(values) <= 0:
                 raise InputError(
-                    f"world.wardrobe.{name}: weights must not be negative, and one must be positive"
+                    f"world.wardrobe.{name}: weights are {values}; give numbers from 0, one above it"
                 )
-        low, high = self.looseness
-        if not 0 <= low <= high:
-            raise InputError(
-                f"world.wardrobe.looseness={list(self.looseness)} must be two ascending numbers from 0"
-            )
+        for name in ("looseness", "pattern_size"):
+            span = tuple(float(value) for value in getattr(self, name))
+            lowest = 0.0 if name == "looseness" else 0.005
+            if len(span) != 2 or not lowest <= span[0] <= span[1] < math.inf:
+                raise InputError(
+                    f"world.wardrobe.{name} is {span}; give two ascending numbers from {lowest:g}"
+                )
+            setattr(self, name, span)
+        for name in ("dress", "lower_pattern", "open_front", "boots"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"world.wardrobe.{name} is {getattr(self, name)}; give a probability, 0 to 1"
+                )
+        if not 1 <= self.palette <= len(PALETTE):
+            raise InputError(f"world.wardrobe.palette is {self.palette}; give 1 to {len(PALETTE)}")
+        if not (0 <= self.hue_jitter < math.inf and 0 <= self.lightness_jitter < math.inf):
+            raise InputError("world.wardrobe: hue_jitter and lightness_jitter must be finite numbers from 0")
 
 
-def _choice(rng: np.random.Generator, weights: dict[str, float]) -> str:
-    names = sorted(weights)
-    shares = np.array([weights[name] for name in names], float)
-    return names[int(rng.choice(len(names), p=shares / shares.sum()))]
-
-
-def _colour(rng: np.random.Generator) -> Colour:
-    """A colour of cloth: greys, blacks and whites as often as people wear them, any hue otherwise."""
-    if rng.random() < 0.3:
-        grey = float(rng.choice([0.08, 0.2, 0.45, 0.7, 0.9]) * rng.uniform(0.9, 1.08))
-        return grey, grey, min(1.0, grey * float(rng.uniform(0.95, 1.1)))
-    red, green, blue = colorsys.hsv_to_rgb(
-        float(rng.random()), float(rng.uniform(0.3, 0.95)), float(rng.uniform(0.2, 0.9))
-    )
-    return red, green, blue
-
-
-def sample_identity(rng: np.random.Generator, people: People, betas: np.ndarray) -> Identity:
-    """A person with the given betas (K,)."""
-    return Identity(tuple(float(beta) for beta in betas), int(rng.integers(people.complexions)))
+def sample_identity(rng: np.random.Generator, people: People, betas: npt.ArrayLike) -> Identity:
+    """A person with the given shape coefficients (K,) and a complexion drawn by chance."""
+    shape = tuple(float(beta) for beta in np.asarray(betas, np.float64).reshape(-1))
+    return Identity(shape, int(rng.integers(people.complexions)))
 
 
 def sample_outfit(rng: np.random.Generator, people: People, wardrobe: Wardrobe) -> Outfit:
-    """What somebody wears; independent of who it is."""
+    """What somebody wears; drawn without a look at who it is."""
     upper, lower = _choice(rng, wardrobe.upper), _choice(rng, wardrobe.lower)
     dress = bool(rng.random() < wardrobe.dress)
-    low, high = wardrobe.looseness
-    loose_upper, loose_lower = rng.uniform(low, high), rng.uniform(low, high)
+    if dress:
+        upper, lower = ("t_shirt", "long_sleeve")[int(rng.integers(2))], "skirt"
+    pattern = _choice(rng, wardrobe.patterns)
+    lower_pattern = _choice(rng, wardrobe.patterns) if rng.random() < wardrobe.lower_pattern else "plain"
+    upper_colour = _cloth(rng, wardrobe)
     return Outfit(
-        upper="t_shirt" if dress else upper,
-        lower="skirt" if dress else lower,
+        upper=upper,
+        lower=lower,
         dress=dress,
-        upper_colour=_colour(rng),
-        lower_colour=_colour(rng),
-        second_colour=_colour(rng),
-        shoe_colour=_colour(rng),
-        pattern=_choice(rng, wardrobe.patterns),
-        pattern_size=float(rng.uniform(0.03, 0.08)),
-        lower_pattern="plain" if rng.random() < 0.8 else _choice(rng, wardrobe.patterns),
-        upper_stands_off=float(STANDS_OFF["dress" if dress else upper] * loose_upper),
-        lower_stands_off=float(STANDS_OFF["skirt" if dress else lower] * loose_lower),
-        skirt_length=float(rng.uniform(0.3, 0.8)),
+        upper_colour=upper_colour,
+        lower_colour=_cloth(rng, wardrobe),
+        second_colour=_contrasting(rng, wardrobe, upper_colour),
+        inner_colour=_contrasting(rng, wardrobe, upper_colour),
+        shoe_colour=_leather(rng, wardrobe),
+        bag_colour=_cloth(rng, wardrobe),
+        pattern=pattern,
+        lower_pattern=lower_pattern,
+        pattern_size=float(rng.uniform(*wardrobe.pattern_size)),
+        upper_looseness=float(rng.uniform(*wardrobe.looseness)),
+        lower_looseness=float(rng.uniform(*wardrobe.looseness)),
+        upper_length=float(rng.random()),
+        lower_length=float(rng.random()),
+        open_front=bool(rng.random() < wardrobe.open_front),
+        collar=float(rng.random()),
+        shoe_height=float(rng.uniform(0.6, 1.0) if rng.random() < wardrobe.boots else rng.uniform(0, 0.25)),
         bag=_choice(rng, wardrobe.bags),
-        bag_colour=_colour(rng),
+        bag_side=int(rng.choice([-1, 1])),
         complexion=int(rng.integers(people.complexions)) if people.complexion_per_outfit else None,
     )
+
+
+def _choice(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
+    """One of the names; their order in the mapping does not matter."""
+    names = sorted(weights)
+    shares = np.array([float(weights[name]) for name in names])
+    return names[int(rng.choice(len(names), p=shares / shares.sum()))]
+
+
+def _cloth(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
+    """A colour of the palette, not quite the same each time."""
+    base = PALETTE[int(rng.integers(wardrobe.palette))][1]
+    hue, lightness, saturation = colorsys.rgb_to_hls(*base)
+    hue = (hue + float(rng.normal()) * wardrobe.hue_jitter) % 1
+    lightness = min(0.94, lightness * math.exp(float(rng.normal()) * wardrobe.lightness_jitter))
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return red, green, blue
+
+
+def _leather(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
+    """A colour of shoes: mostly black, white, brown or grey, else any."""
+    usual = dict(PALETTE)
+    names = ("black", "black", "white", "brown", "grey", "navy", "beige", "")
+    name = names[int(rng.integers(len(names)))]
+    return usual[name] if name else _cloth(rng, wardrobe)
+
+
+def _contrasting(rng: np.random.Generator, wardrobe: Wardrobe, other: Colour) -> Colour:
+    """A colour that can be told from another: the farthest of three."""
+    tries = [_cloth(rng, wardrobe) for _ in range(3)]
+    return max(tries, key=lambda colour: math.dist(colour, other))
