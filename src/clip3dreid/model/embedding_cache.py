@@ -1,0 +1,375 @@
+"""A teacher's embeddings of a data set's pictures, computed once and read back by row.
+
+On disk they lie in parts of some thousand rows, so that a build that was killed goes on where it stopped. Each row
+names the file that it was computed from, so that a changed picture is never served an old embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.files import atomic, write_json
+from clip3dreid.types import Batch
+
+if TYPE_CHECKING:  # workers that only read embeddings do without transformers
+    from clip3dreid.model.teacher import Teacher
+
+CACHE_VERSION = 1
+INDEX = "index.json"
+ROWS_PER_PART = 4096
+
+
+class FileIdentity(NamedTuple):
+    """What tells one state of a picture's file from another."""
+
+    path: str
+    """Relative to the data set's root."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change, nanoseconds since 1970."""
+
+
+def identify(root: Path, paths: Iterable[str]) -> list[FileIdentity]:
+    """Looks at a data set's files.
+
+    Args:
+        root: the data set's folder.
+        paths: of pictures, relative to it, row by row.
+
+    Raises:
+        InputError: if one of them is not there.
+    """
+    found = []
+    for path in paths:
+        try:
+            status = (root / path).stat()
+        except OSError as error:
+            raise InputError(f"{root / path} cannot be read: {error.strerror}; restore it") from error
+        found.append(FileIdentity(path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _hashes(identities: Sequence[FileIdentity]) -> npt.NDArray[np.int64]:
+    """(N,) 64 bits each, of which a chance agreement is nothing to fear: they are compared row by row."""
+    digests = (
+        hashlib.blake2b(
+            f"{path}\0{size}\0{mtime_ns}".encode(errors="surrogateescape"), digest_size=8
+        ).digest()
+        for path, size, mtime_ns in identities
+    )
+    return np.frombuffer(b"".join(digests), dtype="<i8")
+
+
+class Cache(Protocol):
+    """Embeddings by row."""
+
+    width: int
+    """d."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
+        ...
+
+
+class MemoryCache:
+    """Embeddings in memory.
+
+    Args:
+        embeddings: (N, d) float32, by row; on whatever device they are to be kept.
+
+    Raises:
+        ValueError: if they are no matrix.
+        InputError: if one is NaN or infinite.
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        if embeddings.ndim != 2:
+            raise ValueError(f"embeddings must be (N, d), not {tuple(embeddings.shape)}")
+        row = _first_not_finite(embeddings)
+        if row is not None:
+            raise InputError(
+                f"the embedding of row {row} is NaN or infinite; set model.teacher.dtype=float32"
+            )
+        self.embeddings = embeddings.detach().float()
+        self.width = embeddings.shape[1]
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        if rows.device.type == "cpu":
+            _check_rows(rows, len(self.embeddings))
+        return self.embeddings[rows.to(self.embeddings.device)].to(rows.device)
+
+
+class EmbeddingCache:
+    """Embeddings in a folder: `index.json` and parts `part-00000.safetensors`, mapped into memory when read.
+
+    A part holds the consecutive rows `i * rows_per_part` and on: `embedding` (n, d) float32 and `identity` (n,)
+    int64, hashes of the files' identities. Opening checks every part whole; what does not agree with the files as
+    they are now, or is damaged, counts as missing. Copies for other processes, forked or pickled, map the parts anew.
+
+    Args:
+        folder: made if need be; one for a data set.
+        identities: N files, row by row.
+        teacher: its name, for messages.
+        fingerprint: of teacher and preprocessing (`Teacher.fingerprint`).
+        width: d.
+        rows_per_part: of a new cache; an existing one keeps its own.
+
+    Attributes:
+        stale: parts found in the folder that cannot be used: pictures changed, came or went, or the file is damaged.
+
+    Raises:
+        InputError: if the folder holds another teacher's embeddings or another version's, its index is
+            damaged, or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identities: Sequence[FileIdentity],
+        *,
+        teacher: str,
+        fingerprint: str,
+        width: int,
+        rows_per_part: int = ROWS_PER_PART,
+    ) -> None:
+        if rows_per_part < 1:
+            raise ValueError(f"rows_per_part must be positive, not {rows_per_part}")
+        self.folder, self.teacher, self.fingerprint, self.width = folder, teacher, fingerprint, width
+        self.identities = list(identities)
+        self._hashes = _hashes(self.identities)
+        self._maps: dict[int, npt.NDArray[np.float32]] = {}
+        found = self._read_index()
+        self.rows_per_part = rows_per_part if found is None else int(found["rows_per_part"])
+        index = {
+            "version": CACHE_VERSION,
+            "teacher": teacher,
+            "fingerprint": fingerprint,
+            "width": width,
+            "count": len(self),
+            "rows_per_part": self.rows_per_part,
+        }
+        if found != index:
+            write_json(folder / INDEX, index)
+        self._starts: dict[int, int] = {}
+        """Usable parts, and where in their files the embeddings begin, in bytes."""
+        self.stale = 0
+        for part in range(self._parts):
+            if self._path(part).exists():
+                start = self._check(part)
+                if start is None:
+                    self.stale += 1
+                else:
+                    self._starts[part] = start
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, a memory map would be a copy of all it maps.
+        return {**self.__dict__, "_maps": {}}
+
+    def missing(self) -> list[range]:
+        """Rows to compute, one range a part: what `put` takes."""
+        return [self._rows(part) for part in range(self._parts) if part not in self._starts]
+
+    def put(self, rows: range, embeddings: Tensor) -> None:
+        """Writes a part.
+
+        Args:
+            rows: one of `missing()`.
+            embeddings: (len(rows), d) of these rows, floating point, on any device.
+
+        Raises:
+            ValueError: if the rows are no part, or the embeddings not of their shape.
+            InputError: if an embedding is NaN or infinite, or the folder cannot be written.
+        """
+        part = rows.start // self.rows_per_part
+        if not len(rows) or rows != self._rows(part):
+            raise ValueError(f"{rows} is no part of this cache; put what missing() returns")
+        if embeddings.shape != (len(rows), self.width):
+            raise ValueError(f"embeddings are {tuple(embeddings.shape)}, not {(len(rows), self.width)}")
+        wrong = _first_not_finite(embeddings)
+        if wrong is not None:
+            raise InputError(
+                f"{self.teacher} gives an embedding with NaN or infinite values for "
+                f"{self.identities[rows[wrong]].path}; set model.teacher.dtype=float32"
+            )
+        values = embeddings.detach().to("cpu", torch.float32).contiguous()
+        tensors = {"embedding": values, "identity": torch.tensor(self._hashes[rows.start : rows.stop])}
+        card = {
+            "version": str(CACHE_VERSION),
+            "fingerprint": self.fingerprint,
+            "checksum": _checksum(values.numpy()),
+        }
+        path = self._path(part)
+        with atomic(path) as temporary:
+            try:
+                save_file(tensors, temporary, card)
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"cannot write {path}: {error}; is the disk full?") from error
+        self._maps.pop(part, None)
+        start = self._check(part)
+        if start is None:
+            raise InputError(f"{path} is damaged as soon as written; give another model.teacher.cache_dir")
+        self._starts[part] = start
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Looks embeddings up.
+
+        Args:
+            rows: (B,) int64 on any device.
+
+        Returns:
+            (B, d) float32 on that device.
+
+        Raises:
+            IndexError: if there is no such row.
+            RuntimeError: if rows are still missing.
+        """
+        if len(self._starts) != self._parts:
+            raise RuntimeError(
+                f"{self.folder} lacks {self._parts - len(self._starts)} parts; put() them first"
+            )
+        wanted = rows.detach().cpu()
+        _check_rows(wanted, len(self))
+        found = np.empty((len(wanted), self.width), dtype=np.float32)
+        for place, row in enumerate(wanted.tolist()):
+            part, within = divmod(row, self.rows_per_part)
+            mapped = self._maps.get(part)
+            found[place] = (self._map(part) if mapped is None else mapped)[within]
+        return torch.from_numpy(found).to(rows.device)
+
+    @property
+    def _parts(self) -> int:
+        return math.ceil(len(self) / self.rows_per_part)
+
+    def _rows(self, part: int) -> range:
+        first = part * self.rows_per_part
+        return range(first, min(first + self.rows_per_part, len(self)))
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.safetensors"
+
+    def _map(self, part: int) -> npt.NDArray[np.float32]:
+        shape = len(self._rows(part)), self.width
+        mapped = np.memmap(self._path(part), np.dtype("<f4"), "r", self._starts[part], shape)
+        # As a plain array: numpy's own class costs a microsecond at every row.
+        self._maps[part] = np.asarray(mapped)
+        return self._maps[part]
+
+    def _read_index(self) -> dict[str, Any] | None:
+        """What the folder says it holds; None for a new one."""
+        path = self.folder / INDEX
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            version = found.get("version")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged; remove {self.folder}, embeddings are computed anew"
+            ) from error
+        advice = f"remove {self.folder}, or give another model.teacher.cache_dir"
+        if version != CACHE_VERSION:
+            raise InputError(
+                f"{path} has cache version {version}, this program reads {CACHE_VERSION}; {advice}"
+            )
+        if found.get("fingerprint") != self.fingerprint or found.get("width") != self.width:
+            ours, theirs = self.fingerprint[:8], str(found.get("fingerprint"))[:8]
+            raise InputError(
+                f"{self.folder} holds embeddings of teacher {found.get('teacher')} ({theirs}), not of {self.teacher} "
+                f"({ours}), whose files, view or dtype differ; {advice}"
+            )
+        if not isinstance(found.get("rows_per_part"), int) or found["rows_per_part"] < 1:
+            raise InputError(f"{path} is damaged; remove {self.folder}, embeddings are computed anew")
+        return dict(found)
+
+    def _check(self, part: int) -> int | None:
+        """Where the embeddings begin in a part's file, in bytes; None if the part cannot be used."""
+        path, rows = self._path(part), self._rows(part)
+        try:
+            with safe_open(path, framework="np") as file:
+                card = file.metadata() or {}
+                embedding, identity = file.get_tensor("embedding"), file.get_tensor("identity")
+            with path.open("rb") as raw:
+                length = int.from_bytes(raw.read(8), "little")
+                start = 8 + length + int(json.loads(raw.read(length))["embedding"]["data_offsets"][0])
+        # A damaged file can make the reader raise almost anything.
+        except Exception:
+            return None
+        usable = (
+            card.get("version") == str(CACHE_VERSION)
+            and card.get("fingerprint") == self.fingerprint
+            and embedding.shape == (len(rows), self.width)
+            and embedding.dtype == np.float32
+            and np.array_equal(identity, self._hashes[rows.start : rows.stop])
+            and card.get("checksum") == _checksum(embedding)
+        )
+        return start if usable else None
+
+
+def _checksum(values: npt.NDArray[np.float32]) -> str:
+    return f"{zlib.crc32(values.data):08x}"
+
+
+def _first_not_finite(embeddings: Tensor) -> int | None:
+    wrong = (~torch.isfinite(embeddings)).any(1).nonzero()
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _check_rows(rows: Tensor, count: int) -> None:
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())}, where there are {count}")
+
+
+class TeacherEmbeddings(nn.Module):
+    """What a training loop asks for the teacher's embeddings: from a cache, or fresh.
+
+    Args:
+        teacher: embeds the very pictures that the student is shown, before erasing, if there is no cache. It moves
+            with this module and is part of nobody's state.
+        cache: answers by row, if given: the embedding of the picture as it is on disk.
+
+    Attributes:
+        width: d.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+
+    def __init__(self, teacher: Teacher | None = None, cache: Cache | None = None) -> None:
+        super().__init__()
+        source = teacher if cache is None else cache
+        if source is None:
+            raise ValueError("needs a teacher or a cache")
+        self.teacher = teacher
+        self.cache = cache
+        self.width = source.width
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Embeddings (B, d) float32 of a batch, on its device."""
+        if self.cache is not None:
+            return self.cache.read(batch.row)
+        assert self.teacher is not None
+        embedding: Tensor = self.teacher(batch.images if batch.view is None else batch.view)
+        return embedding
