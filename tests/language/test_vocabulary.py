@@ -18,15 +18,20 @@ Groups = dict[str, Any]
 
 
 @pytest.fixture
-def groups() -> Groups:
+def shipped() -> Groups:
     content = OmegaConf.to_container(OmegaConf.load(conf_dir() / "language" / "body_words.yaml"))
     assert isinstance(content, dict)
-    return dict(content["groups"])
+    return {key: content[key] for key in ("groups", "prompts")}
 
 
 @pytest.fixture
-def vocabulary(groups: Groups) -> Vocabulary:
-    return Vocabulary(groups)
+def groups(shipped: Groups) -> Groups:
+    return dict(shipped["groups"])
+
+
+@pytest.fixture
+def vocabulary(shipped: Groups) -> Vocabulary:
+    return Vocabulary(**shipped)
 
 
 def people(count: int = 100, **given: Any) -> dict[str, Any]:
@@ -136,6 +141,14 @@ BAD: dict[str, Callable[[Groups], Any]] = {
     "one word": lambda g: g["hips"].update(words=["hips"], cuts=[]),
     "no cuts": lambda g: g["hips"].pop("cuts"),
     "an unknown key": lambda g: g["hips"].update(cut=[50]),
+    "a phrase without the word": lambda g: g["hips"].update(phrase="a {person} with hips"),
+    "a phrase without the person": lambda g: g["hips"].update(phrase="a person with {word}"),
+    "a phrase with an unknown place": lambda g: g["hips"].update(phrase="a {persn} with {word}"),
+    "a phrase without article": lambda g: g["hips"].update(phrase="{word} of a {person}"),
+    "a phrase for an unknown word": lambda g: g["hips"].update(
+        phrase={"default": "a {person} with {word}", "wide hip": "a {word} {person}"}
+    ),
+    "a word without phrase": lambda g: g["hips"].update(phrase={"wide hips": "a {person} with {word}"}),
 }
 
 
@@ -151,3 +164,51 @@ def test_prototypes_on_different_axes_are_refused(groups: Groups) -> None:
     groups["figure"]["prototypes"]["hourglass"].popitem()
     with pytest.raises(InputError, match="figure"):
         Vocabulary(groups)
+
+
+def test_a_phrase_of_a_mistyped_word_is_refused_with_the_word_that_was_meant(groups: Groups) -> None:
+    groups["hips"]["phrase"] = {"default": "a {person} with {word}", "wide hip": "a {person} with {word}"}
+    with pytest.raises(InputError, match=r"hips\.phrase\.wide hip is not a word .* did you mean 'wide hips'"):
+        Vocabulary(groups)
+
+
+def test_a_group_without_phrase_has_its_words_said_with_a_with(groups: Groups) -> None:
+    del groups["hips"]["phrase"]
+    assert Vocabulary(groups).prompts.descriptors(["wide hips"]) == ["a person with wide hips"]
+
+
+def test_the_flat_list_has_all_words_in_the_order_of_groups_and_prompts(vocabulary: Vocabulary) -> None:
+    flat = vocabulary.flat
+    assert flat[:4] == [
+        ("stature", "short"),
+        ("stature", "medium height"),
+        ("stature", "tall"),
+        ("weight", "skinny"),
+    ]
+    assert len(flat) == sum(map(len, vocabulary.groups.values()))
+    assert [word for _, word in flat] == vocabulary.prompts.words
+
+
+CHANGES: dict[str, Callable[[Groups], Any]] = {
+    "a word": lambda c: c["groups"]["hips"].update(words=["narrow hips", "average hips", "broad hips"]),
+    "the order of words": lambda c: c["groups"]["hips"]["words"].reverse(),
+    "the order of groups": lambda c: c["groups"].update(stature=c["groups"].pop("stature")),
+    "a phrase": lambda c: c["groups"]["hips"].update(phrase="a {person} who has {word}"),
+    "a template": lambda c: c["prompts"]["templates"].append("a drawing of {phrase}"),
+    "a noun": lambda c: c["prompts"]["people"].update(neutral="pedestrian"),
+    "a wording": lambda c: c["prompts"]["wordings"].pop("large chest"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_digest_changes_with_everything_that_labels_depend_on(shipped: Groups, change: str) -> None:
+    before = Vocabulary(**copy.deepcopy(shipped)).digest
+    CHANGES[change](shipped)
+    assert Vocabulary(**shipped).digest != before
+
+
+def test_the_digest_is_the_same_for_plain_values_and_for_a_config(shipped: Groups) -> None:
+    # Cuts decide which words are true of a measured body, not what a teacher sees.
+    config = OmegaConf.create(copy.deepcopy(shipped))
+    shipped["groups"]["hips"]["cuts"] = [20, 80]
+    assert Vocabulary(config.groups, config.prompts).digest == Vocabulary(**shipped).digest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+from clip3dreid.language.prompts import PHRASE, SEE, closest, phrase_of, prompts_of
 
 log = logging.getLogger(__name__)
 
 Column = npt.NDArray[np.floating[Any]]
-
-_SEE = "see conf/language/body_words.yaml"
 
 
 class Vocabulary:
@@ -23,42 +24,62 @@ class Vocabulary:
 
     Attributes:
         groups: name -> the words of the group; in ascending order of the measure where the group is ordered.
+        measures: name -> the measures or ratios of two that the group looks at.
         ordered: names of the groups that are ordered, so that a rank correlation makes sense.
+        prompts: what is said of each word; its words are in the order of `flat`.
     """
 
-    def __init__(self, groups: Mapping[str, Any]) -> None:
+    def __init__(self, groups: Mapping[str, Any], prompts: Mapping[str, Any] | None = None) -> None:
         """Checks the groups, as `conf/language/body_words.yaml` writes them.
 
         Args:
             groups: name -> either `measure` (a name or a ratio such as `leg_length / stature`), `words` and `cuts`
                 (ascending percentiles, one fewer than words); or `prototypes`: word -> measure -> percentile, of
-                which the nearest fits.
+                which the nearest fits. Either may have a `phrase` with `{word}` and `{person}`, or one for each
+                word and a `default`; without it, "a {person} with {word}".
+            prompts: `templates`, `people` and `wordings`, as `Prompts` takes them.
 
         Raises:
-            InputError: naming the group, if it is neither or does not fit together.
+            InputError: naming the group, if it is neither or does not fit together, or what is wrong in the prompts.
         """
         if not groups:
-            raise InputError(f"language.groups is empty; {_SEE}")
+            raise InputError(f"language.groups is empty; {SEE}")
         self.groups: dict[str, list[str]] = {}
-        self._measures: dict[str, list[str]] = {}
+        self.measures: dict[str, list[str]] = {}
         self._cuts: dict[str, Column] = {}
         self._places: dict[str, Column] = {}
         taken: dict[str, str] = {}
+        phrases: dict[str, str] = {}
         for name, group in groups.items():
             where = f"language.groups.{name}"
-            if isinstance(group, Mapping) and set(group) == {"prototypes"}:
+            keys = set(group) - {"phrase"} if isinstance(group, Mapping) else set()
+            if keys == {"prototypes"}:
                 self._add_prototypes(name, group["prototypes"], where)
-            elif isinstance(group, Mapping) and set(group) == {"measure", "words", "cuts"}:
+            elif keys == {"measure", "words", "cuts"}:
                 self._add_ordered(name, group, where)
             else:
                 raise InputError(
-                    f"{where} must have measure, words and cuts, or prototypes, and nothing else; {_SEE}"
+                    f"{where} must have measure, words and cuts, or prototypes, beside its phrase and nothing else; "
+                    f"{SEE}"
                 )
             for word in self.groups[name]:
                 if word in taken:
                     raise InputError(f"{where}: {word!r} is in group {taken[word]} too; rename one")
                 taken[word] = name
+            phrases |= _phrases(group.get("phrase", PHRASE), self.groups[name], f"{where}.phrase")
         self.ordered = list(self._cuts)
+        self.prompts = prompts_of(phrases, {} if prompts is None else prompts)
+
+    @property
+    def flat(self) -> list[tuple[str, str]]:
+        """All W words as (group, word), in the order in which scores, embeddings and tokens count them."""
+        return [(group, word) for group, words in self.groups.items() for word in words]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change with any group, word, phrase or prompt, and with the order of words."""
+        content = json.dumps([list(self.groups.items()), self.prompts.facts], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _add_ordered(self, name: str, group: Mapping[str, Any], where: str) -> None:
         words, cuts = _list(group["words"]), _list(group["cuts"])
@@ -72,11 +93,11 @@ class Vocabulary:
         if len(numbers) != len(cuts) or len(cuts) != len(words) - 1 or sorted(set(cuts)) != cuts:
             raise InputError(f"{where}.cuts must be {len(words) - 1} ascending percentiles between 0 and 100")
         self.groups[name], self._cuts[name] = words, np.array(cuts, float)
-        self._measures[name] = [_expression(group["measure"], where)]
+        self.measures[name] = [_expression(group["measure"], where)]
 
     def _add_prototypes(self, name: str, prototypes: Any, where: str) -> None:
         if not isinstance(prototypes, Mapping) or len(prototypes) < 2:
-            raise InputError(f"{where}.prototypes must give two or more words their percentiles; {_SEE}")
+            raise InputError(f"{where}.prototypes must give two or more words their percentiles; {SEE}")
         spots = list(prototypes.values())
         if not all(isinstance(spot, Mapping) and spot and set(spot) == set(spots[0]) for spot in spots):
             raise InputError(f"{where}: every prototype must have the same measures")
@@ -85,12 +106,12 @@ class Vocabulary:
         ):
             raise InputError(f"{where}: prototypes are places from 0 to 100")
         self.groups[name] = [str(word) for word in prototypes]
-        self._measures[name] = [_expression(measure, where) for measure in spots[0]]
+        self.measures[name] = [_expression(measure, where) for measure in spots[0]]
         self._places[name] = np.array([[spot[key] for key in spots[0]] for spot in spots], float)
 
     def check(self, known: Collection[str]) -> None:
         """Raises InputError if a group looks at a measure that is not among the `known` names."""
-        for name, expressions in self._measures.items():
+        for name, expressions in self.measures.items():
             for part in (part for expression in expressions for part in expression.split(" / ")):
                 if part not in known:
                     raise InputError(
@@ -110,7 +131,7 @@ class Vocabulary:
             InputError: if a measure is not finite.
         """
         found: dict[str, Column] = {}
-        for expression in (expression for group in self._measures.values() for expression in group):
+        for expression in (expression for group in self.measures.values() for expression in group):
             value, _, over = expression.partition(" / ")
             if value in measures and (not over or over in measures):
                 with np.errstate(divide="ignore", invalid="ignore"):
@@ -143,7 +164,7 @@ class Vocabulary:
         own = self.columns(measures)
         percentiles = {name: _percentiles(own[name], reference[name]) for name in own if name in reference}
         found = {}
-        for name, expressions in self._measures.items():
+        for name, expressions in self.measures.items():
             if missing := [expression for expression in expressions if expression not in percentiles]:
                 log.info("words of %s are left out: this body does not tell %s", name, ", ".join(missing))
                 continue
@@ -159,6 +180,20 @@ class Vocabulary:
 def _list(value: Any) -> list[Any]:
     """A list of the config as a list; anything else, text above all, as an empty one."""
     return [] if isinstance(value, str | Mapping) or not hasattr(value, "__iter__") else list(value)
+
+
+def _phrases(value: Any, words: list[str], where: str) -> dict[str, str]:
+    """The phrase of each word, from one for all of them or a mapping with a default for the rest."""
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(words, phrase_of(value, where))
+    for key in value:
+        if key not in (*words, "default"):
+            raise InputError(f"{where}.{key} is not a word of the group{closest(key, words)}")
+    found = {word: value.get(word, value.get("default")) for word in words}
+    for word, phrase in found.items():
+        if phrase is None:
+            raise InputError(f"{where} has neither {word!r} nor a default; give one")
+    return {word: phrase_of(phrase, f"{where}.{word}") for word, phrase in found.items()}
 
 
 def _expression(value: Any, where: str) -> str:

@@ -1,0 +1,385 @@
+"""Labels: from a teacher's scores to the words of each person, in a file that people can read and edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from clip3dreid.errors import InputError
+from clip3dreid.files import atomic, write_json
+from clip3dreid.language.prompts import closest
+from clip3dreid.language.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+Scores = npt.NDArray[np.floating[Any]]
+
+SCHEMA_VERSION = 1
+
+CALIBRATIONS = ("zscore", "none")
+KEYS = {"person": ("data_set", "person"), "image": ("data_set", "person", "path")}
+"""Level -> the columns that tell its units apart."""
+SCHEMA: dict[str, type[pl.DataType]] = {
+    "data_set": pl.String,
+    "person": pl.String,
+    "path": pl.String,  # of labels of single pictures only
+    "group": pl.String,
+    "word": pl.String,
+    "score": pl.Float32,  # mean calibrated score of the word; null where a person chose it
+    "margin": pl.Float32,  # over the second word of the group, 0 or more; null as well
+}
+_AGAIN = "label the pictures again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The words of people (or of pictures), and where they come from.
+
+    Attributes:
+        table: a row a unit and group, columns as in `SCHEMA`, sorted by unit and group.
+        teacher: name of the model that scored the words.
+        fingerprint: of its weights.
+        vocabulary: `Vocabulary.digest` of the words it scored.
+        calibration: `zscore` or `none`.
+        level: `person` or `image`: whose words these are.
+        data_sets: names, sorted.
+        pictures: how many were scored.
+    """
+
+    table: pl.DataFrame
+    teacher: str
+    fingerprint: str
+    vocabulary: str
+    calibration: str
+    level: str
+    data_sets: tuple[str, ...]
+    pictures: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but the table, as plain values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["table"]
+        return {"version": SCHEMA_VERSION, **values, "data_sets": list(self.data_sets)}
+
+
+def aggregate(
+    scores: Scores, table: pl.DataFrame, *, calibration: str = "zscore", level: str = "person"
+) -> tuple[pl.DataFrame, npt.NDArray[np.float32]]:
+    """Calibrates the scores of pictures and averages them over each person.
+
+    CLIP favours some words whatever a picture shows; `zscore` takes each word's mean over all pictures away and
+    divides by its standard deviation. A person's score is the mean over outfits of the mean over the outfit's
+    pictures, so that an outfit seen often counts no more than another; a person's pictures without a clothes label
+    are one outfit.
+
+    Args:
+        scores: (N, W) similarity of each picture with each word. A row that is not finite is a picture that could not
+            be used, and is left out.
+        table: N rows with `data_set`, `person`, `path` and, nullable, `clothes`.
+        calibration: `zscore` or `none`.
+        level: `person`, or `image` for each picture by itself.
+
+    Returns:
+        The U units, sorted: `data_set`, `person`, at level `image` also `path`, and how many `pictures` were used;
+        and their (U, W) scores. Neither depends on the order of the pictures.
+
+    Raises:
+        InputError: if a setting is unknown, there are no pictures, or people have no picture that could be used.
+    """
+    if calibration not in CALIBRATIONS:
+        raise InputError(f"calibration={calibration} is unknown; choose from {', '.join(CALIBRATIONS)}")
+    keys = list(keys_of(level))
+    if scores.ndim != 2 or len(scores) != len(table):
+        raise ValueError(f"scores of shape {scores.shape} do not fit {len(table)} pictures")
+    if table.is_empty():
+        raise InputError("there are no pictures to label; check data.root and the split")
+    # In one order, so that sums of floating-point numbers are the same whatever order the pictures came in.
+    order = table.select(pl.arg_sort_by("data_set", "person", "clothes", "path")).to_series()
+    table = table[order].with_columns(pl.col("clothes").cast(pl.String))
+    values = np.asarray(scores, np.float64)[order.to_numpy()]
+    usable = np.isfinite(values).all(1)
+    if not usable.all():
+        kept = table.filter(usable)
+        lost = table.join(kept, on=["data_set", "person"], how="anti").select("data_set", "person").unique()
+        if not lost.is_empty():
+            raise InputError(f"no usable picture of {_names(lost)}; remove or repair the pictures")
+        log.warning("%d of %d pictures could not be used", len(table) - len(kept), len(table))
+        table, values = kept, values[usable]
+    if calibration == "zscore":
+        values = _zscore(values)
+    if level == "image":
+        units, means = table.select(*keys, pictures=pl.lit(1, pl.Int64)), values
+    else:
+        outfits, per_outfit = _means(
+            table.with_columns(pictures=pl.lit(1, pl.Int64)), values, [*keys, "clothes"]
+        )
+        units, means = _means(outfits, per_outfit, keys)
+    order = units.select(pl.arg_sort_by(keys)).to_series()
+    return units[order], means[order.to_numpy()].astype(np.float32)
+
+
+def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.DataFrame:
+    """The word of each group that scores highest.
+
+    Args:
+        units: U rows of `aggregate`.
+        scores: (U, W), words as in `vocabulary.flat`.
+        vocabulary: the words.
+
+    Returns:
+        U x G rows, columns as in `SCHEMA` (`path` if the units have it). `margin` is the lead over the second word of
+        the group, 0 or more; of words that score the same, the first of the group is chosen.
+    """
+    words = vocabulary.flat
+    if scores.shape != (len(units), len(words)):
+        raise ValueError(
+            f"scores of shape {scores.shape} do not fit {len(units)} units and {len(words)} words"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("scores of units must be finite")
+    count = len(units)
+    keys = [column for column in KEYS["image"] if column in units.columns]
+    parts, start = [], 0
+    for place, (group, names) in enumerate(vocabulary.groups.items()):
+        own = scores[:, start : start + len(names)]
+        start += len(names)
+        best = own.argmax(1)
+        first, second = np.sort(own, 1)[:, [-1, -2]].T
+        parts.append(
+            units.select(keys).with_columns(
+                pl.lit(group).alias("group"),
+                pl.Series("word", [names[index] for index in best], pl.String),
+                pl.Series("score", first.astype(np.float32)),
+                pl.Series("margin", (first - second).astype(np.float32)),
+                unit=pl.int_range(count),
+                place=pl.lit(place),
+            )
+        )
+    return pl.concat(parts).sort("unit", "place").drop("unit", "place")
+
+
+def save(labels: Labels, path: Path) -> None:
+    """Writes labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
+
+    Raises:
+        InputError: if the suffix is neither, or the place cannot be written.
+    """
+    if _suffix(path) == ".parquet":
+        with atomic(path) as temporary:
+            labels.table.write_parquet(temporary, metadata={"clip3dreid_labels": json.dumps(labels.facts)})
+        return
+    with atomic(path) as temporary:
+        labels.table.write_csv(temporary)
+    write_json(path.with_suffix(".json"), labels.facts)
+
+
+def load(path: Path, vocabulary: Vocabulary) -> Labels:
+    """Reads labels that `save` wrote and perhaps somebody edited.
+
+    Words may be changed for others of their group, `score` and `margin` emptied, rows put in another order, and all
+    rows of a person removed.
+
+    Args:
+        path: the Parquet or CSV file.
+        vocabulary: the words that are known now; a note goes to the log if they are not those that were scored.
+
+    Raises:
+        InputError: naming file and place, if it is no file of labels, has another schema version, an unknown group or
+            word, a group of a person twice or not at all, or a score that is no number.
+    """
+    try:
+        if _suffix(path) == ".parquet":
+            facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid_labels"])
+            table = pl.read_parquet(path)
+        else:
+            # All as text: a person called 0012 must stay one.
+            table = pl.read_csv(path, infer_schema=False)
+            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        version = facts["version"]
+    except FileNotFoundError as error:
+        beside = path.suffix == ".csv" and path.exists()
+        missing = f"{path.with_suffix('.json').name}, which belongs beside it," if beside else "the file"
+        raise InputError(f"labels {path}: {missing} is missing; give both or {_AGAIN}") from error
+    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a file of labels of this project ({reason}); {_AGAIN}") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has labels of version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
+        )
+    try:
+        labels = Labels(
+            table=_checked(table, str(facts["level"]), vocabulary, str(path)),
+            **{key: facts[key] for key in ("teacher", "fingerprint", "vocabulary", "calibration", "level")},
+            data_sets=tuple(facts["data_sets"]),
+            pictures=int(facts["pictures"]),
+        )
+    except KeyError as error:
+        raise InputError(f"{path} does not tell its {error.args[0]}; {_AGAIN}") from error
+    if labels.vocabulary != vocabulary.digest:
+        log.warning("%s was made with another vocabulary; its words are all known still", path)
+    return labels
+
+
+def tokens(labels: Labels, names: Sequence[str], vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """The words of people as numbers.
+
+    Args:
+        labels: of at least these people.
+        names: P people, `data_set/person`; for labels of level `image` P pictures, `data_set/path`.
+        vocabulary: the words, G groups of them.
+
+    Returns:
+        (P, G) index into `vocabulary.flat`.
+
+    Raises:
+        InputError: naming some of those that have no labels.
+    """
+    last = KEYS[labels.level][-1]
+    numbers = {word: index for index, word in enumerate(vocabulary.flat)}
+    found: dict[str, list[int]] = {}
+    groups = list(vocabulary.groups)
+    table = labels.table.select("data_set", last, "group", "word").sort(
+        "data_set", last, pl.col("group").replace_strict(groups, range(len(groups)))
+    )
+    for data_set, name, group, word in table.iter_rows():
+        found.setdefault(f"{data_set}/{name}", []).append(numbers[group, word])
+    if missing := [name for name in dict.fromkeys(names) if name not in found]:
+        what = "people" if labels.level == "person" else "pictures"
+        raise InputError(
+            f"{len(missing)} of {len(set(names))} training {what} have no labels: {_few(missing)}; "
+            "label this training set"
+        )
+    return np.array([found[name] for name in names], np.int64).reshape(-1, len(groups))
+
+
+def keys_of(level: str) -> tuple[str, ...]:
+    """The columns that tell a level's units apart.
+
+    Raises:
+        InputError: if the level is unknown.
+    """
+    if level not in KEYS:
+        raise InputError(f"level={level} is unknown; choose from {', '.join(KEYS)}")
+    return KEYS[level]
+
+
+def _zscore(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Each column with mean 0 and standard deviation 1; zeros where it is the same for all."""
+    # The deviation of a constant column is rounding noise, not 0.
+    constant = values.max(0) == values.min(0)
+    deviation = np.where(constant, 1.0, values.std(0))
+    return np.where(constant, 0.0, (values - values.mean(0)) / deviation)
+
+
+def _means(
+    table: pl.DataFrame, values: npt.NDArray[np.float64], keys: list[str]
+) -> tuple[pl.DataFrame, npt.NDArray[np.float64]]:
+    """Means of rows that are alike in `keys`, by which the table is sorted, and their `pictures` added up."""
+    runs = table.select(pl.struct(keys).rle_id()).to_series().to_numpy()
+    starts = np.flatnonzero(np.diff(runs, prepend=-1))
+    units = table.group_by(keys, maintain_order=True).agg(pl.col("pictures").sum())
+    means = np.add.reduceat(values, starts, axis=0) / np.diff(starts, append=len(table))[:, None]
+    return units, means
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"labels {path}: the name must end in .parquet or .csv")
+    return path.suffix
+
+
+def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str) -> pl.DataFrame:
+    """A table of labels that can be trusted, in canonical order, its columns as in `SCHEMA`."""
+    keys = keys_of(level)
+    columns = [column for column in SCHEMA if column != "path" or column in keys]
+    for column in table.columns:
+        if column not in columns:
+            raise InputError(f"{where}: column {column} is unknown{closest(column, columns)}; remove it")
+    for column in (*keys, "group", "word"):
+        if column not in table.columns:
+            raise InputError(
+                f"{where} has no column {column}; its columns, between commas, are {', '.join(columns)}"
+            )
+    texts = [pl.col(column).cast(pl.String).str.strip_chars() for column in (*keys, "group", "word")]
+    numbers = [column for column in ("score", "margin") if column in table.columns]
+    table = table.with_columns(texts)
+    for column in (*keys, "group", "word"):
+        empty = table[column].is_null() | (table[column] == "")
+        if empty.any():
+            raise InputError(f"{where}: row {int(empty.arg_max() or 0) + 1} has no {column}; fill it in")
+    if table.is_empty():
+        raise InputError(f"{where} has no rows; {_AGAIN}")
+    for column in numbers:
+        cast = table[column].cast(pl.Float32, strict=False)
+        wrong = (cast.is_null() & table[column].is_not_null()) | ~cast.is_finite().fill_null(True)
+        if column == "margin":
+            wrong |= (cast < 0).fill_null(False)
+        if wrong.any():
+            row = int(wrong.arg_max() or 0)
+            raise InputError(
+                f"{where}: {column} {table[column][row]!r} of {_unit(table, keys, row)} is not possible; "
+                "correct or empty it"
+            )
+        table = table.with_columns(cast)
+    missing = [pl.lit(None).alias(column) for column in columns if column not in table.columns]
+    table = table.with_columns(missing).select(pl.col(c).cast(SCHEMA[c]) for c in columns)
+    check_words(table, vocabulary, where)
+    check_unique(table, [*keys, "group"], where)
+    groups = list(vocabulary.groups)
+    counts = table.group_by(keys).agg(pl.col("group")).sort(keys)
+    partial = counts.filter(pl.col("group").list.len() < len(groups))
+    if not partial.is_empty():
+        absent = [group for group in groups if group not in partial["group"][0].to_list()]
+        raise InputError(f"{where}: {_unit(partial, keys, 0)} has no word of {', '.join(absent)}; add it")
+    return table.sort(*keys, pl.col("group").replace_strict(groups, range(len(groups))))
+
+
+def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None:
+    """Raises InputError, with the place, if a group or word of the table is not in the vocabulary."""
+    owner = {word: group for group, word in vocabulary.flat}
+    for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
+        if group not in vocabulary.groups:
+            raise InputError(
+                f"{where}: group {group!r} is not in the vocabulary{closest(group, vocabulary.groups)}; correct it"
+            )
+        if word in vocabulary.groups[group]:
+            continue
+        if word in owner:
+            raise InputError(f"{where}: {word!r} is a word of {owner[word]}, not of {group}; correct it")
+        hint = closest(word, vocabulary.groups[group])
+        raise InputError(f"{where}: word {word!r} is not in group {group}{hint}; correct it")
+
+
+def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
+    """Raises InputError, with the place, if a unit has more than one row for a group."""
+    twice = table.filter(pl.struct(keys).is_duplicated())
+    if not twice.is_empty():
+        raise InputError(
+            f"{where}: {_unit(twice, keys[:-1], 0)} has more than one word of {twice['group'][0]}; keep one"
+        )
+
+
+def _unit(table: pl.DataFrame, keys: Sequence[str], row: int) -> str:
+    """`data_set/person`, or `data_set/path` of a picture."""
+    return f"{table['data_set'][row]}/{table[keys[-1]][row]}"
+
+
+def _names(people: pl.DataFrame) -> str:
+    return _few(
+        people.select(pl.concat_str("data_set", "person", separator="/")).to_series().sort().to_list()
+    )
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
