@@ -51,11 +51,11 @@ def draw(rng: np.random.Generator, span: Range) -> float:
 class CameraSettings:
     """What the cameras of a world are drawn from; see `SurveillanceCamera` for what the numbers mean."""
 
-    pitch: Range = (2.0, 12.0)
+    pitch: Range = (2.0, 8.0)
     """Degrees that a camera looks down by."""
-    distance: Range = (3.5, 8.0)
+    distance: Range = (4.5, 7.5)
     """Statures between camera and person."""
-    field_of_view: Range = (35.0, 60.0)
+    field_of_view: Range = (35.0, 50.0)
     """Degrees, vertical."""
     back: Range = (0.35, 0.65)
     """Part of a camera's pictures that show people from behind."""
@@ -75,9 +75,9 @@ class CameraSettings:
     """Above 1 the middle tones are brighter."""
     saturation: Range = (0.9, 1.05)
     """0 is black and white."""
-    blur: Range = (0.1, 0.5)
+    blur: Range = (0.1, 0.3)
     """Pixels of a picture 256 pixels high: standard deviation of the defocus."""
-    noise: Range = (0.003, 0.012)
+    noise: Range = (0.002, 0.006)
     """Standard deviation of the sensor's noise at middle grey, where white is 1."""
     resolution: Range = (0.8, 1.0)
     """Pixels that the sensor has for each pixel of the picture, along one side."""
@@ -188,7 +188,7 @@ def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> Surveil
 class ShotSettings:
     """How the pictures of a camera differ."""
 
-    view_range: float = 25.0
+    view_range: float = 20.0
     """Degrees: people are seen within so much of straight from the front or from behind."""
     distance: Range = (0.75, 1.35)
     """Factor on the camera's distance."""
@@ -200,15 +200,15 @@ class ShotSettings:
     """Factor on the strength of the light."""
     margin: float = 0.04
     """What the box is larger than the person by on each side, as a part of its height and width."""
-    box_shift: float = 0.01
+    box_shift: float = 0.006
     """Standard deviation of the box's place, as a part of its size."""
-    box_scale: float = 0.015
+    box_scale: float = 0.01
     """Standard deviation of the logarithm of its height and width."""
     narrowest_box: float = 0.4
     """No box is narrower than this part of its height, as detectors give them; 0 keeps to the person."""
     motion: Range = (0.0, 0.5)
     """Pixels of a picture 256 pixels high: how far the picture smears, sideways for the most part."""
-    occluder: float = 0.05
+    occluder: float = 0.02
     """Probability that something stands before the person."""
     occluder_size: Range = (0.15, 0.45)
     """Part of the picture's height or width that it takes."""

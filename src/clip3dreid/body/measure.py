@@ -8,7 +8,7 @@ coefficients.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -237,7 +237,7 @@ def sample_betas(
     count: int,
     num_betas: int = 10,
     stature_spread: float = 1.0,
-    shape_spread: float = 1.0,
+    shape_spread: float | Sequence[float] = 1.0,
 ) -> npt.NDArray[np.float32]:
     """Draws shapes.
 
@@ -246,16 +246,25 @@ def sample_betas(
         count: N.
         num_betas: K.
         stature_spread: standard deviation of the first coefficient; 1 is the population of the body's file.
-        shape_spread: of the others.
+        shape_spread: of the others, one number or K - 1 of them.
 
     Returns:
         (N, K) normal draws, none beyond 2.5 standard deviations.
+
+    Raises:
+        InputError: if there are spreads for another number of components.
     """
+    spread = np.asarray(shape_spread, float)
+    if spread.ndim and spread.shape != (num_betas - 1,):
+        raise InputError(
+            f"shape_spread has {spread.size} numbers and the body {num_betas - 1} components beyond stature; "
+            "give one number, or one for each"
+        )
     draws = rng.standard_normal((count, num_betas))
     while (far := np.abs(draws) > 2.5).any():
         draws[far] = rng.standard_normal(int(far.sum()))
     draws[:, :1] *= stature_spread
-    draws[:, 1:] *= shape_spread
+    draws[:, 1:] *= spread
     return draws.astype(np.float32)
 
 

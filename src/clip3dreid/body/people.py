@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,9 +192,9 @@ def _plain(kind: type[Identity] | type[Outfit], values: Mapping[str, Any]) -> di
 class People:
     """How much people differ."""
 
-    shape_spread: float = 3.0
-    """Standard deviation of the shape components beyond stature; 1 is realistic, and then nothing can be learned from
-    small crops."""
+    shape_spread: float | Sequence[float] = (5.0, 5.0, 5.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0)
+    """Standard deviation of the shape components beyond stature, one for all or one for each; 1 is realistic, and
+    then nothing can be learned from small crops."""
     stature_spread: float = 1.0
     """Standard deviation of the first component, stature, which a crop does not show."""
     complexions: int = 5
@@ -206,7 +206,8 @@ class People:
         """Checks the numbers."""
         if not 1 <= self.complexions <= len(COMPLEXIONS):
             raise InputError(f"world.people.complexions={self.complexions}; give 1 to {len(COMPLEXIONS)}")
-        if not (0 <= self.shape_spread < math.inf and 0 <= self.stature_spread < math.inf):
+        spreads = [self.stature_spread, *np.atleast_1d(self.shape_spread)]
+        if not all(0 <= spread < math.inf for spread in spreads):
             raise InputError(
                 "world.people: shape_spread or stature_spread is no finite number from 0; give such"
             )
@@ -217,20 +218,20 @@ class Wardrobe:
     """How much clothes differ. Weights need not sum to 1, and what is left out is never worn."""
 
     upper: Mapping[str, float] = field(
-        default_factory=lambda: {"t_shirt": 2.0, "long_sleeve": 2.0, "jacket": 1.0, "long_coat": 0.5}
+        default_factory=lambda: {"t_shirt": 3.0, "long_sleeve": 3.0, "jacket": 0.6, "long_coat": 0.1}
     )
-    lower: Mapping[str, float] = field(default_factory=lambda: {"trousers": 3.0, "shorts": 2.0, "skirt": 1.0})
+    lower: Mapping[str, float] = field(default_factory=lambda: {"trousers": 3.0, "shorts": 2.0, "skirt": 0.4})
     patterns: Mapping[str, float] = field(
         default_factory=lambda: {"plain": 3.0} | dict.fromkeys(PATTERNS[1:], 1.0)
     )
     bags: Mapping[str, float] = field(
-        default_factory=lambda: {"none": 4.0, "backpack": 1.0, "shoulder_bag": 1.0}
+        default_factory=lambda: {"none": 10.0, "backpack": 1.0, "shoulder_bag": 1.0}
     )
-    dress: float = 0.05
+    dress: float = 0.02
     """Probability."""
     lower_pattern: float = 0.12
     """Probability that trousers, shorts or a skirt have a pattern."""
-    looseness: tuple[float, float] = (0.2, 0.9)
+    looseness: tuple[float, float] = (0.0, 0.25)
     """Range of the factor on how far garments stand off the body."""
     palette: int = len(PALETTE)
     """How many colours of `PALETTE` are in use, from the commonest."""

@@ -109,7 +109,7 @@ def encode(image: Pixels, quality: int | None) -> bytes:
     """
     buffer = io.BytesIO()
     if quality is None:
-        Image.fromarray(image).save(buffer, "PNG", compress_level=4)
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     else:
         Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=2)
     return buffer.getvalue()
