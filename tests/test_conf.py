@@ -11,6 +11,7 @@ from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import conf_dir, register
+from clip3dreid.model.teacher import CACHE_KEYS, Teacher
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -48,6 +49,8 @@ def check_bindings(cfg: DictConfig) -> int:
     for path, node in nodes(plain):
         target = get_object(node["_target_"])
         keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
+        if target is Teacher:
+            keys = {key: value for key, value in keys.items() if key not in CACHE_KEYS}
         signature = inspect.signature(target)
         try:
             if node.get("_partial_"):
@@ -90,6 +93,21 @@ def test_every_option_of_every_group_composes_and_binds(group: str, option: str)
 @pytest.mark.parametrize("root", ["evaluate", "inspect_data"])
 def test_every_data_set_composes_under_the_other_entry_points(root: str, data: str) -> None:
     assert check_bindings(composed(root, f"data={data}", "data.root=/nowhere")) > 1
+
+
+@pytest.mark.parametrize("teacher", options("model/teacher"))
+def test_every_teacher_composes_and_binds(teacher: str) -> None:
+    cfg = composed("label", "data=ltcc", "data.root=/nowhere", f"model/teacher={teacher}")
+    assert cfg.model.teacher.cache == "disk"
+    assert cfg.model.teacher.name == teacher
+    assert check_bindings(cfg) > 3
+
+
+def test_the_training_of_a_teacher_composes_and_binds() -> None:
+    cfg = composed("pretrain_teacher", "worlds=/nowhere", "out=run")
+    # The vocabulary is handed over by the program.
+    del cfg["sentences"]["_target_"]
+    assert check_bindings(cfg) > 5
 
 
 def test_a_second_data_set_joins_by_composition() -> None:

@@ -14,7 +14,16 @@ from clip3dreid.errors import InputError
 
 def test_conf_dir_holds_the_entry_points_roots() -> None:
     names = {path.stem for path in conf_dir().glob("*.yaml")}
-    doors = {"train", "evaluate", "inspect_data", "weights", "blur_faces", "synthesize", "build_body", "demo"}
+    doors = {
+        "train",
+        "evaluate",
+        "inspect_data",
+        "weights",
+        "blur_faces",
+        "synthesize",
+        "build_body",
+        "demo",
+    } | {"label", "pretrain_teacher"}
     assert doors <= names
 
 
@@ -46,6 +55,16 @@ def test_a_mistyped_key_of_a_node_is_foreseen_and_named() -> None:
 def test_a_defect_keeps_its_traceback_even_inside_a_constructor() -> None:
     assert foreseen(raised("break_down")) is None
     assert foreseen(ValueError("ours")) is None
+
+
+def test_an_error_that_caused_itself_is_still_answered() -> None:
+    # Raised anew out of the wrapper that it had been put into.
+    first, wrapper = InputError("no such teacher"), InstantiationException("wrapped")
+    first.__context__, wrapper.__cause__ = wrapper, first
+    assert foreseen(wrapper) == foreseen(first) == "no such teacher"
+    wrapper.__cause__, defect = None, RuntimeError("oops")
+    wrapper.__context__, defect.__context__ = defect, wrapper
+    assert foreseen(wrapper) is None
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from clip3dreid.loss.total import Total
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained
 from clip3dreid.module import ReidModule
-from clip3dreid.record import environment
+from clip3dreid.record import environment, keep_metrics
 from clip3dreid.tables import print_scores
 from clip3dreid.types import Dimensions
 
@@ -86,14 +86,6 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
     """All of `cfg.logger`, but for W&B where the environment says that it is disabled."""
     disabled = os.environ.get("WANDB_MODE") == "disabled"
     return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
-
-
-@rank_zero_only
-def _keep_metrics(folder: Path) -> None:
-    """Moves the CSV of a killed run aside as `metrics.1.csv`, `metrics.2.csv` …; Lightning would delete it."""
-    for csv in folder.rglob("metrics.csv"):
-        parts = len(list(csv.parent.glob("metrics.*.csv")))
-        csv.rename(csv.with_name(f"metrics.{parts + 1}.csv"))
 
 
 def _check_ghost(cfg: DictConfig, processes: int) -> None:
@@ -245,7 +237,7 @@ def _run(cfg: DictConfig) -> float | None:
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, trainer.world_size)
     if cfg.resume:
-        _keep_metrics(folder)
+        rank_zero_only(keep_metrics)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data)

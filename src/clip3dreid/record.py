@@ -66,3 +66,10 @@ def environment() -> dict[str, Any]:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": {"commit": commit, "changed": bool(status)} if commit else None,
     }
+
+
+def keep_metrics(folder: Path) -> None:
+    """Moves the CSV of a killed run aside as `metrics.1.csv`, `metrics.2.csv` …; Lightning would delete it."""
+    for csv in folder.rglob("metrics.csv"):
+        parts = len(list(csv.parent.glob("metrics.*.csv")))
+        csv.rename(csv.with_name(f"metrics.{parts + 1}.csv"))

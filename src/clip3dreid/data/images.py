@@ -100,8 +100,8 @@ def find_unreadable(
     return found
 
 
-def _resize(rgb: Pixels, height: int, width: int) -> Pixels:
-    """Pillow's antialiased bilinear resize, which published numbers rest on.
+def resize(rgb: Pixels, height: int, width: int) -> Pixels:
+    """Pillow's antialiased bilinear resize, which published numbers rest on: (h, w, 3) uint8 to (height, width, 3).
 
     Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
     (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
@@ -144,7 +144,7 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
-        return _planes(_resize(rgb, self.height, self.width))
+        return _planes(resize(rgb, self.height, self.width))
 
 
 class TrainView:
@@ -219,12 +219,12 @@ class TrainView:
         # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
         enlarge, down, right, flip, erase = rng.random(5)
         enlarge_probability, flip_probability, erase_probability = self.probability
-        rgb = _resize(rgb, self.height, self.width)
+        rgb = resize(rgb, self.height, self.width)
         if enlarge < enlarge_probability:
             height, width = self.enlarged
             top = int(down * (height - self.height + 1))
             left = int(right * (width - self.width + 1))
-            rgb = _resize(rgb, height, width)[top : top + self.height, left : left + self.width]
+            rgb = resize(rgb, height, width)[top : top + self.height, left : left + self.width]
         if flip < flip_probability:
             rgb = cv2.flip(rgb, 1)
         if self._extra is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
@@ -75,8 +76,9 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
     }
     try:
         return CLIPModel(CLIPConfig(**{**config, "text_config": text}))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"clip: {' '.join(str(error).split())}; correct the configuration") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).strip().splitlines()[-1].split())
+        raise InputError(f"clip: {reason}; correct the configuration") from error
 
 
 def save_small_clip(

@@ -293,7 +293,7 @@ def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
         teacher = instantiate({key: value for key, value in plain.items() if key not in CACHE_KEYS})
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
+            raise InputError(str(error.__cause__)) from error
         raise
     if not isinstance(teacher, Teacher):
         raise InputError(f"model.teacher._target_ makes a {type(teacher).__name__}, not a teacher")

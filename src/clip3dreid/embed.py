@@ -1,0 +1,131 @@
+"""A data set's training pictures through the teacher, once: what labels are made from and guidance is read from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip3dreid.data.images import read_rgb
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.errors import InputError
+from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache, identify
+from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.teacher_view import View
+
+log = logging.getLogger(__name__)
+
+CACHES = ("off", "memory", "disk")
+
+
+class _Viewed(Dataset[Tensor]):
+    """Whole pictures as the teacher sees them, (3, h, w) uint8: resampled in the loader's workers."""
+
+    def __init__(self, files: Sequence[Path], view: View) -> None:
+        self._files, self._view = files, view
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> Tensor:
+        # A copy in rows of pixels: torch does not take Pillow's read-only memory.
+        planes = torch.from_numpy(np.ascontiguousarray(read_rgb(self._files[row]).transpose(2, 0, 1)))
+        return self._view(planes[None])[0]
+
+
+def embed_pictures(
+    teacher: Teacher,
+    manifest: Manifest,
+    table: pl.DataFrame,
+    *,
+    cache: str,
+    folder: Path,
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> Cache:
+    """Embeds the pictures of a table as they are on disk, not augmented, or finds them embedded already.
+
+    Args:
+        teacher: on the device where it is to run.
+        manifest: whose pictures.
+        table: N of its rows; row i of the result is theirs.
+        cache: `memory`, or `disk`: what is in the folder is not computed again, and a killed run goes on there.
+        folder: of the cache on disk.
+        batch: pictures at a time.
+        workers: loader processes.
+        progress: called with the number of pictures done so far.
+
+    Returns:
+        Embeddings (N, d) by row.
+
+    Raises:
+        InputError: if a picture cannot be read, the folder holds another teacher's embeddings, or `cache` is unknown.
+    """
+    if cache not in CACHES[1:]:
+        raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
+    files = manifest.files(table)
+    if cache == "memory":
+        rows = [range(len(files))]
+        kept = torch.empty(len(files), teacher.width)
+        _embed(teacher, files, rows, kept.__setitem__, batch, workers, progress)
+        return MemoryCache(kept)
+    identities = identify(manifest.root, table["path"].to_list())
+    stored = EmbeddingCache(
+        folder, identities, teacher=teacher.name, fingerprint=teacher.fingerprint, width=teacher.width
+    )
+    if stored.stale:
+        log.warning(
+            "%s: %d parts are of other or changed pictures, or damaged, and are computed anew",
+            folder,
+            stored.stale,
+        )
+    missing = stored.missing()
+    done = len(files) - sum(map(len, missing))
+    progress(done)
+    _embed(
+        teacher,
+        files,
+        missing,
+        lambda where, embeddings: stored.put(range(where.start, where.stop), embeddings),
+        batch,
+        workers,
+        lambda count: progress(done + count),
+    )
+    return stored
+
+
+def _embed(
+    teacher: Teacher,
+    files: Sequence[Path],
+    parts: Sequence[range],
+    put: Callable[[slice, Tensor], None],
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Hands over the embeddings part by part; one loader for all, or its workers would idle between parts."""
+    wanted = [row for part in parts for row in part]
+    loader = DataLoader(
+        _Viewed([files[row] for row in wanted], teacher.view),
+        batch_size=batch,
+        num_workers=min(workers, max(1, len(wanted) // batch)),
+        pin_memory=teacher.device.type == "cuda",
+    )
+    ready = torch.empty(0, teacher.width)
+    waiting = list(parts)
+    count = 0
+    for images in loader:
+        ready = torch.cat([ready, teacher(images).cpu()])
+        count += len(images)
+        while waiting and len(ready) >= len(waiting[0]):
+            part = waiting.pop(0)
+            put(slice(part.start, part.stop), ready[: len(part)])
+            ready = ready[len(part) :]
+        progress(count)

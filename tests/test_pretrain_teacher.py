@@ -1,0 +1,123 @@
+"""A teacher from nothing, through the command line: tiny, resumable, the same twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.teacher_view import Native
+from clip3dreid.pretraining import TeachingModule, recolour
+from tests.conftest import Command
+
+TINY = (
+    "trainer=cpu",
+    "epochs=2",
+    "naming_epochs=1",
+    "batch=4",
+    "sentences_per_picture=2",
+    "vocabulary_size=400",
+    "train_view.height=32",
+    "train_view.width=16",
+    "optimizer.schedule.warmup_epochs=1",
+    "clip.projection_dim=8",
+    "clip.vision_config={image_size: 24, patch_size: 8, hidden_size: 16, intermediate_size: 16, "
+    "num_hidden_layers: 1, num_attention_heads: 2}",
+    "clip.text_config={hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four training and two test people of 32x16 pixels."""
+    import subprocess
+    import sys
+
+    out = tmp_path_factory.mktemp("worlds") / "small"
+    sizes = ["train_people=4", "test_people=2", "height=32", "width=16", "antialias=1", "workers=0"]
+    few = ["layout=ltcc", "layout.outfits=2", "layout.cameras=2", "layout.seen=2", "layout.test_pictures=2"]
+    few += ["layout.pictures=2"]
+    subprocess.run(
+        [sys.executable, "-m", "clip3dreid.synthesize", *few, *sizes, f"out={out}"], check=True, timeout=240
+    )
+    return out
+
+
+def test_recolouring_keeps_shapes_and_forgets_colours() -> None:
+    image = np.zeros((3, 4, 2), np.uint8)
+    image[0, 1:3] = 200
+    found = {tuple(recolour(image, np.random.default_rng(seed)).any((1, 2))) for seed in range(30)}
+    assert found == {(True, False, False), (False, True, False), (False, False, True)}
+    bright = recolour(image, np.random.default_rng(0)).max(0)
+    assert (bright > 0).tolist() == (image[0] > 0).tolist()
+    assert 0.7 * 200 - 1 <= bright.max() <= 255
+
+
+def test_a_killed_training_goes_on_to_the_same_teacher(
+    world: Path, tmp_path: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = invoke("pretrain_teacher", f"worlds={world}", "out=whole", *TINY)
+    assert whole.returncode == 0, whole.stderr
+    step, steps = TeachingModule.training_step, 0
+
+    def killed(self: TeachingModule, *batch: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps > 5:  # in the second epoch of four steps
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(TeachingModule, "training_step", killed)
+    invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
+    assert not (tmp_path / "parts" / "teacher").exists()
+    monkeypatch.setattr(TeachingModule, "training_step", step)
+    again = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
+    assert again.returncode == 0, again.stderr
+    first, second = (
+        load_file(tmp_path / name / "teacher" / "model.safetensors") for name in ("whole", "parts")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+    teacher = Teacher(str(tmp_path / "whole" / "teacher"), Native(32, 16), name="t")
+    assert teacher.embed_texts(["a tall person"]).shape == (1, 8)
+    card = json.loads((tmp_path / "whole" / "teacher" / "card.json").read_text())
+    assert card["trained_on"]["pictures"] == 32
+    assert card["view"] == {"height": 32, "width": 16}
+    assert sorted(path.name for path in (tmp_path / "parts" / "csv").rglob("metrics*.csv")) == [
+        "metrics.1.csv",
+        "metrics.csv",
+    ]
+    (log,) = (tmp_path / "whole").rglob("metrics.csv")
+    rows = [row for row in pl.read_csv(log)["loss/contrastive"].to_list() if row is not None]
+    assert len(rows) == 1, "the contrastive loss begins after the epochs of naming"
+
+    other = invoke("pretrain_teacher", f"worlds={world}", "out=whole", *TINY, "seed=2")
+    assert other.returncode == 2
+    assert "holds a training with another seed" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("worlds=nowhere",), "nowhere has no truth.parquet"),
+        (("worlds={world}", "batch=400"), "batch=400"),
+        (("worlds={world}", "vocabulary_size=10"), "vocabulary_size=10"),
+        (("worlds={world}", "clip.vision_config.num_attention_heads=3"), "clip: "),
+        (("worlds={world}", "~sentences.groups.belly"), "sentences.groups lacks belly"),
+    ],
+)
+def test_what_makes_no_training_gets_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], message: str, world: Path, tmp_path: Path, invoke: Command
+) -> None:
+    filled = [argument.format(world=world) for argument in arguments]
+    done = invoke("pretrain_teacher", "out=run", *TINY, *filled)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
