@@ -72,7 +72,9 @@ def main() -> None:
         ["", "pictures a second"],
         [[name, count / seconds] for name, seconds in middle.items()],
     )
-    print(f"share of what decoding and forward allow: {(middle['decode'] + middle['forward']) / middle['whole']:.3f}")
+    print(
+        f"share of what decoding and forward allow: {(middle['decode'] + middle['forward']) / middle['whole']:.3f}"
+    )
 
 
 if __name__ == "__main__":

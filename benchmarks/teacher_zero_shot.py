@@ -99,6 +99,7 @@ def in_batches(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 def write_world(out: Path, seed: int) -> pl.DataFrame:
     command = [sys.executable, "-m", "clip3dreid.synthesize", "layout=ltcc", f"out={out}", f"seed={seed}"]
     command += ["train_people=1", "test_people=100", "layout.test_pictures=2", "workers=2"]
+    command += ["layout.outfits=2", "layout.seen=2"]
     subprocess.run(command, check=True, capture_output=True)
     return pl.read_parquet(out / "truth.parquet").filter(pl.col("split") == "test")
 
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teacher", help="its folder; by default the one that ships with the package")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=25, help="of the probe")
+    parser.add_argument("--epochs", type=int, default=20, help="of the probe")
     parser.add_argument("--without-probe", action="store_true")
     arguments = parser.parse_args()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -65,7 +65,19 @@ print(len(names))
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "evaluate", "inspect_data", "weights", "blur_faces", "synthesize", "build_body", "demo"]
+    "name",
+    [
+        "train",
+        "evaluate",
+        "inspect_data",
+        "weights",
+        "blur_faces",
+        "synthesize",
+        "build_body",
+        "demo",
+        "label",
+        "pretrain_teacher",
+    ],
 )
 def test_every_entry_point_answers_help_from_another_folder(site: Path, tmp_path: Path, name: str) -> None:
     done = elsewhere(site, tmp_path, "-m", f"clip3dreid.{name}", "--help")
@@ -82,3 +94,30 @@ def test_every_console_script_names_a_function_that_exists() -> None:
     assert len(scripts) >= 5
     for script in scripts:
         assert callable(script.load())
+
+
+def test_the_shipped_teacher_works_from_another_folder_without_a_network(site: Path, tmp_path: Path) -> None:
+    code = """
+import clip3dreid
+from pathlib import Path
+from hydra import compose, initialize_config_dir
+from clip3dreid.config import conf_dir, register
+from clip3dreid.model.teacher import load_teacher
+assert Path(clip3dreid.__file__).is_relative_to(SITE), clip3dreid.__file__
+register()
+with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    teacher = load_teacher(compose("label", ["data=ltcc"]).model.teacher)
+assert teacher.folder.is_relative_to(SITE), teacher.folder
+print(*teacher.embed_texts(["a tall person"]).shape, teacher.width)
+"""
+    environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"SITE = {str(site)!r}\n{code}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1", "128", "128"]

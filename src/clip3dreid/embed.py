@@ -1,4 +1,4 @@
-"""A data set's training pictures through the teacher, once: what labels are made from and guidance is read from."""
+"""Pictures and labels through the teacher, once: what labels are made from and guidance is read from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from clip3dreid.data.images import read_rgb
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
+from clip3dreid.language.prompts import word_embeddings
+from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache, identify
-from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher, TextTokens
 from clip3dreid.model.teacher_view import View
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,47 @@ class _Viewed(Dataset[Tensor]):
         # A copy in rows of pixels: torch does not take Pillow's read-only memory.
         planes = torch.from_numpy(np.ascontiguousarray(read_rgb(self._files[row]).transpose(2, 0, 1)))
         return self._view(planes[None])[0]
+
+
+def label_tokens(
+    teacher: Teacher, vocabulary: Vocabulary, chosen: npt.NDArray[np.int64], mode: str
+) -> TextTokens:
+    """The text tokens of people's labels, in the teacher's space: what local guidance transports features to.
+
+    Args:
+        teacher: its text tower.
+        vocabulary: the words, G groups of them.
+        chosen: (P, G) index into `vocabulary.flat`, as `language.labels.tokens` gives it.
+        mode: `descriptor`: one embedding a word, the mean over its prompts, as the method's release has sixteen; or
+            `words`: the token-level states of the sentence that says all of a person's words.
+
+    Returns:
+        (P, L, d) of length 1 and their mask (P, L); L is G, or the tokens of the longest sentence.
+
+    Raises:
+        InputError: if the mode is unknown, or a sentence is longer than the teacher reads.
+    """
+    words = [word for _, word in vocabulary.flat]
+    if mode == "descriptor":
+        embedded = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
+        states = torch.from_numpy(embedded).to(teacher.device)[torch.from_numpy(chosen)]
+        return TextTokens(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+    if mode != "words":
+        raise InputError(f"token mode {mode} is unknown; choose descriptor or words")
+    said = [vocabulary.prompts.sentence([words[index] for index in row]) for row in chosen]
+    # People of the same words share a sentence.
+    different = list(dict.fromkeys(said))
+    parts = [
+        teacher.embed_tokens(different[start : start + TEXTS_AT_ONCE])
+        for start in range(0, len(different), TEXTS_AT_ONCE)
+    ]
+    longest = max(part.states.shape[1] for part in parts)
+    tail = [longest - part.states.shape[1] for part in parts]
+    states = torch.cat([F.pad(part.states, (0, 0, 0, n)) for part, n in zip(parts, tail, strict=True)])
+    mask = torch.cat([F.pad(part.mask, (0, n)) for part, n in zip(parts, tail, strict=True)])
+    place = {text: index for index, text in enumerate(different)}
+    rows = torch.tensor([place[text] for text in said], device=states.device)
+    return TextTokens(states[rows], mask[rows])
 
 
 def embed_pictures(

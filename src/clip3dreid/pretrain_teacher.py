@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -45,6 +46,19 @@ def _check_folder(cfg: DictConfig, folder: Path) -> Path | None:
     return checkpoint if checkpoint.is_file() else None
 
 
+def _world(folder: Path) -> dict[str, Any]:
+    """What tells a rendered world from others, wherever it lies.
+
+    Raises:
+        InputError: if the folder does not say.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'world.json'} cannot be read; write the world anew") from error
+    return {key: facts[key] for key in ("fingerprint", "counts")} | {"seed": facts["config"]["seed"]}
+
+
 def train(cfg: DictConfig) -> Path:
     """Trains, or goes on training, and writes the teacher's folder.
 
@@ -76,6 +90,7 @@ def train(cfg: DictConfig) -> Path:
     sentences = instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all")
     worlds = [cfg.worlds] if isinstance(cfg.worlds, str) else list(cfg.worlds)
     crowd = read_crowd([Path(str(world)) for world in worlds], list(vocabulary.groups))
+    taught = {"worlds": [_world(Path(str(world))) for world in worlds], "pictures": len(crowd.files)}
     texts = tokenizer_texts(crowd.words, sentences, int(cfg.seed))
     tokenizer = train_tokenizer(texts, int(cfg.vocabulary_size), int(cfg.context))
     data = TeachingData(
@@ -118,7 +133,7 @@ def train(cfg: DictConfig) -> Path:
     out = folder / "teacher"
     card = {
         "version": CARD_VERSION,
-        "trained_on": {"worlds": [str(world) for world in worlds], "pictures": len(crowd.files)},
+        "trained_on": taught,
         "seed": int(cfg.seed),
         "epochs": int(cfg.epochs),
         "seconds": round(time.perf_counter() - begun),

@@ -94,7 +94,7 @@ def tokenizer_texts(words: Sequence[dict[str, str]], sentences: Sentences, seed:
 
 
 def recolour(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Exchanges a picture's colour channels and makes each brighter or darker, by factors of 0.7 to 1.3.
+    """Makes each colour channel brighter or darker, by factors of 0.7 to 1.3, and exchanges them half of the time.
 
     Colours are the clothes', and no word says them.
 
@@ -106,7 +106,8 @@ def recolour(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDAr
         (3, H, W).
     """
     gain = (0.7 + 0.6 * rng.random((3, 1, 1))).astype(np.float32)
-    recoloured: npt.NDArray[np.uint8] = np.clip(image[rng.permutation(3)] * gain, 0, 255).astype(np.uint8)
+    order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
+    recoloured: npt.NDArray[np.uint8] = np.clip(image[order] * gain, 0, 255).astype(np.uint8)
     return recoloured
 
 
