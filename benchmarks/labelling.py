@@ -3,8 +3,8 @@
     python benchmarks/labelling.py --root worlds/ltcc [--pictures 1200]
 
 Times, in one process without loader workers: decoding and resampling alone, the shipped teacher's forward alone, and
-all of it as `python -m clip3dreid.label` does it, with the embeddings written to disk. `share` is (decode + forward) /
-whole: 1 is the floor. Medians of interleaved rounds.
+all of it as `python -m clip3dreid.label` does it, with the embeddings written to disk. `share` is (decode +
+forward) / whole: 1 is the floor. Medians of interleaved rounds.
 """
 
 import argparse

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
 from PIL import Image
+
+# A timing never decides a test: another program on the machine makes any of them slow.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

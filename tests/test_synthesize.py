@@ -125,7 +125,7 @@ def test_the_description_has_the_config_its_fingerprint_versions_and_counts(
     assert facts["complete"] is True
     assert facts["config"]["seed"] == 7
     assert facts["config"]["world"]["people"]["shape_spread"] == [5, 5, 5, 7, 7, 7, 7, 7, 7]
-    assert facts["config"]["world"]["shot"]["view_range"] == 25
+    assert facts["config"]["world"]["shot"]["view_range"] == 20
     assert len(facts["config"]["inputs"]["body_sha256"]) == 16
     assert set(facts["environment"]) >= {"python", "torch", "numpy", "clip3dreid"}
     assert facts["counts"]["train/train"] == {"pictures": 24, "people": 3}
