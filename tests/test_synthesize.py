@@ -128,7 +128,7 @@ def test_the_description_has_the_config_its_fingerprint_versions_and_counts(
     assert facts["config"]["world"]["shot"]["view_range"] == 20
     assert len(facts["config"]["inputs"]["body_sha256"]) == 16
     assert set(facts["environment"]) >= {"python", "torch", "numpy", "clip3dreid"}
-    assert facts["counts"]["train/train"] == {"pictures": 24, "people": 3}
+    assert facts["counts"]["train/train"] == {"pictures": 12, "people": 3}
     assert facts["counts"]["test/query"] == {"pictures": 8, "people": 2}
     assert not {"out", "workers", "overwrite"} & set(facts["config"])
 
