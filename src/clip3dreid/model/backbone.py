@@ -1,6 +1,7 @@
 """What every backbone answers, whoever wrote it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -38,3 +39,19 @@ def listed(names: Collection[str], most: int = 5) -> str:
     """Up to `most` of the names, sorted, and how many more there are: for messages about weights."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the loading report and progress bar of `transformers`: what matters of them becomes an error."""
+    # Here, since students that are no transformers do without that import.
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,9 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
-from transformers.utils import logging
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.backbone import listed
+from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 
 PACKAGED = "package:"
@@ -224,7 +222,7 @@ def read_config(folder: Path) -> tuple[Any, Family]:
             f"give one of type {' or '.join(FAMILIES)}"
         )
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.for_model(**plain)
     # Values come out of a file that may hold anything.
     except Exception as error:
@@ -267,7 +265,7 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
         InputError: if the weights cannot be read, or are not those of this configuration.
     """
     try:
-        with _quiet():
+        with quiet():
             model, report = family.model.from_pretrained(
                 folder,
                 config=config,
@@ -311,7 +309,7 @@ def read_tokenizer(folder: Path) -> Any:
         InputError: if it cannot be read, or needs a package that is not installed.
     """
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise InputError(
@@ -325,16 +323,3 @@ def read_tokenizer(folder: Path) -> Any:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the loading report and progress bar: what matters of them becomes an error."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.backbone import Backbone, BackboneOutput, listed
+from clip3dreid.model.backbone import Backbone, BackboneOutput, listed, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.
 SHAPELESS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_heads")
@@ -111,7 +109,7 @@ class TransformersBackbone(Backbone):
         if not Path(source).is_dir():
             raise FileNotFoundError(source)
         try:
-            with _quiet():
+            with quiet():
                 config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
                 loaded, report = type(self.model).from_pretrained(
                     source,
@@ -172,16 +170,3 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the loading report and progress bar: what matters of them becomes an error."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
