@@ -121,3 +121,16 @@ def test_what_makes_no_training_gets_one_line_and_leaves_nothing(
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
+    world: Path, tmp_path: Path, invoke: Command
+) -> None:
+    mine = tmp_path / "run" / "teacher" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
+    assert done.returncode == 2
+    assert "holds no teacher of ours" in done.stderr
+    assert mine.read_text() == "keep"
+    assert not list((tmp_path / "run").rglob("*.ckpt"))

@@ -79,12 +79,21 @@ def train(cfg: DictConfig) -> Path:
 
     from clip3dreid.build import plain
     from clip3dreid.files import write_json, write_text
-    from clip3dreid.model.small_clip import make_small_clip, parameters, save_small_clip, train_tokenizer
+    from clip3dreid.model.small_clip import (
+        check_place,
+        make_small_clip,
+        parameters,
+        save_small_clip,
+        train_tokenizer,
+    )
     from clip3dreid.pretraining import TeachingData, TeachingModule, read_crowd, tokenizer_texts
     from clip3dreid.record import environment, keep_metrics
 
     folder = Path(str(cfg.out))
     start = _check_folder(cfg, folder)
+    # Now, and not after the training.
+    out = folder / "teacher"
+    check_place(out)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     vocabulary = instantiate(cfg.language, _convert_="all")
     sentences = instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all")
@@ -130,7 +139,6 @@ def train(cfg: DictConfig) -> Path:
         write_json(folder / "environment.json", environment())
     begun = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    out = folder / "teacher"
     card = {
         "version": CARD_VERSION,
         "trained_on": taught,

@@ -81,6 +81,12 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
         raise InputError(f"clip: {reason}; correct the configuration") from error
 
 
+def check_place(folder: Path) -> None:
+    """Raises InputError if a teacher must not be written there, for the sake of what the folder holds."""
+    if folder.exists() and not (folder / CHECKSUMS).is_file():
+        raise InputError(f"{folder} is there and holds no teacher of ours; give another place")
+
+
 def save_small_clip(
     folder: Path,
     model: Any,
@@ -104,8 +110,7 @@ def save_small_clip(
     Raises:
         InputError: if the place cannot be written, or holds something that is no such folder.
     """
-    if folder.exists() and not (folder / CHECKSUMS).is_file():
-        raise InputError(f"{folder} is there and holds no teacher of ours; give another place")
+    check_place(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
