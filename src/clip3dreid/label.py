@@ -101,7 +101,7 @@ def scores(
 
 
 def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.DataFrame | None:
-    """The true words of rendered worlds; None if any of the data sets is real."""
+    """The true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
     import polars as pl
 
     from clip3dreid.language.agreement import true_words
@@ -111,7 +111,10 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
         path = manifest.root / "truth.parquet"
         if not path.is_file():
             return None
-        table = pl.read_parquet(path).filter(pl.col("split") == "train")
+        table = pl.read_parquet(path)
+        if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
+            return None
+        table = table.filter(pl.col("split") == "train")
         parts.append(true_words(table, manifest.name, vocabulary, level))
     return pl.concat(parts)
 

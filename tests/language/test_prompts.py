@@ -105,8 +105,8 @@ def test_short_sentences_read_well(prompts: Prompts) -> None:
     )
 
 
-def test_descriptors_are_phrases_without_template(prompts: Prompts) -> None:
-    assert prompts.descriptors(["tall", "hourglass"], "male") == [
+def test_a_sentence_of_one_word_is_its_phrase_without_template(prompts: Prompts) -> None:
+    assert [prompts.sentence([word], "male") for word in ("tall", "hourglass")] == [
         "a tall man",
         "a man with an hourglass figure",
     ]

@@ -174,7 +174,7 @@ def test_a_phrase_of_a_mistyped_word_is_refused_with_the_word_that_was_meant(gro
 
 def test_a_group_without_phrase_has_its_words_said_with_a_with(groups: Groups) -> None:
     del groups["hips"]["phrase"]
-    assert Vocabulary(groups).prompts.descriptors(["wide hips"]) == ["a person with wide hips"]
+    assert Vocabulary(groups).prompts.sentence(["wide hips"]) == "a person with wide hips"
 
 
 def test_the_flat_list_has_all_words_in_the_order_of_groups_and_prompts(vocabulary: Vocabulary) -> None:

@@ -134,15 +134,6 @@ class Prompts:
         ]
         return list(dict.fromkeys(said))
 
-    def descriptors(self, words: Sequence[str], variant: str = NEUTRAL) -> list[str]:
-        """A phrase a word, "a person with broad shoulders", without a template.
-
-        Raises:
-            InputError: if a word or the variant is unknown.
-        """
-        noun = self._noun(variant)
-        return [with_articles(_fill(self._phrase(word, variant), word, noun)) for word in words]
-
     def sentence(self, words: Sequence[str], variant: str = NEUTRAL) -> str:
         """All words in one description, such as "a tall man of average weight with a wide waist and long legs".
 
