@@ -1,11 +1,38 @@
 """The words that data, models, losses and retrieval speak to each other: shapes are written here.
 
-Letters in shapes: B pictures in a batch, H x W pixels, C x h x w a feature map, D the embedding's width.
+Letters in shapes: B pictures in a batch, H x W pixels, C x h x w a feature map, D the embedding's width, d the width
+of the teacher's joint space, P training people, K shape coefficients of a body, V its vertices.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+
+class Features(NamedTuple):
+    """What a student makes of a batch."""
+
+    map: Tensor
+    """(B, C, h, w): the last feature map."""
+    pooled: Tensor
+    """(B, D): the map pooled over positions, before the neck."""
+    embedding: Tensor
+    """(B, D): the pooled feature after the batch-norm neck: the retrieval feature."""
+
+
+class Bodies(NamedTuple):
+    """Textureless bodies with known shapes: the second stream of a training step."""
+
+    images: Tensor
+    """(S, 3, H, W), as `Batch.images`."""
+    betas: Tensor
+    """(S, K) float32: shape coefficients of the body file."""
+    body: Tensor
+    """(S,) int64, 0..bodies-1: pictures of the same body share it."""
+    features: Features | None = None
+    """What the student makes of them, once it has seen them."""
 
 
 class Batch(NamedTuple):
@@ -28,27 +55,65 @@ class Batch(NamedTuple):
     """(B,) int64: row of the table that the loader reads."""
     view: Tensor | None = None
     """(B, 3, H, W): the same pictures before erasing, for the teacher; None where there is no teacher."""
+    teacher: Tensor | None = None
+    """(B, d) float32 of length 1: the teacher's embeddings, where a loss asks for them."""
+    bodies: Bodies | None = None
+    """The second stream, where a loss asks for it; its size has nothing to do with B."""
 
 
-class Features(NamedTuple):
-    """What a student makes of a batch."""
+class TextTargets(NamedTuple):
+    """The text tokens that people's labels stand for, in the teacher's space."""
 
-    map: Tensor
-    """(B, C, h, w): the last feature map."""
-    pooled: Tensor
-    """(B, D): the map pooled over positions, before the neck."""
-    embedding: Tensor
-    """(B, D): the pooled feature after the batch-norm neck: the retrieval feature."""
+    embeddings: Tensor
+    """(E, d) float32 of length 1: a table of tokens."""
+    index: Tensor
+    """(U, L) int64: the tokens of each person (or picture), rows of `embeddings`; -1 where there are fewer."""
+    confidence: Tensor
+    """(U, L) float32, 0 or more: the lead of a chosen word over its group's second; 1 where nobody knows."""
+    by: Literal["person", "row"]
+    """What the U rows are: people by class index, or training pictures by row."""
+    words: Tensor
+    """(W, d) float32 of length 1: the whole vocabulary, word by word."""
+
+
+class TeacherSpace(NamedTuple):
+    """Where the teacher's image embeddings lie."""
+
+    width: int
+    """d."""
+    mean: Tensor
+    """(d,): mean of the training pictures' embeddings."""
+
+
+class ShapeSpace(NamedTuple):
+    """The body model's shape space and the training bodies in it."""
+
+    template: Tensor
+    """(V, 3) metres: the mean body in the rest pose, y up."""
+    directions: Tensor
+    """(V, 3, K) metres for each unit of each coefficient."""
+    mean: Tensor
+    """(K,) of the training bodies' coefficients."""
+    deviation: Tensor
+    """(K,) their standard deviations, above 0."""
+    bodies: int
+    """How many bodies there are to train on."""
 
 
 class Dimensions(NamedTuple):
-    """What a loss must know of the model and of the training people to build its heads."""
+    """What a loss must know of the model, the training people and the guides to build its heads."""
 
     channels: int
     """C, of the feature map."""
     width: int
     """D, of `pooled` and `embedding`."""
     people: int
-    """Number of training people."""
+    """P, number of training people."""
     person_of_clothes: Tensor
     """(outfits,) int64: whose outfit each clothes index is. Empty where the data has no clothes labels."""
+    words: TextTargets | None = None
+    """For terms that need `words`."""
+    teacher: TeacherSpace | None = None
+    """For terms that need `teacher`."""
+    shape: ShapeSpace | None = None
+    """For terms that need `bodies`."""

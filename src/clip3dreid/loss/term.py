@@ -1,11 +1,16 @@
 """What every loss term is: a module that owns its head and reads features and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.types import Batch, Features
+
+Need = Literal["words", "teacher", "bodies"]
 
 
 class Term(nn.Module):
@@ -14,15 +19,58 @@ class Term(nn.Module):
     A term is built by `Term(dimensions, **config)` and owns whatever head it needs. `Total` calls it outside
     autocast with `pooled` and `embedding` in float32 (a softmax of scale 16 or a distance loses too much
     in half precision); `map` comes as the student left it.
+
+    Attributes:
+        needs: what must be there beside the pictures and their labels: `words` (`Dimensions.words`), `teacher`
+            (`Dimensions.teacher` and `Batch.teacher`), `bodies` (`Dimensions.shape` and `Batch.bodies`, with
+            their features). What no term of a run needs is not read, embedded or drawn.
+        observed: scalars of the last forward pass that are logged and no part of the loss.
     """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed: dict[str, Tensor] = {}
 
     def forward(self, features: Features, batch: Batch) -> Tensor | dict[str, Tensor]:
         """Returns the unweighted loss as a scalar, or as named scalar parts that `Total` logs and adds up."""
         raise NotImplementedError
 
+    def connect(self, others: Mapping[str, "Term"]) -> None:
+        """Is called once all terms are built, for a term that reads another's head.
+
+        Raises:
+            InputError: if that other term is not there.
+        """
+
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the parameters whose learning rate stays constant while the schedule moves the others."""
         yield from ()
+
+    def heads(self) -> dict[str, Tensor]:
+        """Tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
+
+        `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,) and `joint.words` (W, d): a position of the map
+        goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them.
+        `shape.weight` (K, D) and `shape.bias` (K,): from the embedding to shape coefficients.
+        """
+        return {}
+
+
+def between_person_variance(vectors: Tensor, person: Tensor) -> Tensor:
+    """How far apart people are: variance of their mean directions, summed over dimensions; 0 (collapsed) to 1.
+
+    Args:
+        vectors: (B, d), of any length.
+        person: (B,) int64.
+    """
+    vectors = F.normalize(vectors.detach(), dim=-1)
+    _, place = torch.unique(person, return_inverse=True)
+    people = int(place.max()) + 1
+    sums = torch.zeros(people, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+    means = sums.index_add_(0, place, vectors) / torch.bincount(place, minlength=people)[:, None]
+    return (means - means.mean(0)).square().sum(1).mean()
 
 
 def fraction(name: str, value: float) -> float:
@@ -44,4 +92,15 @@ def positive(name: str, value: float) -> float:
     """
     if not value > 0:
         raise InputError(f"{name} is {value}; give a value above 0")
+    return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """Returns `value` if it is 0 or more.
+
+    Raises:
+        InputError: if it is not; `name` says whose value it is.
+    """
+    if not value >= 0:
+        raise InputError(f"{name} is {value}; give 0 or more")
     return value
