@@ -23,7 +23,7 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "synthesize",
         "build_body",
         "demo",
-    } | {"label", "pretrain_teacher"}
+    } | {"label", "pretrain_teacher", "compare"}
     assert doors <= names
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of our own: what a real run would cost."""
+"""Callbacks of our own: what a run costs."""
 
 from __future__ import annotations
 
@@ -59,3 +59,30 @@ class CostEstimate(Callback):
             steps,
             hours,
         )
+
+
+class StepTimes(Callback):
+    """What a step costs, loading included: the time between the first and the last step of each epoch.
+
+    Attributes:
+        epochs: seconds a step, epoch by epoch; those of one step are left out.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self._start = 0.0
+
+    @property
+    def median(self) -> float | None:
+        """Seconds a step; None where no epoch had two."""
+        return statistics.median(self.epochs) if self.epochs else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Starts the clock when the first step is done, and reads it at every one after."""
+        now = time.perf_counter()
+        if batch_idx == 0:
+            self._start = now
+        elif batch_idx + 1 == trainer.num_training_batches:
+            self.epochs.append((now - self._start) / batch_idx)

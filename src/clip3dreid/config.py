@@ -52,6 +52,12 @@ class TrainConfig:
     evaluate_every: int = 5
     weights_dir: str = MISSING
     run_name: str = MISSING
+    rung: str | None = None
+    gradient_norms_every: int = 0
+    labels: Any = MISSING
+    bodies: Any = MISSING
+    body: Any = MISSING
+    language: Any = MISSING
     data: Any = MISSING
     loader: Any = MISSING
     model: Any = MISSING

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from clip3dreid.data.images import read_rgb
@@ -20,8 +20,9 @@ from clip3dreid.errors import InputError
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache, identify
-from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher, TextTokens
+from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
 from clip3dreid.model.teacher_view import View
+from clip3dreid.types import TextTargets
 
 log = logging.getLogger(__name__)
 
@@ -43,45 +44,55 @@ class _Viewed(Dataset[Tensor]):
         return self._view(planes[None])[0]
 
 
-def label_tokens(
-    teacher: Teacher, vocabulary: Vocabulary, chosen: npt.NDArray[np.int64], mode: str
-) -> TextTokens:
-    """The text tokens of people's labels, in the teacher's space: what local guidance transports features to.
+def text_targets(
+    teacher: Teacher,
+    vocabulary: Vocabulary,
+    chosen: npt.NDArray[np.int64],
+    confidence: npt.NDArray[np.float32],
+    *,
+    mode: str,
+    by: Literal["person", "row"],
+) -> TextTargets:
+    """The text tokens of labels, in the teacher's space: what local guidance transports features to.
 
     Args:
         teacher: its text tower.
         vocabulary: the words, G groups of them.
-        chosen: (P, G) index into `vocabulary.flat`, as `language.labels.tokens` gives it.
+        chosen: (U, G) index into `vocabulary.flat`, as `language.labels.tokens` gives it.
+        confidence: (U, G) lead of each word over its group's second.
         mode: `descriptor`: one embedding a word, the mean over its prompts, as the method's release has sixteen; or
-            `words`: the token-level states of the sentence that says all of a person's words.
+            `words`: the token-level states of the sentence that says all of the words.
+        by: whose labels they are.
 
     Returns:
-        (P, L, d) of length 1 and their mask (P, L); L is G, or the tokens of the longest sentence.
+        U rows of L tokens; L is G, or the tokens of the longest sentence, where each counts as surely as the mean word.
 
     Raises:
         InputError: if the mode is unknown, or a sentence is longer than the teacher reads.
     """
-    words = [word for _, word in vocabulary.flat]
+    words = torch.from_numpy(
+        word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
+    )
     if mode == "descriptor":
-        embedded = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
-        states = torch.from_numpy(embedded).to(teacher.device)[torch.from_numpy(chosen)]
-        return TextTokens(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+        return TextTargets(words, torch.from_numpy(chosen), torch.from_numpy(confidence), by, words)
     if mode != "words":
-        raise InputError(f"token mode {mode} is unknown; choose descriptor or words")
-    said = [vocabulary.prompts.sentence([words[index] for index in row]) for row in chosen]
+        raise InputError(f"labels.tokens={mode} is unknown; choose descriptor or words")
+    names = [word for _, word in vocabulary.flat]
+    said = [vocabulary.prompts.sentence([names[index] for index in row]) for row in chosen]
     # People of the same words share a sentence.
     different = list(dict.fromkeys(said))
-    parts = [
-        teacher.embed_tokens(different[start : start + TEXTS_AT_ONCE])
-        for start in range(0, len(different), TEXTS_AT_ONCE)
-    ]
-    longest = max(part.states.shape[1] for part in parts)
-    tail = [longest - part.states.shape[1] for part in parts]
-    states = torch.cat([F.pad(part.states, (0, 0, 0, n)) for part, n in zip(parts, tail, strict=True)])
-    mask = torch.cat([F.pad(part.mask, (0, n)) for part, n in zip(parts, tail, strict=True)])
+    parts: list[Tensor] = []
+    for start in range(0, len(different), TEXTS_AT_ONCE):
+        states, mask = teacher.embed_tokens(different[start : start + TEXTS_AT_ONCE])
+        parts += [own[kept].cpu() for own, kept in zip(states, mask, strict=True)]
+    lengths = torch.tensor([len(part) for part in parts])
+    starts = lengths.cumsum(0) - lengths
     place = {text: index for index, text in enumerate(different)}
-    rows = torch.tensor([place[text] for text in said], device=states.device)
-    return TextTokens(states[rows], mask[rows])
+    rows = torch.tensor([place[text] for text in said])
+    step = torch.arange(int(lengths.max()))
+    index = torch.where(step < lengths[rows, None], starts[rows, None] + step, -1)
+    mean = torch.from_numpy(confidence).mean(1, keepdim=True).expand(-1, len(step))
+    return TextTargets(torch.cat(parts), index, mean.contiguous(), by, words)
 
 
 def embed_pictures(

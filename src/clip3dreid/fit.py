@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import polars
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -22,11 +23,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
+from clip3dreid.callbacks import StepTimes
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
-from clip3dreid.files import write_json, write_text
-from clip3dreid.loss.total import Total
+from clip3dreid.files import atomic, write_json, write_text
+from clip3dreid.guidance import Guides, guide
+from clip3dreid.language import labels as language_labels
+from clip3dreid.loss.total import Total, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained
 from clip3dreid.module import ReidModule
@@ -36,7 +40,10 @@ from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
+RESCUE = "last_good.ckpt"
+LABELS = "labels.parquet"
+QUERIES = "per_query"
 
 
 def make_student(cfg: DictConfig) -> Student:
@@ -54,14 +61,15 @@ def make_student(cfg: DictConfig) -> Student:
     return student
 
 
-def make_card(cfg: DictConfig) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to rebuild the student and to feed it the right pictures."""
+def make_card(cfg: DictConfig, guides: Guides) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
     return {
         "version": CARD_VERSION,
         "student": plain(cfg.model.student),
         "height": int(cfg.loader.height),
         "width": int(cfg.loader.width),
         "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
+        **guides.facts,
     }
 
 
@@ -71,8 +79,8 @@ def headline(source: DataSource, validation: bool) -> str:
 
 
 def _callbacks(cfg: DictConfig, monitor: str | None) -> list[Callback]:
-    """All of `cfg.callbacks`; `best` only where there is something to select by."""
-    callbacks = []
+    """All of `cfg.callbacks`, and the clock; `best` only where there is something to select by."""
+    callbacks: list[Callback] = [StepTimes()]
     for name, node in cfg.callbacks.items():
         if name == "best":
             if monitor is not None:
@@ -109,11 +117,14 @@ def _check_ghost(cfg: DictConfig, processes: int) -> None:
 
 
 @rank_zero_only
-def _record(cfg: DictConfig, folder: Path, data: ReidDataModule) -> None:
+def _record(cfg: DictConfig, folder: Path, data: ReidDataModule, guides: Guides) -> None:
     """Saves beside the run what its numbers depend on."""
+    if guides.labels is not None:
+        language_labels.save(guides.labels, folder / LABELS)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     facts = environment() | {
         "seed": int(cfg.seed),
+        "guides": guides.facts,
         "data": {manifest.name: counts(manifest) for manifest in data.manifests},
         "notes": {manifest.name: list(manifest.notes) for manifest in data.manifests},
     }
@@ -198,13 +209,19 @@ def _run(cfg: DictConfig) -> float | None:
             missing,
             len(data.train_table),
         )
+    terms = instantiate(cfg.loss)
+    guides = guide(cfg, data, needs(terms))
+    data.bodies = guides.bodies
     losses = Total(
-        instantiate(cfg.loss),
+        terms,
         Dimensions(
             channels=student.channels,
             width=student.width,
             people=len(data.labels.people),
             person_of_clothes=data.person_of_clothes,
+            words=guides.words,
+            teacher=guides.teacher,
+            shape=guides.shape,
         ),
     )
     if late := [name for name, start in losses.start_epochs.items() if start >= cfg.epochs]:
@@ -217,10 +234,14 @@ def _run(cfg: DictConfig) -> float | None:
         losses,
         optimizer=instantiate(cfg.optimizer.optimizer),
         schedule=instantiate(cfg.optimizer.schedule),
-        card=make_card(cfg),
+        card=make_card(cfg, guides),
         protocols=protocols_of(sources),
         metric=cfg.retrieval.metric,
         flip=cfg.retrieval.flip,
+        teacher=guides.embeddings,
+        body_norm=str(cfg.bodies.batch_norm),
+        gradient_norms_every=int(cfg.gradient_norms_every),
+        rescue=folder / "checkpoints" / RESCUE,
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None
@@ -234,13 +255,15 @@ def _run(cfg: DictConfig) -> float | None:
     )
     # Asked now, what loader and evaluator would refuse later is refused before anything is written or launched.
     data.sampler(0, trainer.world_size)
+    if data.bodies is not None:
+        data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, trainer.world_size)
     if cfg.resume:
         rank_zero_only(keep_metrics)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
-    _record(cfg, folder, data)
+    _record(cfg, folder, data, guides)
     resume = folder / LAST_CHECKPOINT if cfg.resume else None
     # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     try:
@@ -281,12 +304,29 @@ def _report(
         module.test_prefix = f"test/{name}"
         trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
         for data_set, results in module.results["test"].items():
+            queries = module.queries["test"][data_set]
+            files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}
+            _save_queries({folder / files[protocol]: table for protocol, table in queries.items()})
             evaluations.append(
-                {"checkpoint": name, "selected_by": selected_by, "data": data_set, "results": results}
+                {
+                    "checkpoint": name,
+                    "selected_by": selected_by,
+                    "data": data_set,
+                    "results": results,
+                    "per_query": files,
+                }
             )
+    clock = next(callback for callback in trainer.callbacks if isinstance(callback, StepTimes))
+    bodies = 0 if data.bodies is None else data.bodies.batch
     facts = {
         "version": RESULTS_VERSION,
         "seed": int(cfg.seed),
+        "rung": cfg.rung or "+".join(module.losses.entries),
+        "cost": {
+            "step_seconds": clock.median,
+            "pictures_per_step": int(cfg.loader.people) * int(cfg.loader.pictures) + bodies,
+            "steps": trainer.global_step,
+        },
         "metric": str(cfg.retrieval.metric),
         "flip": bool(cfg.retrieval.flip),
         "notes": {source.manifest.name: list(source.manifest.notes) for source in sources},
@@ -296,6 +336,13 @@ def _report(
     first = evaluations[0]
     source = next(source for source in sources if source.manifest.name == first["data"])
     return float(first["results"][headline(source, validation=False)]["r1"])
+
+
+@rank_zero_only
+def _save_queries(tables: dict[Path, polars.DataFrame]) -> None:
+    for path, table in tables.items():
+        with atomic(path) as temporary:
+            table.write_parquet(temporary)
 
 
 @rank_zero_only

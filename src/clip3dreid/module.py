@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast, get_args
+from pathlib import Path
+from typing import Any, NoReturn, cast, get_args
 
+import polars as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
@@ -14,13 +16,16 @@ from torch.optim import Optimizer
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
+from clip3dreid.model.embedding_cache import TeacherEmbeddings
+from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
+from clip3dreid.model.weights import CARD, HEADS
 from clip3dreid.optimizer import optimise
 from clip3dreid.retrieval.distributed import RetrievalScores
-from clip3dreid.retrieval.evaluation import evaluate
+from clip3dreid.retrieval.evaluation import Evaluation, evaluate
 from clip3dreid.retrieval.protocol import Protocols
 from clip3dreid.retrieval.ranking import Distance
-from clip3dreid.types import Batch
+from clip3dreid.types import Batch, Features
 
 # Rows that travel between processes at a time when features are exchanged: 64 MB at 4,096 float32 columns.
 EXCHANGE_ROWS = 4096
@@ -46,8 +51,9 @@ class EvaluationModule(LightningModule):
         metric: distance of the ranking.
         flip: embed each picture and its mirror image and add the two.
 
-    After `trainer.validate` or `trainer.test`, `results[split][data set][protocol]` holds the scores; loggers
-    get them under `val/…` and `test/…`, or whatever `test_prefix` says.
+    After `trainer.validate` or `trainer.test`, `results[split][data set][protocol]` holds the scores and
+    `queries[split][data set][protocol]` those of every valid query (see `_per_query`); loggers get the scores under
+    `val/…` and `test/…`, or whatever `test_prefix` says.
     Distributed, each process embeds a share of the pictures and ranks a share of the queries.
     """
 
@@ -63,6 +69,7 @@ class EvaluationModule(LightningModule):
         self.flip = flip
         self.test_prefix = "test"
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+        self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
         self._features: list[Tensor] = []
 
     @property
@@ -98,10 +105,11 @@ class EvaluationModule(LightningModule):
 
     def _finish(self, split: str, stage: str, prefix: str) -> None:
         share = (self.trainer.global_rank, self.trainer.world_size)
-        self.results[stage] = {}
+        self.results[stage], self.queries[stage] = {}, {}
         for evaluation, features in zip(self.data.evaluations(split), self._features, strict=True):
-            scores = self._score(evaluation, self._exchange(features), self.protocols[split], share)
+            scores, queries = self._score(evaluation, self._exchange(features), self.protocols[split], share)
             self.results[stage][evaluation.name] = scores
+            self.queries[stage][evaluation.name] = queries
             for protocol, values in scores.items():
                 shown = {
                     f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")
@@ -112,7 +120,7 @@ class EvaluationModule(LightningModule):
 
     def _score(
         self, evaluation: EvaluationSet, features: Tensor, protocols: Protocols, share: tuple[int, int]
-    ) -> dict[str, dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
         features = features.to(self.device)
         query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
         found = evaluate(
@@ -124,14 +132,36 @@ class EvaluationModule(LightningModule):
             metric=self.metric,
             share=share,
         )
-        scores = {}
+        scores, queries = {}, {}
         for name, result in found.items():
             metric = RetrievalScores()
             if share[1] > 1:  # where the processes' sums meet; float64, which not every device has
                 metric = metric.to(self.device)
             metric.update(result.per_query)
             scores[name] = result.result(metric.compute())
-        return scores
+            queries[name] = self._per_query(evaluation, result, share[1])
+        return scores, queries
+
+    def _per_query(self, evaluation: EvaluationSet, result: Evaluation, processes: int) -> pl.DataFrame:
+        """A row for every valid query of all processes, in table order.
+
+        Columns: `query` (path), `person`, `first_hit` (rank from 1), `ap` (0..1), `positives` and `junk` (numbers).
+        """
+        found = result.per_query
+        columns = [found.first_hit, found.ap, found.positives.double(), found.junk.double()]
+        numbers = torch.stack([result.rows.double(), *columns], 1)[found.valid]
+        if processes > 1:
+            parts: list[Tensor] = [numbers] * processes
+            dist.all_gather_object(parts, numbers.cpu())
+            numbers = torch.cat(parts)
+        numbers = numbers[numbers[:, 0].argsort()]
+        rows = numbers[:, 0].long().tolist()
+        return evaluation.query[rows].select(query="path", person="person").with_columns(
+            first_hit=pl.Series(numbers[:, 1].numpy()),
+            ap=pl.Series(numbers[:, 2].numpy()),
+            positives=pl.Series(numbers[:, 3].long().numpy()),
+            junk=pl.Series(numbers[:, 4].long().numpy()),
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Makes room for the features."""
@@ -170,6 +200,12 @@ class ReidModule(EvaluationModule):
         protocols: see `EvaluationModule`.
         metric: see `EvaluationModule`.
         flip: see `EvaluationModule`.
+        teacher: the teacher's embeddings of a batch, where a loss needs them.
+        body_norm: how batch norm treats the stream of bodies: `separate`, each stream is normalised by its own
+            statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
+        gradient_norms_every: steps between measurements of the gradient that each term sends into the backbone, each
+            of which costs a backward pass a term; 0: never.
+        rescue: file for the last good state, should a loss become NaN or infinite; None: nothing is saved.
     """
 
     def __init__(
@@ -183,12 +219,24 @@ class ReidModule(EvaluationModule):
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
+        teacher: TeacherEmbeddings | None = None,
+        body_norm: str = "separate",
+        gradient_norms_every: int = 0,
+        rescue: Path | None = None,
     ) -> None:
         super().__init__(student, protocols=protocols, metric=metric, flip=flip)
+        if body_norm not in ("separate", "shared"):
+            raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
+        if gradient_norms_every < 0:
+            raise InputError(f"gradient_norms_every={gradient_norms_every} must be 0 or more")
         self.losses: Total = losses
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
+        self.teacher = teacher
+        self.body_norm = body_norm
+        self.gradient_norms_every = gradient_norms_every
+        self.rescue = rescue
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the losses of a batch; every term is logged raw and weighted.
@@ -196,27 +244,84 @@ class ReidModule(EvaluationModule):
         Raises:
             FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
         """
+        if self.teacher is not None:
+            batch = batch._replace(teacher=self.teacher(batch))
+        features, batch = self._see(batch)
+        losses, failure = None, None
         try:
-            losses: Losses = self.losses(self.student(batch.images), batch, self.current_epoch)
+            losses = cast(Losses, self.losses(features, batch, self.current_epoch))
         except NonFiniteLoss as error:
-            files = ", ".join(str(path) for path in batch_paths(self.data, batch.row))
-            raise FloatingPointError(
-                f"{error} at epoch {self.current_epoch}, batch {batch_idx}: {files}"
-            ) from error
-        size = len(batch.images)
-        self.log(
-            "loss/total",
-            losses.total,
-            prog_bar=True,
-            on_step=False,
-            on_epoch=True,
-            batch_size=size,
-            sync_dist=True,
-        )
+            failure = error
+        if self._anywhere(failure is not None) or losses is None:
+            self._stop(failure, batch, batch_idx)
+        assert losses is not None
+        if self.gradient_norms_every and self.global_step % self.gradient_norms_every == 0:
+            self._log_mean(self._gradient_norms(losses), batch)
+        self._log_mean({"loss/total": losses.total.detach()}, batch, prog_bar=True)
         terms = {f"loss/{name}": value for name, value in losses.raw.items()}
         terms |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
-        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        terms |= {f"observed/{name}": value for name, value in losses.observed.items()}
+        self._log_mean(terms, batch)
         return losses.total
+
+    def _see(self, batch: Batch) -> tuple[Features, Batch]:
+        """Both streams through the student: the people's features, and the batch with those of the bodies."""
+        if batch.bodies is None:
+            return self.student(batch.images), batch
+        if self.body_norm == "shared":
+            both: Features = self.student(torch.cat([batch.images, batch.bodies.images]))
+            people = len(batch.images)
+            features = Features(*(part[:people] for part in both))
+            seen = Features(*(part[people:] for part in both))
+        else:
+            features = self.student(batch.images)
+            with statistics_kept(self.student):
+                seen = self.student(batch.bodies.images)
+        return features, batch._replace(bodies=batch.bodies._replace(features=seen))
+
+    def _log_mean(self, values: Mapping[str, Tensor], batch: Batch, prog_bar: bool = False) -> None:
+        self.log_dict(
+            dict(values),
+            prog_bar=prog_bar,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch.images),
+            sync_dist=True,
+        )
+
+    def _gradient_norms(self, losses: Losses) -> dict[str, Tensor]:
+        """Euclidean norm, over the backbone's parameters, of the gradient of each term's weighted value."""
+        backbone = [parameter for parameter in self.student.backbone.parameters() if parameter.requires_grad]
+        norms = {}
+        for name, value in losses.terms.items():
+            if value.requires_grad and backbone:
+                gradients = torch.autograd.grad(value, backbone, retain_graph=True, allow_unused=True)
+                squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+                norms[f"gradient/{name}"] = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        return norms
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether this is so in any process: they must stop together, or the others wait for ever."""
+        if self.trainer.world_size == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _stop(self, failure: NonFiniteLoss | None, batch: Batch, batch_idx: int) -> NoReturn:
+        """Saves the state before this step, if it is good, and ends the run."""
+        files = ", ".join(str(path) for path in batch_paths(self.data, batch.row))
+        what = failure or "loss not finite in another process"
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
+        kept = "the weights are not finite either; go on from the last epoch's checkpoint"
+        if self._anywhere(not finite):
+            finite = False
+        if finite and self.rescue is not None:
+            self.trainer.save_checkpoint(self.rescue)
+            kept = f"the state before this batch is in {self.rescue}"
+        raise FloatingPointError(
+            f"{what} at epoch {self.current_epoch}, batch {batch_idx}; {kept}; files: {files}"
+        ) from failure
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule stepped once an epoch."""
@@ -226,5 +331,6 @@ class ReidModule(EvaluationModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card, so that evaluation needs no config."""
-        checkpoint["clip3dreid"] = dict(self.card)
+        """Adds the card, so that evaluation needs no config, and the heads that the model is shipped with."""
+        checkpoint[CARD] = dict(self.card)
+        checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}

@@ -21,8 +21,8 @@ IDENTITY = partial(CrossEntropy, smoothing=0.1)
 CLOTHES = partial(ClothesAdversarial, scale=16.0, epsilon=0.1)
 
 
-def entry(term, weight=1.0, start_epoch=0):
-    return {"term": term, "weight": weight, "start_epoch": start_epoch}
+def entry(term, weight=1.0, start_epoch=0, warmup_epochs=0):
+    return {"term": term, "weight": weight, "start_epoch": start_epoch, "warmup_epochs": warmup_epochs}
 
 
 class Constant(Term):

@@ -6,6 +6,7 @@ person's left is +x, metres; the rest pose is a T with the pelvis near the origi
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from importlib.resources import files
@@ -206,9 +207,13 @@ class BodyModel(nn.Module):
                 "made for this body"
             )
         count = len(betas)
-        vertices = self.template + (betas @ self.shape_directions.flatten(0, 1).T).view(count, -1, 3)
+        vertices = self.template + (betas @ self.shape_directions.flatten(0, 1).T).view(
+            count, self.num_vertices, 3
+        )
         rest = cast(Tensor, self._rest_joints)
-        joints = rest + (betas @ cast(Tensor, self._joint_directions).flatten(0, 1).T).view(count, -1, 3)
+        joints = rest + (betas @ cast(Tensor, self._joint_directions).flatten(0, 1).T).view(
+            count, len(self.parents), 3
+        )
         return vertices, joints
 
     def transforms(self, betas: Tensor, pose: Tensor) -> Tensor:
@@ -303,18 +308,37 @@ def shipped(name: str) -> Path:
     return Path(str(files("clip3dreid.body") / "assets" / f"{name}.npz"))
 
 
-def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
-    """Reads and checks an SMPL-format file, `.npz` or `.pkl`; nothing in it is executed.
-
-    Raises:
-        InputError: if the file is missing, damaged, holds a class that is not plain data, or is no such body.
-    """
+def _file(path: Path | str) -> Path:
+    """A body's file, by name or path. Raises InputError if there is none."""
     path = shipped(str(path)) if str(path) in SHIPPED else Path(path).expanduser()
     if not path.is_file():
         raise InputError(
             f"{path} is not a file; SMPL's files come from smpl.is.tue.mpg.de after registration, and "
             "body=anny needs none"
         )
+    return path
+
+
+def body_digest(path: Path | str) -> str:
+    """SHA-256 of a body's file, hexadecimal: shape coefficients mean nothing without exactly the file they are of.
+
+    Args:
+        path: name (`anny`, `anny_light`) or path.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    with _file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
+    """Reads and checks an SMPL-format file, `.npz` or `.pkl`; nothing in it is executed.
+
+    Raises:
+        InputError: if the file is missing, damaged, holds a class that is not plain data, or is no such body.
+    """
+    path = _file(path)
     if path.suffix == ".pkl":
         found = read_pickle(path)
     else:

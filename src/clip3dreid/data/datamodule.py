@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Sampler, Subset
 
+from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
 from clip3dreid.data.images import EvaluationPictures, TestView, TrainPictures, TrainView, collate, to_unit
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
 from clip3dreid.data.sampling import IdentityBatches, share
 from clip3dreid.errors import InputError
-from clip3dreid.types import Batch
+from clip3dreid.types import Batch, Bodies
 
 
 class EvaluationSet(NamedTuple):
@@ -27,10 +29,19 @@ class EvaluationSet(NamedTuple):
     files: list[Path]
 
 
+class BodyStream(NamedTuple):
+    """A second stream of training pictures."""
+
+    table: BodyTable
+    batch: int
+    """S, pictures of the global batch."""
+    view: TrainView
+
+
 class _SameBatches(Sampler[list[tuple[int, int]]]):
     """The first `count` batches of epoch 0 in every epoch: a model that cannot learn these has a defect."""
 
-    def __init__(self, batches: IdentityBatches, count: int) -> None:
+    def __init__(self, batches: IdentityBatches | BodyBatches, count: int) -> None:
         self._batches = [batch for batch, _ in zip(batches, range(count), strict=False)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -142,26 +153,50 @@ class ReidDataModule(LightningDataModule):
         self._on_cuda = self.trainer.strategy.root_device.type == "cuda"
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, pictures: Any, **how: Any) -> DataLoader[Any]:
+    def _loader(self, pictures: Any, *, joined: Any = collate, **how: Any) -> DataLoader[Any]:
         return DataLoader(
             pictures,
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=joined,
             pin_memory=self._on_cuda,
             persistent_workers=self.workers > 0,
             **how,
         )
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of P x K pictures, this process's share of them."""
-        identities = self.sampler(*self._place())
-        same = self.overfit_batches
-        batches: Sampler[Any] = _SameBatches(identities, same) if same else identities
+    def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:
+        """The sampler of one process for the second stream, as long as the first.
+
+        Raises:
+            InputError: if there are fewer bodies than a batch takes.
+        """
+        assert self.bodies is not None
+        return BodyBatches(
+            len(self.bodies.table.files),
+            batch=self.bodies.batch,
+            batches=len(self.sampler(rank, world_size)),
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def train_dataloader(self) -> Any:
+        """Batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
         labels = self.labels
         pictures = TrainPictures(
             self.train_files, labels.person, labels.clothes, labels.camera, view=self.train_view
         )
-        return self._loader(pictures, batch_sampler=batches)
+        people = self._loader(pictures, batch_sampler=self._batches(self.sampler(*self._place())))
+        if self.bodies is None:
+            return people
+        bodies = self._loader(
+            BodyPictures(self.bodies.table, self.bodies.view),
+            joined=collate_bodies,
+            batch_sampler=self._batches(self.body_sampler(*self._place())),
+        )
+        return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
+
+    def _batches(self, all_of_them: IdentityBatches | BodyBatches) -> Sampler[Any]:
+        return _SameBatches(all_of_them, self.overfit_batches) if self.overfit_batches else all_of_them
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
         rank, world_size = self._place()
@@ -180,13 +215,19 @@ class ReidDataModule(LightningDataModule):
         """One loader for each test set."""
         return self._evaluation_loaders("test")
 
+    bodies: BodyStream | None = None
+    """The second stream; None where no loss asks for it."""
     validation_split = "val"
     """`test` only where the config asks for the field's habit of selecting checkpoints on test data."""
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Bytes to floats on the device: a quarter of the traffic of sending floats."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Bytes to floats on the device: a quarter of the traffic of sending floats; joins the streams."""
+        if isinstance(batch, dict):
+            bodies: Bodies = batch["bodies"]
+            batch = batch["people"]._replace(bodies=bodies._replace(images=to_unit(bodies.images)))
         view = None if batch.view is None else to_unit(batch.view)
-        return batch._replace(images=to_unit(batch.images), view=view)
+        joined: Batch = batch._replace(images=to_unit(batch.images), view=view)
+        return joined
 
 
 def batch_paths(module: ReidDataModule, rows: torch.Tensor) -> list[Path]:

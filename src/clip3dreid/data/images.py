@@ -284,7 +284,7 @@ class Sample(NamedTuple):
     """(3, H, W): the picture before erasing, or None."""
 
 
-def _pack(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
+def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
     """Paths as one array: a forked worker that touches 100,000 objects copies all of their memory."""
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
@@ -311,7 +311,7 @@ class TrainPictures(Dataset[Sample]):
         camera: npt.NDArray[np.int64],
         view: TrainView,
     ) -> None:
-        self._paths = _pack(paths)
+        self._paths = pack_paths(paths)
         self._labels = np.stack([person, clothes, camera], axis=1)
         self._view = view
 
@@ -334,7 +334,7 @@ class EvaluationPictures(Dataset[Sample]):
     """
 
     def __init__(self, paths: Sequence[Path], view: TestView) -> None:
-        self._paths = _pack(paths)
+        self._paths = pack_paths(paths)
         self._view = view
 
     def __len__(self) -> int:

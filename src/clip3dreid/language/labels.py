@@ -230,8 +230,10 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
     return labels
 
 
-def tokens(labels: Labels, names: Sequence[str], vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
-    """The words of people as numbers.
+def tokens(
+    labels: Labels, names: Sequence[str], vocabulary: Vocabulary
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The words of people as numbers, and how sure they are.
 
     Args:
         labels: of at least these people.
@@ -239,27 +241,28 @@ def tokens(labels: Labels, names: Sequence[str], vocabulary: Vocabulary) -> npt.
         vocabulary: the words, G groups of them.
 
     Returns:
-        (P, G) index into `vocabulary.flat`.
+        (P, G) index into `vocabulary.flat`, and (P, G) margins, 1 where a person chose the word.
 
     Raises:
         InputError: naming some of those that have no labels.
     """
     last = KEYS[labels.level][-1]
     numbers = {word: index for index, word in enumerate(vocabulary.flat)}
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[tuple[int, float]]] = {}
     groups = list(vocabulary.groups)
-    table = labels.table.select("data_set", last, "group", "word").sort(
+    table = labels.table.select("data_set", last, "group", "word", pl.col("margin").fill_null(1.0)).sort(
         "data_set", last, pl.col("group").replace_strict(groups, range(len(groups)))
     )
-    for data_set, name, group, word in table.iter_rows():
-        found.setdefault(f"{data_set}/{name}", []).append(numbers[group, word])
+    for data_set, name, group, word, margin in table.iter_rows():
+        found.setdefault(f"{data_set}/{name}", []).append((numbers[group, word], margin))
     if missing := [name for name in dict.fromkeys(names) if name not in found]:
         what = "people" if labels.level == "person" else "pictures"
         raise InputError(
             f"{len(missing)} of {len(set(names))} training {what} have no labels: {_few(missing)}; "
             "label this training set"
         )
-    return np.array([found[name] for name in names], np.int64).reshape(-1, len(groups))
+    both = np.array([found[name] for name in names]).reshape(-1, len(groups), 2)
+    return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
 
 
 def keys_of(level: str) -> tuple[str, ...]:

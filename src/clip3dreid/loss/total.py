@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.loss.term import Term
+from clip3dreid.loss.term import Need, Term
 from clip3dreid.types import Batch, Dimensions, Features
 
 
@@ -21,6 +21,8 @@ class Weighted(TypedDict):
     """Factor in the sum, 0 or more; a term of weight 0 is not built."""
     start_epoch: int
     """First epoch, counted from 0, in which the term takes part."""
+    warmup_epochs: int
+    """Epochs over which the weight rises linearly to its value; 0: it has its value from the start epoch on."""
     term: Callable[[Dimensions], Term]
     """Builds the term: its class with everything but the dimensions filled in."""
 
@@ -36,11 +38,29 @@ class Losses(NamedTuple):
     raw: dict[str, Tensor]
     """Scalar parts before weighting, detached."""
     weighted: dict[str, Tensor]
-    """The same times their weight: they add up to `total`."""
+    """The same times the weight of this epoch: they add up to `total`."""
+    observed: dict[str, Tensor]
+    """What terms measured on the way and is no part of the loss, as `term/name`, detached."""
+    terms: dict[str, Tensor]
+    """Each term's weighted sum of parts, not detached: what gradients of single terms are taken of."""
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more plainly than NonFiniteLossError
     """A loss became NaN or infinite; the message names the term."""
+
+
+def needs(terms: Mapping[str, Weighted]) -> frozenset[Need]:
+    """What the terms of a run need beside pictures and labels; terms of weight 0 need nothing.
+
+    Raises:
+        InputError: as `Total`, for entries that are wrong.
+    """
+    found: set[Need] = set()
+    for name, entry in terms.items():
+        _check(name, entry)
+        if entry["weight"] > 0:
+            found |= getattr(_term_class(entry["term"]), "needs", frozenset())
+    return frozenset(found)
 
 
 class Total(nn.Module):
@@ -54,13 +74,12 @@ class Total(nn.Module):
             dimensions: what the terms must know to build their heads.
 
         Raises:
-            InputError: if an entry lacks a key or has one too many, a weight or start epoch is negative or
+            InputError: if an entry lacks a key or has one too many, a weight or an epoch is negative or
                 not a number, a term's options do not fit it, or nothing is left to train at epoch 0.
         """
         super().__init__()
         self.terms = nn.ModuleDict()
-        self.weights: dict[str, float] = {}
-        self.start_epochs: dict[str, int] = {}
+        self.entries: dict[str, Weighted] = {}
         for name, entry in terms.items():
             _check(name, entry)
             if entry["weight"] == 0:
@@ -71,14 +90,28 @@ class Total(nn.Module):
             except TypeError as error:
                 raise InputError(f"loss.{name}.term: {error}; correct the term's options") from error
             self.terms[name] = build()
-            self.weights[name] = float(entry["weight"])
-            self.start_epochs[name] = entry["start_epoch"]
+            self.entries[name] = entry
         if not self.terms:
             raise InputError(
                 "no loss has a weight above 0; choose a method (method=ce) or give loss.NAME.weight"
             )
         if min(self.start_epochs.values()) > 0:
             raise InputError("no loss takes part from epoch 0; set start_epoch: 0 for one of them")
+        for term in self._terms().values():
+            term.connect(self._terms())
+
+    @property
+    def start_epochs(self) -> dict[str, int]:
+        """First epoch of each term."""
+        return {name: entry["start_epoch"] for name, entry in self.entries.items()}
+
+    def weight(self, name: str, epoch: int) -> float:
+        """A term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
+        entry = self.entries[name]
+        begun = epoch - entry["start_epoch"] + 1
+        warmup = entry["warmup_epochs"]
+        share = min(1.0, begun / (warmup + 1)) if warmup else 1.0
+        return float(entry["weight"]) * share if begun > 0 else 0.0
 
     def forward(self, features: Features, batch: Batch, epoch: int) -> Losses:
         """Computes the terms that take part in `epoch` and adds them up.
@@ -89,7 +122,7 @@ class Total(nn.Module):
 
         Args:
             features: of the batch; `pooled` and `embedding` are brought to float32.
-            batch: its labels.
+            batch: its labels, with what `needs` names.
             epoch: counted from 0.
 
         Returns:
@@ -100,17 +133,25 @@ class Total(nn.Module):
         """
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
-        features = features._replace(pooled=_single(features.pooled), embedding=_single(features.embedding))
+        sums: dict[str, Tensor] = {}
+        observed: dict[str, Tensor] = {}
+        features = _widened(features)
+        if batch.bodies is not None and batch.bodies.features is not None:
+            batch = batch._replace(bodies=batch.bodies._replace(features=_widened(batch.bodies.features)))
         with torch.autocast(features.embedding.device.type, enabled=False):
-            for name, term in self.terms.items():
-                if epoch < self.start_epochs[name]:
+            for name, term in self._terms().items():
+                weight = self.weight(name, epoch)
+                if not weight:
                     continue
                 value = term(features, batch)
                 parts = (
                     {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
                 )
                 raw |= parts
-                weighted |= {part: self.weights[name] * loss for part, loss in parts.items()}
+                scaled = {part: weight * loss for part, loss in parts.items()}
+                weighted |= scaled
+                sums[name] = torch.stack(list(scaled.values())).sum()
+                observed |= {f"{name}/{key}": seen.detach() for key, seen in term.observed.items()}
             total = torch.stack(list(weighted.values())).sum()
         # One look at the sum is one synchronisation of the device; the parts are asked only when it is bad.
         if not torch.isfinite(total):
@@ -120,12 +161,34 @@ class Total(nn.Module):
             total,
             {part: loss.detach() for part, loss in raw.items()},
             {part: loss.detach() for part, loss in weighted.items()},
+            observed,
+            sums,
         )
+
+    def heads(self) -> dict[str, Tensor]:
+        """Tensors that the trained model is shipped with; see `Term.heads`."""
+        found: dict[str, Tensor] = {}
+        for term in self._terms().values():
+            found |= {name: tensor.detach().clone() for name, tensor in term.heads().items()}
+        return found
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the parameters of all terms whose learning rate is to stay constant."""
-        for term in self.terms.values():
-            yield from cast(Term, term).unscheduled_parameters()
+        for term in self._terms().values():
+            yield from term.unscheduled_parameters()
+
+    def _terms(self) -> dict[str, Term]:
+        return cast(dict[str, Term], dict(self.terms.items()))
+
+
+def _widened(features: Features) -> Features:
+    return features._replace(pooled=_single(features.pooled), embedding=_single(features.embedding))
+
+
+def _term_class(build: Any) -> Any:
+    while isinstance(build, partial):
+        build = build.func
+    return build
 
 
 def _single(values: Tensor) -> Tensor:
@@ -141,8 +204,9 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
         raise InputError(
             f"loss.{name} needs exactly {', '.join(sorted(expected))}; missing or unknown: {wrong}"
         )
-    weight, start = entry["weight"], entry["start_epoch"]
+    weight = entry["weight"]
     if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
         raise InputError(f"loss.{name}.weight is {weight}; give a number, 0 or more")
-    if not isinstance(start, int) or start < 0:
-        raise InputError(f"loss.{name}.start_epoch is {start}; give a whole number, 0 or more")
+    for key in ("start_epoch", "warmup_epochs"):
+        if not isinstance(entry[key], int) or entry[key] < 0:
+            raise InputError(f"loss.{name}.{key} is {entry[key]}; give a whole number, 0 or more")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -121,3 +122,20 @@ def _replace(module: nn.Module, kinds: dict[type[nn.Module], type[BatchNorm]]) -
         setattr(module, name, new)
         made.append(new)
     return made
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms in training normalise by the batch as ever and leave their running statistics alone.
+
+    For a second stream of pictures that are not those the network will be evaluated on.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracks in zip(norms, tracked, strict=True):
+            norm.track_running_stats = tracks

@@ -27,6 +27,8 @@ from clip3dreid.model.student import Student
 CARD = "clip3dreid"
 """Where a checkpoint says what it holds: a key of the file, or of a safetensors file's metadata."""
 CARD_VERSION = 1
+HEADS = "clip3dreid_heads"
+"""Where a Lightning checkpoint keeps what the losses learnt for use beyond retrieval; in safetensors `heads.…`."""
 
 # Names in other people's files -> names in ours; the first that matches counts.
 _RENAMES = (
@@ -77,6 +79,8 @@ class Checkpoint(NamedTuple):
     """Tensors by our names: `backbone.…`, `pooling.…`, `neck.…`."""
     card: dict[str, Any] | None
     """What the file says of itself; None for other people's files."""
+    heads: dict[str, Tensor]
+    """Tensors that turn features into words and bodies, `joint.…` and `shape.…`; empty where nothing taught them."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -94,8 +98,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of weights")
+    heads: dict[str, Tensor] = {}
     if path.suffix == ".safetensors":
         state, card = _read_safetensors(path)
+        if card is not None:  # in other people's files the name means something else
+            names = [name for name in state if name.startswith("heads.")]
+            heads = {name.removeprefix("heads."): state.pop(name) for name in names}
     else:
         container = _read_torch(path)
         card = container.get(CARD)
@@ -103,9 +111,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             (container[key] for key in _STATES if isinstance(container.get(key), Mapping)), container
         )
         state = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+        if isinstance(kept := container.get(HEADS), Mapping):
+            heads = {str(key): value for key, value in kept.items() if isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{path} holds no weights: no tensors, and no {' or '.join(_STATES)} with tensors")
-    return Checkpoint(_translate(state), card)
+    return Checkpoint(_translate(state), card, heads)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -230,10 +240,19 @@ def read_card(path: Path) -> dict[str, Any]:
         InputError: if the file cannot be read safely, or has no card or another version's.
     """
     path = path.expanduser()
-    return _valid(read_checkpoint(path).card, path)
+    return valid_card(read_checkpoint(path).card, path)
 
 
-def _valid(card: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+def valid_card(card: Any, path: Path) -> dict[str, Any]:
+    """A card as it was read, if it is one of ours and of this version.
+
+    Args:
+        card: from a file that may come from anywhere.
+        path: of that file, for messages.
+
+    Raises:
+        InputError: if it is none, or another version's.
+    """
     if not isinstance(card, dict):
         raise InputError(
             f"{path} does not say which student it holds, so it is no checkpoint of this project; "
@@ -267,7 +286,7 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     card = read_checkpoint(path).card if path.is_file() else None
     if card is None:
         return
-    there, here = _flatten(_valid(card, path).get("student")), _flatten(config)
+    there, here = _flatten(valid_card(card, path).get("student")), _flatten(config)
     wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
     if wrong:
         shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
@@ -298,8 +317,25 @@ def student_from_checkpoint(path: Path) -> Student:
             are not all of that student's.
     """
     path = path.expanduser()
-    state, card = read_checkpoint(path)
-    config = _valid(card, path).get("student")
+    checkpoint = read_checkpoint(path)
+    return build_student(valid_card(checkpoint.card, path), checkpoint.state, path)
+
+
+def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Student:
+    """As `student_from_checkpoint`, from a card and tensors that have been read already.
+
+    Args:
+        card: a valid one.
+        state: all of the student's tensors.
+        path: where the card is from, for messages.
+
+    Returns:
+        The student, in evaluation mode.
+
+    Raises:
+        InputError: as `student_from_checkpoint`.
+    """
+    config = card.get("student")
     _check_config(config, path)
     try:
         student = instantiate(config)

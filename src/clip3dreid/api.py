@@ -1,0 +1,661 @@
+"""A trained model in three lines of Python: embed pictures, describe people in words, give them bodies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import huggingface_hub
+import numpy as np
+import numpy.typing as npt
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
+from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit
+from clip3dreid.errors import InputError
+from clip3dreid.files import write_json, write_text
+from clip3dreid.model.student import Student
+from clip3dreid.model.weights import build_student, read_checkpoint, save_weights, valid_card
+
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+"""A file; an image of Pillow; (H, W, 3) uint8 RGB; or a tensor (3, H, W) RGB, uint8 or floating point 0..1."""
+Pictures = Picture | Iterable[Picture]
+"""One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+# How far floats may leave 0..1: resampling overshoots by rounding, normalised pictures by far more.
+_SLACK = 1e-3
+# A folder of training's, and the one in it.
+_LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
+
+
+class Word(NamedTuple):
+    """One word of a description."""
+
+    word: str
+    score: float
+    """Cosine, -1..1, of the picture and the word in the teacher's space; comparable within a group."""
+
+
+Description = dict[str, list[Word]]
+"""Group of words -> its words, the best first."""
+
+
+class Shape(NamedTuple):
+    """Bodies in the rest pose, on the CPU."""
+
+    betas: Tensor
+    """(N, K) float32: shape coefficients in standard deviations of the body file's population."""
+    vertices: Tensor
+    """(N, V, 3) float32, metres, y up."""
+    faces: Tensor
+    """(F, 3) int64, counter-clockwise seen from outside."""
+
+
+class _Head(nn.Module):
+    """Tensors of a linear layer and what goes with it, fixed, which move with the model."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            # A copy: the file that they are mapped from may be written anew.
+            self.register_buffer(name, tensor.detach().clone().float())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in) to (N, out), float32."""
+        return F.linear(features.float(), self.get_buffer("weight"), self.get_buffer("bias"))
+
+
+class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["person-re-identification"]):
+    """A trained student with what it learnt of words and bodies; for use, not for training.
+
+    Results are on the CPU, whatever device the model is on (`model.to("cuda")` moves it).
+
+    Args:
+        student: the network.
+        card: what a checkpoint says of itself (`model.weights.read_card`), with `vocabulary`, `teacher` and `body`
+            where heads need them.
+        heads: `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,), `joint.words` (W, d), `shape.weight`
+            (K, D) and `shape.bias` (K,), or those of them that there are.
+        body: name or file of the body model; None: the one of the package that has the card's checksum, if any.
+        name: what messages call the model.
+
+    Attributes:
+        card: the same, as plain JSON values.
+        height: H, in pixels, that pictures are resized to.
+        width: W.
+        groups: group -> words of the vocabulary; empty where the model knows none.
+
+    Raises:
+        InputError: if card, heads and student do not fit together, or the body is another than the card's.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        card: Mapping[str, Any],
+        heads: Mapping[str, Tensor],
+        body: str | Path | None = None,
+        name: str = "this model",
+    ) -> None:
+        super().__init__()
+        try:
+            self.card: dict[str, Any] = json.loads(json.dumps(dict(card), allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{name}: its card holds more than plain values ({error})") from error
+        self.height, self.width = (_positive(self.card, key, name) for key in ("height", "width"))
+        self.groups = _groups(self.card, name)
+        self._name = name
+        self._view = TestView(self.height, self.width)
+        self._body_card = _body_card(self.card, name)
+        _check_heads(heads, student, sum(map(len, self.groups.values())), self._body_card, name)
+        self.student = student
+        self.heads = nn.ModuleDict()
+        for part in ("joint", "shape"):
+            tensors = {key.partition(".")[2]: heads[key] for key in heads if key.startswith(f"{part}.")}
+            if tensors:
+                self.heads[part] = _Head(tensors)
+        self._body_file = self._find_body(body)
+        self._body: BodyModel | None = None
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.student.mean.device
+
+    def embed(self, images: Pictures, *, flip: bool = True, batch_size: int = 64) -> Tensor:
+        """Retrieval features: the nearer two of them, the likelier the same person.
+
+        Args:
+            images: N pictures.
+            flip: add the embedding of the mirror image, as evaluation does.
+            batch_size: pictures at a time.
+
+        Returns:
+            (N, D) float32 as evaluation has them, not of length 1: rank by cosine.
+
+        Raises:
+            InputError: if a picture cannot be read or is none, naming it.
+        """
+
+        def features(batch: Tensor) -> Tensor:
+            embedding: Tensor = self.student(batch).embedding
+            if flip:
+                embedding = embedding + self.student(batch.flip(-1)).embedding
+            return embedding.float()
+
+        return self._run(features, images, batch_size, self.student.width)
+
+    def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
+        """Pictures in the teacher's joint space of images and texts, where words can be looked for.
+
+        Args:
+            images: N pictures.
+            batch_size: pictures at a time.
+
+        Returns:
+            (N, d) float32 of length 1: the projected feature map, averaged over its positions.
+
+        Raises:
+            InputError: as `embed`, and if the model has not learnt this.
+        """
+        head = self._head("joint", "the teacher's space", "loss.local (projection=student)")
+
+        def features(batch: Tensor) -> Tensor:
+            # The projection is linear: the projected mean is the mean of the projections, at a fraction of the work.
+            return F.normalize(head(self.student(batch).map.float().mean((2, 3))), dim=1)
+
+        return self._run(features, images, batch_size, len(head.get_buffer("bias")))
+
+    def describe(self, images: Pictures, *, batch_size: int = 64) -> list[Description]:
+        """People in words, picture by picture.
+
+        Args:
+            images: N pictures.
+            batch_size: pictures at a time.
+
+        Returns:
+            N times, for each group of the vocabulary its words with scores, the best first.
+
+        Raises:
+            InputError: as `joint`.
+        """
+        self._words()  # refused before the work
+        return self._described(self.joint(images, batch_size=batch_size))
+
+    def describe_person(self, images: Pictures, *, batch_size: int = 64) -> Description:
+        """One person in words, from several pictures: their mean in the teacher's space is described.
+
+        Args:
+            images: pictures of the same person, at least one.
+            batch_size: pictures at a time.
+
+        Returns:
+            As one entry of `describe`.
+
+        Raises:
+            InputError: as `describe`, and if there is no picture.
+        """
+        self._words()
+        joint = self.joint(images, batch_size=batch_size)
+        if not len(joint):
+            raise InputError("there is no picture of the person; give one or more")
+        return self._described(F.normalize(joint.mean(0, keepdim=True), dim=1))[0]
+
+    def shape(self, images: Pictures, *, batch_size: int = 64) -> Shape:
+        """Bodies: what the student takes the people's figures to be, without pose and clothes.
+
+        Args:
+            images: N pictures.
+            batch_size: pictures at a time.
+
+        Returns:
+            Coefficients and meshes in the rest pose.
+
+        Raises:
+            InputError: as `embed`, and if the model has not learnt this or the body's file is not known.
+        """
+        head = self._head("shape", "body shapes", "loss.body")
+        body = self._load_body()
+        betas = self._run(
+            lambda batch: head(self.student(batch).embedding),
+            images,
+            batch_size,
+            len(head.get_buffer("bias")),
+        )
+        with torch.no_grad():
+            parts = [
+                body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)
+            ]
+        return Shape(betas, torch.cat(parts), body.faces.cpu())
+
+    def _run(
+        self, function: Callable[[Tensor], Tensor], images: Pictures, batch_size: int, width: int
+    ) -> Tensor:
+        """Rows of width `width` of all pictures, on the CPU."""
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, but must be at least 1")
+        # Someone may have called train(), and one batch would then change the running statistics.
+        self.eval()
+        with torch.no_grad():
+            parts = [function(batch).cpu() for batch in self._batches(images, batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, width)
+
+    def _batches(self, images: Pictures, size: int) -> Iterator[Tensor]:
+        """(B, 3, H, W) float32 0..1 on the model's device."""
+        if isinstance(images, Tensor) and images.shape[1:] == (3, self.height, self.width):
+            # Ready as they are, on the device perhaps.
+            for start in range(0, len(images), size):
+                yield to_unit(_checked(images[start : start + size], f"from {start} on").to(self.device))
+            return
+        pictures = _listed(images)
+        for start in range(0, len(pictures), size):
+            planes = [self._planes(p, start + i) for i, p in enumerate(pictures[start : start + size])]
+            if len({part.dtype for part in planes}) > 1:
+                planes = [to_unit(part) for part in planes]
+            yield to_unit(torch.stack(planes).to(self.device))
+
+    def _planes(self, picture: Picture, number: int) -> Tensor:
+        """One picture as (3, H, W), on the CPU."""
+        if isinstance(picture, Tensor):
+            if picture.ndim != 3 or len(picture) != 3 or not picture.numel():
+                raise InputError(
+                    f"picture {number} is a tensor {tuple(picture.shape)}, but must be (3, H, W) or (N, 3, H, W)"
+                )
+            picture = _checked(picture.detach().cpu(), str(number))
+            if picture.shape[1:] == (self.height, self.width):
+                return picture
+            if picture.is_floating_point():  # what resizes pictures in training and evaluation takes bytes
+                picture = picture.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+            rgb = picture.permute(1, 2, 0).contiguous().numpy()
+        elif isinstance(picture, np.ndarray):
+            shaped = picture.ndim == 3 and picture.shape[2] == 3 and picture.size
+            if picture.dtype != np.uint8 or not shaped:
+                raise InputError(
+                    f"picture {number} is an array {picture.shape} of {picture.dtype}, but must be (H, W, 3) of "
+                    "uint8, red first"
+                )
+            rgb = np.ascontiguousarray(picture)
+        elif isinstance(picture, Image.Image):
+            rgb = _from_pillow(picture, number)
+        elif isinstance(picture, str | Path):
+            rgb = read_rgb(Path(picture).expanduser())
+        else:
+            raise InputError(
+                f"picture {number} is a {type(picture).__name__}; give a path, an image of Pillow, an array "
+                "(H, W, 3) of uint8 or a tensor (3, H, W)"
+            )
+        return torch.from_numpy(self._view(rgb))
+
+    def _head(self, part: str, what: str, loss: str) -> _Head:
+        if part not in self.heads:
+            raise InputError(
+                f"{self._name} has not learnt {what}: that is what the loss term {loss} teaches; train with it, or "
+                "load the checkpoint of a run that had it"
+            )
+        head = self.heads[part]
+        assert isinstance(head, _Head)
+        return head
+
+    def _words(self) -> Tensor:
+        """(W, d) of length 1: the words as seen from the centre of the pictures, where their differences are."""
+        head = self._head("joint", "words", "loss.local (projection=student)")
+        if "words" not in head:
+            raise InputError(
+                f"{self._name} has the teacher's space and no words; load the checkpoint of a run with loss.local"
+            )
+        return F.normalize(head.get_buffer("words") - head.get_buffer("centre"), dim=1)
+
+    def _described(self, joint: Tensor) -> list[Description]:
+        scores = (joint.to(self.device) @ self._words().T).cpu()
+        sizes = [len(words) for words in self.groups.values()]
+        found: list[Description] = []
+        for row in scores:
+            parts = zip(self.groups.items(), row.split(sizes), strict=True)
+            found.append(
+                {
+                    group: sorted(map(Word, words, part.tolist()), key=lambda word: -word.score)
+                    for (group, words), part in parts
+                }
+            )
+        return found
+
+    def _find_body(self, body: str | Path | None) -> str | Path | None:
+        """The body's file or name if it is known; only checksums say which it is, names in a card do not."""
+        if self._body_card is None or "shape" not in self.heads:
+            if body is not None:
+                raise InputError(
+                    f"{self._name} has not learnt body shapes (loss.body); leave body={body} out"
+                )
+            return None
+        wanted = self._body_card["sha256"]
+        if body is None:
+            return next((name for name in SHIPPED if body_digest(name) == wanted), None)
+        if (found := body_digest(body)) != wanted:
+            raise InputError(
+                f"body={body} (SHA-256 {found[:12]}…) is not the body of {self._name}, which is "
+                f"{self._body_card['name']} ({wanted[:12]}…); give that file"
+            )
+        return body
+
+    def _load_body(self) -> BodyModel:
+        if self._body is None:
+            assert self._body_card is not None
+            if self._body_file is None:
+                raise InputError(
+                    f"the body of {self._name} is {self._body_card['name']} (SHA-256 "
+                    f"{self._body_card['sha256'][:12]}…), which is not in the package; give its file: "
+                    "load(…, body=FILE)"
+                )
+            self._body = load_body(self._body_file, self._body_card["num_betas"])
+        self._body = self._body.to(self.device)
+        return self._body
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # there are no further options
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        body: str | Path | None = None,
+    ) -> Self:
+        """Reads a model; see `load`, whose first argument is called as everywhere on the hub here."""
+        place = Path(pretrained_model_name_or_path).expanduser()
+        config: Path | None = None
+        if place.is_dir():
+            config, weights = _in_folder(place)
+        elif place.is_file():
+            weights = place
+        else:
+            config, weights = _from_hub(
+                pretrained_model_name_or_path,
+                force_download=force_download,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                revision=revision,
+            )
+        checkpoint = read_checkpoint(weights)
+        source = weights if config is None else config
+        card = valid_card(checkpoint.card if config is None else _read_config(config), source)
+        student = build_student(card, checkpoint.state, source)
+        return cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes a folder that `load` reads: `model.safetensors`, `config.json`, and a `README.md` if there is none.
+
+        The body's file stays out, by its checksum alone: official ones may not be passed on.
+
+        Args:
+            save_directory: the folder; made if it is not there.
+            options: of `huggingface_hub.ModelHubMixin.save_pretrained`, such as `push_to_hub=True`.
+
+        Returns:
+            The commit's address on the hub where it was pushed, else None.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        folder = Path(save_directory).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # First away and last written, so that a crash in between leaves no folder with two models' files.
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot write {folder}: {reason}; choose another place") from error
+        return super().save_pretrained(folder, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
+        card = {key: value for key, value in self.card.items() if key not in ("library", "library_version")}
+        if self._body_card is not None:
+            # The checksum says which file it is; where it lay is nobody's business.
+            card["body"] = self._body_card | {"name": Path(self._body_card["name"]).name}
+        # The weights carry the card too, so that evaluation and training take the file by itself.
+        save_weights(self.student.state_dict() | tensors, card, save_directory / SAFETENSORS_SINGLE_FILE)
+        if not (save_directory / "README.md").exists():
+            write_text(save_directory / "README.md", str(self.generate_model_card()))
+        about = {"library": "clip3dreid", "library_version": version("clip3dreid")}
+        write_json(save_directory / CONFIG_NAME, about | card)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """A short model card: what the model is and was trained on, how to use it, what is not known of it."""
+        can = ["`model.embed(pictures)`: features for retrieval"]
+        if "joint" in self.heads and "words" in self._head("joint", "", ""):
+            can.append(f"`model.describe(pictures)`: words of {len(self.groups)} groups, with scores")
+        if self._body_card is not None and "shape" in self.heads:
+            can.append(
+                f"`model.shape(pictures)`: {self._body_card['num_betas']} shape coefficients and a mesh of the body "
+                f"file {Path(self._body_card['name']).name}"
+            )
+        data = self.card.get("data") or []
+        trained = (
+            ", ".join(map(str, data)) if isinstance(data, list) and data else "data that it does not name"
+        )
+        teacher = self.card.get("teacher")
+        guided = f" Teacher: {teacher['name']}." if isinstance(teacher, dict) and "name" in teacher else ""
+        network = str(self.card["student"].get("backbone", {}).get("_target_", "student")).rpartition(".")[2]
+        text = f"""---
+{self._hub_mixin_info.model_card_data.to_yaml()}
+---
+
+# A model for clothes-changing person re-identification
+
+A student of [clip3dreid](https://pypi.org/project/clip3dreid) ({network}, {self.student.width} features) for pictures
+of single people, {self.height} x {self.width} pixels. Trained on: {trained}.{guided}
+
+```python
+import clip3dreid
+
+model = clip3dreid.load("THIS FOLDER OR ITS ID")
+features = model.embed(["a.png", "b.png"])
+```
+
+{chr(10).join(f"- {line}" for line in can)}
+
+## Limits
+
+No score is given here: evaluate it on your own data with `python -m clip3dreid.evaluate`. Other cameras, crops and
+people than those it was trained on may fare worse. Words and bodies are guesses from a picture, not measurements. The
+terms of the training data may bind the weights too. Recognising people without a legal ground is unlawful in many
+places.
+"""
+        return ModelCard(text)
+
+
+def load(
+    model: str | Path,
+    *,
+    body: str | Path | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
+) -> ReidModel:
+    """Reads a trained model, on the CPU; nothing in a file is run, and nothing is unpickled.
+
+    Args:
+        model: a folder that `save_pretrained` wrote; a folder of a training run, of which the last checkpoint is
+            taken (give `checkpoints/best.ckpt` itself for the selected one); a checkpoint; safetensors of this
+            project; or the id `user/name` of a model on the Hugging Face hub, which alone is ever downloaded. A
+            folder or file of that name comes first.
+        body: file of the body model, where the model knows bodies of a file that is not in the package.
+        revision: on the hub: a branch, tag or commit.
+        cache_dir: where downloads are kept; by default where all of the hub's are.
+        local_files_only: take what has been downloaded before, and ask no network.
+        force_download: download again.
+        token: for the hub's private models; by default the one that is logged in.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        InputError: if there is nothing, or it is no model of this project or of this version, damaged or refused, or
+            the body is another than the model's.
+    """
+    return ReidModel.from_pretrained(
+        model,
+        body=body,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+        token=token,
+    )
+
+
+def _in_folder(folder: Path) -> tuple[Path | None, Path]:
+    """Config, if there is one, and weights in a folder."""
+    if (folder / CONFIG_NAME).is_file():
+        return folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
+    found = next((folder / place for place in _LAST if (folder / place).is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{folder} holds no model: neither {CONFIG_NAME} with {SAFETENSORS_SINGLE_FILE}, as save_pretrained "
+            f"writes them, nor {_LAST[0]} of a training run"
+        )
+    return None, found
+
+
+def _from_hub(model: str | Path, **options: Any) -> tuple[Path, Path]:
+    """Config and weights from the hub, or from its cache."""
+    if (
+        isinstance(model, Path)
+        or not _HUB_ID.fullmatch(model)
+        or Path(model).suffix in (".ckpt", ".safetensors")
+    ):
+        raise InputError(
+            f"{model} is not there: no file, no folder, and no user/name of the Hugging Face hub"
+        )
+    try:
+        config, weights = (
+            Path(huggingface_hub.hf_hub_download(model, name, **options))
+            for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
+        )
+    # The hub's errors, and those of connections, are OSErrors; wrong ids and options are ValueErrors.
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{model} is no file or folder here, and cannot be had from the Hugging Face hub: {reason[:300]}"
+        ) from error
+    return config, weights
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no readable JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("library") != "clip3dreid":
+        raise InputError(
+            f"{path} is not of this project; load takes what save_pretrained wrote, or a checkpoint"
+        )
+    return config
+
+
+def _positive(card: Mapping[str, Any], key: str, name: str) -> int:
+    value = card.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}: its {key} is {value}, but must be a number of pixels")
+    return value
+
+
+def _groups(card: Mapping[str, Any], name: str) -> dict[str, list[str]]:
+    vocabulary = card.get("vocabulary")
+    if vocabulary is None:
+        return {}
+    groups = vocabulary.get("groups") if isinstance(vocabulary, dict) else None
+    if not isinstance(groups, dict) or not all(
+        isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+        for words in groups.values()
+    ):
+        raise InputError(f"{name}: its vocabulary must give each group a list of words")
+    return groups
+
+
+def _body_card(card: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    body = card.get("body")
+    if body is None:
+        return None
+    kinds = {"name": str, "sha256": str, "num_betas": int}
+    if not isinstance(body, dict) or not all(isinstance(body.get(key), kind) for key, kind in kinds.items()):
+        raise InputError(f"{name}: its body must have name, sha256 and num_betas")
+    return body
+
+
+def _check_heads(
+    heads: Mapping[str, Tensor], student: Student, words: int, body: Mapping[str, Any] | None, name: str
+) -> None:
+    """Raises InputError unless the heads are known, complete, and of the shapes that student and card ask for."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    if "joint.weight" in heads:
+        space = heads["joint.weight"].shape[:1]
+        wanted |= {"joint.weight": (*space, student.channels), "joint.bias": (*space,)}
+        if "joint.words" in heads:
+            wanted |= {"joint.centre": (*space,), "joint.words": (words, *space)}
+    if "shape.weight" in heads:
+        betas = int(body["num_betas"]) if body is not None else 0
+        wanted |= {"shape.weight": (betas, student.width), "shape.bias": (betas,)}
+    for key, shape in wanted.items():
+        if key not in heads or heads[key].shape != shape:
+            found = tuple(heads[key].shape) if key in heads else "missing"
+            raise InputError(f"{name} does not fit together: its {key} is {found}, but must be {shape}")
+    if unknown := sorted(heads.keys() - wanted.keys() - {"joint.centre"}):
+        raise InputError(
+            f"{name} has heads that this program does not know ({', '.join(unknown[:5])}); load it with the release "
+            "that wrote it"
+        )
+
+
+def _listed(images: Pictures) -> Sequence[Picture]:
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable):
+        return [images]
+    return list(images)
+
+
+def _checked(pictures: Tensor, which: str) -> Tensor:
+    """Pictures as they are, if they are bytes or floats in 0..1."""
+    if pictures.is_floating_point():
+        low, high = (float(value) for value in pictures.aminmax())
+        if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
+            raise InputError(
+                f"picture {which} has values from {low:.3g} to {high:.3g}, but floats must be in 0..1 and not "
+                "normalised: the model does that"
+            )
+    elif pictures.dtype != torch.uint8:
+        raise InputError(
+            f"picture {which} is a tensor of {pictures.dtype}, but must be uint8 or floating point in 0..1"
+        )
+    return pictures
+
+
+def _from_pillow(image: Image.Image, number: int) -> Pixels:
+    """As `read_rgb` has it from a file: upright, 16-bit grey scaled down, transparency dropped."""
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3, axis=-1)
+        return np.array(image.convert("RGB"))
+    except Exception as error:  # files are decoded only here, and decoders raise a dozen types
+        raise InputError(f"picture {number} cannot be decoded: {' '.join(str(error).split())}") from error

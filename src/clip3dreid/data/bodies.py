@@ -1,0 +1,182 @@
+"""The second stream of a training step: textureless bodies whose shapes are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from clip3dreid.data.images import Pixels, TrainView, pack_paths, read_rgb
+from clip3dreid.errors import InputError
+from clip3dreid.types import Bodies
+
+TRUTH = "truth.parquet"
+COMMAND = "python -m clip3dreid.synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
+
+
+class BodyTable(NamedTuple):
+    """Pictures of textureless bodies."""
+
+    files: list[Path]
+    """N pictures."""
+    betas: npt.NDArray[np.float32]
+    """(N, K) shape coefficients."""
+    body: npt.NDArray[np.int64]
+    """(N,) 0..bodies-1."""
+
+    @property
+    def bodies(self) -> int:
+        """How many bodies there are."""
+        return int(self.body.max()) + 1
+
+    def shuffled(self, seed: int) -> BodyTable:
+        """The same pictures with each body's coefficients exchanged for another's: a control that guides nobody."""
+        _, first = np.unique(self.body, return_index=True)
+        exchanged = self.betas[first][np.random.default_rng(seed).permutation(self.bodies)]
+        return self._replace(betas=exchanged[self.body])
+
+
+def read_bodies(root: Path, split: str = "train") -> BodyTable:
+    """Reads the folder that `synthesize layout=bodies` writes.
+
+    Args:
+        root: with `train/`, `test/` and `truth.parquet`.
+        split: `train` or `test`.
+
+    Raises:
+        InputError: if there is no such folder, or it holds something else: the message has the command that makes one.
+    """
+    command = COMMAND.format(root=root)
+    path = root / TRUTH
+    if not path.is_file():
+        raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
+    try:
+        table = pl.read_parquet(path, columns=["path", "split", "person", "betas"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{path} is not the truth about bodies ({reason}); make it anew: {command}") from error
+    # What is worn has columns of its own; the number of the outfit stands there for bodies too.
+    worn = [name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"]
+    if worn:
+        raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
+    table = table.filter(pl.col("split") == split)
+    if table.is_empty():
+        raise InputError(f"{root} holds no bodies to {split} on; make some: {command}")
+    names = table["person"].unique(maintain_order=True)
+    body = table["person"].replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64)
+    betas = np.array(table["betas"].to_list(), np.float32)
+    if betas.ndim != 2 or not np.isfinite(betas).all():
+        raise InputError(f"{path}: betas are not finite numbers, the same for every body; make it anew: {command}")
+    return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
+
+
+class BodySample(NamedTuple):
+    """One picture on its way to `Bodies`."""
+
+    image: Pixels
+    """(3, H, W)."""
+    betas: npt.NDArray[np.float32]
+    """(K,)."""
+    body: int
+
+
+class BodyPictures(Dataset[BodySample]):
+    """Augmented pictures of bodies, indexed by `(row, seed)` as `BodyBatches` yields them.
+
+    Args:
+        table: the pictures.
+        view: augmentation.
+    """
+
+    def __init__(self, table: BodyTable, view: TrainView) -> None:
+        self._paths = pack_paths(table.files)
+        self._betas, self._body = table.betas, table.body
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: tuple[int, int]) -> BodySample:
+        row, seed = index
+        image, _ = self._view(read_rgb(os.fsdecode(self._paths[row])), seed)
+        return BodySample(image, self._betas[row], int(self._body[row]))
+
+
+def collate_bodies(samples: Sequence[BodySample]) -> Bodies:
+    """Joins samples: images (S, 3, H, W) uint8, betas (S, K) float32, body (S,) int64."""
+    images, betas, body = zip(*samples, strict=True)
+    return Bodies(
+        images=torch.from_numpy(np.stack(images)),
+        betas=torch.from_numpy(np.stack(betas)),
+        body=torch.tensor(body),
+    )
+
+
+class BodyBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of S bodies, as many an epoch as the people's stream has, for a loader's `batch_sampler`.
+
+    The pictures are shuffled and dealt out; when they run out they are shuffled again. A global batch depends on seed
+    and epoch alone; processes take contiguous slices of it.
+
+    Args:
+        count: pictures there are.
+        batch: S, of the global batch.
+        batches: an epoch.
+        seed: of order and augmentation.
+        rank: this process, 0..world_size-1.
+        world_size: number of processes.
+
+    Raises:
+        InputError: if S is not positive, not divisible among the processes, or more than the pictures.
+    """
+
+    def __init__(
+        self, count: int, *, batch: int, batches: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch < 1 or batch % world_size:
+            raise InputError(
+                f"bodies.batch={batch} cannot be divided among {world_size} process(es); give a positive multiple"
+            )
+        if count < batch:
+            raise InputError(
+                f"there are {count} pictures of textureless bodies, fewer than bodies.batch={batch}; "
+                "make more of them or lower it"
+            )
+        self.count, self.batch, self.batches, self.seed = count, batch, batches, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> BodyBatches:
+        """Itself: Lightning tells the epoch to `dataloader.batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order of the next iteration; without it every iteration is that of epoch 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
+        # A third number keeps these draws apart from those of `IdentityBatches`.
+        rng = np.random.default_rng([self.seed, self.epoch, 2])
+        per_round = self.count // self.batch
+        size = self.batch // self.world_size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        for number in range(self.batches):
+            if number % per_round == 0:
+                order = rng.permutation(self.count)
+            place = number % per_round * self.batch
+            rows = order[place : place + self.batch]
+            seeds = rng.integers(2**63, size=self.batch)
+            yield list(zip(rows[mine].tolist(), seeds[mine].tolist(), strict=True))

@@ -1,0 +1,211 @@
+"""What guides a training beside the people's pictures: words, the teacher's view of them, and textureless bodies."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clip3dreid.body.smpl import BodyModel, body_digest
+from clip3dreid.build import plain
+from clip3dreid.config import conf_dir
+from clip3dreid.data.bodies import read_bodies
+from clip3dreid.data.datamodule import BodyStream, ReidDataModule
+from clip3dreid.data.manifest import concatenate
+from clip3dreid.embed import embed_pictures, text_targets
+from clip3dreid.errors import InputError
+from clip3dreid.language.labels import Labels, aggregate, choose, load, tokens
+from clip3dreid.language.prompts import word_embeddings
+from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.loss.term import Need
+from clip3dreid.model.embedding_cache import Cache, TeacherEmbeddings
+from clip3dreid.model.teacher import Teacher, load_teacher
+from clip3dreid.types import ShapeSpace, TeacherSpace, TextTargets
+
+log = logging.getLogger(__name__)
+
+ROWS = 8192
+"""Embeddings read at a time."""
+
+
+class Guides(NamedTuple):
+    """The guides that the losses of a run need; None for those that no loss needs."""
+
+    words: TextTargets | None = None
+    teacher: TeacherSpace | None = None
+    shape: ShapeSpace | None = None
+    embeddings: TeacherEmbeddings | None = None
+    """The teacher's embeddings of a training batch."""
+    bodies: BodyStream | None = None
+    labels: Labels | None = None
+    """The labels that the words come from, before any shuffling."""
+    facts: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    """What a checkpoint must say of its guides, as plain values."""
+
+
+def guide(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guides:
+    """Reads, embeds and labels whatever the losses need.
+
+    Args:
+        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`.
+        data: the training people.
+        needs: of `loss.total.needs`.
+
+    Raises:
+        InputError: if teacher, labels or bodies are missing or do not fit each other.
+    """
+    guides = Guides()
+    if needs & {"words", "teacher"}:
+        guides = _teacher_side(cfg, data, needs)
+    if "bodies" in needs:
+        guides = _body_side(cfg, guides)
+    return guides
+
+
+def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guides:
+    if cfg.model.get("teacher") is None:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        raise InputError(f"this method needs a teacher: give model/teacher=NAME; NAME is one of {names}")
+    teacher = load_teacher(cfg.model.teacher).to(_device(cfg))
+    vocabulary: Vocabulary = instantiate(cfg.language, _convert_="all")
+    cache = None
+    if "teacher" in needs or cfg.labels.path is None:
+        cache = _embed(cfg, data, teacher)
+    words = labels = None
+    if "words" in needs:
+        labels = _labels(cfg, data, teacher, vocabulary, cache)
+        words = _targets(cfg, data, teacher, vocabulary, labels)
+    space = embeddings = None
+    if "teacher" in needs:
+        assert cache is not None
+        rows = torch.split(torch.arange(len(data.train_table)), ROWS)
+        mean = torch.stack([cache.read(some).double().sum(0) for some in rows]).sum(0) / len(data.train_table)
+        space = TeacherSpace(teacher.width, mean.float())
+        if cfg.model.teacher.cache == "off":
+            data.train_view.keep_view = True
+            embeddings = TeacherEmbeddings(teacher)
+        else:
+            embeddings = TeacherEmbeddings(cache=cache)
+    facts: dict[str, Any] = {
+        "teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint, "width": teacher.width}
+    }
+    if words is not None:
+        groups = {name: list(members) for name, members in vocabulary.groups.items()}
+        facts["vocabulary"] = {"digest": vocabulary.digest, "groups": groups}
+    return Guides(words=words, teacher=space, embeddings=embeddings, labels=labels, facts=facts)
+
+
+def _device(cfg: DictConfig) -> torch.device:
+    """Where the teacher runs before there is a trainer to ask: where this process is going to train."""
+    if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
+    """The training pictures through the teacher, as they are on disk."""
+    node = cfg.model.teacher
+    folder = Path(str(node.cache_dir))
+    joined = concatenate(data.manifests)
+    if len(data.manifests) > 1:
+        folder = folder.with_name(joined.name)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(f"{joined.name} through {teacher.name}", total=len(data.train_table))
+        return embed_pictures(
+            teacher,
+            joined,
+            data.train_table,
+            # Without a cache the teacher looks at every augmented picture; labels and mean still take one pass.
+            cache="memory" if node.cache == "off" else str(node.cache),
+            folder=folder,
+            batch=int(cfg.loader.evaluation_batch),
+            workers=int(cfg.loader.workers),
+            progress=lambda done: bar.update(task, completed=done),
+        )
+
+
+def _labels(
+    cfg: DictConfig, data: ReidDataModule, teacher: Teacher, vocabulary: Vocabulary, cache: Cache | None
+) -> Labels:
+    """The labels of a file, or those that the teacher gives now."""
+    if cfg.labels.path is not None:
+        return load(Path(str(cfg.labels.path)).expanduser(), vocabulary)
+    assert cache is not None
+    words = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
+    rows = torch.split(torch.arange(len(data.train_table)), ROWS)
+    scores = np.concatenate([cache.read(some).numpy() @ words.T for some in rows])
+    calibration, level = str(cfg.labels.calibration), str(cfg.labels.level)
+    units, means = aggregate(scores, data.train_table, calibration=calibration, level=level)
+    return Labels(
+        table=choose(units, means, vocabulary),
+        teacher=teacher.name,
+        fingerprint=teacher.fingerprint,
+        vocabulary=vocabulary.digest,
+        calibration=calibration,
+        level=level,
+        data_sets=tuple(sorted(manifest.name for manifest in data.manifests)),
+        pictures=len(data.train_table),
+    )
+
+
+def _targets(
+    cfg: DictConfig, data: ReidDataModule, teacher: Teacher, vocabulary: Vocabulary, labels: Labels
+) -> TextTargets:
+    names = list(data.labels.people)
+    if labels.level == "image":
+        # Part by part: joined data sets have absolute paths, and labels speak of paths within a set.
+        parts = pl.concat([manifest.part("train") for manifest in data.manifests])
+        names = parts.select(pl.concat_str("data_set", "path", separator="/")).to_series().to_list()
+    try:
+        chosen, margin = tokens(labels, names, vocabulary)
+    except InputError as error:
+        where = "" if cfg.labels.path is None else f"{cfg.labels.path}: "
+        raise InputError(f"{where}{error}") from error
+    if cfg.labels.shuffled:
+        log.warning("control: every person has another's words (labels.shuffled=true)")
+        order = np.random.default_rng(int(cfg.seed)).permutation(len(names))
+        chosen, margin = chosen[order], margin[order]
+    return text_targets(
+        teacher,
+        vocabulary,
+        chosen,
+        margin,
+        mode=str(cfg.labels.tokens),
+        by="person" if labels.level == "person" else "row",
+    )
+
+
+def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
+    table = read_bodies(Path(str(cfg.bodies.root)).expanduser())
+    body: BodyModel = instantiate(plain(cfg.body))
+    if table.betas.shape[1] != body.num_betas:
+        raise InputError(
+            f"the bodies in {cfg.bodies.root} have {table.betas.shape[1]} shape coefficients and body {body.name} has "
+            f"{body.num_betas}; give the body they were made with (body=NAME), or make them anew"
+        )
+    if cfg.bodies.shuffled:
+        log.warning("control: every textureless body has another's shape (bodies.shuffled=true)")
+        table = table.shuffled(int(cfg.seed))
+    _, first = np.unique(table.body, return_index=True)
+    mean, deviation = _moments(table.betas[first])
+    shape = ShapeSpace(body.template, body.shape_directions, mean, deviation, table.bodies)
+    stream = BodyStream(table, int(cfg.bodies.batch), instantiate(cfg.bodies.view))
+    facts = {"name": body.name, "sha256": body_digest(str(cfg.body.path)), "num_betas": body.num_betas}
+    return guides._replace(shape=shape, bodies=stream, facts={**guides.facts, "body": facts})
+
+
+def _moments(betas: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each coefficient; 1 for one that never varies."""
+    mean, deviation = betas.mean(0, dtype=np.float64), betas.std(0, dtype=np.float64)
+    varies = deviation > 1e-6
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.where(varies, deviation, 1.0)).float()

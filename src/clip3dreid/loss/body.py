@@ -1,0 +1,180 @@
+"""The 3D identity space: from the embedding of a textureless body back to its shape."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.term import Need, Term, not_negative
+from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace
+
+MILLIMETRES = 1000.0
+
+
+def _space(dimensions: Dimensions) -> ShapeSpace:
+    if dimensions.shape is None:
+        raise ValueError("this term needs Dimensions.shape")
+    return dimensions.shape
+
+
+def _bodies(batch: Batch) -> tuple[Bodies, Features]:
+    if batch.bodies is None or batch.bodies.features is None:
+        raise ValueError("this term needs Batch.bodies with their features")
+    return batch.bodies, batch.bodies.features
+
+
+def vertices_of(betas: Tensor, template: Tensor, directions: Tensor) -> Tensor:
+    """Rest-pose vertices (S, V, 3), metres, of shape coefficients (S, K); see `ShapeSpace` for the others."""
+    return template + (betas @ directions.flatten(0, 1).T).view(len(betas), *template.shape)
+
+
+def unit_stature(vertices: Tensor) -> Tensor:
+    """Bodies (S, V, 3), y up, scaled so that each is 1 high."""
+    height = vertices[..., 1].amax(1) - vertices[..., 1].amin(1)
+    return vertices / height[:, None, None]
+
+
+def vertex_distance(found: Tensor, true: Tensor) -> Tensor:
+    """Mean distance (S,) between the same vertices of two meshes (S, V, 3), in their unit.
+
+    Where two vertices coincide, the gradient is 0 and not undefined.
+    """
+    squared = (found - true).square().sum(-1)
+    apart = squared > 0
+    distance = torch.where(apart, squared, 1.0).sqrt()
+    return torch.where(apart, distance, 0.0).mean(-1)
+
+
+class BodyShape(Term):
+    """Shape coefficients and mesh of textureless bodies, found from their embedding by a linear head.
+
+    Parts: `beta`, squared error of the standardised coefficients, mean over them (1 for a head that always answers
+    with the mean body); `vertex`, mean distance of the rest-pose vertices times `vertex_weight`; `consistency`, on the
+    people's pictures, where its weight is above 0: variance within a person of the standardised coefficients, mean
+    over people and coefficients, times `consistency`. Observed: `vertex_mm`, the distance in millimetres at true size,
+    and `mean_body_mm`, that of the mean body.
+
+    Source: Liu et al., CVPR 2024 (CLIP3DReID), whose student reconstructs synthetic SMPL bodies. Ours are: the
+    linear head; standardised coefficients, since in a body file's units one component can outweigh all others; and
+    bodies of stature 1 in the vertex distance, since a crop does not show how tall somebody is.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"bodies"})
+
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        *,
+        vertex_weight: float,
+        scale: Literal["stature", "metres"],
+        consistency: float = 0.0,
+    ) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the embedding, and the shape space.
+            vertex_weight: of the vertex distance within this term, 0 or more.
+            scale: `stature`: bodies are scaled to stature 1 before they are compared; `metres`: they are not.
+            consistency: weight of the variance within a person, 0 or more.
+
+        Raises:
+            InputError: if a value is out of its range.
+        """
+        super().__init__()
+        if scale not in ("stature", "metres"):
+            raise InputError(f"BodyShape: scale is {scale}; choose stature or metres")
+        self.vertex_weight = not_negative("BodyShape: vertex_weight", vertex_weight)
+        self.consistency = not_negative("BodyShape: consistency", consistency)
+        self.scale = scale
+        space = _space(dimensions)
+        self.head = nn.Linear(dimensions.width, len(space.mean))
+        for name in ("template", "directions", "mean", "deviation"):
+            # The body file is their home; a checkpoint names the file.
+            self.register_buffer(name, getattr(space, name).clone().float(), persistent=False)
+
+    def betas(self, embedding: Tensor) -> Tensor:
+        """Shape coefficients (S, K), in the body file's units, of embeddings (S, D)."""
+        standardised: Tensor = self.head(embedding)
+        return cast(Tensor, self.mean) + cast(Tensor, self.deviation) * standardised
+
+    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns the parts that take part."""
+        bodies, seen = _bodies(batch)
+        mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
+        target = (bodies.betas.to(mean) - mean) / deviation
+        standardised = self.head(seen.embedding)
+        parts = {"beta": F.mse_loss(standardised, target)}
+        parts |= self._vertex(mean + deviation * standardised, bodies.betas.to(mean))
+        if self.consistency:
+            parts["consistency"] = self.consistency * _variance_within(
+                self.head(features.embedding), batch.person
+            )
+        return parts
+
+    def _vertex(self, found: Tensor, true: Tensor) -> dict[str, Tensor]:
+        space = cast(Tensor, self.template), cast(Tensor, self.directions)
+        meshes = vertices_of(found, *space), vertices_of(true, *space)
+        with torch.no_grad():
+            mean_body = vertices_of(cast(Tensor, self.mean)[None], *space)
+            distances = {
+                "vertex_mm": vertex_distance(*meshes),
+                "mean_body_mm": vertex_distance(mean_body, meshes[1]),
+            }
+            self.observed |= {name: MILLIMETRES * value.mean() for name, value in distances.items()}
+        if not self.vertex_weight:
+            return {}
+        if self.scale == "stature":
+            meshes = unit_stature(meshes[0]), unit_stature(meshes[1])
+        return {"vertex": self.vertex_weight * vertex_distance(*meshes).mean()}
+
+    def heads(self) -> dict[str, Tensor]:
+        """`shape.weight` and `shape.bias`, with the standardisation folded in."""
+        mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
+        return {
+            "shape.weight": deviation[:, None] * self.head.weight,
+            "shape.bias": mean + deviation * self.head.bias,
+        }
+
+
+class BodyIdentity(Term):
+    """Cross-entropy over the textureless bodies, told apart like people: the second stream without its shapes.
+
+    A control, no part of the method: it shows the student the same extra pictures and tells it nothing of shape
+    coefficients, so that what guidance brings can be told from what more pictures bring.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"bodies"})
+
+    def __init__(self, dimensions: Dimensions, *, smoothing: float) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the embedding, and how many bodies there are.
+            smoothing: of the labels, 0..1.
+
+        Raises:
+            InputError: if `smoothing` lies outside 0..1.
+        """
+        super().__init__()
+        self.smoothing = smoothing
+        if not 0 <= smoothing <= 1:
+            raise InputError(f"BodyIdentity: smoothing is {smoothing}; give a value in 0..1")
+        self.head = nn.Linear(dimensions.width, _space(dimensions).bodies)
+        nn.init.normal_(self.head.weight, std=0.001)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean cross-entropy over the bodies, a scalar."""
+        bodies, seen = _bodies(batch)
+        return F.cross_entropy(self.head(seen.embedding), bodies.body, label_smoothing=self.smoothing)
+
+
+def _variance_within(values: Tensor, person: Tensor) -> Tensor:
+    """Variance of values (B, K) around the mean of their person, mean over pictures and K: a scalar."""
+    same = (person[:, None] == person).to(values.dtype)
+    means = same @ values / same.sum(1, keepdim=True)
+    return (values - means).square().mean()

@@ -1,0 +1,151 @@
+"""Global guidance: the student's feature is drawn to the teacher's view of the whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.identity import CrossEntropy
+from clip3dreid.loss.pairwise import Triplet
+from clip3dreid.loss.term import Need, Term, between_person_variance, positive
+from clip3dreid.types import Batch, Dimensions, Features, TeacherSpace
+
+
+def _space(dimensions: Dimensions) -> TeacherSpace:
+    if dimensions.teacher is None:
+        raise ValueError("this term needs Dimensions.teacher")
+    return dimensions.teacher
+
+
+def _embeddings(batch: Batch) -> Tensor:
+    if batch.teacher is None:
+        raise ValueError("this term needs Batch.teacher")
+    return batch.teacher
+
+
+class GlobalAlignment(Term):
+    """Squared distance between the projected feature and the teacher's image embedding, both of length 1.
+
+    Summed over the d dimensions, and so equal to 2 - 2 cos: between 0 and 4 whatever the teacher's width (a mean over
+    dimensions would shrink with it).
+
+    Source: Liu et al., CVPR 2024 (CLIP3DReID), which aligns global features by mean squared error. That the
+    embeddings are first centred by the mean of the training pictures is ours: CLIP's lie in a narrow cone, so that
+    without it almost all of the distance is common to all pictures and says nothing of anybody.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+
+    def __init__(
+        self, dimensions: Dimensions, *, source: Literal["embedding", "pooled"], centre: bool
+    ) -> None:
+        """Builds the head.
+
+        Args:
+            dimensions: width of the feature, and the teacher's space.
+            source: which of the student's features is projected.
+            centre: take the training pictures' mean from the teacher's embeddings before they are normalised.
+
+        Raises:
+            InputError: if `source` is unknown.
+        """
+        super().__init__()
+        if source not in ("embedding", "pooled"):
+            raise InputError(f"GlobalAlignment: source is {source}; choose embedding or pooled")
+        space = _space(dimensions)
+        self.source = source
+        self.head = nn.Linear(dimensions.width, space.width)
+        centre_of = space.mean if centre else torch.zeros_like(space.mean)
+        # Found anew from the pictures by every run, and no part of what was learnt.
+        self.register_buffer("centre", centre_of.clone(), persistent=False)
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean over the batch, 0..4, a scalar."""
+        projected = self.head(getattr(features, self.source))
+        target = _embeddings(batch) - cast(Tensor, self.centre)
+        self.observed["between_person_variance"] = between_person_variance(projected, batch.person)
+        difference = F.normalize(projected, dim=-1) - F.normalize(target, dim=-1).to(projected.dtype)
+        return difference.square().sum(-1).mean()
+
+
+class LogitDistillation(Term):
+    """The student's identity logits are drawn to those of a head that is trained on the frozen teacher.
+
+    Three parts: `teacher`, the cross-entropy of that head (linear, batch norm, classifier) and, with a margin, the
+    batch-hard triplet of its features; `kl`, Kullback-Leibler divergence of the student's distribution over people
+    from the head's at a temperature, times its square. The head's logits teach and are not taught by `kl`.
+
+    Source: the partial release of Liu et al., CVPR 2024: width 512, temperature 2, weight 1, cross-entropy and triplet
+    for the head; Hinton et al., 2015, for the square. That `kl` leaves the head alone is ours. The head's batch norm
+    takes its statistics from each process's own pictures.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        *,
+        width: int,
+        temperature: float,
+        margin: float | None,
+        smoothing: float,
+        classifier: str = "identity",
+    ) -> None:
+        """Builds the teacher's head.
+
+        Args:
+            dimensions: number of people, and the teacher's space.
+            width: of the head's feature.
+            temperature: above 0.
+            margin: of the head's triplet on the cosine distance; null: no triplet.
+            smoothing: of the labels in the head's cross-entropy, 0..1.
+            classifier: the loss term whose logits are the student's: a `CrossEntropy`.
+
+        Raises:
+            InputError: if a value is out of its range.
+        """
+        super().__init__()
+        space = _space(dimensions)
+        if width < 1:
+            raise InputError(f"LogitDistillation: width is {width}; give at least 1")
+        self.temperature = positive("LogitDistillation: temperature", temperature)
+        self.reduce = nn.Sequential(nn.Linear(space.width, width), nn.BatchNorm1d(width))
+        head = dimensions._replace(width=width)
+        self.identity = CrossEntropy(head, smoothing=smoothing)
+        self.triplet = None if margin is None else Triplet(head, margin=margin, distance="cosine")
+        self.classifier = classifier
+        # In a list, so that the other term's head is not part of this one too.
+        self._student: list[CrossEntropy] = []
+
+    def connect(self, others: Mapping[str, Term]) -> None:
+        """Finds the term whose logits are the student's.
+
+        Raises:
+            InputError: if there is no such term, or it is no cross-entropy.
+        """
+        other = others.get(self.classifier)
+        if not isinstance(other, CrossEntropy):
+            raise InputError(
+                f"LogitDistillation reads the logits of loss.{self.classifier}, which is "
+                f"{'not there' if other is None else 'no CrossEntropy'}; add loss=[identity,…] or set classifier"
+            )
+        self._student = [other]
+
+    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Returns `teacher` and `kl`, means over the batch."""
+        reduced = self.reduce(_embeddings(batch).to(features.embedding.dtype))
+        own = Features(map=features.map, pooled=reduced, embedding=reduced)
+        taught = self.identity(own, batch)
+        if self.triplet is not None:
+            taught = taught + self.triplet(own, batch)
+        target = F.log_softmax(self.identity.head(reduced).detach() / self.temperature, dim=1)
+        logits = self._student[0].head(features.embedding)
+        student = F.log_softmax(logits / self.temperature, dim=1)
+        divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
+        return {"teacher": taught, "kl": divergence * self.temperature**2}

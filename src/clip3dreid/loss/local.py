@@ -1,0 +1,171 @@
+"""Local guidance: the positions of a picture's feature map are transported to the words that describe its person.
+
+Source: Liu et al., "Distilling CLIP with Dual Guidance for Learning Discriminative Human Body Shape Representation",
+CVPR 2024 (CLIP3DReID).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.term import Need, Term, between_person_variance
+from clip3dreid.loss.transport import Solver, Transport
+from clip3dreid.types import Batch, Dimensions, Features
+
+
+class LocalAlignment(Term):
+    """Cost of the transport between a map's positions and the text tokens of its person.
+
+    Nobody says which position shows what a token speaks of: the plan finds it out, picture by picture. The tokens'
+    table is no part of a checkpoint.
+
+    Logged beside the loss: `between_person_variance` of the projected map's mean over positions (0: all people look
+    alike to it) and `plan_entropy`, the mean entropy in nats of the token that a position goes to (0: one token;
+    log L: all alike).
+
+    Source: Liu et al., CVPR 2024. There, tokens are brought to the student's width (`projection="text"`), tokens
+    are not centred, and both marginals are uniform.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"words"})
+
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        *,
+        solver: Solver,
+        projection: Literal["student", "text"],
+        centre: bool,
+        positions: Literal["uniform", "activation"],
+        tokens: Literal["uniform", "margin"],
+    ) -> None:
+        """Builds the projection.
+
+        Args:
+            dimensions: channels of the map, and the words.
+            solver: how transport is solved.
+            projection: what is learned to bring both sides together. `student`: a 1x1 convolution from the map to the
+                teacher's space, where a picture can be described later on; `text`: a linear layer from tokens to the
+                map's channels.
+            centre: whether the mean of the vocabulary is taken from the tokens. A text encoder's vectors share a
+                narrow cone, in which all tokens are about as far from any position.
+            positions: mass of the positions. `activation`: in proportion to the length of a position's feature,
+                less the shortest of the map.
+            tokens: mass of the tokens. `margin`: in proportion to their confidence. Both are uniform where a picture
+                gives nothing to go by (all 0).
+
+        Raises:
+            InputError: if an option is none of its choices, someone has no token at all, or there is nothing left of
+                a vocabulary of one word when its mean is taken.
+        """
+        super().__init__()
+        words = dimensions.words
+        if words is None:
+            raise ValueError("LocalAlignment was built without words; it names them in `needs`")
+        _choice("projection", projection, ("student", "text"))
+        self.solver = solver
+        self.positions = _choice("positions", positions, ("uniform", "activation"))
+        self.tokens = _choice("tokens", tokens, ("uniform", "margin"))
+        self.by = words.by
+        wordless = (words.index < 0).all(1).nonzero().flatten().tolist()
+        if wordless:
+            raise InputError(
+                f"LocalAlignment: {len(wordless)} of {len(words.index)} {self.by}s have no text token, the first is "
+                f"number {wordless[0]}; label them, or leave them out of the training"
+            )
+        if centre and len(words.words) < 2:
+            raise InputError(
+                "LocalAlignment: centre=true leaves nothing of a vocabulary of one word; set centre=false"
+            )
+        mean = words.words.mean(0) if centre else torch.zeros_like(words.words[0])
+        self.centre: Tensor
+        self.table: Tensor
+        self.index: Tensor
+        self.confidence: Tensor
+        self.words: Tensor
+        for name, values in {
+            "centre": mean,
+            "table": F.normalize(words.embeddings - mean, dim=1),
+            "index": words.index,
+            "confidence": words.confidence,
+            "words": words.words,
+        }.items():
+            self.register_buffer(name, values, persistent=False)
+        width = words.embeddings.shape[1]
+        self.head = (
+            nn.Conv2d(dimensions.channels, width, 1)
+            if projection == "student"
+            else nn.Linear(width, dimensions.channels)
+        )
+
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        """Returns the mean over the batch of the solver's value, a scalar."""
+        projected, transport = self._transport(features, batch)
+        with torch.no_grad():
+            plan = transport.plan
+            rows = plan.sum(2)
+            entropy = torch.xlogy(rows, rows).sum(1) - torch.xlogy(plan, plan).sum((1, 2))
+            self.observed["plan_entropy"] = (entropy / rows.sum(1)).mean()
+            self.observed["between_person_variance"] = between_person_variance(
+                projected.mean(1), batch.person
+            )
+        return transport.value.mean()
+
+    @torch.no_grad()
+    def plan(self, features: Features, batch: Batch) -> Tensor:
+        """Returns how much of each position goes to each token, (B, h, w, L)."""
+        plan = self._transport(features, batch)[1].plan
+        batch_size, _, height, width = features.map.shape
+        return plan.reshape(batch_size, height, width, -1)
+
+    def heads(self) -> dict[str, Tensor]:
+        """Returns the way into the teacher's space, where the student's side is the one that is projected."""
+        if not isinstance(self.head, nn.Conv2d):
+            return {}
+        assert self.head.bias is not None
+        return {
+            "joint.weight": self.head.weight.detach().flatten(1),
+            "joint.bias": self.head.bias.detach(),
+            "joint.centre": self.centre,
+            "joint.words": self.words,
+        }
+
+    def _transport(self, features: Features, batch: Batch) -> tuple[Tensor, Transport]:
+        """Returns the positions (B, h * w, ...) as they are projected, and their transport."""
+        maps = features.map
+        # Where the forward pass is called outside `Total` too, as for drawing a plan.
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = maps if maps.dtype == torch.float64 else maps.float()
+            who = batch.person if self.by == "person" else batch.row
+            index, weights = self.index[who], self.confidence[who].to(maps.dtype)  # (B, L)
+            vectors = self.table[index.clamp(min=0)]  # (B, L, d)
+            if isinstance(self.head, nn.Conv2d):
+                projected = self.head(maps)
+            else:
+                projected, vectors = maps, F.normalize(self.head(vectors), dim=2)
+            projected = projected.flatten(2).mT  # (B, h * w, d or C)
+            length = maps.detach().flatten(2).norm(dim=1)  # (B, h * w)
+            above = length - length.amin(1, keepdim=True)
+            a = _masses(above if self.positions == "activation" else torch.ones_like(length))
+            b = _masses(weights if self.tokens == "margin" else torch.ones_like(weights), index >= 0)
+            return projected, self.solver(F.normalize(projected, dim=2), vectors, a, b)
+
+
+def _masses(weights: Tensor, present: Tensor | None = None) -> Tensor:
+    """Returns masses (B, M) in proportion to `weights`, 0 where not `present`, that add up to 1.
+
+    A row whose present weights are all 0 is uniform over them.
+    """
+    everyone = torch.ones_like(weights) if present is None else present.to(weights.dtype)
+    weights = weights * everyone
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, everyone)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InputError(f"LocalAlignment: {name} is {value}; give {' or '.join(choices)}")
+    return value
