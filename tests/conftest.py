@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -57,6 +58,7 @@ def ltcc_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = (
+    "method=ce",
     "model/student=resnet18",
     "model.pretrained=null",
     "model.student.backbone.width=8",
@@ -70,6 +72,41 @@ TINY = (
     "logger=csv",
 )
 """Overrides that make any recipe small enough for a test."""
+
+
+def write_bodies(root: Path, bodies: int = 8, split: str = "train") -> Path:
+    """Two pictures of each body: a grey bar as wide as its second coefficient says, and the truth about it."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for body in range(bodies):
+        betas = rng.normal(0, 3, 10)
+        for shot in range(2):
+            picture = rng.uniform(0, 0.4, (32, 16, 3))
+            half = round(np.clip(4 + betas[1], 1, 8))
+            picture[4:30, 8 - half : 8 + half] = 0.7
+            path = Path(split) / f"{body:06d}_{shot + 1:02d}.jpg"
+            (root / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray((picture * 255).astype(np.uint8)).save(root / path, quality=95)
+            rows.append({"path": str(path), "split": split, "person": str(body), "betas": betas.tolist()})
+    pl.DataFrame(rows).write_parquet(root / "truth.parquet")
+    return root
+
+
+@pytest.fixture(scope="session")
+def bodies_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight textureless bodies, two pictures each."""
+    return write_bodies(tmp_path_factory.mktemp("bodies"))
+
+
+@pytest.fixture(scope="session")
+def guided(bodies_root: Path) -> tuple[str, ...]:
+    """Overrides, after `TINY`, that let any guided method run: the shipped teacher, eight bodies."""
+    return (
+        "model/teacher=body_clip",
+        "model.teacher.cache=memory",
+        f"bodies.root={bodies_root}",
+        "bodies.batch=4",
+    )
 
 
 @pytest.fixture(scope="session")

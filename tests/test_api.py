@@ -303,6 +303,15 @@ def test_the_model_card_says_what_is_there(model: ReidModel, checkpoint: Checkpo
     assert "model.shape" not in bare
 
 
+def test_a_generated_readme_never_describes_another_model(
+    model: ReidModel, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    assert "model.describe" in (tmp_path / "model" / "README.md").read_text()
+    load(checkpoint(PLAIN, None)).save_pretrained(tmp_path / "model")
+    assert "model.describe" not in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_a_run_folder_gives_its_last_checkpoint(
     checkpoint: Checkpoint, student: Student, pictures: list[Path], tmp_path: Path
 ) -> None:

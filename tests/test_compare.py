@@ -214,6 +214,19 @@ def test_protocol_baseline_order_and_seed_can_be_chosen(invoke: Command, tmp_pat
     assert other["people"] != found["rungs"][0]["map"]["people"]
 
 
+def test_a_protocol_of_the_users_own_can_be_chosen(invoke: Command, tmp_path: Path) -> None:
+    def rename(facts: dict[str, Any]) -> None:
+        for part in ("results", "per_query"):
+            facts["evaluations"][0][part]["mine"] = facts["evaluations"][0][part].pop("general")
+
+    for folder in write_ladder(tmp_path / "x", seeds=1).iterdir():
+        edit(folder, rename)
+    assert invoke("compare", "x", FEW, "protocol=clothes_changing").returncode == 0
+    assert numbers(tmp_path / "compare")["protocol"] == "clothes_changing"
+    assert invoke("compare", "x", FEW, "+protocol.mine={}").returncode == 0
+    assert numbers(tmp_path / "compare")["protocol"] == "mine"
+
+
 def test_missing_partners_are_named_and_left_out_of_the_difference(invoke: Command, tmp_path: Path) -> None:
     for name, rung, seed in (("a", "ce", 1), ("b", "ce", 2), ("c", "local", 2), ("d", "local", 3)):
         write_run(tmp_path / "x" / name, rung, seed, 0.5)
@@ -255,6 +268,14 @@ def test_unfinished_and_older_runs_are_skipped_by_name(invoke: Command, tmp_path
     ):
         assert any(f"skipped x/{name}: " in note and reason in note for note in notes)
         assert f"skipped x/{name}" in done.stdout
+
+
+def test_a_run_without_a_label_is_called_what_its_results_say(invoke: Command, tmp_path: Path) -> None:
+    write_ladder(tmp_path / "x", seeds=1)
+    write_run(tmp_path / "x" / "free", None, 1, 0.5)
+    edit(tmp_path / "x" / "free", lambda facts: facts.update(rung="identity+triplet"))
+    assert invoke("compare", "x", FEW).returncode == 0
+    assert numbers(tmp_path / "compare")["rungs"][-1]["rung"] == "identity+triplet"
 
 
 def test_other_folders_with_a_config_are_no_runs(invoke: Command, tmp_path: Path) -> None:
@@ -349,8 +370,19 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], tuple[str, ...]]
     "unknown rung": (lambda x: None, ("x", "order=[cal]"), ("no run of cal", "local, ce, all")),
     "unknown protocol": (
         lambda x: None,
-        ("x", "protocol=night"),
-        ("no protocol night", "general, clothes_changing"),
+        ("x", "protocol=same_clothes"),
+        ("no protocol same_clothes", "there are general, clothes_changing"),
+    ),
+    "no protocol of ours": (lambda x: None, ("x", "protocol=night"), ("night", "clothes_changing")),
+    "two protocols": (
+        lambda x: None,
+        ("x", "protocol=[general,clothes_changing]"),
+        ("one protocol at a time",),
+    ),
+    "no scores": (
+        lambda x: edit(x / "0", lambda facts: facts["evaluations"][0].update(results={})),
+        ("x",),
+        ("x/0/results.json has no scores",),
     ),
     "unknown checkpoint": (lambda x: None, ("x", "checkpoint=best"), ("no checkpoint best; there is last",)),
     "resamples": (lambda x: None, ("x", "resamples=0"), ("resamples=0",)),

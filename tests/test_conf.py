@@ -136,8 +136,49 @@ def test_every_recipe_cites_its_source_command_cost_and_score(experiment: str) -
 
 
 def test_every_loss_has_a_package_of_its_own() -> None:
-    for path in Path(conf_dir() / "loss").glob("*.yaml"):
-        assert path.read_text(encoding="utf-8").startswith(f"# @package loss.{path.stem}\n"), path.name
+    files = {path.stem: path for path in Path(conf_dir() / "loss").glob("*.yaml")}
+    for name, path in files.items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        # `local_unbalanced` is a variant of `local`: it may take the other's place, so that both never train at once.
+        variant_of = {other for other in files if name.startswith(f"{other}_")}
+        assert first in {f"# @package loss.{owner}" for owner in {name} | variant_of}, path.name
+
+
+GUIDED = ["identity", "local", "global", "body"]
+RUNGS = {
+    "ce": ["identity"],
+    "local": ["identity", "local"],
+    "global": ["identity", "global"],
+    "local_global": ["identity", "local", "global"],
+    "body": ["identity", "body"],
+    "all": GUIDED,
+    "cal": ["identity", "clothes_adversarial"],
+    "all_cal": [*GUIDED, "clothes_adversarial"],
+    "extra_pictures": ["identity", "body_identity"],
+    "shuffled_words": GUIDED,
+    "shuffled_betas": GUIDED,
+}
+
+
+@pytest.mark.parametrize("rung", sorted(RUNGS.keys() | set(options("ladder"))))
+def test_every_rung_of_the_ladder_names_itself_and_has_its_losses(rung: str) -> None:
+    cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"+ladder={rung}")
+    assert cfg.rung == rung
+    assert list(cfg.loss) == RUNGS[rung]
+    assert (cfg.labels.shuffled, cfg.bodies.shuffled) == (rung == "shuffled_words", rung == "shuffled_betas")
+    assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize("method", ["ce", "cal", "clip3dreid", "clip3dreid_cal"])
+def test_a_rung_that_is_a_method_has_its_losses_value_for_value(method: str) -> None:
+    rung = method.replace("clip3dreid", "all")
+    ladder = composed("train", "data=ltcc", "data.root=/nowhere", f"+ladder={rung}")
+    assert ladder.loss == composed("train", "data=ltcc", "data.root=/nowhere", f"method={method}").loss
+
+
+def test_the_sweep_trains_every_rung_of_the_ladder() -> None:
+    sweep = OmegaConf.load(conf_dir() / "sweep" / "ladder.yaml")
+    assert sorted(sweep.hydra.sweeper.params["+ladder"].split(",")) == options("ladder")
 
 
 def test_an_experiment_sets_no_loss_of_its_own() -> None:

@@ -40,8 +40,8 @@ def finished(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 epochs with two people held out and the clothes-based adversarial loss from epoch 1."""
     folder = tmp_path_factory.mktemp("runs")
     arguments = [
-        "data=ltcc", f"data.root={ltcc_root}", "method=cal", "clothes_start_epoch=1", "data.val_people=2",
-        "epochs=6", "evaluate_every=2", RUN, *TINY,
+        "data=ltcc", f"data.root={ltcc_root}", *TINY, "method=cal", "clothes_start_epoch=1", "data.val_people=2",
+        "epochs=6", "evaluate_every=2", RUN,
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "clip3dreid.train", *arguments],

@@ -37,6 +37,9 @@ _SLACK = 1e-3
 # A folder of training's, and the one in it.
 _LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
 
+# In a README: nobody has made it theirs yet.
+_GENERATED = "<!-- Written anew by every save_pretrained; remove this line to keep your own words. -->"
+
 
 class Word(NamedTuple):
     """One word of a description."""
@@ -399,7 +402,9 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         return cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Writes a folder that `load` reads: `model.safetensors`, `config.json`, and a `README.md` if there is none.
+        """Writes a folder that `load` reads: `model.safetensors`, `config.json`, `README.md`.
+
+        A README that somebody wrote stays; one of an earlier save would describe another model and does not.
 
         The body's file stays out, by its checksum alone: official ones may not be passed on.
 
@@ -431,8 +436,9 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             card["body"] = self._body_card | {"name": Path(self._body_card["name"]).name}
         # The weights carry the card too, so that evaluation and training take the file by itself.
         save_weights(self.student.state_dict() | tensors, card, save_directory / SAFETENSORS_SINGLE_FILE)
-        if not (save_directory / "README.md").exists():
-            write_text(save_directory / "README.md", str(self.generate_model_card()))
+        readme = save_directory / "README.md"
+        if not readme.exists() or _GENERATED in readme.read_text(encoding="utf-8", errors="replace"):
+            write_text(readme, str(self.generate_model_card()))
         about = {"library": "clip3dreid", "library_version": version("clip3dreid")}
         write_json(save_directory / CONFIG_NAME, about | card)
 
@@ -457,9 +463,11 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
 {self._hub_mixin_info.model_card_data.to_yaml()}
 ---
 
+{_GENERATED}
+
 # A model for clothes-changing person re-identification
 
-A student of [clip3dreid](https://pypi.org/project/clip3dreid) ({network}, {self.student.width} features) for pictures
+A student of the Python package `clip3dreid` ({network}, {self.student.width} features) for pictures
 of single people, {self.height} x {self.width} pixels. Trained on: {trained}.{guided}
 
 ```python
@@ -551,9 +559,8 @@ def _from_hub(model: str | Path, **options: Any) -> tuple[Path, Path]:
             Path(huggingface_hub.hf_hub_download(model, name, **options))
             for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
         )
-    # The hub's errors, and those of connections, are OSErrors; wrong ids and options are ValueErrors.
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # the hub's, its HTTP client's, the disk's: they share no base
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{model} is no file or folder here, and cannot be had from the Hugging Face hub: {reason[:300]}"
         ) from error

@@ -158,7 +158,7 @@ def compare(cfg: DictConfig) -> Path:
     baseline, checkpoint = str(cfg.baseline), str(cfg.checkpoint)
     found, skipped = _finished(_paths(cfg.runs), checkpoint)
     order = _order(found, baseline, [str(name) for name in cfg.order])
-    protocol = str(cfg.protocol) if cfg.protocol is not None else list(found[0].evaluation["results"])[-1]
+    protocol = _protocol(cfg, found)
     runs = [_run(one, protocol) for one in found]
     _check_comparable(runs)
 
@@ -336,8 +336,21 @@ def _order(found: Sequence[_Found], baseline: str, wanted: Sequence[str]) -> lis
     return list(dict.fromkeys([*wanted, *([] if wanted else [baseline]), *there]))
 
 
+def _protocol(cfg: DictConfig, found: Sequence[_Found]) -> str:
+    """The protocol to compare under; the config has nodes of those chosen, of which their names are enough."""
+    chosen = [str(name) for name in cfg.protocol]
+    if len(chosen) > 1:
+        raise InputError(f"compare under one protocol at a time, not under {', '.join(chosen)}")
+    there = [str(name) for name in found[0].evaluation.get("results") or ()]
+    if not there:
+        raise InputError(
+            f"{found[0].folder / 'results.json'} has no scores; train again, or leave this run out"
+        )
+    return chosen[0] if chosen else there[-1]
+
+
 def _run(one: _Found, protocol: str) -> Run:
-    results = one.evaluation.get("results", {})
+    results = one.evaluation.get("results") or {}
     path = one.folder / "results.json"
     if protocol not in results:
         raise InputError(f"{path} has no protocol {protocol}; there are {', '.join(results)}")
@@ -378,7 +391,7 @@ def _queries(path: Path, told: Mapping[str, float]) -> pl.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}, with the results of each query, is missing; {advice}")
     try:
-        table = pl.read_parquet(path, columns=["query", "person", "first_hit", "ap"])
+        table = pl.read_parquet(path, columns=["query", "person", "first_hit", "ap"], glob=False)
         table = table.select(
             pl.col("query", "person").cast(pl.String),
             (pl.col("first_hit").cast(pl.Float64) <= 1).cast(pl.Float64).alias("r1"),
@@ -526,7 +539,10 @@ def _numbers(rung: Rung, members: Mapping[Pair, Run], others: Mapping[Pair, Run]
     """Everything that the table and the figure show of a rung, JSON-ready; fractions, not per cent."""
     found: dict[str, Any] = {
         "rung": rung.name,
-        "pairs": [{"seed": seed, "root": root} for seed, root in members if (seed, root) in others],
+        # The baseline is nobody's partner of its own.
+        "pairs": [
+            {"seed": pair[0], "root": pair[1]} for pair in members if pair in others and members is not others
+        ],
         "step": rung.step,
         "picture": rung.picture,
     }

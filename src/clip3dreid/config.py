@@ -53,6 +53,8 @@ class TrainConfig:
     weights_dir: str = MISSING
     run_name: str = MISSING
     rung: str | None = None
+    channels_last: bool = False
+    compile: bool = False
     gradient_norms_every: int = 0
     labels: Any = MISSING
     bodies: Any = MISSING

@@ -65,7 +65,7 @@ def text_targets(
         by: whose labels they are.
 
     Returns:
-        U rows of L tokens; L is G, or the tokens of the longest sentence, where each counts as surely as the mean word.
+        U rows of L tokens; L is G, or the tokens of the longest sentence, each as sure as the mean word.
 
     Raises:
         InputError: if the mode is unknown, or a sentence is longer than the teacher reads.

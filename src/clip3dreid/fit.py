@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import polars
+import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -229,6 +230,10 @@ def _run(cfg: DictConfig) -> float | None:
             f"loss {', '.join(late)} would start at epoch {losses.start_epochs[late[0]]} of a training of "
             f"{cfg.epochs} epochs, so never; lower clothes_start_epoch or raise epochs"
         )
+    if cfg.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if cfg.compile:
+        student.compile()  # in place: names of weights stay as they are
     module = ReidModule(
         student,
         losses,
@@ -316,7 +321,8 @@ def _report(
                     "per_query": files,
                 }
             )
-    clock = next(callback for callback in trainer.callbacks if isinstance(callback, StepTimes))
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    clock = next(callback for callback in callbacks if isinstance(callback, StepTimes))
     bodies = 0 if data.bodies is None else data.bodies.batch
     facts = {
         "version": RESULTS_VERSION,

@@ -21,6 +21,7 @@ from clip3dreid.config import conf_dir
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.data.datamodule import BodyStream, ReidDataModule
 from clip3dreid.data.manifest import concatenate
+from clip3dreid.data.sampling import exchanged
 from clip3dreid.embed import embed_pictures, text_targets
 from clip3dreid.errors import InputError
 from clip3dreid.language.labels import Labels, aggregate, choose, load, tokens
@@ -173,7 +174,7 @@ def _targets(
         raise InputError(f"{where}{error}") from error
     if cfg.labels.shuffled:
         log.warning("control: every person has another's words (labels.shuffled=true)")
-        order = np.random.default_rng(int(cfg.seed)).permutation(len(names))
+        order = exchanged(len(names), int(cfg.seed))
         chosen, margin = chosen[order], margin[order]
     return text_targets(
         teacher,
@@ -190,8 +191,8 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
     body: BodyModel = instantiate(plain(cfg.body))
     if table.betas.shape[1] != body.num_betas:
         raise InputError(
-            f"the bodies in {cfg.bodies.root} have {table.betas.shape[1]} shape coefficients and body {body.name} has "
-            f"{body.num_betas}; give the body they were made with (body=NAME), or make them anew"
+            f"the bodies in {cfg.bodies.root} have {table.betas.shape[1]} shape coefficients and body {body.name} "
+            f"has {body.num_betas}; give the body they were made with (body=NAME), or make them anew"
         )
     if cfg.bodies.shuffled:
         log.warning("control: every textureless body has another's shape (bodies.shuffled=true)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
@@ -156,11 +156,15 @@ class EvaluationModule(LightningModule):
             numbers = torch.cat(parts)
         numbers = numbers[numbers[:, 0].argsort()]
         rows = numbers[:, 0].long().tolist()
-        return evaluation.query[rows].select(query="path", person="person").with_columns(
-            first_hit=pl.Series(numbers[:, 1].numpy()),
-            ap=pl.Series(numbers[:, 2].numpy()),
-            positives=pl.Series(numbers[:, 3].long().numpy()),
-            junk=pl.Series(numbers[:, 4].long().numpy()),
+        return (
+            evaluation.query[rows]
+            .select(query="path", person="person")
+            .with_columns(
+                first_hit=pl.Series(numbers[:, 1].numpy()),
+                ap=pl.Series(numbers[:, 2].numpy()),
+                positives=pl.Series(numbers[:, 3].long().numpy()),
+                junk=pl.Series(numbers[:, 4].long().numpy()),
+            )
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -295,7 +299,9 @@ class ReidModule(EvaluationModule):
         norms = {}
         for name, value in losses.terms.items():
             if value.requires_grad and backbone:
-                gradients = torch.autograd.grad(value, backbone, retain_graph=True, allow_unused=True)
+                gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                    value, backbone, retain_graph=True, allow_unused=True
+                )
                 squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
                 norms[f"gradient/{name}"] = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
         return norms

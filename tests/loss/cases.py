@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from torch.nn import functional as F
+
 from clip3dreid.loss.term import Term
-from clip3dreid.types import Batch, Dimensions, Features
+from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace, TeacherSpace, TextTargets
 
 
 def batch(person: Sequence[int], clothes: Sequence[int] | None = None) -> Batch:
@@ -35,6 +37,75 @@ def dimensions(width: int, people: int, person_of_clothes: Sequence[int] = ()) -
     )
 
 
+def guided(
+    width: int,
+    people: int,
+    person_of_clothes: Sequence[int] = (),
+    *,
+    teacher: int = 6,
+    words: int = 5,
+    coefficients: int = 3,
+    vertices: int = 7,
+    bodies: int = 4,
+) -> Dimensions:
+    """Dimensions with all guides: random words and shapes, two tokens a person, the last person's second missing."""
+    vocabulary = F.normalize(random_embedding(words, teacher, seed=11), dim=1).float()
+    index = torch.arange(2 * people).view(people, 2) % words
+    index[-1, 1] = -1
+    return dimensions(width, people, person_of_clothes)._replace(
+        words=TextTargets(
+            embeddings=vocabulary,
+            index=index,
+            confidence=torch.arange(2 * people).view(people, 2) % 3 + 0.5,
+            by="person",
+            words=vocabulary,
+        ),
+        teacher=TeacherSpace(teacher, 0.3 * random_embedding(1, teacher, seed=12)[0].float()),
+        shape=ShapeSpace(
+            template=random_embedding(vertices, 3, seed=13).float(),
+            directions=0.1
+            * random_embedding(3 * vertices, coefficients, seed=14).view(vertices, 3, -1).float(),
+            mean=random_embedding(1, coefficients, seed=15)[0].float(),
+            deviation=1 + torch.arange(coefficients) / 2,
+            bodies=bodies,
+        ),
+    )
+
+
+def seen(embedding: Tensor, channels: int, seed: int = 0) -> Features:
+    """Features with a map of 2 x 3 positions, and `pooled` its mean, cut or repeated to the embedding's width."""
+    maps = random_embedding(len(embedding), 6 * channels, seed=seed + 1).to(embedding.dtype)
+    maps = maps.view(len(embedding), channels, 2, 3)
+    pooled = maps.mean((2, 3))[:, torch.arange(embedding.shape[1]) % channels]
+    return Features(map=maps, pooled=pooled, embedding=embedding)
+
+
+def guided_batch(
+    at: Dimensions,
+    person: Sequence[int],
+    clothes: Sequence[int] | None = None,
+    *,
+    pictures_of_bodies: int = 5,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Labels with the teacher's embeddings and pictures of bodies, whose features are random."""
+    assert at.teacher is not None
+    assert at.shape is not None
+    shape = at.shape
+    body = torch.arange(pictures_of_bodies) % shape.bodies
+    betas = shape.mean + shape.deviation * random_embedding(shape.bodies, len(shape.mean), seed=21).float()
+    bodies = Bodies(
+        images=torch.empty(0),
+        betas=betas[body],
+        body=body,
+        features=seen(
+            random_embedding(pictures_of_bodies, at.width, seed=22).to(dtype), at.channels, seed=23
+        ),
+    )
+    teacher = F.normalize(random_embedding(len(person), at.teacher.width, seed=24), dim=1).to(dtype)
+    return batch(person, clothes)._replace(teacher=teacher, bodies=bodies)
+
+
 def on_circle(*degrees: float) -> Tensor:
     """Unit vectors (len(degrees), 2); two of them have the cosine of the difference of their degrees."""
     angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
@@ -45,14 +116,27 @@ def random_embedding(rows: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def gradient_is_right(term: Term, embedding: Tensor, labels: Batch) -> bool:
-    """gradcheck of a term's scalar loss in the embedding and in each of its parameters, in double."""
+def gradient_is_right(
+    term: Term,
+    embedding: Tensor,
+    labels: Batch,
+    place: Callable[[Tensor, Batch], tuple[Features, Batch]] = lambda points, labels: (
+        features(points),
+        labels,
+    ),
+    part: str | None = None,
+) -> bool:
+    """gradcheck of a term's scalar loss in the embedding and in each of its parameters, in double.
+
+    `place` says where the embedding goes, if not into the people's features; `part` which part of several is checked.
+    """
     term = term.double()
     names = [name for name, _ in term.named_parameters()]
 
     def loss(points: Tensor, *parameters: Tensor) -> Tensor:
         filled = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(term, filled, (features(points), labels))
+        value = torch.func.functional_call(term, filled, place(points, labels))
+        return value if part is None else value[part]
 
     inputs = [embedding.clone().requires_grad_()]
     inputs += [parameter.detach().clone().requires_grad_() for parameter in term.parameters()]

@@ -8,10 +8,26 @@ from hydra.utils import instantiate
 import clip3dreid
 from clip3dreid.loss.total import Total
 
-from .cases import batch, dimensions, features, random_embedding
+from .cases import guided, guided_batch, random_embedding, seen
 
 CONF = Path(clip3dreid.__file__).parents[2] / "conf"
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+VARIANTS = {
+    "local_geomloss": "local",
+    "local_unbalanced": "local",
+    "global_kl": "global",
+}
+"""Files that take the place of another loss, and so its name."""
+BESIDE = {"global_kl": ["identity"]}
+"""What a loss cannot do without."""
+READS = {
+    "local": "map",
+    "local_geomloss": "map",
+    "local_unbalanced": "map",
+    "body": "bodies",
+    "body_identity": "bodies",
+}
+"""What a loss guides, if it is not the embedding of the people's pictures."""
 ROOT = """
 defaults: [_self_, {loss: []}, {method: ce}]
 clothes_start_epoch: 25
@@ -36,15 +52,33 @@ def losses(tmp_path):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_config_builds_a_term_of_its_own_name_that_trains(losses, name):
-    node = losses(f"loss=[{name}]", f"loss.{name}.start_epoch=0")
-    assert list(node) == [name]
+    own, beside = VARIANTS.get(name, name), BESIDE.get(name, [])
+    node = losses(f"loss=[{','.join([*beside, name])}]", f"loss.{own}.start_epoch=0")
+    assert list(node) == [*beside, own]
     torch.manual_seed(0)
-    total = Total(instantiate(node), dimensions(8, 3, [0, 0, 1, 2, 2]))
-    points = random_embedding(6, 8).float().requires_grad_()
-    found = total(features(points), batch([0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 4]), epoch=0)
-    found.total.backward()
+    at = guided(8, 3, [0, 0, 1, 2, 2])
+    total = Total(instantiate(node), at)
+    pictures, labels = (
+        seen(random_embedding(6, 8).float(), 8),
+        guided_batch(at, [0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 4]),
+    )
+    places = {
+        "map": pictures.map,
+        "embedding": pictures.embedding,
+        "bodies": labels.bodies.features.embedding,
+    }
+    for place in places.values():
+        place.requires_grad_()
+    found = total(pictures, labels, epoch=0)
     assert found.total.item() > 0
-    assert points.grad.abs().sum() > 0
+    gradients = torch.autograd.grad(
+        found.terms[own], list(places.values()), retain_graph=True, allow_unused=True
+    )
+    reached = {place for place, gradient in zip(places, gradients, strict=True) if gradient is not None}
+    assert reached == {READS.get(name, "embedding")}
+    assert all(gradient.abs().sum() > 0 for gradient in gradients if gradient is not None)
+    found.total.backward()
+    assert all(parameter.grad is not None for parameter in total.parameters())
 
 
 def test_method_ce_is_identity_alone(losses):
@@ -58,6 +92,38 @@ def test_method_cal_adds_the_adversarial_loss_with_the_values_of_the_paper(losse
     assert node.identity.term.smoothing == 0.1
     assert node.clothes_adversarial.term.scale == 16
     assert node.clothes_adversarial.term.epsilon == 0.1
+
+
+def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
+    node = losses("method=clip3dreid")
+    assert list(node) == ["identity", "local", "global", "body"]
+    assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
+    assert node.local.term.projection == "student"
+    assert node.local.term.centre
+    assert node["global"].term["_target_"].endswith(".GlobalAlignment")
+
+
+def test_method_clip3dreid_cal_adds_the_adversarial_loss(losses):
+    node = losses("method=clip3dreid_cal")
+    assert list(node) == ["identity", "local", "global", "body", "clothes_adversarial"]
+    assert node.clothes_adversarial.start_epoch == 25
+
+
+def test_method_clip3dreid_release_has_the_values_of_the_release_and_no_bodies(losses):
+    node = losses("method=clip3dreid_release")
+    assert list(node) == ["identity", "local", "global"]
+    local = node.local
+    assert local.weight == 0.3
+    assert (local.term.projection, local.term.centre) == ("text", False)
+    assert (local.term.solver.eps, local.term.solver.iterations, local.term.solver.tolerance) == (
+        0.1,
+        100,
+        0.01,
+    )
+    release = node["global"]
+    assert release.term["_target_"].endswith(".LogitDistillation")
+    assert (release.weight, release.term.width, release.term.temperature) == (1.0, 512, 2.0)
+    assert release.term.classifier == "identity"
 
 
 def test_command_line_overrides_the_method_of_an_experiment(losses):

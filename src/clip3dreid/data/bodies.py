@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from clip3dreid.data.images import Pixels, TrainView, pack_paths, read_rgb
+from clip3dreid.data.sampling import exchanged
 from clip3dreid.errors import InputError
 from clip3dreid.types import Bodies
 
@@ -39,8 +40,7 @@ class BodyTable(NamedTuple):
     def shuffled(self, seed: int) -> BodyTable:
         """The same pictures with each body's coefficients exchanged for another's: a control that guides nobody."""
         _, first = np.unique(self.body, return_index=True)
-        exchanged = self.betas[first][np.random.default_rng(seed).permutation(self.bodies)]
-        return self._replace(betas=exchanged[self.body])
+        return self._replace(betas=self.betas[first][exchanged(self.bodies, seed)][self.body])
 
 
 def read_bodies(root: Path, split: str = "train") -> BodyTable:
@@ -51,7 +51,7 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         split: `train` or `test`.
 
     Raises:
-        InputError: if there is no such folder, or it holds something else: the message has the command that makes one.
+        InputError: if there is no such folder, or it holds something else; the message says how to make one.
     """
     command = COMMAND.format(root=root)
     path = root / TRUTH
@@ -61,9 +61,13 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         table = pl.read_parquet(path, columns=["path", "split", "person", "betas"])
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{path} is not the truth about bodies ({reason}); make it anew: {command}") from error
+        raise InputError(
+            f"{path} is not the truth about bodies ({reason}); make it anew: {command}"
+        ) from error
     # What is worn has columns of its own; the number of the outfit stands there for bodies too.
-    worn = [name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"]
+    worn = [
+        name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"
+    ]
     if worn:
         raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
     table = table.filter(pl.col("split") == split)
@@ -71,9 +75,14 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         raise InputError(f"{root} holds no bodies to {split} on; make some: {command}")
     names = table["person"].unique(maintain_order=True)
     body = table["person"].replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64)
-    betas = np.array(table["betas"].to_list(), np.float32)
+    try:
+        betas = np.array(table["betas"].to_list(), np.float32)
+    except (TypeError, ValueError):  # text, nothing at all, or lists of different lengths
+        betas = np.empty(0, np.float32)
     if betas.ndim != 2 or not np.isfinite(betas).all():
-        raise InputError(f"{path}: betas are not finite numbers, the same for every body; make it anew: {command}")
+        raise InputError(
+            f"{path}: betas are not as many finite numbers for every body; make it anew: {command}"
+        )
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 
 
@@ -93,19 +102,22 @@ class BodyPictures(Dataset[BodySample]):
     Args:
         table: the pictures.
         view: augmentation.
+        kept: (N, H, W, 3) what `images.keep` made of the files; None: they are read each time.
     """
 
-    def __init__(self, table: BodyTable, view: TrainView) -> None:
+    def __init__(self, table: BodyTable, view: TrainView, kept: Pixels | None = None) -> None:
         self._paths = pack_paths(table.files)
         self._betas, self._body = table.betas, table.body
         self._view = view
+        self._kept = kept
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: tuple[int, int]) -> BodySample:
         row, seed = index
-        image, _ = self._view(read_rgb(os.fsdecode(self._paths[row])), seed)
+        rgb = read_rgb(os.fsdecode(self._paths[row])) if self._kept is None else self._kept[row]
+        image, _ = self._view(rgb, seed)
         return BodySample(image, self._betas[row], int(self._body[row]))
 
 

@@ -13,7 +13,16 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
-from clip3dreid.data.images import EvaluationPictures, TestView, TrainPictures, TrainView, collate, to_unit
+from clip3dreid.data.images import (
+    EvaluationPictures,
+    Pixels,
+    TestView,
+    TrainPictures,
+    TrainView,
+    collate,
+    keep,
+    to_unit,
+)
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
 from clip3dreid.data.sampling import IdentityBatches, share
 from clip3dreid.errors import InputError
@@ -66,6 +75,7 @@ class ReidDataModule(LightningDataModule):
         width: W of them.
         train_view: augmentation of training pictures.
         test_view: resizing of evaluation pictures.
+        keep_pictures: keep training pictures in memory, decoded and resized, 3 H W bytes each.
         overfit_batches: train on this many batches again and again; 0 for all of them.
 
     The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each.
@@ -85,6 +95,7 @@ class ReidDataModule(LightningDataModule):
         width: int,
         train_view: TrainView,
         test_view: TestView,
+        keep_pictures: bool = False,
         overfit_batches: int = 0,
     ) -> None:
         super().__init__()
@@ -103,6 +114,7 @@ class ReidDataModule(LightningDataModule):
         self.evaluation_batch = evaluation_batch
         self.train_view = train_view
         self.test_view = test_view
+        self.keep_pictures = keep_pictures
         self.overfit_batches = overfit_batches
         joined = concatenate(self.manifests)
         self.train_table = joined.part("train")
@@ -183,17 +195,31 @@ class ReidDataModule(LightningDataModule):
         """Batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
         labels = self.labels
         pictures = TrainPictures(
-            self.train_files, labels.person, labels.clothes, labels.camera, view=self.train_view
+            self.train_files,
+            labels.person,
+            labels.clothes,
+            labels.camera,
+            view=self.train_view,
+            kept=self._kept(self.train_files, self.train_view),
         )
         people = self._loader(pictures, batch_sampler=self._batches(self.sampler(*self._place())))
         if self.bodies is None:
             return people
         bodies = self._loader(
-            BodyPictures(self.bodies.table, self.bodies.view),
+            BodyPictures(
+                self.bodies.table,
+                self.bodies.view,
+                kept=self._kept(self.bodies.table.files, self.bodies.view),
+            ),
             joined=collate_bodies,
             batch_sampler=self._batches(self.body_sampler(*self._place())),
         )
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
+
+    def _kept(self, files: Sequence[Path], view: TrainView) -> Pixels | None:
+        if not self.keep_pictures:
+            return None
+        return keep(files, view.height, view.width, self.workers or 1)
 
     def _batches(self, all_of_them: IdentityBatches | BodyBatches) -> Sampler[Any]:
         return _SameBatches(all_of_them, self.overfit_batches) if self.overfit_batches else all_of_them

@@ -121,6 +121,31 @@ def _planes(rgb: Pixels) -> Pixels:
     return planes
 
 
+def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels:
+    """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
+
+    What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
+    forked share the memory.
+
+    Args:
+        paths: N files.
+        height: H, in pixels.
+        width: W, in pixels.
+        workers: threads (decoders let go of Python's lock).
+
+    Raises:
+        UnreadablePicture: if one cannot be read.
+    """
+    kept = np.empty((len(paths), height, width, 3), np.uint8)
+
+    def put(row: int) -> None:
+        kept[row] = resize(read_rgb(paths[row]), height, width)
+
+    with ThreadPool(max(workers, 1)) as pool:
+        pool.map(put, range(len(paths)), chunksize=16)
+    return kept
+
+
 class TestView:
     """What evaluation sees: the picture, resized.
 
@@ -298,6 +323,7 @@ class TrainPictures(Dataset[Sample]):
         clothes: (N,) int64 class indices, -1 unknown.
         camera: (N,) int64, -1 unknown.
         view: augmentation.
+        kept: (N, H, W, 3) what `keep` made of the files; None: they are read each time.
 
     It is indexed by `(row, seed)`, as `IdentityBatches` yields them, so that what is drawn never depends on
     which worker draws.
@@ -310,17 +336,20 @@ class TrainPictures(Dataset[Sample]):
         clothes: npt.NDArray[np.int64],
         camera: npt.NDArray[np.int64],
         view: TrainView,
+        kept: Pixels | None = None,
     ) -> None:
         self._paths = pack_paths(paths)
         self._labels = np.stack([person, clothes, camera], axis=1)
         self._view = view
+        self._kept = kept
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         row, seed = index
-        image, view = self._view(read_rgb(os.fsdecode(self._paths[row])), seed)
+        rgb = read_rgb(os.fsdecode(self._paths[row])) if self._kept is None else self._kept[row]
+        image, view = self._view(rgb, seed)
         person, clothes, camera = self._labels[row].tolist()
         return Sample(image, person, clothes, camera, row, view)
 

@@ -172,3 +172,14 @@ def share(count: int, rank: int, world_size: int) -> range:
     Parts differ by at most one in length and cover everything once.
     """
     return range(count * rank // world_size, count * (rank + 1) // world_size)
+
+
+def exchanged(count: int, seed: int) -> Ints:
+    """Whose things each of `count` gets where all are dealt out at random and nobody keeps their own.
+
+    One alone has nobody to exchange with.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    given = np.empty_like(order)
+    given[order] = np.roll(order, 1)
+    return given

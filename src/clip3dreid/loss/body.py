@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
-from clip3dreid.loss.term import Need, Term, not_negative
+from clip3dreid.loss.term import Need, Term, fraction, not_negative
 from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace
 
 MILLIMETRES = 1000.0
@@ -52,11 +52,11 @@ def vertex_distance(found: Tensor, true: Tensor) -> Tensor:
 class BodyShape(Term):
     """Shape coefficients and mesh of textureless bodies, found from their embedding by a linear head.
 
-    Parts: `beta`, squared error of the standardised coefficients, mean over them (1 for a head that always answers
-    with the mean body); `vertex`, mean distance of the rest-pose vertices times `vertex_weight`; `consistency`, on the
-    people's pictures, where its weight is above 0: variance within a person of the standardised coefficients, mean
-    over people and coefficients, times `consistency`. Observed: `vertex_mm`, the distance in millimetres at true size,
-    and `mean_body_mm`, that of the mean body.
+    Parts: `beta`, squared error of the standardised coefficients, mean over them (1 for a head that always
+    answers with the mean body); `vertex`, mean distance of the rest-pose vertices times `vertex_weight`;
+    `consistency`, on the people's pictures, where its weight is above 0: variance within a person of the
+    standardised coefficients, mean over people and coefficients, times `consistency`. Observed: `vertex_mm`, the
+    distance in millimetres at true size, and `mean_body_mm`, that of the mean body.
 
     Source: Liu et al., CVPR 2024 (CLIP3DReID), whose student reconstructs synthetic SMPL bodies. Ours are: the
     linear head; standardised coefficients, since in a body file's units one component can outweigh all others; and
@@ -160,9 +160,7 @@ class BodyIdentity(Term):
             InputError: if `smoothing` lies outside 0..1.
         """
         super().__init__()
-        self.smoothing = smoothing
-        if not 0 <= smoothing <= 1:
-            raise InputError(f"BodyIdentity: smoothing is {smoothing}; give a value in 0..1")
+        self.smoothing = fraction("BodyIdentity: smoothing", smoothing)
         self.head = nn.Linear(dimensions.width, _space(dimensions).bodies)
         nn.init.normal_(self.head.weight, std=0.001)
         nn.init.zeros_(self.head.bias)

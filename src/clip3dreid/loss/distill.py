@@ -25,7 +25,7 @@ def _space(dimensions: Dimensions) -> TeacherSpace:
 def _embeddings(batch: Batch) -> Tensor:
     if batch.teacher is None:
         raise ValueError("this term needs Batch.teacher")
-    return batch.teacher
+    return batch.teacher.detach()
 
 
 class GlobalAlignment(Term):
@@ -80,9 +80,9 @@ class LogitDistillation(Term):
     batch-hard triplet of its features; `kl`, Kullback-Leibler divergence of the student's distribution over people
     from the head's at a temperature, times its square. The head's logits teach and are not taught by `kl`.
 
-    Source: the partial release of Liu et al., CVPR 2024: width 512, temperature 2, weight 1, cross-entropy and triplet
-    for the head; Hinton et al., 2015, for the square. That `kl` leaves the head alone is ours. The head's batch norm
-    takes its statistics from each process's own pictures.
+    Source: the partial release of Liu et al., CVPR 2024: width 512, temperature 2, weight 1, cross-entropy and
+    triplet for the head; Hinton et al., 2015, for the square. That `kl` leaves the head alone is ours. The head's
+    batch norm takes its statistics from each process's own pictures.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})

@@ -72,8 +72,9 @@ class LocalAlignment(Term):
         self.by = words.by
         wordless = (words.index < 0).all(1).nonzero().flatten().tolist()
         if wordless:
+            whose = "people" if self.by == "person" else "pictures"
             raise InputError(
-                f"LocalAlignment: {len(wordless)} of {len(words.index)} {self.by}s have no text token, the first is "
+                f"LocalAlignment: {len(wordless)} of {len(words.index)} {whose} have no text token, the first is "
                 f"number {wordless[0]}; label them, or leave them out of the training"
             )
         if centre and len(words.words) < 2:

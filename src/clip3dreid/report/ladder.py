@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Range = tuple[float, float]
 
-_ROOM = 1.0
+_ROOM = 0.5
 """How far an interval over seeds may widen the axis, in widths of everything else; with two seeds it is huge."""
 
 
