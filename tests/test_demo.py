@@ -6,11 +6,12 @@ import pytest
 TINY_WORLD = (
     "train_people=4",
     "test_people=3",
+    "bodies=3",
     "workers=0",
     "rendering=['height=32','width=16','antialias=1']",
 )
 TRAINING = ("epochs=2", "milestones=[1]", "clothes_start_epoch=1")
-SIZES = ("loader.people=2", "loader.pictures=2", "loader.workers=0")
+SIZES = ("loader.people=2", "loader.pictures=2", "loader.workers=0", "bodies.batch=2")
 TINY_TRAINING = f"training=[{','.join(repr(key) for key in (*TRAINING, *SIZES))}]"
 
 
@@ -22,8 +23,10 @@ def test_the_demo_makes_people_trains_and_uses_what_exists(tmp_path: Path, comma
         assert protocol in first.stdout
     out = tmp_path / "demo"
     (sheet,) = out.glob("people_*.jpg")
-    (results,) = out.glob("ce_*/results.json")
-    before = {path: path.stat().st_mtime_ns for path in (sheet, results, out / "world" / "truth.parquet")}
+    results = [next(out.glob(f"{method}_*/results.json")) for method in ("ce", "clip3dreid")]
+    assert next(out.glob("compare_*/compare.png")).stat().st_size
+    made = (sheet, *results, out / "world" / "truth.parquet", out / "bodies" / "truth.parquet")
+    before = {path: path.stat().st_mtime_ns for path in made}
     again = command("demo", "out=demo", *TINY_WORLD, TINY_TRAINING)
     assert again.returncode == 0, again.stderr
     assert "complete already" in again.stdout

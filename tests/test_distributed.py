@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -43,6 +44,32 @@ def test_two_processes_give_the_losses_weights_and_metrics_of_one(
                 assert double["results"][protocol][key] == pytest.approx(scores[key], abs=1e-6)
     # Tables and files are written once, by the first process.
     assert two.stdout.count("last checkpoint") == 1
+
+
+def test_two_processes_are_guided_as_one_is(
+    ltcc_root: Path, bodies_root: Path, command: Command, tmp_path: Path
+) -> None:
+    shared = [
+        "data=ltcc", f"data.root={ltcc_root}", *TINY, "method=clip3dreid", "epochs=2", "milestones=[1]",
+        "model.student.ghost_group=4", "model/teacher=body_clip", "model.teacher.cache=memory",
+        f"bodies.root={bodies_root}", "bodies.batch=8", "optimizer.optimizer.lr=1e-4", "gradient_norms_every=2",
+    ]  # fmt: skip
+    one = command("train", *shared, "hydra.run.dir=one")
+    assert one.returncode == 0, one.stderr
+    two = command(
+        "train", *shared, "hydra.run.dir=two", "trainer.devices=2",
+        "trainer.strategy=ddp_find_unused_parameters_true",
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    for term in ("total", "identity", "local", "global", "body/beta", "body/vertex"):
+        expected, found = column(tmp_path / "one", f"loss/{term}"), column(tmp_path / "two", f"loss/{term}")
+        assert len(expected) == 2
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), term
+    # Every valid query is there once, whichever process ranked it.
+    queries = [
+        pl.read_parquet(tmp_path / run / "per_query" / "last_ltcc_general.parquet") for run in ("one", "two")
+    ]
+    assert queries[0]["query"].to_list() == queries[1]["query"].to_list()
 
 
 def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_line(

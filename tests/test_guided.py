@@ -155,10 +155,10 @@ def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
         f"labels.path={full / 'labels.parquet'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for more in ("labels.level=image", "labels.tokens=words"):
+    for number, more in enumerate(("labels.level=image", "labels.tokens=words")):
         done = invoke(
             "train",
-            *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided, more, run=more),
+            *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided, more, run=f"run{number}"),
         )
         assert done.returncode == 0, done.stderr
 

@@ -33,28 +33,15 @@ def _run(door: str, *arguments: str) -> None:
         sys.exit(status)
 
 
-@entry_point("demo")
-def main(cfg: DictConfig) -> None:
-    """Makes people, trains on some, tests on the others; what exists is used again."""
-    from clip3dreid.body.sheet import contact_sheet
+METHODS = {
+    "ce": "The baseline: identity loss alone, trained on the training people, tested on people it never saw",
+    "clip3dreid": "The full method: the same people and the same number of steps, guided by the teacher's words and "
+    "pictures and by the shapes of the bare bodies",
+}
 
-    out = Path(str(cfg.out))
-    world = out / "world"
-    _say(f"1. People who change clothes, rendered and written to {world} in the layout of LTCC")
-    people = [f"{key}={cfg[key]}" for key in ("seed", "train_people", "test_people", "workers")]
-    _run("synthesize", "layout=ltcc", f"out={world}", *people, *cfg.rendering)
-    facts = json.loads((world / "world.json").read_text(encoding="utf-8"))
-    name = f"people_{facts['fingerprint'][:8]}.jpg"
-    if not (out / name).is_file():
-        with atomic(out / name) as temporary:
-            contact_sheet(world, temporary, split="train")
-    _say(f"Look at them: {out / name} shows training people in their clothes, a row each")
 
-    # Named after the world, so that another one is never judged by this one's model.
-    run = out / f"ce_{facts['fingerprint'][:8]}"
-    _say(
-        "2. The baseline: identity loss alone, trained on the training people, tested on people it never saw"
-    )
+def _train(run: Path, method: str, world: Path, bodies: Path, training: list[str]) -> None:
+    """One training, from the beginning or from where it was stopped; a finished one is shown again."""
     results = run / "results.json"
     if results.is_file():
         _say(f"{run} holds a finished training; its results:")
@@ -64,10 +51,45 @@ def main(cfg: DictConfig) -> None:
     elif (run / LAST_CHECKPOINT).is_file():
         _run("train", f"resume={run}")
     else:
-        _run("train", "+experiment=demo", f"data.root={world}", f"hydra.run.dir={run}", *cfg.training)
+        # A run is called what its method is called, so that the two can be compared.
+        names = [f"method={method}", f"rung={method}", f"hydra.run.dir={run}"]
+        _run("train", "+experiment=demo", f"data.root={world}", f"bodies.root={bodies}", *names, *training)
+
+
+@entry_point("demo")
+def main(cfg: DictConfig) -> None:
+    """Makes people and bodies, trains two methods on some, tests on the others; what exists is used again."""
+    from clip3dreid.body.sheet import contact_sheet
+
+    out = Path(str(cfg.out))
+    world, bodies = out / "world", out / "bodies"
+    _say(f"1. People who change clothes, rendered and written to {world} in the layout of LTCC")
+    people = [f"{key}={cfg[key]}" for key in ("seed", "train_people", "test_people", "workers")]
+    _run("synthesize", "layout=ltcc", f"out={world}", *people, *cfg.rendering)
+    facts = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    digest = facts["fingerprint"][:8]
+    name = f"people_{digest}.jpg"
+    if not (out / name).is_file():
+        with atomic(out / name) as temporary:
+            contact_sheet(world, temporary, split="train")
+    _say(f"Look at them: {out / name} shows training people in their clothes, a row each")
+
+    _say(f"2. Bare grey bodies of other people, whose shapes are known, written to {bodies}")
+    others = [f"train_people={cfg.bodies}", "test_people=200", "layout.pictures=2", f"workers={cfg.workers}"]
+    _run("synthesize", "layout=bodies", f"out={bodies}", f"seed={cfg.bodies_seed}", *others, *cfg.rendering)
+
+    # Named after the world, so that another one is never judged by this one's model.
+    runs = {method: out / f"{method}_{digest}" for method in METHODS}
+    for number, (method, what) in enumerate(METHODS.items(), start=3):
+        _say(f"{number}. {what}")
+        _train(runs[method], method, world, bodies, list(cfg.training))
+
+    _say("5. What the method is worth")
+    _run("compare", *map(str, runs.values()), f"out={out / f'compare_{digest}'}")
     _say(
         "A rendered world with a wide spread of shapes (docs/world.md): its numbers compare with each other and\n"
-        f"with chance, not with those of real data sets. Next: look into {run}, or train on your own pictures."
+        f"with chance, not with those of real data sets. Look at {out / f'compare_{digest}' / 'compare.png'}.\n"
+        "Next: clip3dreid.load on a run's folder (docs/api.md), or train on your own pictures."
     )
 
 

@@ -66,7 +66,7 @@ class TextTargets(NamedTuple):
 
     embeddings: Tensor
     """(E, d) float32 of length 1: a table of tokens."""
-    index: Tensor
+    tokens: Tensor
     """(U, L) int64: the tokens of each person (or picture), rows of `embeddings`; -1 where there are fewer."""
     confidence: Tensor
     """(U, L) float32, 0 or more: the lead of a chosen word over its group's second; 1 where nobody knows."""

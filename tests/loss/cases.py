@@ -55,7 +55,7 @@ def guided(
     return dimensions(width, people, person_of_clothes)._replace(
         words=TextTargets(
             embeddings=vocabulary,
-            index=index,
+            tokens=index,
             confidence=torch.arange(2 * people).view(people, 2) % 3 + 0.5,
             by="person",
             words=vocabulary,

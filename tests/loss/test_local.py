@@ -30,7 +30,7 @@ def described(
     index = torch.tensor(index)
     words = TextTargets(
         embeddings=embeddings,
-        index=index,
+        tokens=index,
         confidence=torch.ones(index.shape) if confidence is None else torch.tensor(confidence),
         by=by,
         words=embeddings if vocabulary is None else vocabulary,

@@ -10,8 +10,8 @@ from clip3dreid.loss.clothes import ClothesAdversarial
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.pairwise import Contrastive
 from clip3dreid.loss.term import Term
-from clip3dreid.loss.total import NonFiniteLoss, Total
-from clip3dreid.types import Batch, Features
+from clip3dreid.loss.total import NonFiniteLoss, Total, needs
+from clip3dreid.types import Batch, Bodies, Features
 
 from .cases import batch, dimensions, features, random_embedding
 
@@ -36,6 +36,32 @@ class Constant(Term):
         if isinstance(self.value, dict):
             return {name: torch.tensor(value) for name, value in self.value.items()}
         return torch.tensor(self.value)
+
+
+class Guided(Constant):
+    """Needs something, ships a tensor and measures another on the way."""
+
+    needs = frozenset({"teacher", "bodies"})
+
+    def __init__(self, dimensions, value=1.0, name="joint.weight"):
+        super().__init__(dimensions, value)
+        self.head = nn.Parameter(torch.tensor([2.0, 3.0]))
+        self.name = name
+        self.connected = []
+
+    def forward(self, features: Features, batch: Batch):
+        self.observed["spread"] = 7 * self.head.sum()
+        return super().forward(features, batch)
+
+    def connect(self, others):
+        self.connected.append(dict(others))
+
+    def heads(self):
+        return {self.name: 2 * self.head}
+
+
+class Worded(Guided):
+    needs = frozenset({"words", "teacher"})
 
 
 def never_built(dimensions):
@@ -106,6 +132,123 @@ def test_before_its_start_epoch_a_head_is_moved_by_nothing_not_even_weight_decay
         assert torch.equal(head, start) == (epoch < 2)
 
 
+def test_weight_rises_in_equal_steps_over_the_warm_up():
+    terms = {
+        "identity": entry(IDENTITY, weight=0.5),
+        "slow": entry(partial(Constant, value=8.0), weight=2.0, start_epoch=2, warmup_epochs=3),
+        "early": entry(partial(Constant, value=1.0), warmup_epochs=1),
+    }
+    total = Total(terms, DIMENSIONS)
+    by_hand = [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [total.weight("slow", epoch) for epoch in range(8)] == [2 * share for share in by_hand]
+    assert [total.weight("identity", epoch) for epoch in range(3)] == [0.5] * 3
+    assert [total.weight("early", epoch) for epoch in range(3)] == [0.5, 1, 1]
+    for epoch, share in enumerate(by_hand):
+        losses = total(features(points()), LABELS, epoch)
+        assert ("slow" in losses.raw) == (share > 0)
+        if share:
+            assert losses.raw["slow"].item() == 8
+            assert losses.weighted["slow"].item() == 2 * share * 8
+
+
+def test_without_a_warm_up_a_term_has_its_weight_from_its_start_epoch_on():
+    terms = {"i": entry(IDENTITY), "x": entry(partial(Constant, value=1.0), weight=3.0, start_epoch=2)}
+    total = Total(terms, DIMENSIONS)
+    assert [total.weight("x", epoch) for epoch in range(4)] == [0, 0, 3, 3]
+
+
+def test_needs_are_those_of_all_terms_that_have_a_weight_and_nothing_is_built_to_know_them():
+    class Unbuildable(Guided):
+        def __init__(self, dimensions):
+            never_built(dimensions)
+
+    terms = {"i": entry(IDENTITY), "w": entry(partial(partial(Worded), value=1.0)), "b": entry(Unbuildable)}
+    assert needs(terms) == {"words", "teacher", "bodies"}
+    terms["w"]["weight"] = 0
+    assert needs(terms) == {"teacher", "bodies"}
+    terms["b"]["weight"] = 0.0
+    assert needs(terms) == frozenset()
+
+
+def test_needs_are_refused_for_an_entry_that_the_total_refuses():
+    with pytest.raises(InputError, match=r"loss\.w\.weight is -1"):
+        needs({"w": entry(Worded, weight=-1)})
+
+
+def test_what_terms_observe_comes_through_under_their_names_and_without_gradient():
+    total = Total({"identity": entry(IDENTITY), "a": entry(Guided, weight=0.1)}, DIMENSIONS)
+    losses = total(features(points()), LABELS, epoch=0)
+    assert {name: value.item() for name, value in losses.observed.items()} == {"a/spread": 35}
+    assert not losses.observed["a/spread"].requires_grad
+    assert "a/spread" not in losses.raw
+
+
+def test_a_term_before_its_start_observes_nothing():
+    total = Total({"identity": entry(IDENTITY), "a": entry(Guided, start_epoch=1)}, DIMENSIONS)
+    assert total(features(points()), LABELS, epoch=0).observed == {}
+
+
+def test_heads_are_those_of_all_terms_and_copies_without_gradient():
+    terms = {
+        "identity": entry(IDENTITY),
+        "a": entry(Guided),
+        "b": entry(partial(Guided, name="shape.weight")),
+    }
+    total = Total(terms, DIMENSIONS)
+    shipped = total.heads()
+    assert {name: tensor.tolist() for name, tensor in shipped.items()} == {
+        "joint.weight": [4, 6],
+        "shape.weight": [4, 6],
+    }
+    assert not any(tensor.requires_grad for tensor in shipped.values())
+    shipped["joint.weight"].zero_()
+    assert total.terms["a"].head.tolist() == [2, 3]
+
+
+def test_single_terms_add_up_to_the_total_and_carry_gradient():
+    terms = {
+        "identity": entry(IDENTITY, weight=0.5),
+        "clothes": entry(CLOTHES, weight=2.0),
+        "off": entry(IDENTITY, weight=0),
+    }
+    total = Total(terms, DIMENSIONS)
+    losses = total(features(points()), LABELS, epoch=0)
+    assert list(losses.terms) == ["identity", "clothes"]
+    torch.testing.assert_close(sum(losses.terms.values()), losses.total)
+    parts = [value for name, value in losses.weighted.items() if name.startswith("clothes/")]
+    assert len(parts) > 1
+    torch.testing.assert_close(losses.terms["clothes"].detach(), torch.stack(parts).sum())
+    head = total.terms["identity"].head.weight
+    (alone,) = torch.autograd.grad(losses.terms["identity"], head, retain_graph=True)
+    (whole,) = torch.autograd.grad(losses.total, head)
+    torch.testing.assert_close(alone, whole)
+    assert alone.abs().sum() > 0
+
+
+def test_every_term_is_connected_once_with_all_terms_that_were_built():
+    terms = {"a": entry(Guided), "x": entry(never_built, weight=0), "identity": entry(IDENTITY)}
+    total = Total(terms, DIMENSIONS)
+    (others,) = total.terms["a"].connected
+    assert list(others) == ["a", "identity"]
+    assert others["identity"] is total.terms["identity"]
+
+
+def test_features_of_bodies_are_widened_too():
+    class Reads(Term):
+        def __init__(self, dimensions):
+            super().__init__()
+
+        def forward(self, features: Features, batch: Batch):
+            seen.append(batch.bodies.features)
+            return features.embedding.sum()
+
+    seen: list[Features] = []
+    half = features(points().bfloat16())
+    bodies = Bodies(torch.empty(0), torch.zeros(4, 1), torch.arange(4), half)
+    Total({"r": entry(Reads)}, DIMENSIONS)(half, LABELS._replace(bodies=bodies), epoch=0)
+    assert seen[0].embedding.dtype == seen[0].pooled.dtype == torch.float32
+
+
 def test_unscheduled_parameters_are_those_the_terms_declare():
     total = Total({"identity": entry(IDENTITY), "clothes": entry(CLOTHES)}, DIMENSIONS)
     assert [id(p) for p in total.unscheduled_parameters()] == [id(total.terms["clothes"].head.weight)]
@@ -149,10 +292,12 @@ def test_losses_are_computed_in_float32_inside_autocast():
 
 
 def test_entries_may_come_as_hydra_config_nodes():
-    node = OmegaConf.create({"identity": {"weight": 1, "start_epoch": 0}}, flags={"allow_objects": True})
+    node = OmegaConf.create(
+        {"identity": {"weight": 1, "start_epoch": 0, "warmup_epochs": 0}}, flags={"allow_objects": True}
+    )
     node.identity.term = IDENTITY
     total = Total(node, DIMENSIONS)
-    assert total.weights == {"identity": 1.0}
+    assert total.weight("identity", 0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -164,10 +309,15 @@ def test_entries_may_come_as_hydra_config_nodes():
         ({"i": entry(IDENTITY, weight=float("nan"))}, r"loss\.i\.weight is nan"),
         ({"i": entry(IDENTITY, weight="much")}, r"loss\.i\.weight is much"),
         ({"i": entry(IDENTITY, start_epoch=-1)}, r"loss\.i\.start_epoch is -1"),
+        ({"i": entry(IDENTITY, start_epoch=0.5)}, r"loss\.i\.start_epoch is 0\.5"),
+        ({"i": entry(IDENTITY, warmup_epochs=-1)}, r"loss\.i\.warmup_epochs is -1; give a whole number"),
+        ({"i": entry(IDENTITY, warmup_epochs=1.5)}, r"loss\.i\.warmup_epochs is 1\.5"),
+        ({"i": entry(IDENTITY, warmup_epochs="two")}, r"loss\.i\.warmup_epochs is two"),
+        ({"i": entry(IDENTITY, warmup_epochs=None)}, r"loss\.i\.warmup_epochs is None"),
         ({"i": entry(IDENTITY, start_epoch=1)}, "no loss takes part from epoch 0"),
         ({"i": entry(partial(IDENTITY, smothing=0.1))}, r"loss\.i\.term: .*smothing"),
         ({"i": entry(partial(CrossEntropy))}, r"loss\.i\.term: .*smoothing"),
-        ({"i": {"weight": 1.0, "term": IDENTITY}}, r"loss\.i .*missing or unknown: start_epoch"),
+        ({"i": {"weight": 1.0, "term": IDENTITY}}, r"loss\.i .*missing or unknown: start_epoch, warmup_epochs"),
         ({"i": {**entry(IDENTITY), "wieght": 2.0}}, r"loss\.i .*missing or unknown: wieght"),
     ],
 )

@@ -70,11 +70,11 @@ class LocalAlignment(Term):
         self.positions = _choice("positions", positions, ("uniform", "activation"))
         self.tokens = _choice("tokens", tokens, ("uniform", "margin"))
         self.by = words.by
-        wordless = (words.index < 0).all(1).nonzero().flatten().tolist()
+        wordless = (words.tokens < 0).all(1).nonzero().flatten().tolist()
         if wordless:
             whose = "people" if self.by == "person" else "pictures"
             raise InputError(
-                f"LocalAlignment: {len(wordless)} of {len(words.index)} {whose} have no text token, the first is "
+                f"LocalAlignment: {len(wordless)} of {len(words.tokens)} {whose} have no text token, the first is "
                 f"number {wordless[0]}; label them, or leave them out of the training"
             )
         if centre and len(words.words) < 2:
@@ -90,7 +90,7 @@ class LocalAlignment(Term):
         for name, values in {
             "centre": mean,
             "table": F.normalize(words.embeddings - mean, dim=1),
-            "index": words.index,
+            "index": words.tokens,
             "confidence": words.confidence,
             "words": words.words,
         }.items():

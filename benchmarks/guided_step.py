@@ -1,0 +1,148 @@
+"""What guidance costs: a training step of the full method against one of `ce`, at equal numbers of pictures.
+
+    python benchmarks/guided_step.py [--student small|resnet50] [--rounds 7]
+
+`ce` sees 5/4 B people's pictures; the full method B of them and B/4 bodies, with the teacher's embeddings from a
+cache in memory, transport to sixteen words, global alignment and the 3D regulariser. Forward, backward and Adam; no
+loading. Both kinds of batch norm for the second stream. Interleaved, medians, ratios from one run; parts of the loss
+alone, forward and backward, from the same features.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from clip3dreid.body.smpl import load_body
+from clip3dreid.config import conf_dir, register
+from clip3dreid.loss.total import Total
+from clip3dreid.model.embedding_cache import MemoryCache, TeacherEmbeddings
+from clip3dreid.model.normalisation import statistics_kept
+from clip3dreid.tables import print_table
+from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace, TeacherSpace, TextTargets
+
+SETTINGS = {
+    # experiment, size, people's pictures of the full method, teacher's width
+    "small": ("demo", (128, 64), 64, 128),
+    "resnet50": ("ltcc", (384, 192), 16, 768),
+}
+PEOPLE, WORDS, GROUPS = 77, 49, 16
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def batch_of(count: int, height: int, width: int, bodies: int) -> Batch:
+    person = torch.arange(count) // 4 % PEOPLE
+    second = Bodies(torch.rand(bodies, 3, height, width), torch.randn(bodies, 10), torch.arange(bodies))
+    row = torch.arange(count)
+    images = torch.rand(count, 3, height, width)
+    return Batch(images, person, person, row, row, bodies=second if bodies else None)
+
+
+def median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--student", choices=SETTINGS, default="small")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    experiment, (height, width), people, joint = SETTINGS[arguments.student]
+    bodies = people // 4
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        full = compose("train", [f"+experiment={experiment}", "data.root=x", "method=clip3dreid"])
+        plain = compose("train", [f"+experiment={experiment}", "data.root=x", "method=ce"])
+    torch.manual_seed(0)
+    table = torch.randint(WORDS, (PEOPLE, GROUPS))
+    body = load_body("anny_light")
+    guides = {
+        "words": TextTargets(
+            unit(WORDS, joint), table, torch.ones(PEOPLE, GROUPS), "person", unit(WORDS, joint)
+        ),
+        "teacher": TeacherSpace(joint, torch.zeros(joint)),
+        "shape": ShapeSpace(body.template, body.shape_directions, torch.zeros(10), torch.ones(10), bodies),
+    }
+    teacher = TeacherEmbeddings(cache=MemoryCache(unit(people, joint)))
+
+    def prepare(cfg: object, guided: bool) -> tuple[torch.nn.Module, Total, torch.optim.Optimizer]:
+        student = instantiate(cfg.model.student)  # type: ignore[attr-defined]
+        if cfg.channels_last:  # type: ignore[attr-defined]
+            student.to(memory_format=torch.channels_last)
+        dimensions = Dimensions(student.channels, student.width, PEOPLE, torch.empty(0, dtype=torch.int64))
+        losses = Total(instantiate(cfg.loss), dimensions._replace(**guides) if guided else dimensions)  # type: ignore[attr-defined]
+        return student, losses, torch.optim.Adam([*student.parameters(), *losses.parameters()], 1e-4)
+
+    alone = prepare(plain, guided=False)
+    alone_batch = batch_of(people + bodies, height, width, 0)
+    guided = prepare(full, guided=True)
+    guided_batch = batch_of(people, height, width, bodies)
+
+    def see(student: torch.nn.Module, batch: Batch, shared: bool) -> tuple[Features, Batch]:
+        if batch.bodies is None:
+            return student(batch.images), batch
+        if shared:
+            both = student(torch.cat([batch.images, batch.bodies.images]))
+            features, seen = (
+                Features(*parts) for parts in zip(*(x.split(people) for x in both), strict=True)
+            )
+        else:
+            features = student(batch.images)
+            with statistics_kept(student):
+                seen = student(batch.bodies.images)
+        return features, batch._replace(bodies=batch.bodies._replace(features=seen))
+
+    def step(what: tuple, batch: Batch, shared: bool = False) -> None:
+        student, losses, optimizer = what
+        if batch.bodies is not None:
+            batch = batch._replace(teacher=teacher(batch))
+        features, batch = see(student, batch, shared)
+        losses(features, batch, 0).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    features, seen = see(guided[0], guided_batch._replace(teacher=teacher(guided_batch)), shared=False)
+    leaf = Features(*(part.detach().requires_grad_() for part in features))
+    inner = seen.bodies
+    assert inner is not None
+    assert inner.features is not None
+    own = Features(*(part.detach().requires_grad_() for part in inner.features))
+    cut = seen._replace(bodies=inner._replace(features=own))
+
+    def part(name: str) -> None:
+        value = guided[1].terms[name](leaf, cut)
+        (sum(value.values()) if isinstance(value, dict) else value).backward()
+
+    def cached() -> None:
+        teacher(guided_batch)
+
+    jobs: dict[str, Callable[[], None]] = {
+        "ce": lambda: step(alone, alone_batch),
+        "full, separate": lambda: step(guided, guided_batch),
+        "full, shared": lambda: step(guided, guided_batch, shared=True),
+        "teacher's cache": cached,
+        **{f"term {name}": (lambda name=name: part(name)) for name in guided[1].terms},
+    }
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(arguments.rounds + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if number:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    rows = [[name, 1e3 * median(t), f"{median(t) / median(times['ce']):.3f}"] for name, t in times.items()]
+    what = f"{people} pictures and {bodies} bodies, {height}x{width}, {torch.get_num_threads()} threads"
+    print_table(f"{arguments.student}: {what}", ["", "ms", "of a ce step"], rows)
+
+
+if __name__ == "__main__":
+    main()
