@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip3dreid.embed import label_tokens
+from clip3dreid.embed import text_targets
 from clip3dreid.errors import InputError
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
@@ -25,6 +25,7 @@ VOCABULARY = Vocabulary(
     {"templates": ["{phrase}", "a photo of {phrase}"]},
 )
 CHOSEN = np.array([[1, 2], [0, 3], [1, 2]])
+SURE = np.array([[0.25, 0.75], [1, 2], [0, 0]], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +38,87 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 
 
 def test_descriptors_are_the_mean_of_a_words_prompts(teacher: Teacher) -> None:
-    states, mask = label_tokens(teacher, VOCABULARY, CHOSEN, "descriptor")
-    assert states.shape == (3, 2, teacher.width)
-    assert mask.all()
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="descriptor", by="person")
+    assert targets.embeddings.shape == (4, teacher.width)
+    assert targets.embeddings.dtype == torch.float32
+    # Broad shoulders are the third of all words.
     said = ["a person with broad shoulders", "a photo of a person with broad shoulders"]
     mean = torch.nn.functional.normalize(teacher.embed_texts(said).mean(0), dim=0)
-    torch.testing.assert_close(states[0, 1], mean)
-    torch.testing.assert_close(states[0], states[2])
+    torch.testing.assert_close(targets.embeddings[2], mean)
+    assert targets.tokens.tolist() == CHOSEN.tolist()
+    assert targets.tokens.dtype == torch.int64
+    assert targets.confidence.tolist() == SURE.tolist()
+    assert targets.confidence.dtype == torch.float32
+    assert targets.by == "person"
 
 
 def test_words_are_the_states_of_the_composed_sentence(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clip3dreid.embed.TEXTS_AT_ONCE", 1)
-    states, mask = label_tokens(teacher, VOCABULARY, CHOSEN, "words")
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="words", by="row")
     sentences = ["a tall person with broad shoulders", "a short person with narrow shoulders"]
+    lengths = []
     for row, text in ((0, sentences[0]), (1, sentences[1]), (2, sentences[0])):
         alone = teacher.embed_tokens([text])
-        torch.testing.assert_close(states[row][mask[row]], alone.states[0][alone.mask[0]])
+        expected = alone.states[0][alone.mask[0]]
+        lengths.append(len(expected))
+        own = targets.tokens[row]
+        torch.testing.assert_close(targets.embeddings[own[: len(expected)]], expected)
+        # What is left over belongs to nobody.
+        assert (own[len(expected) :] == -1).all()
+    assert targets.tokens.shape == (3, max(lengths))
+    assert targets.by == "row"
+    # People of the same words share their tokens; every token is somebody's.
+    assert targets.tokens[0].tolist() == targets.tokens[2].tolist()
+    assert sorted(set(targets.tokens.flatten().tolist()) - {-1}) == list(range(len(targets.embeddings)))
+    assert len(targets.embeddings) == lengths[0] + lengths[1]
+
+
+def test_shorter_sentences_are_padded(teacher: Teacher) -> None:
+    longer = Vocabulary(
+        {
+            "stature": {
+                "measure": "stature",
+                "words": ["short", "tall"],
+                "cuts": [50],
+                "phrase": "a {word} {person}",
+            },
+            "shoulders": {"measure": "shoulders", "words": ["broad shoulders", "arms"], "cuts": [50]},
+        },
+        {"templates": ["{phrase}"]},
+    )
+    targets = text_targets(teacher, longer, CHOSEN, SURE, mode="words", by="person")
+    counts = [int(teacher.embed_tokens([text]).mask.sum()) for text in (
+        "a tall person with broad shoulders", "a short person with arms"
+    )]  # fmt: skip
+    assert counts[0] != counts[1]
+    assert (targets.tokens >= 0).sum(1).tolist() == [counts[0], counts[1], counts[0]]
+    assert targets.tokens.shape == (3, max(counts))
+
+
+def test_every_token_of_a_sentence_is_as_sure_as_its_words_are_on_average(teacher: Teacher) -> None:
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="words", by="person")
+    assert targets.confidence.shape == targets.tokens.shape
+    for row, mean in enumerate([(0.25 + 0.75) / 2, (1 + 2) / 2, 0]):
+        assert targets.confidence[row].tolist() == [mean] * targets.tokens.shape[1]
+
+
+@pytest.mark.parametrize("mode", ["descriptor", "words"])
+def test_the_whole_vocabulary_comes_along(mode: str, teacher: Teacher) -> None:
+    targets = text_targets(teacher, VOCABULARY, CHOSEN[:1], SURE[:1], mode=mode, by="person")
+    assert targets.words.shape == (4, teacher.width)
+    for row, (_, word) in enumerate(VOCABULARY.flat):
+        phrase = f"a {word} person" if row < 2 else f"a person with {word}"
+        mean = teacher.embed_texts([phrase, f"a photo of {phrase}"]).mean(0)
+        torch.testing.assert_close(targets.words[row], torch.nn.functional.normalize(mean, dim=0))
+    for vectors in (targets.words, targets.embeddings):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
 
 
 def test_an_unknown_mode_is_refused(teacher: Teacher) -> None:
-    with pytest.raises(InputError, match="token mode sentence is unknown; choose descriptor or words"):
-        label_tokens(teacher, VOCABULARY, CHOSEN, "sentence")
+    with pytest.raises(InputError, match=r"labels\.tokens=sentence is unknown; choose descriptor or words"):
+        text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="sentence", by="person")
 
 
 def test_a_sentence_longer_than_the_teacher_reads_is_named(teacher: Teacher, tmp_path: Path) -> None:
@@ -67,4 +126,4 @@ def test_a_sentence_longer_than_the_teacher_reads_is_named(teacher: Teacher, tmp
         {"stature": {"measure": "stature", "words": ["short" * 30, "tall"], "cuts": [50]}},
     )
     with pytest.raises(InputError, match="reads texts of at most 32 tokens"):
-        label_tokens(teacher, long, np.array([[0]]), "words")
+        text_targets(teacher, long, np.array([[0]]), np.ones((1, 1), np.float32), mode="words", by="person")

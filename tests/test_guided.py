@@ -39,6 +39,19 @@ def test_without_weights_the_full_method_is_ce_bit_for_bit(
     assert column(tmp_path / "ce", "loss/total") == column(tmp_path / "zero", "loss/total")
 
 
+def test_pictures_kept_in_memory_train_the_same_model(
+    ltcc_root: Path, invoke: Command, guided: tuple[str, ...], tmp_path: Path
+) -> None:
+    for run, kept in (("read", "false"), ("kept", "true")):
+        done = invoke(
+            "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,body]", *guided, run=run),
+            f"loader.keep_pictures={kept}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    read, held = weights(tmp_path / "read"), weights(tmp_path / "kept")
+    assert all(torch.equal(read[name], held[name]) for name in read)
+
+
 @pytest.fixture(scope="module")
 def full(ltcc_root: Path, guided: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the full method, with gradients of every term measured at every step."""
@@ -158,7 +171,9 @@ def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
     for number, more in enumerate(("labels.level=image", "labels.tokens=words")):
         done = invoke(
             "train",
-            *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided, more, run=f"run{number}"),
+            *arguments(
+                ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided, more, run=f"run{number}"
+            ),
         )
         assert done.returncode == 0, done.stderr
 

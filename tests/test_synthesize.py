@@ -17,6 +17,8 @@ from hydra.utils import get_object, instantiate
 from PIL import Image
 
 from clip3dreid.config import conf_dir
+from clip3dreid.data.bodies import read_bodies
+from clip3dreid.errors import InputError
 from tests.conftest import TINY, Command
 from tests.test_conf import check_bindings, composed
 
@@ -142,6 +144,16 @@ def test_textureless_bodies_come_with_their_shapes(worlds: Path, invoke: Command
         column for column in truth.columns if column.startswith("outfit_") and column != "outfit_index"
     ]
     assert Image.open(root / truth["path"][0]).size == (16, 32)
+    for split, bodies in (("train", 3), ("test", 2)):
+        table = read_bodies(root, split)
+        assert table.body.tolist() == np.repeat(np.arange(bodies), 2).tolist()
+        assert table.betas.shape == (2 * bodies, 10)
+        assert all(path.is_file() for path in table.files)
+
+
+def test_clothed_worlds_are_no_textureless_bodies(worlds: Path, invoke: Command) -> None:
+    with pytest.raises(InputError, match="shows clothed people"):
+        read_bodies(world("ltcc", worlds, invoke))
 
 
 def test_the_bytes_do_not_depend_on_the_workers(worlds: Path, invoke: Command, tmp_path: Path) -> None:

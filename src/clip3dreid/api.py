@@ -15,12 +15,12 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
-from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit
+from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit, upright_rgb
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.model.student import Student
@@ -660,9 +660,6 @@ def _checked(pictures: Tensor, which: str) -> Tensor:
 def _from_pillow(image: Image.Image, number: int) -> Pixels:
     """As `read_rgb` has it from a file: upright, 16-bit grey scaled down, transparency dropped."""
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            return np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3, axis=-1)
-        return np.array(image.convert("RGB"))
+        return upright_rgb(image)
     except Exception as error:  # files are decoded only here, and decoders raise a dozen types
         raise InputError(f"picture {number} cannot be decoded: {' '.join(str(error).split())}") from error

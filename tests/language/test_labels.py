@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -358,21 +359,51 @@ def test_other_parquet_files_and_suffixes_are_refused(tmp_path: Path) -> None:
 
 def test_tokens_point_into_the_flat_list_for_people_in_the_order_asked_for() -> None:
     own = labels()
-    found = tokens(own, ["b/7", "a/12", "a/7", "b/7"], VOCABULARY)
-    assert found.shape == (4, 2)
-    assert found.dtype == np.int64
-    words = {(d, p, g): w for d, p, g, w, *_ in own.table.iter_rows()}
+    names = ["b/7", "a/12", "a/7", "b/7"]
+    chosen, margin = tokens(own, names, VOCABULARY)
+    assert chosen.shape == margin.shape == (4, 2)
+    assert (chosen.dtype, margin.dtype) == (np.int64, np.float32)
+    rows = {(row["data_set"], row["person"], row["group"]): row for row in own.table.iter_rows(named=True)}
     flat = VOCABULARY.flat
-    for name, numbers in zip(["b/7", "a/12", "a/7", "b/7"], found, strict=True):
+    for name, numbers, leads in zip(names, chosen, margin, strict=True):
         data_set, person = name.split("/")
-        assert [flat[number] for number in numbers] == [
-            (group, words[data_set, person, group]) for group in VOCABULARY.groups
-        ]
+        expected = [rows[data_set, person, group] for group in VOCABULARY.groups]
+        assert [flat[number] for number in numbers] == [(row["group"], row["word"]) for row in expected]
+        np.testing.assert_allclose(leads, [row["margin"] for row in expected], rtol=1e-6)
+
+
+def test_tokens_that_a_person_chose_are_as_sure_as_one() -> None:
+    own = labels()
+    written = own.table.with_columns(
+        margin=pl.when((pl.col("person") == "12") & (pl.col("group") == "figure"))
+        .then(None)
+        .otherwise("margin")
+    )
+    plain, edited = (
+        tokens(dataclasses.replace(own, table=table), ["a/7", "a/12"], VOCABULARY)
+        for table in (own.table, written)
+    )
+    assert np.array_equal(plain[0], edited[0])
+    assert edited[1][1].tolist() == [plain[1][1, 0], 1.0]
+    assert edited[1][0].tolist() == plain[1][0].tolist()
+
+
+def test_tokens_do_not_depend_on_the_order_of_the_table() -> None:
+    own = labels()
+    turned = dataclasses.replace(own, table=own.table.reverse())
+    for one, other in zip(
+        tokens(own, ["a/7", "b/7"], VOCABULARY), tokens(turned, ["a/7", "b/7"], VOCABULARY), strict=True
+    ):
+        assert np.array_equal(one, other)
 
 
 def test_tokens_of_pictures_are_found_by_their_path() -> None:
-    found = tokens(labels("image"), ["a/3.png", "b/2.png"], VOCABULARY)
-    assert found.shape == (2, 2)
+    own = labels("image")
+    chosen, margin = tokens(own, ["a/3.png", "b/2.png"], VOCABULARY)
+    for row, name in enumerate(["3.png", "2.png"]):
+        found = own.table.filter(pl.col("path") == name)
+        assert [VOCABULARY.flat[number][1] for number in chosen[row]] == found["word"].to_list()
+        np.testing.assert_allclose(margin[row], found["margin"], rtol=1e-6)
 
 
 def test_people_without_labels_are_named_and_counted() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
 from torch.nn import functional as F
 
 from clip3dreid.loss.term import Term

@@ -35,7 +35,9 @@ def shown(betas, embedding=None, person=(0, 1)) -> Batch:
     return batch(person)._replace(bodies=bodies)
 
 
-def answering(at: Dimensions, *answer: float, vertex_weight=1.0, scale="metres", consistency=0.0) -> BodyShape:
+def answering(
+    at: Dimensions, *answer: float, vertex_weight=1.0, scale="metres", consistency=0.0
+) -> BodyShape:
     """The term, its head giving one standardised answer to everything."""
     term = BodyShape(at, vertex_weight=vertex_weight, scale=scale, consistency=consistency)
     with torch.no_grad():
@@ -58,9 +60,11 @@ WIDER = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 0, 0]])[..., None]
 
 def test_a_head_that_always_answers_with_the_mean_body_costs_one():
     # Coefficients whose scales differ a thousandfold count alike.
-    betas = random_embedding(50, 3).float() * torch.tensor([1000.0, 1.0, 0.5]) + torch.tensor([3.0, -7.0, 0.0])
+    betas = random_embedding(50, 3).float() * torch.tensor([1000.0, 1.0, 0.5]) + torch.tensor(
+        [3.0, -7.0, 0.0]
+    )
     mean, deviation = betas.mean(0), betas.std(0, correction=0)
-    shape = ShapeSpace(torch.randn(4, 3), torch.randn(4, 3, 3), mean, deviation, 50)
+    shape = ShapeSpace(TRIANGLE, WIDER.repeat(1, 1, 3), mean, deviation, 50)
     term = answering(shaped(shape), 0.0, 0.0, 0.0, vertex_weight=0.0)
     assert term(PEOPLE, shown(betas.tolist()))["beta"].item() == pytest.approx(1, rel=1e-5)
 
@@ -121,14 +125,14 @@ def test_a_wider_body_costs_in_proportion_to_its_stature():
 @pytest.mark.parametrize("scale", ["stature", "metres"])
 def test_millimetres_at_true_size_are_observed_beside_those_of_the_mean_body(scale):
     shape = space(TRIANGLE, WIDER, mean=[0.25], deviation=[0.5])
-    # Found 0.25 + 0.5 = 0.75; true 1 and 0.
+    # Found 0.25 + 0.5 = 0.75; true 1 and 2.
     for weight in (0.0, 5.0):
         term = answering(shaped(shape), 1.0, vertex_weight=weight, scale=scale)
-        parts = term(PEOPLE, shown([[1.0], [0.0]]))
+        parts = term(PEOPLE, shown([[1.0], [2.0]]))
         assert set(parts) == ({"beta", "vertex"} if weight else {"beta"})
         observed = {name: value.item() for name, value in term.observed.items()}
         assert observed == pytest.approx(
-            {"vertex_mm": 1000 * (0.25 + 0.75) / 6, "mean_body_mm": 1000 * (0.75 + 0.25) / 6}, rel=1e-5
+            {"vertex_mm": 1000 * (0.25 + 1.25) / 6, "mean_body_mm": 1000 * (0.75 + 1.75) / 6}, rel=1e-5
         )
         assert not any(value.requires_grad for value in term.observed.values())
 
@@ -177,9 +181,7 @@ def test_consistency_alone_reaches_the_people_s_pictures():
     own = labels.bodies.features.embedding.requires_grad_()
     parts = BodyShape(at, vertex_weight=1.0, scale="stature", consistency=1.0)(people, labels)
     for name, part in parts.items():
-        gradients = torch.autograd.grad(
-            part, [people.embedding, own], retain_graph=True, allow_unused=True
-        )
+        gradients = torch.autograd.grad(part, [people.embedding, own], retain_graph=True, allow_unused=True)
         assert [gradient is not None for gradient in gradients] == (
             [True, False] if name == "consistency" else [False, True]
         )

@@ -76,8 +76,12 @@ def test_lengths_do_not_matter():
     scale = torch.tensor([[0.01], [5.0], [300.0]]).double()
     term, person = aligned(taught(4)), [0, 1, 1]
     plain = term(features(student), labelled(person, teacher)).item()
-    assert term(features(scale * student), labelled(person, teacher)).item() == pytest.approx(plain, rel=1e-12)
-    assert term(features(student), labelled(person, scale * teacher)).item() == pytest.approx(plain, rel=1e-12)
+    assert term(features(scale * student), labelled(person, teacher)).item() == pytest.approx(
+        plain, rel=1e-12
+    )
+    assert term(features(student), labelled(person, scale * teacher)).item() == pytest.approx(
+        plain, rel=1e-12
+    )
 
 
 def test_pooled_feature_may_be_projected_in_the_embedding_s_place():
@@ -95,7 +99,10 @@ def test_gradient_of_the_alignment(centre):
 
 
 def test_gradient_reaches_student_and_head_and_not_the_teacher():
-    student, teacher = random_embedding(3, 4).requires_grad_(), random_embedding(3, 4, seed=2).requires_grad_()
+    student, teacher = (
+        random_embedding(3, 4).requires_grad_(),
+        random_embedding(3, 4, seed=2).requires_grad_(),
+    )
     term = GlobalAlignment(taught(4), source="embedding", centre=True).double()
     term(features(student), labelled([0, 1, 1], teacher)).backward()
     assert (student.grad.abs().sum(1) > 0).all()
@@ -120,7 +127,7 @@ def test_alignment_observes_how_far_apart_people_lie_after_the_projection():
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(InputError, match="^GlobalAlignment: source is map; choose embedding or pooled$"):
+    with pytest.raises(InputError, match=r"^GlobalAlignment: source is map; choose embedding or pooled$"):
         GlobalAlignment(taught(2), source="map", centre=False)
 
 
@@ -186,6 +193,7 @@ def distilled(
     return term, classifier
 
 
+@torch.no_grad()
 def plain_parts(term, classifier, embedding, teacher, *, temperature, margin, smoothing):
     """Both parts picture by picture, with nothing but softmax."""
     reduced = teacher @ term.reduce[0].weight.T + term.reduce[0].bias
@@ -235,7 +243,10 @@ def test_divergence_is_0_where_the_student_s_logits_are_the_head_s():
 
 def test_a_constant_added_to_all_logits_changes_no_divergence():
     term, classifier = distilled()
-    points, labels = features(random_embedding(6, 3, seed=1)), labelled(PERSON, random_embedding(6, 4, seed=2))
+    points, labels = (
+        features(random_embedding(6, 3, seed=1)),
+        labelled(PERSON, random_embedding(6, 4, seed=2)),
+    )
     before = term(points, labels)["kl"].item()
     with torch.no_grad():
         classifier.head.bias += 5
@@ -307,7 +318,8 @@ def test_the_student_s_classifier_is_trained_and_kept_once():
         return {"term": term, "weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}
 
     total = Total(
-        {"global": entry(kl), "identity": entry(lambda dimensions: CrossEntropy(dimensions, smoothing=0.1))}, at
+        {"global": entry(kl), "identity": entry(lambda dimensions: CrossEntropy(dimensions, smoothing=0.1))},
+        at,
     )
     parameters = [id(parameter) for parameter in total.parameters()]
     assert len(set(parameters)) == len(parameters) == 8

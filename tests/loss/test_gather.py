@@ -33,7 +33,8 @@ TERMS = {
     "clothes_adversarial": partial(ClothesAdversarial, scale=8.0, epsilon=0.1),
     "clothes_memory": partial(ClothesMemory, scale=8.0, epsilon=0.1, momentum=0.5),
 }
-LATE = {"late": {"term": TERMS["arcface"], "weight": 1.0, "start_epoch": 5}}
+AT_ONCE = {"weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}
+LATE = {"late": {"term": TERMS["arcface"], **AT_ONCE, "start_epoch": 5}}
 
 # People and outfits are spread over the halves, one person has a single picture, and unknown outfits lie
 # unevenly: what a process can see of the batch alone gives another loss.
@@ -49,7 +50,7 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.student = nn.Linear(5, 6)
-        entries = {name: {"term": term, "weight": 1.0, "start_epoch": 0} for name, term in TERMS.items()}
+        entries = {name: {"term": term, **AT_ONCE} for name, term in TERMS.items()}
         self.losses = Total({**entries, **LATE}, dimensions(6, 3, OWNERS))
 
     def forward(self, rows: slice):

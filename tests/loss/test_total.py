@@ -57,7 +57,7 @@ class Guided(Constant):
         self.connected.append(dict(others))
 
     def heads(self):
-        return {self.name: 2 * self.head}
+        return {self.name: self.head}
 
 
 class Worded(Guided):
@@ -197,8 +197,8 @@ def test_heads_are_those_of_all_terms_and_copies_without_gradient():
     total = Total(terms, DIMENSIONS)
     shipped = total.heads()
     assert {name: tensor.tolist() for name, tensor in shipped.items()} == {
-        "joint.weight": [4, 6],
-        "shape.weight": [4, 6],
+        "joint.weight": [2, 3],
+        "shape.weight": [2, 3],
     }
     assert not any(tensor.requires_grad for tensor in shipped.values())
     shipped["joint.weight"].zero_()
@@ -317,7 +317,10 @@ def test_entries_may_come_as_hydra_config_nodes():
         ({"i": entry(IDENTITY, start_epoch=1)}, "no loss takes part from epoch 0"),
         ({"i": entry(partial(IDENTITY, smothing=0.1))}, r"loss\.i\.term: .*smothing"),
         ({"i": entry(partial(CrossEntropy))}, r"loss\.i\.term: .*smoothing"),
-        ({"i": {"weight": 1.0, "term": IDENTITY}}, r"loss\.i .*missing or unknown: start_epoch, warmup_epochs"),
+        (
+            {"i": {"weight": 1.0, "term": IDENTITY}},
+            r"loss\.i .*missing or unknown: start_epoch, warmup_epochs",
+        ),
         ({"i": {**entry(IDENTITY), "wieght": 2.0}}, r"loss\.i .*missing or unknown: wieght"),
     ],
 )

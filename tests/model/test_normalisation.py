@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.normalisation import freeze, use_ghost
+from clip3dreid.model.normalisation import freeze, statistics_kept, use_ghost
 
 
 def network() -> nn.Sequential:
@@ -99,3 +99,90 @@ def test_a_parameter_kept_from_training_stays_so():
 def test_a_group_of_one_is_refused():
     with pytest.raises(InputError, match="ghost_group 1"):
         use_ghost(network(), 1)
+
+
+def as_it_is(module: nn.Module) -> None:
+    """No change."""
+
+
+CHANGES = [as_it_is, lambda module: use_ghost(module, 4), freeze]
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def prepared(change) -> nn.Sequential:
+    """A network in training whose running statistics are no longer those it started with."""
+    module = network()
+    module(3 + pictures(16))
+    change(module)
+    return module.train()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kept_statistics_and_counters_stay_to_the_bit(change):
+    module = prepared(change)
+    before = state(module)
+    assert {name.rsplit(".", 1)[1] for name in before} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+    with statistics_kept(module):
+        for _ in range(3):
+            module(pictures(8))
+    after = state(module)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kept_statistics_change_neither_outputs_nor_gradients(change):
+    module = prepared(change)
+    plain = copy.deepcopy(module)
+    images = pictures(8)
+    with statistics_kept(module):
+        found = module(images)
+    expected = plain(images)
+    assert torch.equal(found, expected)
+    found.pow(3).sum().backward()
+    expected.pow(3).sum().backward()
+    for (name, a), (_, b) in zip(module.named_parameters(), plain.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_statistics_move_again_after_the_block(change):
+    module = prepared(change)
+    plain = copy.deepcopy(module)
+    with statistics_kept(module):
+        module(pictures(8))
+    module(5 + pictures(8))
+    plain(5 + pictures(8))
+    for (name, a), (_, b) in zip(module.named_buffers(), plain.named_buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_statistics_move_again_after_an_exception():
+    module = prepared(as_it_is)
+    with pytest.raises(RuntimeError, match="in the block"), statistics_kept(module):
+        raise RuntimeError("in the block")
+    before = state(module)
+    module(pictures(8))
+    assert not any(torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
+
+
+def test_a_norm_that_never_tracked_anything_still_does_not():
+    module = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    with statistics_kept(module):
+        assert [norm.track_running_stats for norm in module] == [False, False]
+    assert [norm.track_running_stats for norm in module] == [False, True]
+
+
+def test_evaluation_inside_the_block_is_by_running_statistics():
+    module = prepared(as_it_is).eval()
+    expected = module(pictures(4))
+    with statistics_kept(module):
+        torch.testing.assert_close(module(pictures(4)), expected, rtol=0, atol=0)

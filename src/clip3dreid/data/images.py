@@ -57,18 +57,23 @@ def read_rgb(path: Path | str) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):
-                # Pillow's own conversion clips at 255 instead of scaling.
-                grey = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.stack([grey] * 3, axis=-1)
-            return np.asarray(image.convert("RGB"))
+            return upright_rgb(image)
     except Exception as error:  # decoders raise a dozen types on broken data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadablePicture(
             f"cannot read the picture {path}: {reason}; replace it, or leave it out with data.on_error=skip"
         ) from error
+
+
+def upright_rgb(image: Image.Image) -> Pixels:
+    """(H, W, 3) uint8 RGB of an image of Pillow; see `read_rgb`. Whatever a decoder raises comes through."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    return np.asarray(image.convert("RGB"))
 
 
 def find_unreadable(
