@@ -200,7 +200,13 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
     _, first = np.unique(table.body, return_index=True)
     mean, deviation = _moments(table.betas[first])
     shape = ShapeSpace(body.template, body.shape_directions, mean, deviation, table.bodies)
-    stream = BodyStream(table, int(cfg.bodies.batch), instantiate(cfg.bodies.view))
+    view = instantiate(cfg.bodies.view)
+    if (view.height, view.width) != (int(cfg.loader.height), int(cfg.loader.width)):
+        raise InputError(
+            f"bodies.view makes {view.height}x{view.width} pictures, loader.height and loader.width say "
+            f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
+        )
+    stream = BodyStream(table, int(cfg.bodies.batch), view)
     facts = {"name": body.name, "sha256": body_digest(str(cfg.body.path)), "num_betas": body.num_betas}
     return guides._replace(shape=shape, bodies=stream, facts={**guides.facts, "body": facts})
 

@@ -55,7 +55,8 @@ class BodyShape(Term):
     Parts: `beta`, squared error of the standardised coefficients, mean over them (1 for a head that always
     answers with the mean body); `vertex`, mean distance of the rest-pose vertices times `vertex_weight`;
     `consistency`, on the people's pictures, where its weight is above 0: variance within a person of the
-    standardised coefficients, mean over people and coefficients, times `consistency`. Observed: `vertex_mm`, the
+    standardised coefficients, mean over pictures and coefficients, times `consistency`: whatever the clothes, it is
+    the same body, and the bare bodies keep the answer from being the same for all. Observed: `vertex_mm`, the
     distance in millimetres at true size, and `mean_body_mm`, that of the mean body.
 
     Source: Liu et al., CVPR 2024 (CLIP3DReID), whose student reconstructs synthetic SMPL bodies. Ours are: the
