@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip3dreid.model.teacher import Teacher
-from tests.conftest import TINY, Command, write_bodies
+from tests.conftest import TINY, Command, write_bodies, write_ltcc
 from tests.test_train import column, rows, weights
 
 LTCC = ("data=ltcc", "epochs=2", *TINY)
@@ -129,6 +129,20 @@ def test_the_teacher_is_the_same_after_training_and_gets_no_gradient(
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 
 
+def test_an_official_body_guides_as_the_shipped_one_does(
+    ltcc_root: Path, invoke: Command, guided: tuple[str, ...], tmp_path: Path
+) -> None:
+    from tests.body.test_official import _smpl_as_npz
+
+    file = _smpl_as_npz(tmp_path)
+    done = invoke(
+        "train", *arguments(ltcc_root, "loss=[identity,body]", *guided), "body=smpl", f"body.path={file}"
+    )
+    assert done.returncode == 0, done.stderr
+    state: dict[str, Any] = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["clip3dreid"]["body"]["name"] == file.name
+
+
 @pytest.mark.parametrize("norm", ["separate", "shared"])
 def test_running_statistics_come_from_people_alone_unless_shared(
     norm: str, ltcc_root: Path, invoke: Command, guided: tuple[str, ...], tmp_path: Path
@@ -220,6 +234,9 @@ BAD: dict[str, tuple[list[str], str]] = {
         [f"loss.{name}.weight=0" for name in ("identity", "local", "global", "body")],
         "no loss has a weight above 0",
     ),
+    "a norm that could not be shared": (["bodies.batch_norm=shared"], "ghost_group=null"),
+    "a body alone": (["bodies.batch=1"], "no variance"),
+    "a loss that never starts": (["loss.local.start_epoch=9"], "lower loss.local.start_epoch"),
     "an unknown norm": (["bodies.batch_norm=both"], "choose separate or shared"),
     "unknown tokens": (["labels.tokens=letters"], "choose descriptor or words"),
     "no labels": (["labels.path=/nowhere.parquet"], "/nowhere.parquet"),
@@ -251,6 +268,35 @@ def test_bad_guides_get_one_line_and_status_two_and_leave_nothing(
     assert len(errors) == 1, done.stderr
     assert message in errors[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_refuses_other_bodies(
+    ltcc_root: Path, guided: tuple[str, ...], invoke: Command, tmp_path: Path
+) -> None:
+    bodies = write_bodies(tmp_path / "bodies")
+    root = f"bodies.root={bodies}"
+    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *guided, root))
+    assert done.returncode == 0, done.stderr
+    truth = pl.read_parquet(bodies / "truth.parquet")
+    truth.with_columns(pl.col("betas").list.eval(pl.element() + 1)).write_parquet(bodies / "truth.parquet")
+    done = invoke("train", "resume=run")
+    assert done.returncode == 2
+    assert "bodies.root is not what this run began with" in done.stderr
+
+
+def test_two_data_sets_are_labelled_picture_by_picture(
+    ltcc_root: Path, guided: tuple[str, ...], invoke: Command, tmp_path: Path
+) -> None:
+    other = write_ltcc(tmp_path / "other", train=range(50, 53), test=range(60, 62))
+    done = invoke(
+        "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided),
+        "labels.level=image", "+data@data.also.second=ltcc", f"data.also.second.root={other}",
+        "data.also.second.name=second",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pl.read_parquet(tmp_path / "run" / "labels.parquet")
+    assert set(table["data_set"]) == {"ltcc", "second"}
+    assert not any(path.startswith("/") for path in table["path"])
 
 
 def test_clothed_people_are_no_textureless_bodies(

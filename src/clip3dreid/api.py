@@ -314,7 +314,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         return head
 
     def _words(self) -> Tensor:
-        """(W, d) of length 1: the words as seen from the centre of the pictures, where their differences are."""
+        """(W, d) of length 1: the words as seen from the centre of the vocabulary, where their differences are."""
         head = self._head("joint", "words", "loss.local (projection=student)")
         if "words" not in head:
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -29,11 +29,11 @@ from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json, write_text
-from clip3dreid.guidance import Guides, guide
+from clip3dreid.guidance import Guides, check_same_guides, guide
 from clip3dreid.language import labels as language_labels
-from clip3dreid.loss.total import Total, needs
+from clip3dreid.loss.total import Total, Weighted, needs
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained
+from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
 from clip3dreid.module import ReidModule
 from clip3dreid.record import environment, keep_metrics
 from clip3dreid.tables import print_scores
@@ -97,12 +97,34 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
     return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
 
 
-def _check_ghost(cfg: DictConfig, processes: int) -> None:
+def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
+    """Refuses a loss that would never take part."""
+    needs(terms)  # whose entries are whole
+    for name, entry in terms.items():
+        if entry["weight"] > 0 and entry["start_epoch"] >= epochs:
+            raise InputError(
+                f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
+                f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
+            )
+
+
+def _check_ghost(cfg: DictConfig, processes: int, bodies: int) -> None:
     """Says so where batch norm sees other groups of pictures than one process would show it."""
     group = cfg.model.student.get("ghost_group")
     batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
+    mine = bodies // processes
+    if bodies and (mine == 1 or (group is not None and mine > group and mine % group == 1)):
+        raise InputError(
+            f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
+            "change bodies.batch"
+        )
     if group is None:
         return
+    if bodies and cfg.bodies.batch_norm == "shared":
+        raise InputError(
+            f"bodies.batch_norm=shared needs model.student.ghost_group=null: groups of {group} pictures would hold "
+            "people or bodies, never both"
+        )
     if batch > group and batch % group == 1:
         raise InputError(
             f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
@@ -211,6 +233,7 @@ def _run(cfg: DictConfig) -> float | None:
             len(data.train_table),
         )
     terms = instantiate(cfg.loss)
+    _check_starts(terms, int(cfg.epochs))
     guides = guide(cfg, data, needs(terms))
     data.bodies = guides.bodies
     losses = Total(
@@ -225,14 +248,12 @@ def _run(cfg: DictConfig) -> float | None:
             shape=guides.shape,
         ),
     )
-    if late := [name for name, start in losses.start_epochs.items() if start >= cfg.epochs]:
-        raise InputError(
-            f"loss {', '.join(late)} would start at epoch {losses.start_epochs[late[0]]} of a training of "
-            f"{cfg.epochs} epochs, so never; lower clothes_start_epoch or raise epochs"
-        )
     if cfg.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if cfg.compile:
+        if cfg.gradient_norms_every:
+            # A compiled backward pass may else reuse what a second one of the same step needs.
+            torch._functorch.config.donated_buffer = False
         student.compile()  # in place: names of weights stay as they are
     module = ReidModule(
         student,
@@ -263,8 +284,9 @@ def _run(cfg: DictConfig) -> float | None:
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
-    _check_ghost(cfg, trainer.world_size)
+    _check_ghost(cfg, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
     if cfg.resume:
+        check_same_guides(read_card(folder / LAST_CHECKPOINT), guides)
         rank_zero_only(keep_metrics)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,11 @@ from clip3dreid.types import ShapeSpace, TeacherSpace, TextTargets
 
 log = logging.getLogger(__name__)
 
+LABEL_OPTIONS = {
+    "tokens": ("descriptor", "words"),
+    "level": ("person", "image"),
+    "calibration": ("zscore", "none"),
+}
 ROWS = 8192
 """Embeddings read at a time."""
 
@@ -65,14 +72,18 @@ def guide(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guid
         InputError: if teacher, labels or bodies are missing or do not fit each other.
     """
     guides = Guides()
-    if needs & {"words", "teacher"}:
-        guides = _teacher_side(cfg, data, needs)
+    # First what is refused at once: the teacher's pass over all pictures may take minutes.
     if "bodies" in needs:
         guides = _body_side(cfg, guides)
+    if needs & {"words", "teacher"}:
+        guides = _teacher_side(cfg, data, needs, guides)
     return guides
 
 
-def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guides:
+def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need], guides: Guides) -> Guides:
+    for key, options in LABEL_OPTIONS.items():
+        if cfg.labels[key] not in options:
+            raise InputError(f"labels.{key}={cfg.labels[key]} is unknown; choose {' or '.join(options)}")
     if cfg.model.get("teacher") is None:
         names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
         raise InputError(f"this method needs a teacher: give model/teacher=NAME; NAME is one of {names}")
@@ -102,14 +113,19 @@ def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need])
     if words is not None:
         groups = {name: list(members) for name, members in vocabulary.groups.items()}
         facts["vocabulary"] = {"digest": vocabulary.digest, "groups": groups}
-    return Guides(words=words, teacher=space, embeddings=embeddings, labels=labels, facts=facts)
+    return guides._replace(
+        words=words, teacher=space, embeddings=embeddings, labels=labels, facts={**guides.facts, **facts}
+    )
 
 
 def _device(cfg: DictConfig) -> torch.device:
     """Where the teacher runs before there is a trainer to ask: where this process is going to train."""
     if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    # Lightning's own launcher and torchrun set the first, SLURM the second.
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = plain(OmegaConf.select(cfg, "trainer.devices"))
+    return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
 
 
 def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
@@ -146,7 +162,7 @@ def _labels(
     rows = torch.split(torch.arange(len(data.train_table)), ROWS)
     scores = np.concatenate([cache.read(some).numpy() @ words.T for some in rows])
     calibration, level = str(cfg.labels.calibration), str(cfg.labels.level)
-    units, means = aggregate(scores, data.train_table, calibration=calibration, level=level)
+    units, means = aggregate(scores, _parts(data), calibration=calibration, level=level)
     return Labels(
         table=choose(units, means, vocabulary),
         teacher=teacher.name,
@@ -164,9 +180,7 @@ def _targets(
 ) -> TextTargets:
     names = list(data.labels.people)
     if labels.level == "image":
-        # Part by part: joined data sets have absolute paths, and labels speak of paths within a set.
-        parts = pl.concat([manifest.part("train") for manifest in data.manifests])
-        names = parts.select(pl.concat_str("data_set", "path", separator="/")).to_series().to_list()
+        names = _parts(data).select(pl.concat_str("data_set", "path", separator="/")).to_series().to_list()
     try:
         chosen, margin = tokens(labels, names, vocabulary)
     except InputError as error:
@@ -186,6 +200,11 @@ def _targets(
     )
 
 
+def _parts(data: ReidDataModule) -> pl.DataFrame:
+    """The training rows in their order, with paths within each set: those of joined sets are absolute."""
+    return pl.concat([manifest.part("train") for manifest in data.manifests])
+
+
 def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
     table = read_bodies(Path(str(cfg.bodies.root)).expanduser())
     body: BodyModel = instantiate(plain(cfg.body))
@@ -199,7 +218,11 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
         table = table.shuffled(int(cfg.seed))
     _, first = np.unique(table.body, return_index=True)
     mean, deviation = _moments(table.betas[first])
-    shape = ShapeSpace(body.template, body.shape_directions, mean, deviation, table.bodies)
+    with torch.no_grad():
+        # Linear in the coefficients, whichever body model it is: the rest pose of each unit says it all.
+        template = body.rest(torch.zeros(1, body.num_betas)).vertices[0]
+        directions = (body.rest(torch.eye(body.num_betas)).vertices - template).permute(1, 2, 0)
+    shape = ShapeSpace(template, directions.contiguous(), mean, deviation, table.bodies)
     view = instantiate(cfg.bodies.view)
     if (view.height, view.width) != (int(cfg.loader.height), int(cfg.loader.width)):
         raise InputError(
@@ -207,8 +230,41 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
             f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
         )
     stream = BodyStream(table, int(cfg.bodies.batch), view)
-    facts = {"name": body.name, "sha256": body_digest(str(cfg.body.path)), "num_betas": body.num_betas}
-    return guides._replace(shape=shape, bodies=stream, facts={**guides.facts, "body": facts})
+    # A file by its name alone: where it lies is nobody's business but this machine's.
+    name = Path(str(cfg.body.path)).name
+    facts = {"name": name, "sha256": body_digest(str(cfg.body.path)), "num_betas": body.num_betas}
+    shapes = {"count": table.bodies, "sha256": hashlib.sha256(table.betas.tobytes()).hexdigest()}
+    return guides._replace(
+        shape=shape, bodies=stream, facts={**guides.facts, "body": facts, "bodies": shapes}
+    )
+
+
+# What a resumed run must find again, and where its guides come from.
+_SAME = {
+    ("teacher", "fingerprint"): "model.teacher",
+    ("vocabulary", "digest"): "language",
+    ("body", "sha256"): "body",
+    ("bodies", "sha256"): "bodies.root",
+}
+
+
+def check_same_guides(card: Mapping[str, Any], guides: Guides) -> None:
+    """Refuses to go on with other guides than a run began with: its heads were made for those.
+
+    Args:
+        card: of the run's checkpoint.
+        guides: as they are now.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    for (part, key), where in _SAME.items():
+        before, now = (facts.get(part, {}).get(key) for facts in (card, guides.facts))
+        if before != now:
+            raise InputError(
+                f"{where} is not what this run began with ({str(before)[:12]} then, {str(now)[:12]} now); "
+                "restore it, or start a new run"
+            )
 
 
 def _moments(betas: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -241,6 +241,12 @@ class ReidModule(EvaluationModule):
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
         self.rescue = rescue
+        # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
+        # that every process made for itself, and a table of tokens can be large.
+        state = set(self.state_dict())
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name not in state
+        ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the losses of a batch; every term is logged raw and weighted.
@@ -318,13 +324,15 @@ class ReidModule(EvaluationModule):
         """Saves the state before this step, if it is good, and ends the run."""
         files = ", ".join(str(path) for path in batch_paths(self.data, batch.row))
         what = failure or "loss not finite in another process"
-        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
-        kept = "the weights are not finite either; go on from the last epoch's checkpoint"
+        state = (*self.parameters(), *self.buffers())
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in state)
+        kept = "the weights are not finite either; go on from the last epoch's checkpoint with resume="
         if self._anywhere(not finite):
             finite = False
         if finite and self.rescue is not None:
             self.trainer.save_checkpoint(self.rescue)
-            kept = f"the state before this batch is in {self.rescue}"
+            # Batch norm's running statistics have seen the batch, the weights have not.
+            kept = f"the weights before this batch are in {self.rescue} (init_from= starts from them)"
         raise FloatingPointError(
             f"{what} at epoch {self.current_epoch}, batch {batch_idx}; {kept}; files: {files}"
         ) from failure

@@ -99,7 +99,9 @@ def _convert(cfg: DictConfig) -> None:
     )
     if own is not None:
         # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
-        weights = student_from_checkpoint(Path(cfg.convert)).state_dict()
+        path = Path(cfg.convert).expanduser()
+        weights = student_from_checkpoint(path).state_dict()
+        weights |= {f"heads.{name}": value for name, value in read_checkpoint(path).heads.items()}
         save_weights(weights, own, out)
         print(f"{out}: {len(weights)} tensors, ready to evaluate")  # noqa: T201
         return

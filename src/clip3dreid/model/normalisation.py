@@ -130,7 +130,8 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
     For a second stream of pictures that are not those the network will be evaluated on.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    # Torch's own base class, so that norms synchronised over processes are among them.
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
