@@ -101,6 +101,8 @@ def test_the_checkpoint_ships_heads_and_names_its_guides_but_no_teacher(full: Pa
     assert card["teacher"]["name"] == "body_clip"
     assert card["body"]["num_betas"] == 10
     words = sum(len(group) for group in card["vocabulary"]["groups"].values())
+    assert heads["joint.usual"].abs().sum() > 0
+    assert bool((heads["joint.spread"] > 0).all())
     assert heads["joint.words"].shape == (words, card["teacher"]["width"])
     assert heads["shape.weight"].shape[0] == 10
 

@@ -191,7 +191,9 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             batch_size: pictures at a time.
 
         Returns:
-            N times, for each group of the vocabulary its words with scores, the best first.
+            N times, for each group of the vocabulary its words with scores, the best first. A score is the cosine
+            with the picture in standard deviations from the word's mean over the training pictures (a model favours
+            some words whatever it is shown), or the cosine alone where a model does not know those.
 
         Raises:
             InputError: as `joint`.
@@ -324,6 +326,10 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
 
     def _described(self, joint: Tensor) -> list[Description]:
         scores = (joint.to(self.device) @ self._words().T).cpu()
+        head = self._head("joint", "words", "loss.local (projection=student)")
+        if "usual" in head:
+            # A model favours some words whatever it is shown.
+            scores = (scores - head.get_buffer("usual").cpu()) / head.get_buffer("spread").cpu()
         sizes = [len(words) for words in self.groups.values()]
         found: list[Description] = []
         for row in scores:
@@ -619,6 +625,8 @@ def _check_heads(
         wanted |= {"joint.weight": (*space, student.channels), "joint.bias": (*space,)}
         if "joint.words" in heads:
             wanted |= {"joint.centre": (*space,), "joint.words": (words, *space)}
+        if "joint.usual" in heads or "joint.spread" in heads:
+            wanted |= {"joint.usual": (words,), "joint.spread": (words,)}
     if "shape.weight" in heads:
         betas = int(body["num_betas"]) if body is not None else 0
         wanted |= {"shape.weight": (betas, student.width), "shape.bias": (betas,)}

@@ -75,6 +75,8 @@ class TrainConfig:
 def quieten() -> None:
     """Keeps Lightning's tips and notices off the terminal, where they hide what a run has to say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The library sets the level of the first anew when it is imported, but not of the one that most is said by.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # No held-out people, so nothing to validate on.

@@ -183,9 +183,28 @@ def test_the_words_are_no_part_of_a_checkpoint_and_move_with_the_term():
     torch.manual_seed(0)
     at, features, labels = random_problem()
     term = LocalAlignment(at, solver=sinkhorn(), **PLAIN)
-    assert set(term.state_dict()) == {"head.weight", "head.bias"}
+    learnt = {"seen", "usual", "square"}
+    assert set(term.state_dict()) == {"head.weight", "head.bias"} | learnt
     assert term.double()(features, labels).dtype == torch.float64
-    assert {name for name, _ in term.named_buffers()} == {"centre", "table", "index", "confidence", "words"}
+    tables = {"centre", "table", "index", "confidence", "words"}
+    assert {name for name, _ in term.named_buffers()} == tables | learnt
+
+
+def test_what_words_usually_score_is_learnt_in_training_alone():
+    at, labels = described(2, on_circle(0, 90), [[0, 1], [0, 1]]), batch([0, 1])
+    term = aligned(at)
+    pictures = [seen(on_circle(0), on_circle(60)), seen(on_circle(90), on_circle(90))]
+    term.eval()
+    term(pictures[0], labels)
+    assert "joint.usual" not in term.heads()
+    term.train()
+    for features in pictures:
+        term(features, labels)
+    # Cosines with the words at 0 and 90 degrees, of pictures at 0, 60, 90 and 90 degrees.
+    cosines = torch.tensor([[1, 0], [0.5, 3**0.5 / 2], [0, 1], [0, 1]], dtype=torch.float64)
+    heads = term.heads()
+    torch.testing.assert_close(heads["joint.usual"], cosines.mean(0))
+    torch.testing.assert_close(heads["joint.spread"], cosines.std(0, correction=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("centre", [True, False])

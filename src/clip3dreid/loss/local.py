@@ -15,6 +15,9 @@ from clip3dreid.loss.term import Need, Term, between_person_variance
 from clip3dreid.loss.transport import Solver, Transport
 from clip3dreid.types import Batch, Dimensions, Features
 
+MEMORY = 0.01
+"""Share of the newest batch in the moments of what words score, once there have been a hundred."""
+
 
 class LocalAlignment(Term):
     """Cost of the transport between a map's positions and the text tokens of its person.
@@ -95,6 +98,14 @@ class LocalAlignment(Term):
             "words": words.words,
         }.items():
             self.register_buffer(name, values, persistent=False)
+        # What each word usually scores, and how much that varies: learnt, and so part of a checkpoint.
+        self.seen: Tensor
+        self.usual: Tensor
+        self.square: Tensor
+        if projection == "student":
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("usual", torch.zeros(len(words.words)))
+            self.register_buffer("square", torch.zeros(len(words.words)))
         width = words.embeddings.shape[1]
         self.head = (
             nn.Conv2d(dimensions.channels, width, 1)
@@ -110,10 +121,19 @@ class LocalAlignment(Term):
             rows = plan.sum(2)
             entropy = torch.xlogy(rows, rows).sum(1) - torch.xlogy(plan, plan).sum((1, 2))
             self.observed["plan_entropy"] = (entropy / rows.sum(1)).mean()
-            self.observed["between_person_variance"] = between_person_variance(
-                projected.mean(1), batch.person
-            )
+            joint = projected.mean(1)
+            self.observed["between_person_variance"] = between_person_variance(joint, batch.person)
+            if self.training and isinstance(self.head, nn.Conv2d):
+                self._remember(F.normalize(joint, dim=1))
         return transport.value.mean()
+
+    def _remember(self, joint: Tensor) -> None:
+        """Takes pictures (B, d), of length 1, into the moments of what words score: a mean of about 100 batches."""
+        scores = joint @ F.normalize(self.words - self.centre, dim=1).to(joint).T
+        self.seen += 1
+        share = (1 / self.seen).clamp(min=MEMORY).to(self.usual)
+        self.usual.lerp_(scores.mean(0).to(self.usual), share)
+        self.square.lerp_(scores.square().mean(0).to(self.square), share)
 
     @torch.no_grad()
     def plan(self, features: Features, batch: Batch) -> Tensor:
@@ -123,11 +143,16 @@ class LocalAlignment(Term):
         return plan.reshape(batch_size, height, width, -1)
 
     def heads(self) -> dict[str, Tensor]:
-        """Returns the way into the teacher's space, where the student's side is the one that is projected."""
+        """Returns the way into the teacher's space, where the student's side is the one that is projected.
+
+        `joint.usual` and `joint.spread` (W,) are mean and standard deviation of what each word scores on training
+        pictures; they are left out before the first.
+        """
         if not isinstance(self.head, nn.Conv2d):
             return {}
         assert self.head.bias is not None
-        return {
+        spread = (self.square - self.usual.square()).clamp(min=1e-8).sqrt()
+        return ({"joint.usual": self.usual, "joint.spread": spread} if self.seen else {}) | {
             "joint.weight": self.head.weight.detach().flatten(1),
             "joint.bias": self.head.bias.detach(),
             "joint.centre": self.centre,

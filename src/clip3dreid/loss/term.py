@@ -51,7 +51,8 @@ class Term(nn.Module):
         """Tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
 
         `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,) and `joint.words` (W, d): a position of the map
-        goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them.
+        goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them;
+        `joint.usual` and `joint.spread` (W,) say what each word scores on the training pictures, mean and deviation.
         `shape.weight` (K, D) and `shape.bias` (K,): from the embedding to shape coefficients.
         """
         return {}
