@@ -24,6 +24,28 @@ PAPER = (
     "market1501",
     "msmt17",
 )
+MORE = {
+    "celeb_reid": ["gallery/1_45_0.jpg"],
+    "ltcc": ["test/012_3_c7_000700.png"],
+    "deepchange": [
+        "train-set/P0002_C05_12_09_00031_0.jpg",
+        "test-set-gallery/P0601_C09_12_09_00035_0.jpg",
+    ],
+    "msmt17": [
+        "train/0001/0001_000_01_0303morning_0015_0.jpg",
+        "test/0000/0000_004_15_0113afternoon_0002_1.jpg",
+    ],
+}
+LISTED = {
+    "deepchange": {
+        "train-set-bbox.txt": "P0002_C05_12_09_00031_0.jpg,27",
+        "test-set-gallery-bbox.txt": "P0601_C09_12_09_00035_0.jpg,28",
+    },
+    "msmt17": {
+        "list_train.txt": "0001/0001_000_01_0303morning_0015_0.jpg 1",
+        "list_gallery.txt": "0000/0000_004_15_0113afternoon_0002_1.jpg 0",
+    },
+}
 WITHOUT_CLOTHES = {
     name for name in PAPER if name.startswith("celeb") or name in ("ccda", "market1501", "msmt17")
 }
@@ -41,9 +63,13 @@ SMALL = (
 def tree(name: str, root: Path) -> Path:
     """A tiny tree in the data set's layout, its files turned into pictures."""
     (TREES.get(name) or getattr(trees, name))(root)
-    if (root / "gallery").is_dir() and (root / "query" / "1_3_0.jpg").exists():
-        # The trees hold what misleads readers; to be evaluated, the query needs a positive of another first digit.
-        (root / "gallery" / "1_45_0.jpg").touch()
+    # The trees hold what misleads readers; to be trained and evaluated on, they lack some people and positives.
+    for path in MORE.get("celeb_reid" if name in TREES else name, ()):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    for file, line in LISTED.get(name, {}).items():
+        with (root / file).open("a") as listing:
+            listing.write(line + "\n")
     rng = np.random.default_rng(3)
     for path in sorted(root.rglob("*")):
         # Strays stay as they are.

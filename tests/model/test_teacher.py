@@ -681,7 +681,7 @@ def test_a_packaged_teacher_is_found_in_the_package(published, monkeypatch, tmp_
 def config(name: str, *overrides: str) -> Any:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return compose("train", [f"+model/teacher={name}", "data=ltcc", "data.root=/nowhere", *overrides])
+        return compose("train", [f"model/teacher={name}", "data=ltcc", "data.root=/nowhere", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -691,7 +691,7 @@ def test_every_teachers_config_makes_a_teacher(name, published):
     cfg = config(name)
     node = cfg.model.teacher
     assert node.name == name
-    assert node.cache == "off"
+    assert node.cache == "disk"
     assert config(name, "model.teacher.cache=off").model.teacher.cache == "off"
     assert Path(node.cache_dir).parts[-2:] == (name, "ltcc")
     assert get_class(node._target_) is Teacher
