@@ -200,7 +200,7 @@ def test_shipped_head_goes_from_the_embedding_to_coefficients_in_the_body_file_s
         "shape.bias": (3,),
     }
     found = embedding @ heads["shape.weight"].T + heads["shape.bias"]
-    torch.testing.assert_close(found, term.betas(embedding))
+    torch.testing.assert_close(found, term.mean + term.deviation * term.head(embedding))
     # By hand: the mean plus deviations.
     torch.testing.assert_close(found, at.shape.mean + at.shape.deviation * term.head(embedding))
 

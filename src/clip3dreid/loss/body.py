@@ -97,11 +97,6 @@ class BodyShape(Term):
             # The body file is their home; a checkpoint names the file.
             self.register_buffer(name, getattr(space, name).clone().float(), persistent=False)
 
-    def betas(self, embedding: Tensor) -> Tensor:
-        """Shape coefficients (S, K), in the body file's units, of embeddings (S, D)."""
-        standardised: Tensor = self.head(embedding)
-        return cast(Tensor, self.mean) + cast(Tensor, self.deviation) * standardised
-
     def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns the parts that take part."""
         bodies, seen = _bodies(batch)
