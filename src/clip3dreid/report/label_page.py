@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_text
+from clip3dreid.report.parts import BLUE, GREY, INK, cell, font, grid, readable, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,6 @@ Scores = npt.NDArray[np.floating[Any]]
 Pictures = Callable[[str], Sequence[Path]]
 """Unit (`data_set/person`, or `data_set/path`) -> its pictures, the most telling first."""
 
-BLUE = "#3b6ea5"
-GREY = "#8a8f98"
-INK = "#1f2430"
 _MOST_CLUSTERED = 2000
 """Units up to which rows are put in the order of a dendrogram, whose distances grow with their square."""
 _NAMED_ROWS = 60
@@ -177,7 +175,7 @@ def draw_scores(
     named = len(names) <= _NAMED_ROWS
     wide = 0.21 * len(words)
     high = max(0.19 * len(names), 2.2) if named else 9.0
-    longest = max(len(_short(name)) for name in names) if named else 6
+    longest = max(len(short(name)) for name in names) if named else 6
     figure = _figure(wide + 0.08 * longest + 1.6, high + 2.6)
     axes: Axes = figure.subplots()
     image = axes.imshow(
@@ -187,7 +185,7 @@ def draw_scores(
     axes.tick_params(length=0)
     if named:
         axes.set_yticks(
-            range(len(names)), [_short(names[index]) for index in order], fontsize=8, parse_math=False
+            range(len(names)), [short(names[index]) for index in order], fontsize=8, parse_math=False
         )
     else:
         axes.set_yticks([])
@@ -243,7 +241,7 @@ def draw_sheet(
         count: pictures of a unit at most.
     """
     gap, across = 8, round(height * 0.5)
-    heading, small = _font(17, bold=True), _font(14)
+    heading, small = font(17, bold=True), font(14)
     lines = -(-len(groups) // 2)
     step = 20
     tall = max(height, 34 + step * lines)
@@ -264,7 +262,7 @@ def draw_sheet(
         top = gap + row * (tall + 2 * gap)
         if row:
             draw.line((gap, top - gap, sheet.width - gap, top - gap), fill="#d9dce1")
-        found = _readable(pictures(name), count, across, height)
+        found = readable(pictures(name), count, across, height)
         for index, picture in enumerate(found):
             x = gap + index * (across + gap) + (across - picture.width) // 2
             sheet.paste(picture, (x, top + (tall - picture.height) // 2))
@@ -272,7 +270,7 @@ def draw_sheet(
             draw.text((gap, top + 4), "no readable picture", font=small, fill=GREY)
         margins = rows[name]["margin"].drop_nulls()
         mean = f"   mean margin {_plain(float(margins.to_numpy().mean()))}" if len(margins) else ""
-        shown = _short(name)
+        shown = short(name)
         draw.text((left, top), shown, font=heading, fill=INK)
         draw.text((left + heading.getlength(shown), top + 3), mean, font=small, fill=GREY)
         for index, (group, word, margin) in enumerate(entries[name]):
@@ -299,7 +297,7 @@ def _page(
 ) -> str:
     noun = _noun(table, 2)
     lines = [f"# Labels of {len(people)} {_noun(table, len(people))}", ""]
-    lines += _grid(["setting", "value"], [[_title(key), _plain(value)] for key, value in facts.items()])
+    lines += grid(["setting", "value"], [[_title(key), _plain(value)] for key, value in facts.items()])
     lines += [
         "",
         "A word's score is the mean over the pictures of how well it fits, and its margin the lead over the second",
@@ -312,7 +310,7 @@ def _page(
         lines += [
             "## Agreement with the truth",
             "",
-            *_grid([_title(name) for name in agreement.columns], rows),
+            *grid([_title(name) for name in agreement.columns], rows),
             "",
         ]
     words = _words_of(table, groups)
@@ -324,7 +322,7 @@ def _page(
             lines += [f"## {title}", ""]
             lines += [sheets[name], ""] if name in sheets else []
             rows = [[unit, _plain(margin), words[unit]] for unit, margin in chosen.iter_rows()]
-            lines += [*_grid([_noun(table, 1), "mean margin", "words"], rows), ""]
+            lines += [*grid([_noun(table, 1), "mean margin", "words"], rows), ""]
     lines += ["## Words, group by group", ""]
     for group, own in groups.items():
         lines += [f"### {_title(group)}", "", *_group(table, group, own, len(people)), ""]
@@ -335,7 +333,7 @@ def _page(
     rows = [
         [unit, _plain(margin), words[unit]] for unit, margin in people.sort("unit").head(listed).iter_rows()
     ]
-    lines += _grid([_noun(table, 1), "mean margin", "words"], rows)
+    lines += grid([_noun(table, 1), "mean margin", "words"], rows)
     if len(people) > listed:
         lines += ["", "The rest is in the file of labels."]
     return "\n".join(lines) + "\n"
@@ -348,14 +346,14 @@ def _group(table: pl.DataFrame, group: str, words: Sequence[str], units: int) ->
     for word, count in zip(words, _counts(table, group, words), strict=True):
         mean = own.filter(pl.col("word") == word)["margin"].cast(pl.Float64).mean()
         rows.append([word, str(count), f"{100 * count / units:.0f}%", _plain(mean)])
-    lines = _grid(["word", _noun(table, 2), "share", "mean margin"], rows)
+    lines = grid(["word", _noun(table, 2), "share", "mean margin"], rows)
     known = own.drop_nulls("margin").sort("margin", descending=True, maintain_order=True)
     if known.is_empty():
         return lines
 
     def some(part: pl.DataFrame) -> str:
         chosen = part.select("unit", "word", "margin").iter_rows()
-        return ", ".join(f"{_cell(unit)} ({_cell(word)}, {_plain(margin)})" for unit, word, margin in chosen)
+        return ", ".join(f"{cell(unit)} ({cell(word)}, {_plain(margin)})" for unit, word, margin in chosen)
 
     return [
         *lines,
@@ -439,49 +437,6 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=130)
-
-
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font of the figures, which has most of the world's letters."""
-    from matplotlib import get_data_path
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, size)
-
-
-def _readable(paths: Sequence[Path], count: int, width: int, height: int) -> list[Image.Image]:
-    """The first `count` pictures that can be read, made to fit."""
-    found: list[Image.Image] = []
-    for path in paths:
-        if len(found) == count:
-            break
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-            continue
-        found.append(ImageOps.contain(upright, (width, height)))
-    return found
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [
-        f"| {' | '.join(map(_cell, header))} |",
-        f"|{'---|' * len(header)}",
-        *(f"| {' | '.join(map(_cell, row))} |" for row in rows),
-    ]
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell and is no markup."""
-    escaped = "".join(f"\\{sign}" if sign in "\\`*_|<>[]" else sign for sign in text)
-    return " ".join(escaped.split())
-
-
-def _short(name: str, most: int = 40) -> str:
-    """The end of a long name, which tells paths apart."""
-    return name if len(name) <= most else "\u2026" + name[1 - most :]
 
 
 def _title(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clip3dreid.report.label_page import BLUE, GREY, INK
+from clip3dreid.report.parts import BLUE, GREY, INK, cell, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,15 +106,15 @@ def page(
     Returns:
         The whole text.
     """
-    percent, name = f"{level:.0%}", _cell(baseline)
+    percent, name = f"{level:.0%}", cell(baseline)
     lines = [
         f"# What each rung is worth against {name}",
         "",
-        ", ".join(f"{key}: {_cell(str(value))}" for key, value in facts.items()) + ".",
+        ", ".join(f"{key}: {cell(str(value))}" for key, value in facts.items()) + ".",
         "",
-        *_grid(header(rungs, baseline, level), rows(rungs)),
+        *grid(header(rungs, baseline, level), rows(rungs)),
         "",
-        *(f"- {_cell(note)}" for note in notes),
+        *(f"- {cell(note)}" for note in notes),
         *([""] if notes else []),
         f"![Differences to {name}]({figure})",
         "",
@@ -136,7 +136,7 @@ def page(
         "",
         "## Runs",
         "",
-        *_grid(["rung", "seed", "data", "R1, %", "mAP, %", "folder"], runs),
+        *grid(["rung", "seed", "data", "R1, %", "mAP, %", "folder"], runs),
     ]
     return "\n".join(lines) + "\n"
 
@@ -240,14 +240,3 @@ def _signed(value: float) -> str:
 
 def _range(ends: Range | None) -> str:
     return "" if ends is None else f"{_signed(ends[0])} to {_signed(ends[1])}"
-
-
-def _grid(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    head, *body = ([_cell(text) for text in row] for row in (names, *cells))
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(names), *body)]
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its place and is no markup."""
-    return " ".join("".join(f"\\{sign}" if sign in "\\`*_|<>[]" else sign for sign in text).split())

@@ -1,0 +1,56 @@
+"""What reports are put together from: colours, letters, pictures that fit, Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageFont, ImageOps, UnidentifiedImageError
+
+BLUE = "#3b6ea5"
+GREY = "#8a8f98"
+INK = "#1f2430"
+
+
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of the figures, which has most of the world's letters."""
+    from matplotlib import get_data_path
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def readable(
+    paths: Iterable[Path], count: int, width: int, height: int, box: Sequence[int] | None = None
+) -> list[Image.Image]:
+    """The first `count` pictures that can be read, or the box left, top, right, bottom of them, made to fit."""
+    found: list[Image.Image] = []
+    for path in paths:
+        if len(found) == count:
+            break
+        try:
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+            continue
+        if box is not None:
+            upright = upright.crop((box[0], box[1], box[2], box[3]))
+        found.append(ImageOps.contain(upright, (width, height)))
+    return found
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    head, *body = ([cell(text) for text in row] for row in (header, *rows))
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(header), *body)]
+
+
+def cell(text: str) -> str:
+    """Text that stays in its cell and is no markup."""
+    escaped = "".join(f"\\{sign}" if sign in "\\`*_|<>[]" else sign for sign in text)
+    return " ".join(escaped.split())
+
+
+def short(name: str, most: int = 40) -> str:
+    """The end of a long name, which tells paths apart."""
+    return name if len(name) <= most else "\u2026" + name[1 - most :]
