@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import read_rgb
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
+from clip3dreid.files import identify
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
-from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache, identify
+from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache
 from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
 from clip3dreid.model.teacher_view import View
 from clip3dreid.types import TextTargets

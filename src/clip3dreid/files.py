@@ -1,12 +1,16 @@
-"""Writing files so that a crash never leaves half of one."""
+"""Files: written whole or not at all, and one state of them told from another."""
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from clip3dreid.errors import InputError
 
@@ -52,3 +56,49 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` to `path` atomically, as indented JSON; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+class FileIdentity(NamedTuple):
+    """What tells one state of a picture's file from another."""
+
+    path: str
+    """Relative to the data set's root."""
+    size: int
+    """Bytes; -1 of a file that is not there."""
+    mtime_ns: int
+    """Time of the last change, nanoseconds since 1970."""
+
+
+def identify(root: Path, paths: Iterable[str], *, missing_ok: bool = False) -> list[FileIdentity]:
+    """Looks at a data set's files.
+
+    Args:
+        root: the data set's folder.
+        paths: of pictures, relative to it, row by row.
+        missing_ok: take a file that is not there for one of its states.
+
+    Raises:
+        InputError: if one of them is not there.
+    """
+    found = []
+    for path in paths:
+        try:
+            status = (root / path).stat()
+        except OSError as error:
+            if not missing_ok:
+                raise InputError(f"{root / path} cannot be read: {error.strerror}; restore it") from error
+            found.append(FileIdentity(path, -1, 0))
+        else:
+            found.append(FileIdentity(path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def identity_hashes(identities: Sequence[FileIdentity]) -> npt.NDArray[np.int64]:
+    """(N,) 64 bits each, of which a chance agreement is nothing to fear: they are compared row by row."""
+    digests = (
+        hashlib.blake2b(
+            f"{path}\0{size}\0{mtime_ns}".encode(errors="surrogateescape"), digest_size=8
+        ).digest()
+        for path, size, mtime_ns in identities
+    )
+    return np.frombuffer(b"".join(digests), dtype="<i8")

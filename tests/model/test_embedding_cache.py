@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.embedding_cache import EmbeddingCache, MemoryCache, TeacherEmbeddings, identify
+from clip3dreid.files import identify
+from clip3dreid.model.embedding_cache import EmbeddingCache, MemoryCache, TeacherEmbeddings
 from clip3dreid.types import Batch
 
 COUNT, WIDTH, PART = 11, 6, 4

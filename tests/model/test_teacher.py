@@ -32,9 +32,10 @@ from transformers import (
 
 from clip3dreid.config import conf_dir, register
 from clip3dreid.errors import InputError
+from clip3dreid.files import identify
 from clip3dreid.model import teacher as teacher_module
 from clip3dreid.model import teacher_files as module
-from clip3dreid.model.embedding_cache import EmbeddingCache, TeacherEmbeddings, identify
+from clip3dreid.model.embedding_cache import EmbeddingCache, TeacherEmbeddings
 from clip3dreid.model.teacher import Teacher, load_teacher
 from clip3dreid.model.teacher_view import Letterbox, Native, Squash
 from clip3dreid.types import Batch

@@ -6,13 +6,12 @@ names the file that it was computed from, so that a changed picture is never ser
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json
+from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
@@ -31,48 +30,6 @@ if TYPE_CHECKING:  # workers that only read embeddings do without transformers
 CACHE_VERSION = 1
 INDEX = "index.json"
 ROWS_PER_PART = 4096
-
-
-class FileIdentity(NamedTuple):
-    """What tells one state of a picture's file from another."""
-
-    path: str
-    """Relative to the data set's root."""
-    size: int
-    """Bytes."""
-    mtime_ns: int
-    """Time of the last change, nanoseconds since 1970."""
-
-
-def identify(root: Path, paths: Iterable[str]) -> list[FileIdentity]:
-    """Looks at a data set's files.
-
-    Args:
-        root: the data set's folder.
-        paths: of pictures, relative to it, row by row.
-
-    Raises:
-        InputError: if one of them is not there.
-    """
-    found = []
-    for path in paths:
-        try:
-            status = (root / path).stat()
-        except OSError as error:
-            raise InputError(f"{root / path} cannot be read: {error.strerror}; restore it") from error
-        found.append(FileIdentity(path, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _hashes(identities: Sequence[FileIdentity]) -> npt.NDArray[np.int64]:
-    """(N,) 64 bits each, of which a chance agreement is nothing to fear: they are compared row by row."""
-    digests = (
-        hashlib.blake2b(
-            f"{path}\0{size}\0{mtime_ns}".encode(errors="surrogateescape"), digest_size=8
-        ).digest()
-        for path, size, mtime_ns in identities
-    )
-    return np.frombuffer(b"".join(digests), dtype="<i8")
 
 
 class Cache(Protocol):
@@ -156,7 +113,7 @@ class EmbeddingCache:
             raise ValueError(f"rows_per_part must be positive, not {rows_per_part}")
         self.folder, self.teacher, self.fingerprint, self.width = folder, teacher, fingerprint, width
         self.identities = list(identities)
-        self._hashes = _hashes(self.identities)
+        self._hashes = identity_hashes(self.identities)
         self._maps: dict[int, npt.NDArray[np.float32]] = {}
         found = self._read_index()
         self.rows_per_part = rows_per_part if found is None else int(found["rows_per_part"])
