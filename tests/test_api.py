@@ -123,6 +123,21 @@ def seen(paths: list[Path]) -> torch.Tensor:
     return to_unit(torch.from_numpy(np.stack([view(read_rgb(path)) for path in paths])))
 
 
+def test_a_fingerprint_is_of_all_that_results_depend_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model = load(checkpoint())
+    first = model.fingerprint
+    model.save_pretrained(tmp_path / "copy")
+    assert load(tmp_path / "copy").fingerprint == first == load(checkpoint()).fingerprint
+    normalised = CARD | {"student": STUDENT | {"mean": [0.5, 0.5, 0.5]}}
+    heads = HEADS | {"joint.bias": HEADS["joint.bias"] + 1}
+    others = [
+        load(checkpoint(*changed)) for changed in ((CARD | {"height": 32},), (normalised,), (CARD, heads))
+    ]
+    model.student.neck.weight.data[0] += 1
+    prints = {first, model.fingerprint, *(other.fingerprint for other in others)}
+    assert len(prints) == 5
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("flip", [True, False])
 def test_features_are_those_of_evaluation(

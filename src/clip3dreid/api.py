@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,17 @@ class Shape(NamedTuple):
     """(N, V, 3) float32, metres, y up."""
     faces: Tensor
     """(F, 3) int64, counter-clockwise seen from outside."""
+
+
+class Outputs(NamedTuple):
+    """All that a model says of a batch, on its device."""
+
+    embedding: Tensor
+    """(B, D) float32: the retrieval feature."""
+    joint: Tensor | None
+    """(B, d) float32 of length 1: in the teacher's space; None where a model has not learnt that."""
+    betas: Tensor | None
+    """(B, K) float32: shape coefficients; None likewise."""
 
 
 class _Head(nn.Module):
@@ -139,6 +151,49 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         """Where the model runs."""
         return self.student.mean.device
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of each part of `Outputs` that this model gives."""
+        found = {"embedding": self.student.width}
+        for name, part in (("joint", "joint"), ("betas", "shape")):
+            if part in self.heads:
+                found[name] = len(self._head(part, "", "").get_buffer("bias"))
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that results depend on: network, weights, heads, words and the size of pictures."""
+        facts = [self.card["student"], self.height, self.width, self.groups]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            # The number of batches seen in training changes no result, and is absent in older files.
+            if not name.endswith(".num_batches_tracked"):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def forward(self, images: Tensor, *, flip: bool = True) -> Outputs:
+        """Pictures through the student, once, and on to all that it has learnt.
+
+        Args:
+            images: (B, 3, H, W) RGB 0..1 on the model's device.
+            flip: add the embedding of the mirror image, as evaluation does.
+
+        Returns:
+            Features, and for words and bodies those of the pictures as they are.
+        """
+        seen = self.student(images)
+        embedding = seen.embedding
+        if flip:
+            embedding = embedding + self.student(images.flip(-1)).embedding
+        joint, betas = None, None
+        if "joint" in self.heads:
+            # The projection is linear: the projected mean is the mean of the projections, at a fraction of the work.
+            joint = F.normalize(self.heads["joint"](seen.map.float().mean((2, 3))), dim=1)
+        if "shape" in self.heads:
+            betas = self.heads["shape"](seen.embedding)
+        return Outputs(embedding.float(), joint, betas)
+
     def embed(self, images: Pictures, *, flip: bool = True, batch_size: int = 64) -> Tensor:
         """Retrieval features: the nearer two of them, the likelier the same person.
 
@@ -153,14 +208,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         Raises:
             InputError: if a picture cannot be read or is none, naming it.
         """
-
-        def features(batch: Tensor) -> Tensor:
-            embedding: Tensor = self.student(batch).embedding
-            if flip:
-                embedding = embedding + self.student(batch.flip(-1)).embedding
-            return embedding.float()
-
-        return self._run(features, images, batch_size, self.student.width)
+        return self._run(lambda seen: seen.embedding, images, batch_size, self.student.width, flip=flip)
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
         """Pictures in the teacher's joint space of images and texts, where words can be looked for.
@@ -176,12 +224,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             InputError: as `embed`, and if the model has not learnt this.
         """
         head = self._head("joint", "the teacher's space", "loss.local (projection=student)")
-
-        def features(batch: Tensor) -> Tensor:
-            # The projection is linear: the projected mean is the mean of the projections, at a fraction of the work.
-            return F.normalize(head(self.student(batch).map.float().mean((2, 3))), dim=1)
-
-        return self._run(features, images, batch_size, len(head.get_buffer("bias")))
+        return self._run(lambda seen: seen.joint, images, batch_size, len(head.get_buffer("bias")))
 
     def describe(self, images: Pictures, *, batch_size: int = 64) -> list[Description]:
         """People in words, picture by picture.
@@ -235,12 +278,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         """
         head = self._head("shape", "body shapes", "loss.body")
         body = self._load_body()
-        betas = self._run(
-            lambda batch: head(self.student(batch).embedding),
-            images,
-            batch_size,
-            len(head.get_buffer("bias")),
-        )
+        betas = self._run(lambda seen: seen.betas, images, batch_size, len(head.get_buffer("bias")))
         with torch.no_grad():
             parts = [
                 body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)
@@ -248,7 +286,13 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         return Shape(betas, torch.cat(parts), body.faces.cpu())
 
     def _run(
-        self, function: Callable[[Tensor], Tensor], images: Pictures, batch_size: int, width: int
+        self,
+        part: Callable[[Outputs], Tensor | None],
+        images: Pictures,
+        batch_size: int,
+        width: int,
+        *,
+        flip: bool = False,
     ) -> Tensor:
         """Rows of width `width` of all pictures, on the CPU."""
         if batch_size < 1:
@@ -256,7 +300,9 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         # Someone may have called train(), and one batch would then change the running statistics.
         self.eval()
         with torch.no_grad():
-            parts = [function(batch).cpu() for batch in self._batches(images, batch_size)]
+            found = [part(self(batch, flip=flip)) for batch in self._batches(images, batch_size)]
+        # The caller has asked for the head, or there would be nothing to ask for.
+        parts = [values.cpu() for values in found if values is not None]
         return torch.cat(parts) if parts else torch.empty(0, width)
 
     def _batches(self, images: Pictures, size: int) -> Iterator[Tensor]:
@@ -324,15 +370,47 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             )
         return F.normalize(head.get_buffer("words") - head.get_buffer("centre"), dim=1)
 
-    def _described(self, joint: Tensor) -> list[Description]:
-        scores = (joint.to(self.device) @ self._words().T).cpu()
+    def word_scores(self, joint: Tensor) -> Tensor:
+        """How well each word of the vocabulary fits.
+
+        Args:
+            joint: (N, d) of length 1, as `joint` gives it; on any device.
+
+        Returns:
+            (N, W) float32 on the same device: words in the order of `groups`, scores as `describe` has them.
+
+        Raises:
+            InputError: as `joint`.
+        """
+        scores = joint @ self._words().to(joint.device).T
         head = self._head("joint", "words", "loss.local (projection=student)")
         if "usual" in head:
             # A model favours some words whatever it is shown.
-            scores = (scores - head.get_buffer("usual").cpu()) / head.get_buffer("spread").cpu()
+            usual, spread = (head.get_buffer(name).to(joint.device) for name in ("usual", "spread"))
+            scores = (scores - usual) / spread
+        return scores
+
+    def best_words(self, joint: Tensor) -> list[list[str]]:
+        """The best word of each group, in the order of `groups`.
+
+        Args:
+            joint: (N, d), as `word_scores` takes it.
+
+        Raises:
+            InputError: as `joint`.
+        """
+        groups = list(self.groups.values())
+        parts = torch.split(self.word_scores(joint), [len(words) for words in groups], dim=1)
+        best = [part.argmax(1).tolist() for part in parts]
+        return [
+            [words[index] for words, index in zip(groups, row, strict=True)]
+            for row in zip(*best, strict=True)
+        ]
+
+    def _described(self, joint: Tensor) -> list[Description]:
         sizes = [len(words) for words in self.groups.values()]
         found: list[Description] = []
-        for row in scores:
+        for row in self.word_scores(joint):
             parts = zip(self.groups.items(), row.split(sizes), strict=True)
             found.append(
                 {
