@@ -80,7 +80,8 @@ class TransformersBackbone(Backbone):
                 f"{self.model.config.model_type} gives {tokens.shape[1]} tokens for a picture of "
                 f"{images.shape[-2]}x{images.shape[-1]}, not the {height}x{width} of its patches"
             )
-        patches = tokens[:, others:].transpose(1, 2).reshape(len(tokens), -1, height, width)
+        # By shape, not by len(), which would fix the size of the batch in an exported model.
+        patches = tokens[:, others:].transpose(1, 2).reshape(*tokens.shape[::2], height, width)
         return BackboneOutput(patches, tokens[:, 0] if others else None)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
