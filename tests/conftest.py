@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
 from hypothesis import settings
 from PIL import Image
 
@@ -107,6 +108,57 @@ def guided(bodies_root: Path) -> tuple[str, ...]:
         f"bodies.root={bodies_root}",
         "bodies.batch=4",
     )
+
+
+MODEL_GROUPS = {
+    "stature": ["short", "medium height", "tall"],
+    "weight": ["skinny", "average weight", "heavyset"],
+    "shoulders": ["narrow shoulders", "average shoulders", "broad shoulders"],
+    "gender": ["masculine", "feminine"],
+}
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `save_pretrained`: a tiny untrained student of 32 x 16 pixels with words and body shapes."""
+    from clip3dreid.api import ReidModel
+    from clip3dreid.body.smpl import body_digest
+    from clip3dreid.model.student import Student
+
+    student = {
+        "_target_": "clip3dreid.model.student.Student",
+        "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
+        "pooling": {"_target_": "clip3dreid.model.pooling.MaximumAverage"},
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    torch.manual_seed(11)
+    network: Student = instantiate(student)
+    network(torch.rand(8, 3, 32, 16))
+    channels, width, joint, words = 64, 128, 128, sum(map(len, MODEL_GROUPS.values()))
+    card = {
+        "version": 1,
+        "student": student,
+        "height": 32,
+        "width": 16,
+        "data": ["ltcc"],
+        "vocabulary": {"digest": "0123", "groups": MODEL_GROUPS},
+        "teacher": {"name": "body_clip", "fingerprint": "of another teacher", "width": joint},
+        "body": {"name": "anny_light", "sha256": body_digest("anny_light"), "num_betas": 4},
+    }
+    heads = {
+        "joint.weight": torch.randn(joint, channels),
+        "joint.bias": torch.randn(joint),
+        "joint.centre": torch.randn(joint) / 30,
+        "joint.words": torch.nn.functional.normalize(torch.randn(words, joint), dim=1),
+        "joint.usual": torch.randn(words) / 10,
+        "joint.spread": torch.rand(words) / 10 + 0.05,
+        "shape.weight": torch.randn(4, width) / 10,
+        "shape.bias": torch.randn(4),
+    }
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    ReidModel(network, card, heads).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

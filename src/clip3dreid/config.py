@@ -79,6 +79,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # What it computes goes to files.
+    warnings.filterwarnings("ignore", message="predict returned None.*")
     # No held-out people, so nothing to validate on.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
 

@@ -1,0 +1,81 @@
+"""Crops in batches, for a model that only looks: decoded in the loader's workers, unreadable ones told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip3dreid.data.images import Pixels, TestView, UnreadablePicture, pack_paths, read_rgb
+from clip3dreid.errors import InputError
+
+
+class CropBatch(NamedTuple):
+    """Some consecutive rows of a list of pictures."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    rows: Tensor
+    """(B,) int64, ascending."""
+    skipped: list[tuple[int, str]]
+    """Row and reason of those that could not be read."""
+
+
+class CropBatches(Dataset[CropBatch]):
+    """Batches of crops; the dataset's items are whole batches, so that they are the same however they are shared out.
+
+    Args:
+        paths: N files.
+        boxes: (N, 4) left, top, right and bottom in pixels of the upright picture; None: whole pictures.
+        batches: rows of each batch.
+        view: resizing.
+        skip: leave unreadable pictures out, and say so; else they end the run.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        boxes: npt.NDArray[np.int32] | None,
+        batches: Sequence[range],
+        view: TestView,
+        skip: bool,
+    ) -> None:
+        self._paths, self._boxes, self._batches = pack_paths(paths), boxes, batches
+        self._view, self._skip = view, skip
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> CropBatch:
+        images, rows, skipped = [], [], []
+        for row in self._batches[index]:
+            try:
+                images.append(self._view(self._crop(row)))
+                rows.append(row)
+            except UnreadablePicture as error:
+                if not self._skip:
+                    raise InputError(str(error).replace("data.on_error", "on_error")) from error
+                skipped.append((row, " ".join(str(error.__cause__ or error).split())))
+        shape = (0, 3, self._view.height, self._view.width)
+        planes = np.stack(images) if images else np.empty(shape, np.uint8)
+        return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)
+
+    def _crop(self, row: int) -> Pixels:
+        path = os.fsdecode(self._paths[row])
+        rgb = read_rgb(path)
+        if self._boxes is None:
+            return rgb
+        left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
+        if left >= right or top >= bottom:
+            raise UnreadablePicture(
+                f"the box {self._boxes[row].tolist()} lies outside {path}, {rgb.shape[1]} x {rgb.shape[0]} pixels; "
+                "correct it, or leave it out with on_error=skip"
+            )
+        return np.ascontiguousarray(rgb[top:bottom, left:right])

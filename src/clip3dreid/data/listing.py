@@ -1,0 +1,93 @@
+"""Pictures without a data set: a folder of crops, or a table of crops in pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from clip3dreid.data.layout import PICTURES
+from clip3dreid.data.manifest import SCHEMA
+from clip3dreid.errors import InputError
+
+BOX = ("left", "top", "right", "bottom")
+"""Columns of a crop in a picture, in pixels; right and bottom lie outside."""
+
+
+class Listing(NamedTuple):
+    """Crops to look at, in the order in which they are listed."""
+
+    root: Path
+    """Folder that paths are relative to."""
+    table: pl.DataFrame
+    """`path`, and of the box and the manifest's columns those that are known; labels are strings."""
+
+
+def list_pictures(place: Path) -> Listing:
+    """Lists the pictures of a folder, at any depth, or those that a table names.
+
+    Args:
+        place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
+            `left`, `top`, `right` and `bottom`, the box of a person in a larger picture, and any of the manifest's
+            label columns, which search can filter by. Other columns are left out.
+
+    Returns:
+        Crops: a folder's sorted by path, a table's in its own order.
+
+    Raises:
+        InputError: if there is nothing, no picture in it, or the table lacks a column or holds other values.
+    """
+    if place.is_dir():
+        return Listing(place, pl.DataFrame({"path": _walk(place)}))
+    if not place.is_file():
+        raise InputError(
+            f"pictures={place} is not there; give a folder of pictures, or a table with a column path"
+        )
+    return Listing(place.parent, _read_table(place))
+
+
+def _walk(folder: Path) -> list[str]:
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            (Path(where) / name).relative_to(folder).as_posix()
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
+        ]
+    if not found:
+        raise InputError(f"pictures={folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+    return sorted(found)
+
+
+def _read_table(path: Path) -> pl.DataFrame:
+    readers = {
+        ".csv": lambda: pl.read_csv(path, infer_schema=False),  # person 007 stays 007
+        ".parquet": lambda: pl.read_parquet(path),
+    }
+    if path.suffix.lower() not in readers:
+        raise InputError(f"pictures={path} is no folder and no table; a table ends in .csv or .parquet")
+    try:
+        table = readers[path.suffix.lower()]()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"pictures={path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if "path" not in table.columns or table.is_empty():
+        raise InputError(
+            f"pictures={path} has no column path, or no rows; its columns are {', '.join(table.columns)}"
+        )
+    boxed = [name for name in BOX if name in table.columns]
+    if boxed and len(boxed) < len(BOX):
+        raise InputError(f"pictures={path} has {', '.join(boxed)} alone; a box has {', '.join(BOX)}")
+    kinds: dict[str, type[pl.DataType]] = {**dict.fromkeys(boxed, pl.Int32), **SCHEMA}
+    try:
+        table = table.select(pl.col(name).cast(kinds[name]) for name in kinds if name in table.columns)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(
+            f"pictures={path}: a column has values of the wrong kind: {' '.join(str(error).split())[:200]}"
+        ) from error
+    for name in ("path", *boxed):
+        if nulls := table[name].null_count():
+            raise InputError(f"pictures={path}: {nulls} rows have no {name}")
+    return table

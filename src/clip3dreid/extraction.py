@@ -1,0 +1,222 @@
+"""A model over many pictures: from a composed config to shards."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning.pytorch as lightning
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import TQDMProgressBar
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from clip3dreid.api import Outputs, ReidModel, load
+from clip3dreid.build import read_manifest
+from clip3dreid.data.crops import CropBatch, CropBatches
+from clip3dreid.data.images import TestView, to_unit
+from clip3dreid.data.listing import BOX, Listing, list_pictures
+from clip3dreid.errors import InputError
+from clip3dreid.files import atomic, identify
+from clip3dreid.retrieval.shards import VECTORS, WORDS, ShardWriter, unreadable
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable.csv"
+
+
+class Extracted(NamedTuple):
+    """What came of an extraction."""
+
+    folder: Path
+    pictures: int
+    """Rows in all shards."""
+    skipped: int
+    """Pictures that could not be read, in `unreadable.csv`."""
+    seconds: float
+    """Of the work that was left to do."""
+    computed: int
+    """Pictures of this process that were looked at in this go."""
+
+
+class Extraction(lightning.LightningModule):
+    """Looks at batch after batch and hands each shard over as soon as its last one is through.
+
+    Args:
+        model: what looks.
+        writer: takes the shards.
+        numbers: of the shards, in the order in which their batches come.
+        outputs: of `VECTORS` and `words`, what to keep.
+        flip: add the embedding of the mirror image.
+    """
+
+    def __init__(
+        self,
+        model: ReidModel,
+        writer: ShardWriter,
+        numbers: list[int],
+        outputs: tuple[str, ...],
+        flip: bool,
+    ) -> None:
+        super().__init__()
+        self.model, self.flip = model, flip
+        self._writer, self._waiting = writer, numbers
+        self._outputs = outputs
+        self._rows: list[npt.NDArray[np.int64]] = []
+        self._skipped: list[tuple[int, str]] = []
+        self._vectors: dict[str, list[npt.NDArray[np.float32]]] = {}
+        self._words: list[list[str]] = []
+
+    def predict_step(self, batch: CropBatch, batch_idx: int) -> None:
+        """Takes a batch; writes a shard where it was the last one of it."""
+        self._skipped += batch.skipped
+        if len(batch.rows):
+            self._keep(self.model(to_unit(batch.images), flip=self.flip))
+            self._rows.append(batch.rows.cpu().numpy())
+        number = self._waiting[0]
+        if sum(map(len, self._rows)) + len(self._skipped) == len(self._writer.rows(number)):
+            self._hand_over(self._waiting.pop(0))
+
+    def _keep(self, seen: Outputs) -> None:
+        for name in VECTORS:
+            if name in self._outputs:
+                self._vectors.setdefault(name, []).append(getattr(seen, name).float().cpu().numpy())
+        if WORDS in self._outputs:
+            assert seen.joint is not None
+            self._words += self.model.best_words(seen.joint)
+
+    def _hand_over(self, number: int) -> None:
+        vectors = {
+            name: np.concatenate(self._vectors.get(name, [np.empty((0, width), np.float32)]))
+            for name, width in self.model.widths.items()
+            if name in self._outputs
+        }
+        rows = np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
+        words = self._words if WORDS in self._outputs else None
+        self._writer.put(number, rows, vectors, words, self._skipped)
+        self._rows, self._skipped, self._vectors, self._words = [], [], {}, []
+
+
+def extract(cfg: DictConfig) -> Extracted:
+    """Fills a folder with what a model says of pictures; what is there already is not computed again.
+
+    Args:
+        cfg: `conf/extract.yaml`, composed.
+
+    Raises:
+        InputError: if model or pictures are missing or do not fit, or the folder holds another model's shards.
+    """
+    if cfg.checkpoint is None:
+        raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
+    if cfg.on_error not in ("fail", "skip"):
+        raise InputError(f"on_error={cfg.on_error} is unknown; choose fail or skip")
+    if cfg.batch < 1:
+        raise InputError(f"batch={cfg.batch} must be 1 or more")
+    listing = _listing(cfg)
+    model = load(str(cfg.checkpoint))
+    outputs = _outputs(cfg, model)
+    folder = Path(str(cfg.out)).expanduser()
+    trainer: lightning.Trainer = instantiate(
+        cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
+    )
+    paths = listing.table["path"].to_list()
+    writer = ShardWriter(
+        folder,
+        listing.table,
+        identify(listing.root, paths, missing_ok=True),
+        {
+            "fingerprint": model.fingerprint,
+            "flip": bool(cfg.flip),
+            "height": model.height,
+            "width": model.width,
+            "vectors": {name: width for name, width in model.widths.items() if name in outputs},
+            "groups": model.groups if WORDS in outputs else {},
+        },
+        notes={"model": str(cfg.checkpoint), "root": str(listing.root.absolute())},
+        form=str(cfg.format),
+        dtype=str(cfg.dtype),
+        rows_per_shard=int(cfg.rows_per_shard),
+        share=(trainer.global_rank, trainer.world_size),
+    )
+    numbers = writer.missing()
+    batches = [
+        range(start, min(start + cfg.batch, rows.stop))
+        for rows in map(writer.rows, numbers)
+        for start in range(rows.start, rows.stop, cfg.batch)
+    ]
+    boxed = BOX[0] in listing.table.columns
+    crops = CropBatches(
+        [listing.root / path for path in paths],
+        listing.table.select(BOX).to_numpy() if boxed else None,
+        batches,
+        TestView(model.height, model.width),
+        skip=cfg.on_error == "skip",
+    )
+    start = time.perf_counter()
+    if done := len(writer.mine) - len(numbers):
+        log.info("%d of %d shards are in %s already and are kept", done, len(writer.mine), folder)
+    if batches or trainer.world_size > 1:
+        loader = DataLoader(
+            crops,
+            batch_size=None,
+            num_workers=min(int(cfg.workers), len(batches)),
+            pin_memory=trainer.accelerator.name() == "cuda",
+        )
+        trainer.predict(
+            Extraction(model, writer, list(numbers), outputs, bool(cfg.flip)),
+            loader,
+            return_predictions=False,
+        )
+    seconds = time.perf_counter() - start
+    # The others may still be at work, on shards that the list of skipped pictures needs.
+    trainer.strategy.barrier()
+    skipped = unreadable(folder)
+    if trainer.is_global_zero:
+        _list_unreadable(folder, skipped)
+    computed = sum(map(len, batches))
+    return Extracted(folder, len(paths) - len(skipped), len(skipped), seconds, computed)
+
+
+def _listing(cfg: DictConfig) -> Listing:
+    if (cfg.pictures is None) == ("data" not in cfg):
+        raise InputError(
+            "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"
+        )
+    if cfg.pictures is not None:
+        if cfg.split is not None:
+            raise InputError("split belongs to data=NAME; give a table of the pictures that you want")
+        return list_pictures(Path(str(cfg.pictures)).expanduser())
+    manifest = read_manifest(cfg.data)
+    table = manifest.table if cfg.split is None else manifest.part(str(cfg.split))
+    if table.is_empty():
+        raise InputError(f"{manifest.name} has no pictures in split {cfg.split}; choose train, val or test")
+    return Listing(manifest.root, table)
+
+
+def _outputs(cfg: DictConfig, model: ReidModel) -> tuple[str, ...]:
+    """What to keep, in the shards' order."""
+    able = (*model.widths, *([WORDS] if model.groups else []))
+    if cfg.outputs == "all":
+        return able
+    wanted = [cfg.outputs] if isinstance(cfg.outputs, str) else list(cfg.outputs)
+    if not wanted or (unknown := [name for name in wanted if name not in able]):
+        raise InputError(
+            f"outputs={wanted if not wanted else unknown[0]} cannot be had from {cfg.checkpoint}, which gives "
+            f"{', '.join(able)}; the others need loss.local or loss.body in training"
+        )
+    return tuple(name for name in able if name in wanted)
+
+
+def _list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:
+    path = folder / UNREADABLE
+    if skipped.is_empty():
+        path.unlink(missing_ok=True)
+        return
+    with atomic(path) as temporary:
+        skipped.write_csv(temporary)
+    log.warning("%d pictures could not be read and are left out, see %s", len(skipped), path)

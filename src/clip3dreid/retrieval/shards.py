@@ -1,0 +1,401 @@
+"""Shards: what a model says of many pictures, in files that are written one by one and read by anything.
+
+A folder holds `index.json` and shards of some thousand rows each. In `parquet` a shard is one file; in `safetensors`
+the vectors are one file and the labels a Parquet file beside it, written first. A shard is computed from nothing but
+its own rows, so a folder that was written in many goes is the same as one that was written in one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
+
+SHARDS_VERSION = 1
+INDEX = "index.json"
+FORMATS = ("parquet", "safetensors")
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+VECTORS = ("embedding", "joint", "betas")
+"""Columns of a shard that are vectors; all others are labels."""
+ROW, WORDS = "row", "words"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Shard(NamedTuple):
+    """One shard, in memory."""
+
+    labels: pl.DataFrame
+    """n rows: `row` in the list of pictures, `path`, `words` where there are some, and what else is known."""
+    vectors: Arrays
+    """name -> (n, width)."""
+    card: dict[str, Any]
+    """What the file says of itself, with the `skipped` pictures as [path, reason]."""
+
+
+class ShardWriter:
+    """A folder of shards to be filled.
+
+    Opening looks at every shard of this process whole: what is damaged, or was made of other pictures or labels,
+    counts as missing.
+
+    Args:
+        folder: made if need be.
+        table: N pictures to come: `path` and labels.
+        identities: N states of their files.
+        facts: plain values that say what the vectors are, the same for all shards: `fingerprint` of the model among
+            them. A folder with other facts is refused.
+        notes: plain values that may change from go to go, such as where the pictures are: `root` and `model`.
+        form: `parquet` or `safetensors`.
+        dtype: `float32` or `float16` for vectors, half the bytes.
+        rows_per_shard: of a new folder; an existing one keeps its own.
+        share: (process, processes): which shards are this process's, every `processes`-th.
+
+    Raises:
+        InputError: if a setting is unknown, the folder holds another model's shards or another version's, or cannot
+            be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        table: pl.DataFrame,
+        identities: Sequence[FileIdentity],
+        facts: Mapping[str, Any],
+        *,
+        notes: Mapping[str, Any] | None = None,
+        form: str = "parquet",
+        dtype: str = "float32",
+        rows_per_shard: int = 4096,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        for name, value, known in (("format", form, FORMATS), ("dtype", dtype, tuple(DTYPES))):
+            if value not in known:
+                raise InputError(f"{name}={value} is unknown; choose {' or '.join(known)}")
+        if rows_per_shard < 1:
+            raise InputError(f"rows_per_shard={rows_per_shard} must be 1 or more")
+        self.folder, self.table = folder, table
+        self._hashes = identity_hashes(identities)
+        self._dtype = DTYPES[dtype]
+        index = {"version": SHARDS_VERSION, "format": form, "dtype": dtype, **facts}
+        found = _read_index(folder) if (folder / INDEX).exists() else None
+        if found is not None:
+            _refuse_others(folder, found, index)
+            rows_per_shard = found["rows_per_shard"]
+        self.rows_per_shard, self._form = rows_per_shard, form
+        self._fingerprint = str(facts["fingerprint"])
+        whole = dict(notes or {}) | index | {"rows_per_shard": rows_per_shard, "count": len(table)}
+        if found != whole:
+            write_json(folder / INDEX, whole)
+        self.mine = range(share[0], math.ceil(len(table) / rows_per_shard), share[1])
+        """Numbers of this process's shards."""
+        self._done = {number for number in self.mine if self._good(number)}
+
+    def rows(self, number: int) -> range:
+        """Rows of the list that a shard is made of."""
+        first = number * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, len(self.table)))
+
+    def missing(self) -> list[int]:
+        """Numbers of this process's shards that are still to be made."""
+        return [number for number in self.mine if number not in self._done]
+
+    def put(
+        self,
+        number: int,
+        rows: npt.NDArray[np.int64],
+        vectors: Mapping[str, npt.NDArray[Any]],
+        words: Sequence[Sequence[str]] | None,
+        skipped: Sequence[tuple[int, str]],
+    ) -> None:
+        """Writes a shard, whole or not at all.
+
+        Args:
+            number: one of `missing()`.
+            rows: (n,) rows of the list that the vectors are of, ascending.
+            vectors: name -> (n, width).
+            words: n lists of words, or None where the model knows none.
+            skipped: (row, reason) of the shard's other pictures.
+
+        Raises:
+            ValueError: if rows are missing or another shard's.
+            InputError: if a vector is NaN or infinite, naming the picture, or the folder cannot be written.
+        """
+        wanted = self.rows(number)
+        if sorted([*rows.tolist(), *(row for row, _ in skipped)]) != list(wanted):
+            raise ValueError(f"shard {number} is made of rows {wanted.start} to {wanted.stop - 1}")
+        labels = self.table[rows].with_columns(pl.Series(ROW, rows))
+        if words is not None:
+            labels = labels.with_columns(pl.Series(WORDS, words, dtype=pl.List(pl.String)))
+        arrays: Arrays = {}
+        for name, values in vectors.items():
+            wrong = (~np.isfinite(values)).any(1).nonzero()[0]
+            if len(wrong):
+                raise InputError(
+                    f"the model gives {labels['path'][int(wrong[0])]} a {name} with NaN or infinite values; use "
+                    "trainer.precision=32-true, or mend the model"
+                )
+            with np.errstate(over="ignore"):
+                arrays[name] = np.ascontiguousarray(values.astype(self._dtype))
+            if not np.isfinite(arrays[name]).all():
+                raise InputError(f"a {name} is too large for float16; give dtype=float32")
+        card = {
+            "version": SHARDS_VERSION,
+            "fingerprint": self._fingerprint,
+            "number": number,
+            "identity": self._identity(number),
+            "skipped": [[self.table["path"][row], reason] for row, reason in skipped],
+            "checksum": _checksum(labels, arrays),
+        }
+        stem = _stem(self.folder, number)
+        try:
+            _save(stem, self._form, Shard(labels, arrays, card))
+        except (OSError, pl.exceptions.PolarsError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"cannot write {stem.name} to {self.folder}: {reason}; make room and run again: the rest is kept"
+            ) from error
+        self._done.add(number)
+
+    def _identity(self, number: int) -> str:
+        """Changes with any picture, box or label that a shard is made of."""
+        rows = self.rows(number)
+        digest = hashlib.blake2b(self._hashes[rows.start : rows.stop].tobytes(), digest_size=16)
+        digest.update(self.table[rows.start : rows.stop].write_csv().encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _good(self, number: int) -> bool:
+        stem = _stem(self.folder, number)
+        if not any(stem.with_suffix(suffix).exists() for suffix in (".parquet", ".safetensors")):
+            return False
+        try:
+            shard = _load(stem, self._form)
+        except InputError:
+            return False
+        ours = {"number": number, "identity": self._identity(number), "fingerprint": self._fingerprint}
+        return all(shard.card[key] == value for key, value in ours.items())
+
+
+class Shards:
+    """A finished folder of shards, to be read.
+
+    Rows are numbered from 0 through all shards; pictures that were skipped have none.
+
+    Args:
+        folder: as `ShardWriter` filled it.
+
+    Attributes:
+        facts: what `index.json` says.
+        labels: M rows, all columns but the vectors.
+
+    Raises:
+        InputError: if there is nothing, shards are missing or damaged (naming them), or they are of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / INDEX).is_file():
+            raise InputError(
+                f"{folder} holds no shards ({INDEX}); make them: python -m clip3dreid.extract out={folder}"
+            )
+        self.folder = folder
+        self.facts = _read_index(folder)
+        count = math.ceil(self.facts["count"] / self.facts["rows_per_shard"])
+        self._stems = [_stem(folder, number) for number in range(count)]
+        tables = [_labels(stem, self.facts["format"]) for stem in self._stems]
+        absent = [stem.name for stem, table in zip(self._stems, tables, strict=True) if table is None]
+        if absent:
+            raise InputError(
+                f"{folder}: {len(absent)} of {count} shards are missing or damaged, first {absent[0]}; run extract "
+                "again, which makes these anew and keeps the others"
+            )
+        self.labels = pl.concat([table for table in tables if table is not None])
+        if self.labels.is_empty():
+            raise InputError(f"{folder} holds no picture that could be read; see unreadable.csv there")
+        self._counts = [0 if table is None else len(table) for table in tables]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def width(self, name: str) -> int:
+        """Columns of a vector.
+
+        Raises:
+            InputError: if the shards do not hold it.
+        """
+        widths = self.facts["vectors"]
+        if name not in widths:
+            raise InputError(
+                f"{self.folder} holds no {name} (it has {', '.join(widths)}); extract with a model that learnt it"
+            )
+        return int(widths[name])
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Yields (n, width) of one vector, shard by shard, as stored: float32 or float16.
+
+        Raises:
+            InputError: if the shards do not hold it, or one is damaged.
+        """
+        self.width(name)
+        for number, stem in enumerate(self._stems):
+            shard = _load(stem, self.facts["format"])
+            first = number * self.facts["rows_per_shard"]
+            made_of = len(shard.labels) + len(shard.card["skipped"])
+            wanted = min(self.facts["rows_per_shard"], self.facts["count"] - first)
+            found = shard.card["number"], shard.card["fingerprint"], made_of, len(shard.labels)
+            if found != (number, self.facts["fingerprint"], wanted, self._counts[number]):
+                raise InputError(f"{stem} is of another extraction or an unfinished one; run extract again")
+            # A copy: what was read may not be written to, which torch does not know.
+            yield torch.tensor(shard.vectors[name])
+
+    def vectors(self, name: str) -> Tensor:
+        """(M, width) of one vector, all in memory, as stored.
+
+        Raises:
+            InputError: as `blocks`.
+        """
+        dtype = torch.from_numpy(np.empty(0, DTYPES[self.facts["dtype"]])).dtype
+        found = torch.empty(len(self), self.width(name), dtype=dtype)
+        start = 0
+        for block in self.blocks(name):
+            found[start : start + len(block)] = block
+            start += len(block)
+        return found
+
+
+def unreadable(folder: Path) -> pl.DataFrame:
+    """The pictures that were skipped when a folder was filled: `path` and `reason`, in the order of the list."""
+    facts = _read_index(folder)
+    count = math.ceil(facts["count"] / facts["rows_per_shard"])
+    pairs = []
+    for number in range(count):
+        path = _stem(folder, number).with_suffix(".parquet")
+        pairs += json.loads(pl.read_parquet_metadata(path)["clip3dreid"])["skipped"]
+    return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
+
+
+def _stem(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}"
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    needed = {
+        "fingerprint": str,
+        "format": str,
+        "dtype": str,
+        "rows_per_shard": int,
+        "count": int,
+        "vectors": dict,
+    }
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version = found.get("version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged; remove {folder} and extract again") from error
+    if version != SHARDS_VERSION:
+        raise InputError(
+            f"{path} has version {version}, this program reads {SHARDS_VERSION}; extract into another folder"
+        )
+    if (
+        not all(isinstance(found.get(key), kind) for key, kind in needed.items())
+        or found["format"] not in FORMATS
+        or found["dtype"] not in DTYPES
+        or found["rows_per_shard"] < 1
+    ):
+        raise InputError(f"{path} is damaged; remove {folder} and extract again")
+    return dict(found)
+
+
+def _refuse_others(folder: Path, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    differ = [key for key in ours if found.get(key) != ours[key]]
+    if "fingerprint" in differ:
+        theirs, given = found["fingerprint"][:12], ours["fingerprint"][:12]
+        raise InputError(
+            f"{folder} holds shards of another model ({theirs}…) than the one given ({given}…); give another out, or "
+            "remove that folder"
+        )
+    if differ:
+        key = differ[0]
+        raise InputError(
+            f"{folder} holds shards of {key}={found.get(key)}, not of {ours[key]}; give another out, or remove that "
+            "folder"
+        )
+
+
+def _checksum(labels: pl.DataFrame, vectors: Mapping[str, npt.NDArray[Any]]) -> str:
+    flat = labels.with_columns(pl.col(WORDS).list.join("|")) if WORDS in labels.columns else labels
+    crc = zlib.crc32(flat.write_csv().encode(errors="surrogateescape"))
+    for name in sorted(vectors):
+        crc = zlib.crc32(np.ascontiguousarray(vectors[name]).data, crc)
+    return f"{crc:08x}"
+
+
+def _save(stem: Path, form: str, shard: Shard) -> None:
+    metadata = {"clip3dreid": json.dumps(shard.card)}
+    table = shard.labels
+    if form == "parquet":
+        table = table.with_columns(pl.Series(name, values) for name, values in shard.vectors.items())
+    # Floats do not compress.
+    with atomic(stem.with_suffix(".parquet")) as temporary:
+        table.write_parquet(temporary, metadata=metadata, compression="uncompressed")
+    if form == "safetensors":
+        with atomic(stem.with_suffix(".safetensors")) as temporary:
+            save_file(shard.vectors, temporary, metadata)
+
+
+def _labels(stem: Path, form: str) -> pl.DataFrame | None:
+    """A shard's labels alone; None if there is no such shard or it cannot be read."""
+    path = stem.with_suffix(".parquet")
+    if form == "safetensors" and not stem.with_suffix(".safetensors").is_file():
+        return None
+    try:
+        columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
+        return pl.read_parquet(path, columns=columns)
+    # A damaged file can make the reader raise almost anything.
+    except Exception:
+        return None
+
+
+def _load(stem: Path, form: str) -> Shard:
+    """Reads a shard whole.
+
+    Raises:
+        InputError: if it is not there or damaged, naming it.
+    """
+    path = stem.with_suffix(".parquet")
+    try:
+        card = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
+        table = pl.read_parquet(path)
+        if form == "parquet":
+            vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}
+            table = table.drop(vectors)
+        else:
+            with safe_open(stem.with_suffix(".safetensors"), framework="np") as file:
+                vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                same = json.loads(file.metadata()["clip3dreid"]) == card
+            if not same:
+                raise ValueError("labels and vectors are of different goes")
+        if card["version"] != SHARDS_VERSION or card["checksum"] != _checksum(table, vectors):
+            raise ValueError("its checksum is another")
+    # As above.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{stem} is damaged ({reason}); run extract again, which makes it anew and keeps the others"
+        ) from error
+    return Shard(table, vectors, card)

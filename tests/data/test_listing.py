@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from clip3dreid.data.listing import list_pictures
+from clip3dreid.errors import InputError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_pictures_of_a_folder_at_any_depth_sorted(tmp_path):
+    touch(tmp_path, "b.JPG", "a/z.png", "a/b/c/d.webp", ".hidden/x.png", ".y.png", "list.txt", "Thumbs.db")
+    root, table = list_pictures(tmp_path)
+    assert root == tmp_path
+    assert table.to_dict(as_series=False) == {"path": ["a/b/c/d.webp", "a/z.png", "b.JPG"]}
+
+
+def test_a_table_keeps_its_order_its_labels_and_its_boxes(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "path,person,camera,left,top,right,bottom,weather\nb.png,007,1,0,1,20,40,wet\na.png,,2,5,5,9,9,dry\n"
+    )
+    root, table = list_pictures(tmp_path / "t.csv")
+    assert root == tmp_path
+    assert table.drop("left", "top", "right", "bottom").rows() == [
+        ("b.png", "007", "1"),
+        ("a.png", None, "2"),
+    ]
+    assert table.select("left", "top", "right", "bottom").rows() == [(0, 1, 20, 40), (5, 5, 9, 9)]
+    table.write_parquet(tmp_path / "t.parquet")
+    assert list_pictures(tmp_path / "t.parquet").table.equals(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "file,person\nx,1\n", "no column path"),
+        ("t.csv", "path\n", "no rows"),
+        ("t.csv", "path,left,top\nx,1,2\n", "has left, top alone"),
+        ("t.csv", "path,left,top,right,bottom\nx,1,2,3,four\n", "wrong kind"),
+        ("t.csv", "path,left,top,right,bottom\nx,1,2,3,\n", "1 rows have no bottom"),
+        ("t.csv", "path,frame\nx,soon\n", "wrong kind"),
+        ("t.txt", "x.png", "ends in .csv or .parquet"),
+        ("t.parquet", "no parquet", "cannot be read"),
+    ],
+)
+def test_what_is_no_list_is_refused_in_one_line(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        list_pictures(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_list_is_said(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        list_pictures(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no pictures"):
+        list_pictures(tmp_path)
+    pl.DataFrame({"path": []}, schema={"path": pl.String}).write_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="no rows"):
+        list_pictures(tmp_path / "empty.parquet")
