@@ -1,0 +1,54 @@
+"""Which words of the vocabulary a free text says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+_NOT = frozenset({"not", "no", "without", "never", "isn't", "hasn't", "neither", "nor"})
+_WORD = re.compile(r"[\w']+")
+
+
+class Reading(NamedTuple):
+    """What was understood of a text."""
+
+    words: tuple[tuple[str, str], ...]
+    """(group, word), in the order of the text, each once."""
+    denied: tuple[str, ...]
+    """Words that the text says do not fit; nothing is made of them."""
+
+
+def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, str]) -> Reading:
+    """Finds words and their synonyms in a text, the longest first: "broad shoulders" before "broad".
+
+    Case, punctuation and hyphens do not matter. A word within two words after "not", "no" or "without" is denied.
+
+    Args:
+        text: in the language of the vocabulary.
+        groups: name -> words that exclude each other.
+        synonyms: what people say -> the word that it stands for; those of words in no group are of no use here.
+    """
+    owner = {word: group for group, words in groups.items() for word in words}
+    phrases = {word: word for word in owner} | {
+        said: word for said, word in synonyms.items() if word in owner
+    }
+    spelled = {tuple(_WORD.findall(said.lower())): word for said, word in phrases.items()}
+    longest = max(map(len, spelled), default=0)
+    said = _WORD.findall(text.lower())
+    found: dict[tuple[str, str], None] = {}
+    denied: list[str] = []
+    place = 0
+    while place < len(said):
+        for length in range(min(longest, len(said) - place), 0, -1):
+            word = spelled.get(tuple(said[place : place + length]))
+            if word is not None:
+                if _NOT.intersection(said[max(0, place - 2) : place]):
+                    denied.append(word)
+                else:
+                    found[owner[word], word] = None
+                place += length
+                break
+        else:
+            place += 1
+    return Reading(tuple(found), tuple(denied))

@@ -1,0 +1,96 @@
+"""What a search found, at a glance: a query a row, its hits beside it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+from clip3dreid.files import atomic
+from clip3dreid.report.parts import BLUE, GREY, INK, font, readable, short
+
+_GAP = 8
+
+
+class Picture(NamedTuple):
+    """A picture to show, or a part of it."""
+
+    path: Path
+    box: tuple[int, int, int, int] | None = None
+    """Left, top, right, bottom in pixels."""
+    caption: tuple[str, ...] = ()
+    """Lines below it."""
+
+
+class Row(NamedTuple):
+    """A query and what it found."""
+
+    text: str
+    """The query in words; shown where it has no pictures."""
+    pictures: Sequence[Picture]
+    """Of the query."""
+    hits: Sequence[Picture]
+    """Best first."""
+
+
+def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> None:
+    """Draws queries and their hits.
+
+    Args:
+        path: of the JPEG.
+        rows: at least one query.
+        height: of a picture, pixels.
+        columns: hits side by side; more go below.
+    """
+    small = font(12)
+    width = round(height * 0.55)
+    captions = max((len(hit.caption) for row in rows for hit in row.hits), default=0)
+    line = 15
+    tall = height + captions * line + _GAP
+    lines = [max(1, -(-len(row.hits) // columns)) for row in rows]
+    across = width * 2 + 3 * _GAP + columns * (width + _GAP)
+    sheet = Image.new("RGB", (across, sum(lines) * tall + (len(rows) + 1) * 2 * _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 2 * _GAP
+    for row, count in zip(rows, lines, strict=True):
+        _draw_query(sheet, draw, row, top, width, height)
+        for place, hit in enumerate(row.hits):
+            x = width * 2 + 3 * _GAP + place % columns * (width + _GAP)
+            y = top + place // columns * tall
+            _paste(sheet, draw, hit, x, y, width, height)
+            for number, caption in enumerate(hit.caption):
+                shown = short(caption, 17)
+                draw.text(
+                    (x, y + height + 2 + number * line), shown, font=small, fill=INK if not number else GREY
+                )
+        top += count * tall
+        draw.line((_GAP, top, across - _GAP, top), fill="#d9dce1")
+        top += 2 * _GAP
+    with atomic(path) as temporary:
+        sheet.save(temporary, "JPEG", quality=92)
+
+
+def _draw_query(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int, width: int, height: int
+) -> None:
+    for place, picture in enumerate(row.pictures[:2]):
+        _paste(sheet, draw, picture, _GAP + place * (width + _GAP), top, width, height)
+    if row.pictures:
+        draw.rectangle((_GAP - 3, top - 3, _GAP + width + 2, top + height + 2), outline=BLUE, width=2)
+    else:
+        for number, line in enumerate(textwrap.wrap(row.text, 30)[: height // 18]):
+            draw.text((_GAP, top + number * 18), line, font=font(14), fill=BLUE)
+
+
+def _paste(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Picture, x: int, y: int, width: int, height: int
+) -> None:
+    found = readable([picture.path], 1, width, height, picture.box)
+    if found:
+        sheet.paste(found[0], (x + (width - found[0].width) // 2, y + (height - found[0].height) // 2))
+    else:
+        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=GREY)
+        draw.text((x + 6, y + height // 2), "not there", font=font(12), fill=GREY)
