@@ -1,109 +1,203 @@
 """How long evaluation takes beside the matrix product that it cannot do without, and how much memory.
 
-    python benchmarks/ranking.py [--width 512] [--repeats 5] [--sizes market1501 ltcc msmt17]
+    python benchmarks/ranking.py [--width 512 4096] [--sizes market1501 ltcc msmt17 last] [--queries 2000]
 
-Times are medians of interleaved repeats, in milliseconds a query, on made-up features of the given sizes: a good
-model (mAP near 1) and an untrained one, whose positives lie among the strangers. On a busy machine only the
-ratios mean something. `argsort` is a full sort of every row alone, what a plain implementation starts with.
+Features are made up: a good model's (mAP near 1) and an untrained one's, whose positives lie among the strangers.
+Times are in milliseconds a query, the least of interleaved repeats, in brackets as multiples of the product:
+
+- `product`: the matrix product in blocks, and nothing else;
+- `ranking`: one protocol's evaluation without the products inside it;
+- `evaluation`: one protocol's, from features and tables of labels to scores, as `evaluate` returns them;
+- `three`: general, clothes changing and same clothes at once;
+- `open set`: the three with TPR at FPR 1e-4, 1e-3 and 1e-2, if asked for (--open-set);
+- `argsort`: a full sort of every row alone, what a plain implementation starts with;
+- `cython`: torchreid's compiled evaluation of ready distances, or fast-reid's, which descends from it, if installed.
+
+By default times are those of the processor (--clock cpu), which other programs disturb less; several threads need
+--clock wall. Memory is the highest during the three protocols, above what the program and the features take before.
 """
 
 import argparse
-import resource
-import statistics
+import importlib
+import threading
 import time
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import polars as pl
 import torch
 
-from clip3dreid.retrieval import ranking
+from clip3dreid.retrieval import products, ranking
 from clip3dreid.retrieval.evaluation import evaluate
-from clip3dreid.retrieval.protocol import Protocol, same_camera, same_camera_or_clothes
+from clip3dreid.retrieval.protocol import (
+    Protocol,
+    same_camera,
+    same_camera_or_clothes,
+    same_camera_or_other_clothes,
+)
 
 SIZES = {  # queries, gallery, people
     "ltcc": (493, 7_050, 75),
     "market1501": (3_368, 15_913, 750),
     "msmt17": (11_659, 82_161, 3_060),
+    "last": (10_176, 125_353, 5_805),
 }
 ONE = {"general": Protocol("general", same_camera, "")}
 TWO = {**ONE, "clothes_changing": Protocol("clothes_changing", same_camera_or_clothes, "")}
+THREE = {**TWO, "same_clothes": Protocol("same_clothes", same_camera_or_other_clothes, "")}
+RATES = (1e-4, 1e-3, 1e-2)
+CYTHON = (
+    "torchreid.metrics.rank_cylib.rank_cy",
+    "torchreid.reid.metrics.rank_cylib.rank_cy",
+    "fastreid.evaluation.rank_cylib.rank_cy",
+    "rank_cy",
+)
+SORTED = 100
+"""Rows that full sorts and compiled evaluations are timed on."""
 
 
-def side(rows, people, width, noise, seed):
+def side(rows, people, width, noise, seed, dtype=torch.float32):
     rng = np.random.default_rng(seed)
     person = rng.integers(people, size=rows)
     centres = np.random.default_rng(0).standard_normal((people, width), dtype=np.float32)
-    features = centres[person] + np.float32(noise) * rng.standard_normal((rows, width), dtype=np.float32)
+    features = torch.empty(rows, width, dtype=dtype)
+    for start in range(0, rows, 4096):
+        part = slice(start, start + 4096)
+        spread = rng.standard_normal((len(person[part]), width), dtype=np.float32)
+        features[part] = torch.from_numpy(centres[person[part]] + np.float32(noise) * spread).to(dtype)
     outfit = [f"{p}_{c}" for p, c in zip(person, rng.integers(3, size=rows), strict=True)]
     table = pl.DataFrame(
         {"person": person.astype(str), "camera": rng.integers(6, size=rows).astype(str), "clothes": outfit}
     )
-    return torch.from_numpy(features), table
+    return features, table
 
 
-def time_of(call):
-    start = time.perf_counter()
+def cython():
+    """The compiled evaluation that is installed, or None."""
+    for name in CYTHON:
+        try:
+            return importlib.import_module(name).evaluate_cy
+        except ImportError:
+            continue
+    return None
+
+
+def resident():
+    """MiB of its own that the program holds, files that it maps aside; None where Linux does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:")), None)
+
+
+def highest_of(call):
+    """MiB that a call takes at its highest, looked at every few milliseconds; None where Linux does not say."""
+    before = resident()
+    if before is None:
+        return None
+    seen, done = [before], threading.Event()
+
+    def look():
+        while not done.wait(0.003):
+            seen.append(resident())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
     call()
-    return time.perf_counter() - start
+    done.set()
+    watcher.join()
+    return max(seen) - before
 
 
-def measure(size, width, noise, repeats):
+def measure(size, width, noise, options):
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     queries, items, people = SIZES[size]
-    query, query_table = side(queries, people, width, noise, 1)
-    gallery, gallery_table = side(items, people, width, noise, 2)
+    queries = min(queries, options.queries or queries)
+    dtype = getattr(torch, options.dtype)
+    query, query_table = side(queries, people, width, noise, 1, dtype)
+    gallery, gallery_table = side(items, people, width, noise, 2, dtype)
     rows = ranking.block_rows(items, 2 * items // people, 4)
-    scores = torch.empty(min(rows, queries), items)
-    real = ranking._products
+    real = products.Products.block
+    spent = {"product": 0.0}
+
+    def time_of(call):
+        start = clock()
+        call()
+        return clock() - start
 
     def product():
+        scores = torch.empty(min(rows, queries), items, dtype=dtype)
         for start in range(0, queries, rows):
             block = query[start : start + rows]
             torch.mm(block, gallery.T, out=scores[: len(block)])
 
-    def argsort():
-        scores[:100].argsort(dim=1, descending=True)
+    def timed_block(self, block):
+        start = clock()
+        scores = real(self, block)
+        spent["product"] += clock() - start
+        return scores
 
-    def evaluation(protocols):
-        return evaluate(query, query_table, gallery, gallery_table, protocols)
+    def evaluation(protocols=ONE, **keys):
+        return evaluate(query, query_table, gallery, gallery_table, protocols, **keys)
 
-    def timed_products(*arguments):
-        products = real(*arguments)
-        while True:
-            start = time.perf_counter()
-            block = next(products, None)
-            spent["product"] += time.perf_counter() - start
-            if block is None:
-                return
-            yield block
+    def beside_products():
+        spent["product"] = 0.0
+        with mock.patch.object(products.Products, "block", timed_block):
+            return time_of(evaluation) - spent["product"]
 
-    times = {"product": [], "ranking": [], "evaluation": [], "two protocols": [], "argsort": []}
-    for _ in range(repeats):
-        spent = {"product": 0.0}
-        times["product"].append(time_of(product))
-        times["evaluation"].append(time_of(lambda: evaluation(ONE)))
-        times["two protocols"].append(time_of(lambda: evaluation(TWO)))
-        with mock.patch.object(ranking, "_products", timed_products):
-            whole = time_of(lambda: evaluation(ONE))
-        times["ranking"].append(whole - spent["product"])
-        times["argsort"].append(time_of(argsort) * queries / 100)
-    medians = {name: statistics.median(values) / queries * 1e3 for name, values in times.items()}
-    return medians, evaluation(ONE)["general"].result()["map"]
+    watched = {"open_set": RATES} if options.open_set else {}
+    memory = highest_of(lambda: evaluation(THREE, **watched))
+    parts = {
+        "product": lambda: time_of(product),
+        "evaluation": lambda: time_of(evaluation),
+        "three": lambda: time_of(lambda: evaluation(THREE)),
+        "ranking": beside_products,
+    }
+    if options.open_set:
+        parts["open set"] = lambda: time_of(lambda: evaluation(THREE, open_set=RATES))
+    some = products.Products(query, gallery).block(torch.arange(min(SORTED, queries))).copy()
+    share = len(some) / queries
+    parts["argsort"] = lambda: time_of(lambda: torch.from_numpy(some).argsort(dim=1, descending=True)) / share
+    compiled = cython()
+    if compiled is not None:
+        labels = [
+            table[column].cast(pl.Int64).to_numpy().copy()
+            for column in ("person", "camera")
+            for table in (query_table[: len(some)], gallery_table)
+        ]
+        parts["cython"] = lambda: time_of(lambda: compiled(-some, *labels, 50)) / share
+    times = {name: [] for name in parts}
+    for _ in range(options.repeats):
+        for name, part in parts.items():
+            times[name].append(part())
+    least = {name: min(values) / queries * 1e3 for name, values in times.items()}
+    return least, evaluation()["general"].result()["map"], memory
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, nargs="+", default=[512])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["ltcc", "market1501"])
+    parser.add_argument("--queries", type=int, default=0, help="at most so many; 0: all")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    parser.add_argument("--open-set", action="store_true")
     options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, {options.width} wide; ms a query, and share of the product's")
+    torch.set_num_threads(options.threads)
+    print(
+        f"{options.threads} thread(s), {options.dtype}, {options.clock} clock; ms a query (share of the product's)"
+    )
     for size in options.sizes:
-        for model, noise in (("good", 1.0), ("untrained", 40.0)):
-            medians, score = measure(size, options.width, noise, options.repeats)
-            cells = (f"{name} {ms:.3f} ({ms / medians['product']:.2f})" for name, ms in medians.items())
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{size:10} {model:9} mAP {score:.2f}  ", "  ".join(cells), f"  peak {peak:.0f} MiB so far")
+        for width in options.width:
+            for model, noise in (("good", 1.0), ("untrained", 40.0)):
+                least, score, memory = measure(size, width, noise, options)
+                cells = (f"{name} {ms:.3f} ({ms / least['product']:.2f})" for name, ms in least.items())
+                extra = "" if memory is None else f"  {memory:.0f} MiB above the features"
+                print(f"{size:10} {width:4} {model:9} mAP {score:.2f}  ", "  ".join(cells), extra, flush=True)
 
 
 if __name__ == "__main__":

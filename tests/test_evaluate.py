@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
+from clip3dreid.config import conf_dir
 from tests.conftest import Command, write_ltcc
+from tests.test_conf import check_bindings, composed
 
 
 def features(path: Path, **changes: Any) -> Path:
@@ -78,6 +81,102 @@ def test_a_collapsed_model_scores_chance_and_not_everything(invoke: Command, tmp
     assert scores["chance_r1"] == pytest.approx(5 / 100)
 
 
+def test_a_reranking_is_named_with_every_number_and_in_the_table(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    done = invoke(
+        "evaluate", f"features={path}", "rerank=k_reciprocal", "rerank.k1=3", "rerank.k2=1", "out=o.json"
+    )
+    assert done.returncode == 0, done.stderr
+    for scores in json.loads((tmp_path / "o.json").read_text())["results"].values():
+        assert scores["rerank"]["method"] == "KReciprocal"
+        assert (scores["rerank"]["k1"], scores["rerank"]["lambda"]) == (3, 0.3)
+    assert done.stdout.count("re-ranked: method=KReciprocal, k1=3") == 3
+
+
+def test_a_reranking_of_the_original_distance_alone_changes_no_score(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    for name, arguments in {"plain": [], "one": ["rerank=k_reciprocal", "rerank.lambda_=1"]}.items():
+        done = invoke("evaluate", f"features={path}", "metric=euclidean", f"out={name}.json", *arguments)
+        assert done.returncode == 0, done.stderr
+    plain, one = (json.loads((tmp_path / f"{name}.json").read_text())["results"] for name in ("plain", "one"))
+    for protocol, scores in plain.items():
+        assert {k: v for k, v in one[protocol].items() if k != "rerank"} == {
+            k: v for k, v in scores.items() if k != "rerank"
+        }
+        assert scores["rerank"] is None
+
+
+def test_each_query_is_written_where_it_is_asked_for(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    done = invoke("evaluate", f"features={path}", "metric=euclidean", "per_query=queries")
+    assert done.returncode == 0, done.stderr
+    files = sorted(file.name for file in (tmp_path / "queries").iterdir())
+    assert files == ["clothes_changing.parquet", "general.parquet", "same_clothes.parquet"]
+    table = pl.read_parquet(tmp_path / "queries" / "general.parquet")
+    # Ranks 1 and 3; the query of person 3 is not valid.
+    assert table.rows(named=True) == [
+        {
+            "query": "query[0]", "person": "1", "first_hit": 1.0, "r1": 1.0, "ap": pytest.approx(5 / 6),
+            "inp": pytest.approx(2 / 3), "positives": 2, "junk": 1,
+        }
+    ]  # fmt: skip
+
+
+def test_open_set_rates_by_hand(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    done = invoke(
+        "evaluate",
+        f"features={path}",
+        "metric=euclidean",
+        "protocol=general",
+        "open_set=[0.1,0.5]",
+        "out=o.json",
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "o.json").read_text())["results"]["general"]
+    # Strangers at 2 and 4, positives at 1 and 3. At 0.1 none of the strangers may pass, at 0.5 one of them.
+    assert scores["tpr_at_fpr"] == {"0.1": 0.5, "0.5": 1.0}
+    assert "TPR at FPR: 50.0 at 0.1, 100.0 at 0.5" in done.stdout
+
+
+def test_intervals_are_written_and_shown(invoke: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = features(
+        tmp_path / "f.npz",
+        query_features=rng.normal(size=(60, 4)), query_pids=rng.integers(6, size=60), query_camids=np.zeros(60, int),
+        gallery_features=rng.normal(size=(90, 4)), gallery_pids=rng.integers(6, size=90),
+        gallery_camids=np.ones(90, int), query_clothes=None, gallery_clothes=None,
+    )  # fmt: skip
+    done = invoke("evaluate", f"features={path}", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "o.json").read_text())["results"]["general"]
+    for name in ("r1", "map", "minp"):
+        low, high = scores["interval"][name]
+        assert 0 <= low < scores[name] < high <= 1
+    low, high = scores["interval"]["r1"]
+    assert f"R1 [{100 * low:.1f}, {100 * high:.1f}]" in done.stdout
+
+
+def test_one_person_has_no_interval_and_the_table_none_either(invoke: Command, tmp_path: Path) -> None:
+    done = invoke("evaluate", f"features={features(tmp_path / 'f.npz')}", "out=o.json")
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert all(scores["interval"] is None for scores in results.values())
+    assert "over query people" not in done.stdout
+
+
+RERANKINGS = sorted(path.stem for path in (conf_dir() / "rerank").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RERANKINGS)
+def test_every_reranking_composes_and_binds_here_and_in_training(name: str) -> None:
+    cfg = composed("evaluate", f"rerank={name}")
+    assert cfg.rerank["_target_"].startswith("clip3dreid.retrieval.rerank.")
+    assert check_bindings(cfg) > 1
+    train = composed("train", "data=ltcc", "data.root=/nowhere", f"+rerank@retrieval.rerank={name}")
+    assert train.retrieval.rerank == cfg.rerank
+    assert check_bindings(train) > 10
+
+
 nan = np.array([[0.0, 1], [np.nan, 1]], np.float32)
 BAD = {
     "NaN": ({"query_features": nan}, [], "NaN"),
@@ -92,6 +191,10 @@ BAD = {
     "pickled objects": ({"query_pids": np.array([1, "x"], object)}, [], "query_pids"),
     "unknown metric": ({}, ["metric=manhattan"], "manhattan"),
     "unknown protocol": ({}, ["protocol=generel"], "generel"),
+    "unknown re-ranking": ({}, ["rerank=k_reciprocl"], "k_reciprocl"),
+    "no rate": ({}, ["open_set=[1.5]"], "open_set"),
+    "no list": ({}, ["open_set=0.01"], "open_set"),
+    "open set of a re-ranking": ({}, ["open_set=[0.01]", "rerank=aqe"], "leave the re-ranking out"),
 }
 
 

@@ -1,13 +1,19 @@
 """What the modules promise where several processes evaluate one model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import polars as pl
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from clip3dreid.module import share_buffers
+from clip3dreid.errors import InputError
+from clip3dreid.module import EvaluationModule, ReidModule, share_buffers
+from clip3dreid.retrieval.protocol import Protocol, nothing
+from clip3dreid.retrieval.rerank import QueryExpansion
 
 
 def _process(rank: int, folder: str) -> None:
@@ -27,3 +33,33 @@ def test_all_processes_evaluate_with_the_first_ones_running_statistics(tmp_path:
     torch.testing.assert_close(first["running_mean"], torch.full((3,), 0.25))
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+class Training(EvaluationModule):
+    """What `ReidModule` reports, without what it trains."""
+
+    refined = ReidModule.refined
+
+
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [(EvaluationModule, {"val": True, "test": True}), (Training, {"val": False, "test": True})],
+)
+def test_training_reranks_in_tests_alone_and_evaluation_wherever_it_is_asked(
+    kind: type[EvaluationModule], stages: dict[str, bool]
+) -> None:
+    table = pl.DataFrame({"path": list("uvwxyz"), "person": list("aabbcc")})
+    data = SimpleNamespace(query=table[:4], gallery=table)
+    features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    protocols = {"all": Protocol("all", nothing, "")}
+    for keys, name in (({"rerank": QueryExpansion(k=2)}, "rerank"), ({"open_set": [0.1]}, "tpr_at_fpr")):
+        module = kind(nn.Identity(), protocols={}, metric="cosine", flip=False, **keys)
+        for stage, expected in stages.items():
+            scores, queries = module._score(data, features, protocols, (0, 1), stage)
+            assert (scores["all"][name] is not None) == expected
+            assert queries["all"]["query"].to_list() == list("uvwx")
+
+
+def test_bad_rates_are_refused_before_anything_is_embedded() -> None:
+    with pytest.raises(InputError, match="open_set"):
+        EvaluationModule(nn.Identity(), protocols={}, metric="cosine", flip=False, open_set=[2])

@@ -16,19 +16,39 @@ RESULTS_VERSION = 1
 
 
 def _features(cfg: DictConfig) -> dict[str, Any]:
-    from clip3dreid.build import instantiate_protocols
-    from clip3dreid.retrieval.evaluation import evaluate, load_features
-    from clip3dreid.tables import print_scores
+    from hydra.utils import instantiate
 
-    query, query_table, gallery, gallery_table = load_features(Path(cfg.features))
+    from clip3dreid.build import instantiate_protocols, plain
+    from clip3dreid.retrieval.evaluation import evaluate, query_table
+    from clip3dreid.retrieval.feature_file import load_features
+    from clip3dreid.tables import print_scores, save_tables
+
+    query, asked, gallery, gallery_table = load_features(Path(cfg.features))
     nodes = cfg.protocol
     if not nodes:
-        clothes = not (query_table["clothes"].null_count() or gallery_table["clothes"].null_count())
+        clothes = not (asked["clothes"].null_count() or gallery_table["clothes"].null_count())
         names = ("general", "same_clothes", "clothes_changing") if clothes else ("general",)
         nodes = OmegaConf.merge(*(OmegaConf.load(conf_dir() / "protocol" / f"{name}.yaml") for name in names))
     protocols = instantiate_protocols(nodes)
-    found = evaluate(query, query_table, gallery, gallery_table, protocols, metric=cfg.metric)
+    rerank = instantiate(cfg.rerank)
+    found = evaluate(
+        query,
+        asked,
+        gallery,
+        gallery_table,
+        protocols,
+        metric=cfg.metric,
+        rerank=rerank,
+        open_set=plain(cfg.open_set),
+    )
     results = {name: evaluation.result() for name, evaluation in found.items()}
+    if cfg.per_query is not None:
+        save_tables(
+            {
+                Path(cfg.per_query) / f"{name}.parquet": query_table(evaluation.numbers(), asked)
+                for name, evaluation in found.items()
+            }
+        )
     print_scores(f"{cfg.features}, {cfg.metric}", results)
     return {"features": str(cfg.features), "metric": str(cfg.metric), "results": results}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import polars
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +27,7 @@ from clip3dreid.callbacks import StepTimes
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json, write_text
+from clip3dreid.files import write_json, write_text
 from clip3dreid.guidance import Guides, check_same_guides, guide
 from clip3dreid.language import labels as language_labels
 from clip3dreid.loss.total import Total, Weighted, needs
@@ -36,7 +35,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
 from clip3dreid.module import ReidModule
 from clip3dreid.record import environment, keep_metrics
-from clip3dreid.tables import print_scores
+from clip3dreid.tables import print_scores, save_tables
 from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
@@ -264,6 +263,8 @@ def _run(cfg: DictConfig) -> float | None:
         protocols=protocols_of(sources),
         metric=cfg.retrieval.metric,
         flip=cfg.retrieval.flip,
+        rerank=instantiate(cfg.retrieval.rerank),
+        open_set=plain(cfg.retrieval.open_set),
         teacher=guides.embeddings,
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
@@ -333,7 +334,8 @@ def _report(
         for data_set, results in module.results["test"].items():
             queries = module.queries["test"][data_set]
             files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}
-            _save_queries({folder / files[protocol]: table for protocol, table in queries.items()})
+            tables = {folder / files[protocol]: table for protocol, table in queries.items()}
+            rank_zero_only(save_tables)(tables)
             evaluations.append(
                 {
                     "checkpoint": name,
@@ -364,13 +366,6 @@ def _report(
     first = evaluations[0]
     source = next(source for source in sources if source.manifest.name == first["data"])
     return float(first["results"][headline(source, validation=False)]["r1"])
-
-
-@rank_zero_only
-def _save_queries(tables: dict[Path, polars.DataFrame]) -> None:
-    for path, table in tables.items():
-        with atomic(path) as temporary:
-            table.write_parquet(temporary)
 
 
 @rank_zero_only

@@ -21,9 +21,9 @@ from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD, HEADS
 from clip3dreid.optimizer import optimise
-from clip3dreid.retrieval.distributed import RetrievalScores
-from clip3dreid.retrieval.evaluation import Evaluation, evaluate
-from clip3dreid.retrieval.protocol import Protocols
+from clip3dreid.retrieval.distributed import whole
+from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
+from clip3dreid.retrieval.protocol import Protocol, Protocols
 from clip3dreid.retrieval.ranking import Distance
 from clip3dreid.types import Batch, Features
 
@@ -50,15 +50,27 @@ class EvaluationModule(LightningModule):
         protocols: for each split (`val`, `test`) and data set, the protocols to report.
         metric: distance of the ranking.
         flip: embed each picture and its mirror image and add the two.
+        rerank: re-ranking; None: there is none.
+        open_set: false positive rates at which to report the true positive rate; None: none.
 
     After `trainer.validate` or `trainer.test`, `results[split][data set][protocol]` holds the scores and
-    `queries[split][data set][protocol]` those of every valid query (see `_per_query`); loggers get the scores under
+    `queries[split][data set][protocol]` those of every valid query (see `query_table`); loggers get the scores under
     `val/…` and `test/…`, or whatever `test_prefix` says.
     Distributed, each process embeds a share of the pictures and ranks a share of the queries.
     """
 
+    refined: tuple[str, ...] = ("val", "test")
+    """Stages with re-ranking and open-set scores, where these are asked for."""
+
     def __init__(
-        self, student: Student, *, protocols: Mapping[str, Protocols], metric: Distance, flip: bool
+        self,
+        student: Student,
+        *,
+        protocols: Mapping[str, Protocols],
+        metric: Distance,
+        flip: bool,
+        rerank: Reranking | None = None,
+        open_set: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if metric not in get_args(Distance):
@@ -67,6 +79,9 @@ class EvaluationModule(LightningModule):
         self.protocols = protocols
         self.metric = metric
         self.flip = flip
+        # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
+        self.open_set = checked_rates(open_set, rerank)
+        self.rerank = rerank
         self.test_prefix = "test"
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
         self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
@@ -107,7 +122,8 @@ class EvaluationModule(LightningModule):
         share = (self.trainer.global_rank, self.trainer.world_size)
         self.results[stage], self.queries[stage] = {}, {}
         for evaluation, features in zip(self.data.evaluations(split), self._features, strict=True):
-            scores, queries = self._score(evaluation, self._exchange(features), self.protocols[split], share)
+            protocols = self.protocols[split][evaluation.name]
+            scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
             self.results[stage][evaluation.name] = scores
             self.queries[stage][evaluation.name] = queries
             for protocol, values in scores.items():
@@ -119,53 +135,33 @@ class EvaluationModule(LightningModule):
         self._features = []
 
     def _score(
-        self, evaluation: EvaluationSet, features: Tensor, protocols: Protocols, share: tuple[int, int]
+        self,
+        evaluation: EvaluationSet,
+        features: Tensor,
+        protocols: Mapping[str, Protocol],
+        share: tuple[int, int],
+        stage: str,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
         features = features.to(self.device)
         query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
+        refined = stage in self.refined
         found = evaluate(
             query,
             evaluation.query,
             gallery,
             evaluation.gallery,
-            protocols[evaluation.name],
+            protocols,
             metric=self.metric,
             share=share,
+            rerank=self.rerank if refined else None,
+            open_set=self.open_set if refined else None,
         )
         scores, queries = {}, {}
-        for name, result in found.items():
-            metric = RetrievalScores()
-            if share[1] > 1:  # where the processes' sums meet; float64, which not every device has
-                metric = metric.to(self.device)
-            metric.update(result.per_query)
-            scores[name] = result.result(metric.compute())
-            queries[name] = self._per_query(evaluation, result, share[1])
+        for name, part in found.items():
+            everything = whole(part, self.device)
+            scores[name] = part.result(everything)
+            queries[name] = query_table(everything.numbers, evaluation.query)
         return scores, queries
-
-    def _per_query(self, evaluation: EvaluationSet, result: Evaluation, processes: int) -> pl.DataFrame:
-        """A row for every valid query of all processes, in table order.
-
-        Columns: `query` (path), `person`, `first_hit` (rank from 1), `ap` (0..1), `positives` and `junk` (numbers).
-        """
-        found = result.per_query
-        columns = [found.first_hit, found.ap, found.positives.double(), found.junk.double()]
-        numbers = torch.stack([result.rows.double(), *columns], 1)[found.valid]
-        if processes > 1:
-            parts: list[Tensor] = [numbers] * processes
-            dist.all_gather_object(parts, numbers.cpu())
-            numbers = torch.cat(parts)
-        numbers = numbers[numbers[:, 0].argsort()]
-        rows = numbers[:, 0].long().tolist()
-        return (
-            evaluation.query[rows]
-            .select(query="path", person="person")
-            .with_columns(
-                first_hit=pl.Series(numbers[:, 1].numpy()),
-                ap=pl.Series(numbers[:, 2].numpy()),
-                positives=pl.Series(numbers[:, 3].long().numpy()),
-                junk=pl.Series(numbers[:, 4].long().numpy()),
-            )
-        )
 
     def on_validation_epoch_start(self) -> None:
         """Makes room for the features."""
@@ -204,6 +200,8 @@ class ReidModule(EvaluationModule):
         protocols: see `EvaluationModule`.
         metric: see `EvaluationModule`.
         flip: see `EvaluationModule`.
+        rerank: see `EvaluationModule`; in tests alone, so that checkpoints are selected by the plain ranking.
+        open_set: likewise.
         teacher: the teacher's embeddings of a batch, where a loss needs them.
         body_norm: how batch norm treats the stream of bodies: `separate`, each stream is normalised by its own
             statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
@@ -211,6 +209,8 @@ class ReidModule(EvaluationModule):
             of which costs a backward pass a term; 0: never.
         rescue: file for the last good state, should a loss become NaN or infinite; None: nothing is saved.
     """
+
+    refined = ("test",)
 
     def __init__(
         self,
@@ -223,12 +223,16 @@ class ReidModule(EvaluationModule):
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
+        rerank: Reranking | None = None,
+        open_set: Sequence[float] | None = None,
         teacher: TeacherEmbeddings | None = None,
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
         rescue: Path | None = None,
     ) -> None:
-        super().__init__(student, protocols=protocols, metric=metric, flip=flip)
+        super().__init__(
+            student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
+        )
         if body_norm not in ("separate", "shared"):
             raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
         if gradient_norms_every < 0:

@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from clip3dreid.build import check_protocols, data_sources, protocols_of, require_data
+from clip3dreid.build import check_protocols, data_sources, plain, protocols_of, require_data
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import load_pretrained, read_card, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
-from clip3dreid.tables import print_scores
+from clip3dreid.tables import print_scores, save_tables
 
 
 def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any]]:
@@ -72,7 +72,14 @@ def score(cfg: DictConfig) -> dict[str, Any]:
             f"{cfg.data.name} has no queries and gallery in split {cfg.split}; look at it with "
             "python -m clip3dreid.inspect_data"
         )
-    module = EvaluationModule(student, protocols=protocols_of(sources), metric=cfg.metric, flip=cfg.flip)
+    module = EvaluationModule(
+        student,
+        protocols=protocols_of(sources),
+        metric=cfg.metric,
+        flip=cfg.flip,
+        rerank=instantiate(cfg.rerank),
+        open_set=plain(cfg.open_set),
+    )
     check_protocols(data, module.protocols, cfg.split)
     trainer: pl.Trainer = instantiate(
         cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
@@ -84,6 +91,12 @@ def score(cfg: DictConfig) -> dict[str, Any]:
     notes = {source.manifest.name: list(source.manifest.notes) for source in sources}
     for data_set, results in scores.items():
         rank_zero_only(print_scores)(f"{data_set} ({cfg.split}), {name}", results, notes[data_set])
+        if cfg.per_query is not None:
+            queries = module.queries[cfg.split][data_set].items()
+            files = {
+                Path(cfg.per_query) / f"{data_set}_{protocol}.parquet": table for protocol, table in queries
+            }
+            rank_zero_only(save_tables)(files)
     first, *others = scores
     facts: dict[str, Any] = {
         "checkpoint": str(name),

@@ -1,10 +1,18 @@
-"""Tables on the terminal."""
+"""Tables: on the terminal, and as files."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from clip3dreid.files import atomic
+
+if TYPE_CHECKING:  # only handed through here
+    import polars as pl
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -28,7 +36,7 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
         title: data set and checkpoint.
         results: protocol name -> `r1`, `r5`, `r10`, `r20`, `map`, `minp`, `chance_r1` in 0..1 and the counts
             `valid_queries`, `queries`, `gallery`, and what the protocol is: `shots`, `average_precision`,
-            `metric`, `description`.
+            `metric`, `description`; also `interval`, `tpr_at_fpr` and `rerank`, each of which may be None.
         notes: what must be known of the data, printed below.
     """
     header = ["protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery"]
@@ -45,6 +53,27 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
     print_table(title, header, rows)
     for name, scores in results.items():
         how = f"{scores['shots']}, {scores['average_precision']} AP, {scores['metric']}"
+        if scores["rerank"] is not None:
+            how += ", re-ranked: " + ", ".join(f"{key}={value}" for key, value in scores["rerank"].items())
         print(f"  {name} ({how}): {scores['description']}")  # noqa: T201
+        if scores["interval"] is not None:
+            spread = {"R1": "r1", "mAP": "map", "mINP": "minp"}
+            cells = (f"{title} {_range(scores['interval'][key])}" for title, key in spread.items())
+            print(f"    95 % over query people: {', '.join(cells)}")  # noqa: T201
+        if scores["tpr_at_fpr"] is not None:
+            cells = (f"{100 * tpr:.1f} at {rate}" for rate, tpr in scores["tpr_at_fpr"].items())
+            print(f"    open set, TPR at FPR: {', '.join(cells)}")  # noqa: T201
     for note in notes:
         print(f"  note: {note}")  # noqa: T201
+
+
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def save_tables(tables: Mapping[Path, pl.DataFrame]) -> None:
+    """Writes tables as Parquet files, each whole or not at all."""
+    for path, table in tables.items():
+        with atomic(path) as temporary:
+            table.write_parquet(temporary)

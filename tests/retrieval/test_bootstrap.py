@@ -3,7 +3,14 @@ import pytest
 from scipy import stats
 
 from clip3dreid.retrieval import bootstrap
-from clip3dreid.retrieval.bootstrap import Sample, confidence, interval, paired_difference, t_interval
+from clip3dreid.retrieval.bootstrap import (
+    Sample,
+    confidence,
+    confidences,
+    interval,
+    paired_difference,
+    t_interval,
+)
 
 
 def queries(seed, people=30, effect=0.0):
@@ -157,8 +164,31 @@ def test_single_precision_and_names_serve_as_well():
     assert confidence(values.astype(np.float32), names) == confidence(values, person)
 
 
+def test_several_scores_have_the_intervals_they_have_alone(monkeypatch):
+    values, person = queries(8)
+    several = np.stack([values, values[::-1], values / 2 + 0.1])
+    found = confidences(several, person, resamples=700)
+    assert found == [pytest.approx(confidence(score, person, resamples=700), abs=1e-12) for score in several]
+    monkeypatch.setattr(bootstrap, "_DRAWN", 50)
+    assert confidences(several, person, resamples=700) == found
+
+
+def test_the_interval_of_one_run_covers_the_truth_as_often_as_it_says():
+    covered, runs = 0, 300
+    for seed in range(runs):
+        rng = np.random.default_rng([10, seed])
+        person = np.repeat(np.arange(50), rng.integers(1, 6, 50))
+        ease = np.clip(rng.normal(0.5, 0.2, 50), 0, 1)[person]
+        hit = (rng.random(len(person)) < ease).astype(float)
+        low, high = confidences(np.stack([hit, ease]), person, resamples=500)[0]
+        # Symmetric about one half, so the people's mean is just that.
+        covered += low <= 0.5 <= high
+    assert 0.91 <= covered / runs <= 0.98
+
+
 def test_one_person_says_nothing_about_others():
     assert confidence(np.ones(5), np.zeros(5)) is None
+    assert confidences(np.ones((2, 5)), np.zeros(5)) is None
     assert interval([Sample(*queries(0)), Sample(np.ones(5), np.zeros(5))]) is None
 
 
@@ -176,6 +206,8 @@ def test_one_person_says_nothing_about_others():
 def test_what_cannot_be_drawn_from_is_refused(values, person, keys):
     with pytest.raises(ValueError, match=r"values|interval"):
         confidence(values, person, **keys)
+    with pytest.raises(ValueError, match=r"values|interval"):
+        confidences(values[None], person, **keys)
 
 
 def test_samples_that_are_no_pair_are_refused():

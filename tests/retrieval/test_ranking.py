@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -5,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip3dreid.errors import InputError
 from clip3dreid.retrieval import protocol as rules
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
@@ -211,3 +214,90 @@ def test_a_stranger_in_the_gallery_never_raises_a_score(seed, place):
     for name in PROTOCOLS:
         assert (after[name].per_query.ap <= before[name].per_query.ap).all()
         assert (after[name].per_query.first_hit >= before[name].per_query.first_hit).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A source of given scores."""
+
+    scores: np.ndarray
+
+    def __call__(self, query, gallery, metric):
+        return self
+
+    def block(self, rows):
+        return self.scores[rows.numpy()]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), levels=st.sampled_from([1, 3, 30, 10**9]))
+def test_scores_of_any_source_rank_as_a_plain_stable_sort(seed, levels):
+    query, query_rows, gallery, gallery_rows = world(seed, queries=9, gallery=50, people=4)
+    scores = np.random.default_rng(seed).integers(levels, size=(9, 50)) / levels
+    expected = {name: evaluate_plain(scores, query_rows, gallery_rows, junk) for name, junk in JUNK.items()}
+    protocols = {name: PROTOCOLS[name] for name, numbers in expected.items() if any(numbers)}
+    found = run(query, query_rows, gallery, gallery_rows, protocols=protocols, rerank=Scores(scores))
+    for name in protocols:
+        assert_equals_plain(found[name], expected[name], 1e-9)
+
+
+def test_an_addend_or_a_factor_for_each_query_changes_nothing():
+    query, query_rows, gallery, gallery_rows = world(seed=12)
+    scores = np.random.default_rng(0).integers(100, size=(40, 90)).astype(np.float64)
+    other = scores * 2.0 ** np.arange(-20, 20)[:, None] - 2.0**20
+    one, two = (run(query, query_rows, gallery, gallery_rows, rerank=Scores(x)) for x in (scores, other))
+    for name in PROTOCOLS:
+        assert all(map(torch.equal, one[name].per_query, two[name].per_query))
+
+
+def test_every_picture_twice_ranks_as_the_plain_loop_says():
+    query, query_rows, gallery, gallery_rows = world(seed=13, gallery=45, kind="signs")
+    gallery, gallery_rows = gallery.repeat(2, 1), gallery_rows * 2
+    scores = score_matrix(query, gallery, "cosine")
+    for name, found in run(query, query_rows, gallery, gallery_rows).items():
+        assert_equals_plain(found, evaluate_plain(scores, query_rows, gallery_rows, JUNK[name]), 1e-9)
+
+
+def test_a_query_whose_pictures_are_all_junk_leaves_the_others_as_they_were():
+    query, query_rows, gallery, gallery_rows = world(seed=14, dtype=torch.float64)
+    lonely = {**query_rows[0], "person": "alone", "camera": "c0"}
+    rows = [*query_rows, lonely], [*gallery_rows, lonely, lonely]
+    # Far from all, so that the new gallery pictures rank last; under the query's own rule both are junk.
+    far = -query.sum(0, keepdim=True)
+    features = torch.cat([query, far]), torch.cat([gallery, far, far])
+    found = run(features[0], rows[0], features[1], rows[1], protocols={"general": PROTOCOLS["general"]})
+    scores = score_matrix(*features, "cosine")
+    assert_equals_plain(found["general"], evaluate_plain(scores, *rows, JUNK["general"]), 1e-9)
+    assert found["general"].per_query.valid.tolist()[-1] is False
+    assert found["general"].per_query.junk.tolist()[-1] == 2
+
+
+@pytest.mark.parametrize("people", [1, 2])
+@pytest.mark.parametrize("gallery", [1, 2, 3])
+def test_the_smallest_worlds_rank_as_the_plain_loop_says(gallery, people):
+    for seed in range(20):
+        data = world(seed, queries=2, gallery=gallery, people=people, dtype=torch.float64)
+        query, query_rows, items, gallery_rows = data
+        scores = score_matrix(query, items, "cosine")
+        for name, junk in JUNK.items():
+            expected = evaluate_plain(scores, query_rows, gallery_rows, junk)
+            if any(expected):
+                found = run(*data, protocols={name: PROTOCOLS[name]})[name]
+                assert_equals_plain(found, expected, 1e-9)
+            else:
+                with pytest.raises(InputError, match="no query of this data has a positive"):
+                    run(*data, protocols={name: PROTOCOLS[name]})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_nothing(threads):
+    data = world(seed=15, queries=60, gallery=200, kind="signs")
+    before = torch.get_num_threads()
+    expected = run(*data)
+    torch.set_num_threads(threads)
+    try:
+        found = run(*data)
+    finally:
+        torch.set_num_threads(before)
+    for name in PROTOCOLS:
+        assert all(map(torch.equal, found[name].per_query, expected[name].per_query))

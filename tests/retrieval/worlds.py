@@ -5,7 +5,7 @@ import polars as pl
 import torch
 
 from clip3dreid.retrieval import protocol as rules
-from clip3dreid.retrieval.distributed import RetrievalScores
+from clip3dreid.retrieval.distributed import whole
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
 
@@ -72,9 +72,9 @@ def rank_a_share(rank, world_size, folder):
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
     )
     results = {}
-    for name, found in run(*world(seed=11, kind="signs"), share=(rank, world_size)).items():
-        scores = RetrievalScores()
-        scores.update(found.per_query)
-        results[name] = {"share": found.rows.tolist(), **found.result(scores.compute())}
+    found = run(*world(seed=11, kind="signs"), share=(rank, world_size), open_set=[0.01, 0.2])
+    for name, evaluation in found.items():
+        everything = whole(evaluation, torch.device("cpu"))
+        results[name] = {"share": evaluation.rows.tolist(), **evaluation.result(everything)}
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

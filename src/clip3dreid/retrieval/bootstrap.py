@@ -137,6 +137,41 @@ def confidence(
     return interval([Sample(values, person)], level=level, resamples=resamples, seed=seed)
 
 
+def confidences(
+    values: Values,
+    person: npt.NDArray[Any],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 1,
+) -> list[Interval] | None:
+    """`confidence` of several scores of the same queries; the drawing, which takes the time, is done once.
+
+    Args:
+        values: (K, Q) scores of each valid query.
+        person: (Q,) whose queries they are.
+        level: confidence, between 0 and 1.
+        resamples: how often people are drawn.
+        seed: of the drawing.
+
+    Returns:
+        For each of the K scores what `confidence` gives.
+
+    Raises:
+        ValueError: as `interval`.
+    """
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError("an interval needs a level between 0 and 1, and at least one resample")
+    found = [_sums(Sample(score, person)) for score in values]
+    sums, counts = np.stack([score for score, _, _ in found], 1), found[0][1]
+    if len(counts) < 2:
+        return None
+    drawn = _weights(len(counts), resamples, np.random.default_rng(seed))
+    means = np.concatenate([(weights @ sums) / (weights @ counts)[:, None] for weights in drawn])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Student's t interval of a mean (Student, "The probable error of a mean", Biometrika 1908).
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from clip3dreid.retrieval.evaluation import Evaluation, Whole
 from clip3dreid.retrieval.metrics import SCORES, PerQuery, add_up, means
 
 
@@ -50,3 +52,33 @@ class RetrievalScores(Metric):
             InputError: if no query of any process is valid.
         """
         return means(self.sums)
+
+
+def whole(evaluation: Evaluation, device: torch.device) -> Whole:
+    """Puts the processes' shares of an evaluation together; all processes must call it.
+
+    Args:
+        evaluation: this process's share.
+        device: where the process group's backend works (CUDA for NCCL).
+
+    Returns:
+        The same in all processes; what the evaluation says by itself where there is no process group.
+
+    Raises:
+        InputError: if no query of any process is valid.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return evaluation.whole()
+    scores = RetrievalScores().to(device)
+    scores.update(evaluation.per_query)
+    parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
+    dist.all_gather_object(parts, evaluation.numbers())
+    found = torch.cat(parts)
+
+    def total(counts: Tensor) -> Tensor:
+        everywhere = counts.to(device)
+        dist.all_reduce(everywhere)
+        return everywhere.cpu()
+
+    tpr = None if evaluation.open_set is None else evaluation.open_set.tpr_at_fpr(total)
+    return Whole(scores.compute(), found[found[:, 0].argsort()], tpr)

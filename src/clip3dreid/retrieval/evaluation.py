@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+from typing import Protocol as Interface
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.metrics import PerQuery, summarise
+from clip3dreid.retrieval.metrics import NUMBERS, PerQuery, intervals, numbers, summarise
+from clip3dreid.retrieval.open_set import OpenSet, check_rates
+from clip3dreid.retrieval.products import Products
 from clip3dreid.retrieval.protocol import Protocol, data_name, encode, labels_of, select
-from clip3dreid.retrieval.ranking import MEMORY, Distance, Job, SamePerson, plan, rank
+from clip3dreid.retrieval.ranking import (
+    MEMORY,
+    Distance,
+    Job,
+    SamePerson,
+    ScoreSource,
+    full_precision,
+    plan,
+    rank,
+)
 
 NAMED = 10
 """How many queries without a positive are named; all are counted."""
+
+
+CHECKED = 512
+"""Features that are checked at a time: half-precision ones are widened for it."""
+
+
+class Reranking(Interface):
+    """A re-ranking with its settings: a dataclass, whose fields are stored with every number."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def __call__(self, query: Tensor, gallery: Tensor, metric: Distance) -> ScoreSource:
+        """Takes features (Q, D) and (G, D) of all query and gallery pictures, and scores them anew."""
+        ...  # pragma: no cover
 
 
 class Counts(NamedTuple):
@@ -45,6 +67,17 @@ class Counts(NamedTuple):
     """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
 
+class Whole(NamedTuple):
+    """What all processes' shares of an evaluation say together."""
+
+    scores: Mapping[str, Any]
+    """As `metrics.summarise`."""
+    numbers: Tensor
+    """(valid queries, 8) as `metrics.numbers`, in the order of rows."""
+    tpr_at_fpr: Mapping[str, float] | None
+    """As `OpenSet.tpr_at_fpr`; None where it was not asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """A ranking under one protocol.
@@ -55,6 +88,9 @@ class Evaluation:
         counts: of the whole evaluation, whatever the share.
         rows: (q,) rows of the query table that this process's share holds, ascending.
         per_query: results of these queries.
+        person: (q,) codes of the people of these queries.
+        rerank: `method` and settings of the re-ranking; None: there was none.
+        open_set: this share's pairs, where they were asked for.
     """
 
     protocol: Protocol
@@ -62,22 +98,42 @@ class Evaluation:
     counts: Counts
     rows: Tensor
     per_query: PerQuery
+    person: Tensor
+    rerank: Mapping[str, Any] | None = None
+    open_set: OpenSet | None = None
 
-    def result(self, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def whole(self) -> Whole:
+        """What this process's share alone says: all there is to say where there is one process."""
+        tpr = None if self.open_set is None else self.open_set.tpr_at_fpr()
+        return Whole(summarise(self.per_query), self.numbers(), tpr)
+
+    def numbers(self) -> Tensor:
+        """(valid queries, 8) of this process's share, as `metrics.numbers`."""
+        return numbers(self.rows, self.person, self.per_query)
+
+    def result(self, whole: Whole | None = None) -> dict[str, Any]:
         """The numbers and everything that must stand beside them, JSON-ready.
 
         Args:
-            scores: what `metrics.RetrievalScores` computed over all processes; by default the means over this
-                process's share, which is all queries where there is one process.
+            whole: what `distributed.whole` found over all processes; by default `Evaluation.whole`.
 
         Returns:
-            `r1`, `r5`, `r10`, `r20`, `map`, `minp` (fractions 0..1), the counts, `metric`, and the protocol's
-            facts.
+            `r1`, `r5`, `r10`, `r20`, `map`, `minp` (fractions 0..1), `interval` of r1, map and minp (see
+            `metrics.intervals`), `tpr_at_fpr` (see `OpenSet`), the counts, `metric`, `rerank`, and the protocol's
+            facts. `tpr_at_fpr` and `rerank` are None where they were not asked for.
         """
+        whole = self.whole() if whole is None else whole
         counts = self.counts._asdict()
         counts["without_positive"] = list(self.counts.without_positive)
-        scores = summarise(self.per_query) if scores is None else scores
-        return {**scores, **counts, "metric": self.metric, **self.protocol.facts()}
+        return {
+            **whole.scores,
+            "interval": intervals(whole.numbers),
+            "tpr_at_fpr": whole.tpr_at_fpr,
+            **counts,
+            "metric": self.metric,
+            "rerank": None if self.rerank is None else dict(self.rerank),
+            **self.protocol.facts(),
+        }
 
 
 def evaluate(
@@ -89,8 +145,13 @@ def evaluate(
     metric: Distance = "cosine",
     share: tuple[int, int] = (0, 1),
     memory: int = MEMORY,
+    rerank: Reranking | None = None,
+    open_set: Sequence[float] | None = None,
 ) -> dict[str, Evaluation]:
     """Ranks the gallery for every query under each protocol.
+
+    A re-ranking is made once, of all query and gallery pictures; each protocol then ranks by its scores the
+    gallery pictures that it leaves.
 
     Args:
         query_features: (Q, D) float, on any device.
@@ -100,9 +161,11 @@ def evaluate(
         protocols: name -> protocol.
         metric: `cosine` or `euclidean`.
         share: (process, processes): rank each `processes`-th query only. Every process still counts all of
-            them, so `Evaluation.counts` and errors are the same everywhere; `RetrievalScores` adds up the
-            rest.
+            them, so `Evaluation.counts` and errors are the same everywhere; `distributed.whole` puts the
+            rest together.
         memory: bytes that a block of queries may take beside the features.
+        rerank: what makes scores of the features; None: their plain cosines or distances.
+        open_set: false positive rates at which to report the true positive rate; None: none.
 
     Returns:
         name -> evaluation.
@@ -110,12 +173,13 @@ def evaluate(
     Raises:
         InputError: if features are not finite, of unequal width, empty, zero where a cosine is asked for, or
             do not fit the tables; if there is no protocol; if a protocol does not fit the labels (`select`)
-            or leaves no query a positive.
+            or leaves no query a positive; if `open_set` holds no rates, or is asked for of a re-ranking.
     """
     if metric not in ("cosine", "euclidean"):
         raise InputError(f"metric={metric!r} is not known; choose cosine or euclidean")
     if not protocols:
         raise InputError("no protocol is chosen; choose at least one, such as protocol=general")
+    open_set = checked_rates(open_set, rerank)
     for side, features, table in (
         ("query", query_features, query_table),
         ("gallery", gallery_features, gallery_table),
@@ -128,13 +192,87 @@ def evaluate(
         )
     pairs = SamePerson(*encode(query_table, gallery_table))
     prepared = [_prepare(protocol, pairs, query_table, gallery_table) for protocol in protocols.values()]
+    jobs = [job for job, _ in prepared]
     rows = torch.arange(share[0], len(query_table), share[1])
-    ranked = rank(query_features, gallery_features, pairs, [job for job, _ in prepared], metric, rows, memory)
+    with full_precision(query_features.device):
+        products = Products(query_features, gallery_features, metric)
+        source = products if rerank is None else rerank(query_features, gallery_features, metric)
+        observers = {} if open_set is None else _observers(open_set, jobs, pairs, products)
+        ranked = rank(source, pairs, jobs, rows, memory, products.dtype.itemsize, observers)
     evaluations = {}
-    for (name, protocol), (job, counts), per_query in zip(protocols.items(), prepared, ranked, strict=True):
+    for index, ((name, protocol), (job, counts)) in enumerate(zip(protocols.items(), prepared, strict=True)):
         asked = job.queries[rows]
-        evaluations[name] = Evaluation(protocol, metric, counts, rows[asked], per_query.at(asked))
+        evaluations[name] = Evaluation(
+            protocol,
+            metric,
+            counts,
+            rows[asked],
+            ranked[index].at(asked),
+            pairs.query.person[rows[asked]],
+            None if rerank is None else facts_of(rerank),
+            observers.get(index),
+        )
     return evaluations
+
+
+def checked_rates(open_set: Sequence[float] | None, rerank: Reranking | None) -> tuple[float, ...] | None:
+    """The false positive rates to report at, if any.
+
+    Raises:
+        InputError: if they are no rates, or scores are not comparable between queries.
+    """
+    if open_set is None:
+        return None
+    if rerank is not None:
+        raise InputError(
+            "open_set compares scores of different queries, which re-ranked ones do not allow; set "
+            "open_set=null, or leave the re-ranking out"
+        )
+    return check_rates(open_set)
+
+
+def facts_of(rerank: Reranking) -> dict[str, Any]:
+    """What must be stored with a re-ranked number: the `method` and its settings; JSON-ready."""
+    return {
+        "method": type(rerank).__name__,
+        **{field.name.rstrip("_"): getattr(rerank, field.name) for field in dataclasses.fields(rerank)},
+    }
+
+
+def _observers(
+    rates: Sequence[float], jobs: Sequence[Job], pairs: SamePerson, products: Products
+) -> dict[int, OpenSet]:
+    dtype = np.dtype(str(products.dtype).removeprefix("torch."))
+    found = {}
+    for index, job in enumerate(jobs):
+        ranked, positives = _ranked(job, pairs)
+        strangers = int((ranked - positives).sum()) * max(1, job.protocol.draws)
+        found[index] = OpenSet(rates, strangers, products.offsets, dtype)
+    return found
+
+
+def query_table(found: Tensor, table: pl.DataFrame) -> pl.DataFrame:
+    """What a protocol made of each valid query.
+
+    Args:
+        found: (valid queries, 8) as `metrics.numbers`, of all processes, in the order of rows.
+        table: the query table.
+
+    Returns:
+        A row for each: `query` (path; null where there are no paths), `person`, `first_hit` (rank from 1),
+        `r1` (1 if that is 1), `ap`, `inp` (0..1), `positives` and `junk` (numbers). Where galleries are drawn,
+        the first hit and scores are means over the draws.
+    """
+    columns = dict(zip(NUMBERS, found.unbind(1), strict=True))
+    rows = columns["row"].long().tolist()
+    return pl.DataFrame(
+        {
+            "query": labels_of(table, "path")[rows],
+            "person": labels_of(table, "person")[rows],
+            **{name: columns[name].numpy() for name in ("first_hit", "r1", "ap", "inp")},
+            **{name: columns[name].long().numpy() for name in ("positives", "junk")},
+        }
+    )
 
 
 def count(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> Counts:
@@ -181,11 +319,17 @@ def _prepare(
 
 def _chance_r1(job: Job, pairs: SamePerson) -> float:
     """Mean over the valid queries of the share of positives among what is ranked."""
+    ranked, positives = _ranked(job, pairs)
+    return float((positives / ranked).double().mean())
+
+
+def _ranked(job: Job, pairs: SamePerson) -> tuple[Tensor, Tensor]:
+    """Of each valid query, how many gallery pictures are ranked, in each draw, and how many are positives."""
     positives, own = job.positives[job.valid], (job.positives + job.junk)[job.valid]
     pictures = torch.bincount(pairs.gallery.person[job.gallery])
     if job.protocol.draws:
         positives, own, pictures = (x.clamp(max=job.protocol.per_person) for x in (positives, own, pictures))
-    return float((positives / (pictures.sum() - own + positives)).double().mean())
+    return pictures.sum() - own + positives, positives
 
 
 def _name(table: pl.DataFrame, row: int) -> str:
@@ -206,8 +350,7 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
         raise InputError(
             f"the {side} features are empty (shape {tuple(features.shape)}); nothing can be ranked"
         )
-    wide = torch.promote_types(features.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(features.detach(), dim=1, dtype=wide).cpu()
+    norms = torch.cat([_norms(part) for part in torch.split(features.detach(), CHECKED)]).cpu()
     wrong = (~norms.square().isfinite()).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])
@@ -224,96 +367,7 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
         )
 
 
-# Arrays of a feature file, after `query_` or `gallery_`, and the manifest column that each becomes.
-_ARRAYS = {
-    "pids": "person",
-    "camids": "camera",
-    "clothes": "clothes",
-    "tracklets": "tracklet",
-    "frames": "frame",
-    "sets": "query_set",
-    "paths": "path",
-}
-_REQUIRED = ("pids", "camids")
-
-
-def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.DataFrame]:
-    """Reads features that any model made, with their labels, from an NPZ file.
-
-    The file holds `query_features` (Q, D), `query_pids` (Q,) and `query_camids` (Q,), and the same for
-    `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`) and
-    `…_paths` are optional. Labels are whole numbers or strings; -1 or an empty string is unknown. Clothes
-    need only tell the outfits of one person apart. Gallery items with pid -1 are left out: Market-1501's
-    junk, which counts neither as a hit nor as a miss.
-
-    Args:
-        path: the file; pickled objects in it are refused.
-
-    Returns:
-        query features (Q, D), query table, gallery features (G, D), gallery table; columns of the tables are
-        the manifest's.
-
-    Raises:
-        InputError: if the file cannot be read, an array is missing, holds something else than labels or
-            features, or differs in length from the features.
-    """
-    path = Path(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"features={path} cannot be read as an NPZ file: {error}") from error
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise InputError(f"features={path} is one array; expected an NPZ file, as np.savez writes it")
-    with loaded:
-        query_features, query_table = _load_side(path, loaded, "query")
-        gallery_features, gallery_table = _load_side(path, loaded, "gallery")
-    known = labels_of(gallery_table, "person").is_not_null()
-    kept = torch.from_numpy(known.to_numpy().copy())
-    return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
-
-
-def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
-    needed = [f"{side}_{name}" for name in ("features", *_REQUIRED)]
-    if missing := [name for name in needed if name not in arrays.files]:
-        raise InputError(f"features={path} lacks {missing}; it holds {sorted(arrays.files)}")
-    features = _array(path, arrays, f"{side}_features")
-    if features.ndim != 2 or features.dtype.kind not in "fiu":
-        raise InputError(
-            f"features={path}: {side}_features is {features.dtype} of shape {features.shape}; expected real "
-            "numbers, one row a picture"
-        )
-    table = {"path": pl.Series([f"{side}[{row}]" for row in range(len(features))], dtype=pl.String)}
-    for suffix, column in _ARRAYS.items():
-        name = f"{side}_{suffix}"
-        if name in arrays.files:
-            table[column] = _labels(path, name, _array(path, arrays, name), len(features))
-        elif column != "path":
-            table[column] = pl.Series([None] * len(features), dtype=pl.String)
-    # An outfit is one person's in the manifest, and files often number them anew for each person.
-    table["clothes"] = table["person"] + "_" + table["clothes"]
-    table["frame"] = table["frame"].cast(pl.Int64, strict=False)
-    dtype = features.dtype if features.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float32)
-    return torch.from_numpy(features.astype(dtype, copy=False)), pl.DataFrame(table)
-
-
-def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = arrays[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"features={path}: {name} cannot be read ({error}); save plain arrays of numbers or strings"
-        ) from error
-    return array
-
-
-def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.Series:
-    """Labels as strings, unknown ones as null."""
-    if array.shape != (length,):
-        raise InputError(f"features={path}: {name} has shape {array.shape}, but there are {length} features")
-    if array.dtype.kind not in "iuUS":
-        raise InputError(
-            f"features={path}: {name} is {array.dtype}; labels are whole numbers or strings, -1 or '' unknown"
-        )
-    labels = pl.Series(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).cast(pl.String)
-    unknown = labels.is_in(["-1", ""])
-    return labels.set(unknown, None)
+def _norms(features: Tensor) -> Tensor:
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(wide, dim=1)
+    return norms

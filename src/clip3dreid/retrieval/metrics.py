@@ -1,7 +1,7 @@
 """What is reported of a ranking: CMC, mAP and mINP, query by query and as means.
 
-`score_ranks` holds the definitions, `summarise` the means, and `RetrievalScores` carries the means' sums
-across processes.
+`score_ranks` holds the definitions, `summarise` the means, `intervals` how sure these are, and
+`RetrievalScores` carries the means' sums across processes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.retrieval.bootstrap import confidences
 from clip3dreid.retrieval.protocol import AveragePrecision
 
 RANKS = (1, 5, 10, 20)
@@ -116,3 +117,40 @@ def means(sums: Tensor) -> dict[str, Any]:
         )
     shares = {name: score / valid for name, score in zip(SCORES, scores, strict=True)}
     return {**shares, "queries": int(queries), "valid_queries": int(valid)}
+
+
+NUMBERS = ("row", "person", "first_hit", "r1", "ap", "inp", "positives", "junk")
+"""Columns of `numbers`."""
+
+
+def numbers(rows: Tensor, person: Tensor, per_query: PerQuery) -> Tensor:
+    """What is kept of each valid query, as one tensor that can travel between processes.
+
+    Args:
+        rows: (Q,) row numbers.
+        person: (Q,) codes of people.
+        per_query: results of Q queries.
+
+    Returns:
+        (valid queries, 8) float64, columns as in `NUMBERS`.
+    """
+    columns = (
+        *(rows, person, per_query.first_hit, per_query.hits[:, 0]),
+        *(per_query.ap, per_query.inp, per_query.positives, per_query.junk),
+    )
+    return torch.stack([column.double() for column in columns], 1)[per_query.valid]
+
+
+def intervals(found: Tensor) -> dict[str, list[float]] | None:
+    """95 % bootstrap intervals over query people, with the gallery as it is (`bootstrap.confidences`).
+
+    Args:
+        found: (Q, 8) as `numbers` gives them, of all processes, in the order of rows.
+
+    Returns:
+        `r1`, `map`, `minp` -> [low, high], 0..1; None where all queries are of one person.
+    """
+    columns = {"r1": "r1", "map": "ap", "minp": "inp"}
+    values = found[:, [NUMBERS.index(column) for column in columns.values()]].T.numpy()
+    spread = confidences(values, found[:, NUMBERS.index("person")].numpy())
+    return None if spread is None else dict(zip(columns, map(list, spread), strict=True))

@@ -1,20 +1,21 @@
 """Exact ranks of the positives, block by block.
 
-A score is the cosine of query and gallery item, or their negated Euclidean distance. A positive with score s
-has the rank
+A score says how near query and gallery item are: their cosine, their negated Euclidean distance, or what a
+re-ranking makes of them. It comes from a source of scores, block by block. A positive with score s has the
+rank
 
     1 + (kept items with a score above s) + (kept items with exactly s that stand earlier in the gallery),
 
 its place in a stable sort by falling score. So a model that gives every pair the same score is at chance, and
 results depend on nothing but features, labels and gallery order. Junk is never counted.
 
-No row is sorted whole, and none with its indices. Of the kept items ahead of a positive, those of the query's
-own person are few and known by label. The strangers are counted by looking the positive's score up among the
-sorted values of those strangers that score no less than the query's worst positive. How many strangers are
-ahead depends on the gallery alone, not on the rule, so all protocols with one gallery share the product, the
-sort and the look-up.
+No row is sorted with its indices. Of the kept items ahead of a positive, those of the query's own person are
+few and known by label. The strangers are counted by looking the positive's score up among the sorted values
+of those strangers that score no less than the query's worst positive; where these are most of them, among all.
+How many strangers are ahead depends on the gallery alone, not on the rule, so all protocols with one gallery
+share the scores, the sort and the look-up.
 
-A positive's score is read from the one matrix product of its block, never computed again. Products of other
+A positive's score is read from the one block of scores of its query, never computed again. Products of other
 shapes may round differently in the last bit, so block size, number of processes and device can swap items
 that are closer than rounding; features whose products are exact (small whole numbers) always give the same
 ranks.
@@ -22,24 +23,78 @@ ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clip3dreid.retrieval.counting import Desk, Items, strangers_ahead
+from clip3dreid.retrieval.counting import Scores as Scores
 from clip3dreid.retrieval.metrics import RANKS, PerQuery, score_ranks
 from clip3dreid.retrieval.protocol import Labels, Protocol, Selection
 
 Distance: TypeAlias = Literal["cosine", "euclidean"]
-_Scores: TypeAlias = npt.NDArray[Any]  # float32 or float64
 
 MEMORY = 128 * 2**20
 """Bytes that a block of queries may take."""
+
+
+class ScoreSource(typing.Protocol):
+    """What scores gallery items: a product of features, or a re-ranking."""
+
+    def block(self, rows: Tensor) -> Scores:
+        """Scores of some queries.
+
+        Args:
+            rows: (R,) row numbers of queries.
+
+        Returns:
+            (R, G), finite, higher is nearer, comparable within a row. It may be overwritten by the caller, and
+            be the same memory at the next call.
+        """
+        ...  # pragma: no cover
+
+
+class Observer(typing.Protocol):
+    """What looks on while a protocol is ranked."""
+
+    def see(
+        self,
+        rows: Tensor,
+        strangers: Scores,
+        items: Items,
+        own: Scores,
+        kept: npt.NDArray[np.bool_],
+    ) -> None:
+        """Is shown the scores of a block, under one drawn gallery after another.
+
+        Args:
+            rows: (R,) row numbers of queries.
+            strangers: (R, G), -inf where an item shows the query's own person.
+            items: gallery columns that take part; None: all.
+            own: (R, P) scores of items of the query's own person.
+            kept: (R, P) which of them are positives; none where the protocol does not ask the query.
+        """
+        ...  # pragma: no cover
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Multiplies in the precision of the operands, without TF32, autocast or gradients, and undoes it after."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class SamePerson:
@@ -134,42 +189,40 @@ def _blocks(rows: Tensor, size: int) -> list[Tensor]:
 
 
 def rank(
-    query: Tensor,
-    gallery: Tensor,
+    source: ScoreSource,
     pairs: SamePerson,
     jobs: Sequence[Job],
-    metric: Distance = "cosine",
     rows: Tensor | None = None,
     memory: int = MEMORY,
+    itemsize: int = 4,
+    observers: Mapping[int, Observer] = MappingProxyType({}),
 ) -> list[PerQuery]:
     """Ranks the gallery for queries, under several protocols at once.
 
-    Half-precision features are multiplied in float32, and reduced matrix precision (TF32, autocast) is
-    switched off: a number must not depend on how the model was trained. The product runs where the features
-    are, the counting on the CPU, with as many threads as torch uses.
+    Counting is done on the CPU, with as many threads as torch uses.
 
     Args:
-        query: (Q, D) floating-point features, finite; for `cosine` without zero rows. Any device.
-        gallery: (G, D) features on the same device.
-        pairs: labels of both.
+        source: what scores gallery items.
+        pairs: labels of queries and gallery.
         jobs: protocols, from `plan` on the same labels.
-        metric: `cosine` or `euclidean`.
         rows: (R,) queries to rank, by default all: a process's share.
-        memory: bytes that a block of queries may take beside the features.
+        memory: bytes that a block of queries may take beside what the source holds.
+        itemsize: bytes of one of the source's scores.
+        observers: those who look on, by the number of their job.
 
     Returns:
         For each job, results of the queries in `rows`, in that order.
     """
-    rows = torch.arange(len(query)) if rows is None else rows
-    dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
+    rows = torch.arange(len(pairs.query.person)) if rows is None else rows
     results = [_Result(job, len(rows)) for job in jobs]
     passes = _passes(jobs, pairs.gallery.person)
     asked = torch.stack([job.valid[rows] for job in jobs]).any(0).nonzero()[:, 0]
-    blocks = _blocks(asked, block_rows(len(gallery), pairs.width(rows[asked]), dtype.itemsize, memory))
-    products = _products(query, gallery, [rows[block] for block in blocks], metric, dtype)
-    with _full_precision(query.device), ThreadPoolExecutor(torch.get_num_threads()) as workers:
-        for block, scores in zip(blocks, products, strict=True):
-            _rank_block(scores, rows[block], block, pairs, results, passes, workers)
+    size = block_rows(len(pairs.gallery.person), pairs.width(rows[asked]), itemsize, memory)
+    with torch.no_grad(), ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        desk = Desk(workers)
+        for block in _blocks(asked, size):
+            scores = source.block(rows[block])
+            _rank_block(scores, rows[block], block, pairs, results, passes, desk, observers)
     return [result.per_query(rows) for result in results]
 
 
@@ -195,8 +248,7 @@ class _Result:
 class _Pass(NamedTuple):
     """One gallery, and the jobs that are ranked against it."""
 
-    items: npt.NDArray[np.int64] | None
-    """Gallery columns, ascending; None for all of them."""
+    items: Items
     members: list[int]
     """Indices of jobs."""
     lots: Tensor | None
@@ -236,50 +288,15 @@ def _draw_own(kept: Tensor, lots: Tensor, per_person: int) -> Tensor:
     return kept & (place < per_person)
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _products(
-    query: Tensor, gallery: Tensor, blocks: Sequence[Tensor], metric: Distance, dtype: torch.dtype
-) -> Iterator[_Scores]:
-    """Scores (R, G) of blocks of queries, higher is nearer, up to a factor and an offset for each query.
-
-    The array is the same one each time, overwritten: take what is needed before asking for the next.
-    """
-    gallery = gallery.to(dtype)
-    # A query's own norm changes nothing in its ranking, neither as a factor nor as an addend. The gallery's
-    # is applied to the product: a normalised copy of the features could be larger than the block.
-    if metric == "cosine":
-        offset, factor = gallery.new_zeros(()), torch.linalg.vector_norm(gallery, dim=1).reciprocal()
-    else:
-        offset, factor = torch.einsum("gd,gd->g", gallery, gallery) / -2, None
-    buffer = gallery.new_empty(max(map(len, blocks), default=0), len(gallery))
-    for block in blocks:
-        features = query[block.to(query.device)].to(dtype)
-        scores = buffer[: len(block)]
-        if factor is not None:
-            torch.mm(torch.nn.functional.normalize(features), gallery.T, out=scores).mul_(factor)
-        else:
-            torch.addmm(offset, features, gallery.T, out=scores)
-        yield scores.cpu().numpy()
-
-
 def _rank_block(
-    scores: _Scores,
+    scores: Scores,
     queries: Tensor,
     places: Tensor,
     pairs: SamePerson,
     results: Sequence[_Result],
     passes: Sequence[_Pass],
-    workers: ThreadPoolExecutor,
+    desk: Desk,
+    observers: Mapping[int, Observer],
 ) -> None:
     """Adds the results of a block.
 
@@ -290,7 +307,8 @@ def _rank_block(
         pairs: labels.
         results: one a job.
         passes: what to rank.
-        workers: threads to sort in.
+        desk: where to sort.
+        observers: by the index of their result.
     """
     own, columns = _take_own(scores, pairs, queries)
     query, gallery = pairs.query.at(queries[:, None]), pairs.gallery.at(columns)
@@ -304,13 +322,15 @@ def _rank_block(
             )
             kept.append(mine if lots is None else _draw_own(mine, lots[columns], job.protocol.per_person))
         needed = torch.stack(kept).any(0)
-        ahead = _strangers_ahead(scores, items, own, columns.numpy(), needed.numpy(), workers)
+        ahead = strangers_ahead(scores, items, own, columns.numpy(), needed.numpy(), desk)
         for member, mine in zip(members, kept, strict=True):
+            if member in observers:
+                observers[member].see(queries, scores, items, own, mine.numpy())
             # Own items stand in ranking order, so the i-th kept one has i - 1 of its own ahead.
             results[member].add(places, torch.from_numpy(ahead) + mine.cumsum(1), mine)
 
 
-def _take_own(scores: _Scores, pairs: SamePerson, queries: Tensor) -> tuple[_Scores, Tensor]:
+def _take_own(scores: Scores, pairs: SamePerson, queries: Tensor) -> tuple[Scores, Tensor]:
     """Takes the scores of the queries' own people out of a block, leaving -inf, in ranking order.
 
     Returns:
@@ -322,53 +342,3 @@ def _take_own(scores: _Scores, pairs: SamePerson, queries: Tensor) -> tuple[_Sco
     np.put_along_axis(scores, index, np.array(-np.inf, scores.dtype), 1)
     order = np.argsort(-own, axis=1, kind="stable")
     return np.take_along_axis(own, order, 1), columns.gather(1, torch.from_numpy(order))
-
-
-def _strangers_ahead(
-    scores: _Scores,
-    items: npt.NDArray[np.int64] | None,
-    own: _Scores,
-    columns: npt.NDArray[np.int64],
-    needed: npt.NDArray[np.bool_],
-    workers: ThreadPoolExecutor,
-) -> npt.NDArray[np.int64]:
-    """(R, P): for each needed own item, how many strangers among `items` rank ahead of it."""
-    ahead = np.zeros(needed.shape, np.int64)
-    rows = np.flatnonzero(needed.any(1)).tolist()
-    worst = np.where(needed, own, np.inf).min(1)
-
-    def strangers(row: int) -> _Scores:
-        found: _Scores = scores[row] if items is None else scores[row, items]
-        return found
-
-    # The worst positive mostly stands far before the end: what is behind it need not be sorted.
-    rivals = [mine[mine >= worst[row]] for row in rows for mine in (strangers(row),)]
-    # Only the sorts go to threads: the other steps are too short to be worth passing the interpreter's lock.
-    threads = torch.get_num_threads()
-    list(workers.map(_sort, [rivals[thread::threads] for thread in range(threads)]))
-    for row, rival in zip(rows, rivals, strict=True):
-        mine = needed[row]
-        value = own[row, mine]
-        better = len(rival) - np.searchsorted(rival, value, "right")
-        tied = len(rival) - np.searchsorted(rival, value, "left") > better
-        if tied.any():
-            better[tied] += _earlier(strangers(row), items, value[tied], columns[row, mine][tied])
-        ahead[row, mine] = better
-    return ahead
-
-
-def _sort(arrays: Sequence[_Scores]) -> None:
-    for array in arrays:
-        array.sort()
-
-
-def _earlier(
-    strangers: _Scores, items: npt.NDArray[np.int64] | None, value: _Scores, column: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """For each of some own items, how many strangers of the same score stand earlier in the gallery."""
-    earlier = np.empty(len(value), np.int64)
-    for score in np.unique(value):
-        places = np.flatnonzero(strangers == score)
-        mine = value == score
-        earlier[mine] = np.searchsorted(places if items is None else items[places], column[mine])
-    return earlier

@@ -1,0 +1,111 @@
+"""Features that any model made, with their labels, from a file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+from clip3dreid.retrieval.protocol import labels_of
+
+# Arrays of a feature file, after `query_` or `gallery_`, and the manifest column that each becomes.
+_ARRAYS = {
+    "pids": "person",
+    "camids": "camera",
+    "clothes": "clothes",
+    "tracklets": "tracklet",
+    "frames": "frame",
+    "sets": "query_set",
+    "paths": "path",
+}
+_REQUIRED = ("pids", "camids")
+
+
+def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.DataFrame]:
+    """Reads features that any model made, with their labels, from an NPZ file.
+
+    The file holds `query_features` (Q, D), `query_pids` (Q,) and `query_camids` (Q,), and the same for
+    `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`) and
+    `…_paths` are optional. Labels are whole numbers or strings; -1 or an empty string is unknown. Clothes
+    need only tell the outfits of one person apart. Gallery items with pid -1 are left out: Market-1501's
+    junk, which counts neither as a hit nor as a miss.
+
+    Args:
+        path: the file; pickled objects in it are refused.
+
+    Returns:
+        query features (Q, D), query table, gallery features (G, D), gallery table; columns of the tables are
+        the manifest's.
+
+    Raises:
+        InputError: if the file cannot be read, an array is missing, holds something else than labels or
+            features, or differs in length from the features.
+    """
+    path = Path(path)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"features={path} cannot be read as an NPZ file: {error}") from error
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise InputError(f"features={path} is one array; expected an NPZ file, as np.savez writes it")
+    with loaded:
+        query_features, query_table = _load_side(path, loaded, "query")
+        gallery_features, gallery_table = _load_side(path, loaded, "gallery")
+    known = labels_of(gallery_table, "person").is_not_null()
+    kept = torch.from_numpy(known.to_numpy().copy())
+    return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
+
+
+def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
+    needed = [f"{side}_{name}" for name in ("features", *_REQUIRED)]
+    if missing := [name for name in needed if name not in arrays.files]:
+        raise InputError(f"features={path} lacks {missing}; it holds {sorted(arrays.files)}")
+    features = _array(path, arrays, f"{side}_features")
+    if features.ndim != 2 or features.dtype.kind not in "fiu":
+        raise InputError(
+            f"features={path}: {side}_features is {features.dtype} of shape {features.shape}; expected real "
+            "numbers, one row a picture"
+        )
+    table = {"path": pl.Series([f"{side}[{row}]" for row in range(len(features))], dtype=pl.String)}
+    for suffix, column in _ARRAYS.items():
+        name = f"{side}_{suffix}"
+        if name in arrays.files:
+            table[column] = _labels(path, name, _array(path, arrays, name), len(features))
+        elif column != "path":
+            table[column] = pl.Series([None] * len(features), dtype=pl.String)
+    # An outfit is one person's in the manifest, and files often number them anew for each person.
+    table["clothes"] = table["person"] + "_" + table["clothes"]
+    table["frame"] = table["frame"].cast(pl.Int64, strict=False)
+    dtype = features.dtype if features.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float32)
+    return torch.from_numpy(features.astype(dtype, copy=False)), pl.DataFrame(table)
+
+
+def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = arrays[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"features={path}: {name} cannot be read ({error}); save plain arrays of numbers or strings"
+        ) from error
+    return array
+
+
+def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.Series:
+    """Labels as strings, unknown ones as null."""
+    if array.shape != (length,):
+        raise InputError(f"features={path}: {name} has shape {array.shape}, but there are {length} features")
+    if array.dtype.kind not in "iuUS":
+        raise InputError(
+            f"features={path}: {name} is {array.dtype}; labels are whole numbers or strings, -1 or '' unknown"
+        )
+    labels = pl.Series(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).cast(pl.String)
+    unknown = labels.is_in(["-1", ""])
+    return labels.set(unknown, None)

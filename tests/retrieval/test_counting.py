@@ -1,0 +1,84 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip3dreid.retrieval import counting
+from clip3dreid.retrieval.counting import Desk, strangers_ahead
+
+
+def example(seed, rows=7, gallery=40, own=3, levels=6):
+    """Scores with many ties, and each query's own items taken out of them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(levels, size=(rows, gallery)).astype(np.float32)
+    columns = np.array([np.sort(rng.permutation(gallery)[:own]) for _ in range(rows)])
+    mine = np.take_along_axis(scores, columns, 1)
+    np.put_along_axis(scores, columns, np.float32(-np.inf), 1)
+    order = np.argsort(-mine, axis=1, kind="stable")
+    needed = rng.random((rows, own)) < 0.7
+    return scores, np.take_along_axis(mine, order, 1), np.take_along_axis(columns, order, 1), needed
+
+
+def plain(scores, items, own, columns, needed):
+    """One stranger after another."""
+    items = range(scores.shape[1]) if items is None else items
+    ahead = np.zeros(needed.shape, np.int64)
+    for row, place in np.argwhere(needed):
+        score, column = own[row, place], columns[row, place]
+        better = (scores[row, j] > score or (scores[row, j] == score and j < column) for j in items)
+        ahead[row, place] = sum(better)
+    return ahead
+
+
+def count(scores, items, own, columns, needed, threads=1):
+    with ThreadPoolExecutor(threads) as workers:
+        return strangers_ahead(scores.copy(), items, own, columns, needed, Desk(workers))
+
+
+# All strangers are sorted; or a few are picked out.
+PATHS = {"sorted": 10**9, "picked": 0}
+
+
+@pytest.mark.parametrize("items", [None, np.arange(1, 40, 3)])
+@pytest.mark.parametrize("many", PATHS.values(), ids=PATHS.keys())
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), levels=st.sampled_from([1, 2, 6, 1000]))
+def test_both_ways_count_what_a_loop_counts(many, items, seed, levels):
+    data = example(seed, levels=levels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_MANY", many)
+        found = count(data[0], items, *data[1:])
+    needed = data[-1]
+    np.testing.assert_array_equal(found[needed], plain(data[0], items, *data[1:])[needed])
+
+
+def test_a_sample_that_misleads_changes_nothing(monkeypatch):
+    scores, own, columns, needed = example(3)
+    monkeypatch.setattr(counting, "_SAMPLE", 1)
+    found = count(scores, None, own, columns, needed)
+    np.testing.assert_array_equal(found[needed], plain(scores, None, own, columns, needed)[needed])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tile", [1, 40 * 4 * 3, 2**20])
+def test_threads_and_tiles_change_nothing(threads, tile, monkeypatch):
+    monkeypatch.setattr(counting, "_TILE", tile)
+    monkeypatch.setattr(counting, "_MANY", PATHS["sorted"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    scores, own, columns, needed = example(4, rows=10)
+    found = count(scores, None, own, columns, needed, threads)
+    np.testing.assert_array_equal(found[needed], plain(scores, None, own, columns, needed)[needed])
+
+
+def test_a_desk_serves_blocks_of_any_size_and_type():
+    with ThreadPoolExecutor(1) as workers:
+        desk = Desk(workers)
+        for dtype, width in ((np.float32, 5), (np.float64, 9), (np.float32, 3)):
+            scores = np.random.default_rng(width).random((4, width)).astype(dtype)
+            rows = np.array([3, 0])
+            np.testing.assert_array_equal(desk.sorted(scores, rows, None), np.sort(scores[rows]))
+            items = np.array([0, 2])
+            np.testing.assert_array_equal(desk.sorted(scores, rows, items), np.sort(scores[rows][:, items]))
