@@ -23,7 +23,7 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "synthesize",
         "build_body",
         "demo",
-    } | {"label", "pretrain_teacher", "compare"}
+    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export"}
     assert doors <= names
 
 
