@@ -103,6 +103,31 @@ def test_every_teacher_composes_and_binds(teacher: str) -> None:
     assert check_bindings(cfg) > 3
 
 
+@pytest.mark.parametrize("rerank", options("rerank"))
+def test_every_re_ranking_composes_and_binds_in_evaluation_and_training(rerank: str) -> None:
+    found = [
+        composed("evaluate", "data=ltcc", "data.root=/nowhere", f"rerank={rerank}").rerank,
+        composed(
+            "train", "data=ltcc", "data.root=/nowhere", f"+rerank@retrieval.rerank={rerank}"
+        ).retrieval.rerank,
+    ]
+    assert found[0] == found[1]
+    assert check_bindings(found[0]) == 1
+
+
+@pytest.mark.parametrize("engine", options("engine"))
+def test_every_engine_composes_and_binds(engine: str) -> None:
+    assert check_bindings(composed("search", f"engine={engine}", "model/teacher=body_clip")) > 2
+
+
+def test_extraction_and_export_compose_and_bind() -> None:
+    assert (
+        check_bindings(composed("extract", "checkpoint=a", "data=ltcc", "data.root=/nowhere", "trainer=ddp"))
+        > 2
+    )
+    assert check_bindings(composed("export", "checkpoint=a", "out=b")) == 2
+
+
 def test_the_training_of_a_teacher_composes_and_binds() -> None:
     cfg = composed("pretrain_teacher", "worlds=/nowhere", "out=run")
     # The vocabulary is handed over by the program.
