@@ -76,3 +76,13 @@ def test_small_whole_numbers_give_exact_scores():
     rows = torch.arange(5)
     found = source.block(rows) + source.offsets(rows)[:, None]
     np.testing.assert_array_equal(2 * found, score_matrix(whole, whole, "euclidean"))
+
+
+def test_converted_parts_share_one_memory_and_others_are_no_copies(monkeypatch):
+    monkeypatch.setattr(products, "CONVERTED", 10 * 6 * 4)
+    monkeypatch.setattr(products, "COPIED", 1)
+    half = features(31).half()
+    source = Products(half, half)
+    assert len({part.data_ptr() for _, part in source._parts(10)}) == 1
+    single = half.float()
+    assert [part.data_ptr() for _, part in Products(single, single)._parts(31)] == [single.data_ptr()]

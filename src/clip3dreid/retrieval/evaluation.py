@@ -350,7 +350,7 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
         raise InputError(
             f"the {side} features are empty (shape {tuple(features.shape)}); nothing can be ranked"
         )
-    norms = torch.cat([_norms(part) for part in torch.split(features.detach(), CHECKED)]).cpu()
+    norms = _norms(features.detach()).cpu()
     wrong = (~norms.square().isfinite()).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])
@@ -368,6 +368,10 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
 
 
 def _norms(features: Tensor) -> Tensor:
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    norms: Tensor = torch.linalg.vector_norm(wide, dim=1)
+    """(N,) lengths, float32 or float64."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    norms = features.new_empty(len(features), dtype=wide)
+    for start in range(0, len(features), CHECKED):
+        part = slice(start, start + CHECKED)
+        torch.linalg.vector_norm(features[part].to(wide), dim=1, out=norms[part])
     return norms

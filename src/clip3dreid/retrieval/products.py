@@ -15,9 +15,7 @@ from clip3dreid.retrieval.counting import Scores
 from clip3dreid.retrieval.ranking import Distance, full_precision
 
 CONVERTED = 8 * 2**20
-"""Bytes of the gallery that are squared, or converted to the product's precision, at a time.
-
-Larger pieces come fresh from the system each time, which takes longer than the conversion."""
+"""Bytes of the gallery that are squared, or converted to the product's precision, at a time."""
 COPIED = 32 * 2**20
 """Bytes up to which a gallery is converted and normalised once."""
 
@@ -45,16 +43,20 @@ class Products:
         with full_precision(gallery.device):
             if small:
                 self._gallery = self._gallery.to(self.dtype)
+            # Filled in, not concatenated: pieces that stay would break up the memory between the converted parts.
+            values = gallery.new_empty(len(gallery), dtype=self.dtype)
             if metric == "euclidean":
-                halves = [part.square().sum(1).div_(-2) for _, part in self._parts(self._rows)]
-                self._offset = torch.cat(halves)
+                for columns, part in self._parts(self._rows):
+                    torch.sum(part.square(), 1, out=values[columns])
+                self._offset = values.div_(-2)
                 return
-            norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for _, part in self._parts(self._rows)])
+            for columns, part in self._parts(self._rows):
+                torch.linalg.vector_norm(part, dim=1, out=values[columns])
             if small:
-                self._gallery = self._gallery / norms[:, None]
+                self._gallery = self._gallery / values[:, None]
             else:
                 # Applied to the product: a normalised copy of the features could be larger than a block.
-                self._factor = norms.reciprocal_()
+                self._factor = values.reciprocal_()
 
     def block(self, rows: Tensor) -> Scores:
         """Scores of some queries.
@@ -95,7 +97,13 @@ class Products:
         return halves
 
     def _parts(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yields columns of the scores, and the features of so many gallery rows in the product's precision."""
+        """Yields columns of the scores, and the features of so many gallery rows in the product's precision.
+
+        Converted features are in the same memory each time.
+        """
+        as_is = self._gallery.dtype == self.dtype
+        room = self._gallery.new_empty(0 if as_is else rows, self._gallery.shape[1], dtype=self.dtype)
         for start in range(0, len(self._gallery), rows):
             columns = slice(start, start + rows)
-            yield columns, self._gallery[columns].to(self.dtype)
+            part = self._gallery[columns]
+            yield columns, part if as_is else room[: len(part)].copy_(part)
