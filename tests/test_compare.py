@@ -334,6 +334,20 @@ def test_a_sharp_eye_on_the_settings(invoke: Command, tmp_path: Path) -> None:
     assert "x/2" in done.stderr
 
 
+def test_re_ranked_scores_are_not_compared_with_plain_ones(invoke: Command, tmp_path: Path) -> None:
+    write_ladder(tmp_path / "x", seeds=1)
+
+    def rerank(facts: dict[str, Any]) -> None:
+        for scores in facts["evaluations"][0]["results"].values():
+            scores["rerank"] = {"method": "KReciprocal", "k1": 20}
+
+    edit(tmp_path / "x/2", rerank)
+    done = invoke("compare", "x", FEW)
+    assert done.returncode == 2
+    assert "rerank=None" in done.stderr
+    assert "KReciprocal" in done.stderr
+
+
 def test_a_cost_that_was_not_measured_is_blank(invoke: Command, tmp_path: Path) -> None:
     write_ladder(tmp_path / "x", seeds=1)
     edit(tmp_path / "x/0", lambda facts: facts.pop("cost"))

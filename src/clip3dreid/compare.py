@@ -363,7 +363,7 @@ def _run(one: _Found, protocol: str) -> Run:
         chance = scores.get("chance_r1")
         seconds, pictures = cost.get("step_seconds"), cost.get("pictures_per_step")
         setting = {key: one.results.get(key) for key in ("metric", "flip")}
-        setting |= {key: scores.get(key) for key in ("drop", "shots", "average_precision")}
+        setting |= {key: scores.get(key) for key in ("drop", "shots", "average_precision", "rerank")}
         return Run(
             folder=one.folder,
             rung=one.rung,
