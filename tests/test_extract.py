@@ -1,6 +1,5 @@
 """`extract` as it is used: whole commands on real files, killed for real."""
 
-import json
 import os
 import random
 import signal
@@ -125,6 +124,9 @@ def test_boxes_of_a_table_and_chosen_outputs(invoke, saved_model, ltcc_root, tmp
         (("format=csv",), "format=csv is unknown"),
         (("batch=0",), "batch=0"),
         (("rows_per_shard=0",), "rows_per_shard=0"),
+        (("workers=-1",), "workers=-1"),
+        (("batch=many",), "batch=many"),
+        (("flip=no",), "flip=no"),
         (("out=/proc/shards",), "/proc/shards"),
     ],
 )
@@ -141,6 +143,49 @@ def test_nothing_to_look_at_is_said(invoke, saved_model):
         done = invoke("extract", f"checkpoint={saved_model}", *given, *QUICK)
         assert done.returncode == 2
         assert said in done.stderr
+
+
+def test_a_folder_is_of_one_source(invoke, saved_model, ltcc_root, tmp_path):
+    arguments = (f"checkpoint={saved_model}", "out=shards", *QUICK)
+    assert invoke("extract", *arguments, f"pictures={ltcc_root / 'query'}").returncode == 0
+    before = contents(tmp_path / "shards")
+    other = invoke("extract", *arguments, f"pictures={ltcc_root / 'test'}")
+    assert other.returncode == 2
+    assert "holds shards of source=" in other.stderr
+    assert contents(tmp_path / "shards") == before
+
+
+def test_pictures_on_a_disk_that_went_away_cost_nothing(invoke, saved_model, ltcc_root, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for path in sorted((ltcc_root / "query").iterdir())[:8]:
+        (tmp_path / "disk" / path.name).write_bytes(path.read_bytes())
+    table = pl.DataFrame({"path": [f"disk/{path.name}" for path in sorted((tmp_path / "disk").iterdir())]})
+    table.write_csv(tmp_path / "people.csv")
+    arguments = (f"checkpoint={saved_model}", "pictures=people.csv", "out=shards", *QUICK)
+    assert invoke("extract", *arguments).returncode == 0
+    before = contents(tmp_path / "shards")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    done = invoke("extract", *arguments)
+    assert done.returncode == 2
+    assert "not there any more" in done.stderr
+    assert contents(tmp_path / "shards") == before
+    nothing = invoke("extract", *arguments, "out=other")
+    assert nothing.returncode == 2
+    assert "none of 8 pictures could be read" in nothing.stderr
+
+
+def test_odd_names_and_links_in_circles(invoke, saved_model, ltcc_root, tmp_path):
+    crops = tmp_path / "crops [1], é"
+    crops.mkdir()
+    (crops / "a, [b] ü.png").write_bytes(next((ltcc_root / "query").iterdir()).read_bytes())
+    (crops / "again").symlink_to(crops)
+    arguments = (f"checkpoint={saved_model}", f"pictures='{crops}'", "out=shards", *QUICK)
+    done = invoke("extract", *arguments)
+    assert "1 pictures in shards" in done.stdout, done.stderr
+    (crops / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    refused = invoke("extract", *arguments)
+    assert refused.returncode == 2
+    assert "is not UTF-8; rename it" in refused.stderr
 
 
 def start(arguments: tuple[str, ...], cwd: Path) -> subprocess.Popen:
@@ -190,15 +235,26 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_shards(invoke, arguments, tm
     check_killed(invoke, settings, tmp_path, kills=10)
 
 
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(arguments, command, tmp_path):
     assert command("extract", *arguments, "out=one").returncode == 0
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true",
-           "trainer.strategy.process_group_backend=gloo")  # fmt: skip
     settings = [one for one in arguments if one != "trainer=cpu"]
-    done = command("extract", *settings, *two, "out=two")
+    done = command("extract", *settings, *TWO, "out=two")
     assert done.returncode == 0, done.stderr
-    one, other = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert one.keys() == other.keys()
-    assert json.loads(one.pop("index.json")) == json.loads(other.pop("index.json"))
-    assert one == other
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    # One of them has nothing left to do.
+    (tmp_path / "two" / "shard-000000.parquet").unlink()
+    again = command("extract", *settings, *TWO, "out=two")
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_fewer_shards_than_processes(arguments, command, tmp_path):
+    settings = [one for one in arguments if one != "trainer=cpu"]
+    done = command("extract", *settings, *TWO, "rows_per_shard=1000", "out=two")
+    assert done.returncode == 0, done.stderr
+    assert "80 pictures in two" in done.stdout
+    assert len(Shards(tmp_path / "two")) == 80

@@ -123,6 +123,18 @@ def test_only_those_that_are_asked_for_are_found(search, gallery, ltcc_root):
     assert facts["where"]["camera"] == 2
 
 
+def test_brackets_are_no_markup_and_a_sheet_has_an_end(search, tmp_path):
+    texts = [f"tall [/b] man [{number}]" for number in range(90)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    facts, done = search("text_file=texts.txt", "top=3", "sheet=found.png", "synonyms=null", "where=null")
+    assert len(facts["queries"]) == 90
+    assert "tall [/b] man [89]" in done.stdout
+    assert "has room for the first" in done.stdout + done.stderr
+    with Image.open(tmp_path / "found.png") as sheet:
+        assert sheet.format == "PNG"
+        assert 10_000 < sheet.height <= 16_000
+
+
 def test_a_text_without_a_known_word_is_asked_of_the_teacher(invoke, saved_model, ltcc_root, tmp_path):
     """A model whose teacher is the shipped one; the sentence's vector is made by hand here."""
     from hydra import compose, initialize_config_dir
@@ -171,6 +183,12 @@ def test_a_text_without_a_known_word_is_asked_of_the_teacher(invoke, saved_model
         (("text=''",), "the text is empty"),
         (("text_file=absent.txt",), "absent.txt"),
         (("text=tall", "top=0"), "top=0"),
+        (("text=tall", "top=abc"), "top=abc"),
+        (("text=not tall",), "says only what does not fit (tall)"),
+        (("picture=",), "is empty"),
+        (("person=7",), "cannot read the picture 7"),
+        (("text=tall", "sheet=found.gif"), "sheet=found.gif must end in"),
+        (("text=tall", "out=."), "cannot write"),
         (("text=tall", "where.camera=9"), "camera"),
         (("text=tall", "+where.mood=glad"), "mood"),
         (("text=something", "model/teacher=body_clip"), "is not the teacher"),

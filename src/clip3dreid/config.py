@@ -72,6 +72,18 @@ class TrainConfig:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
+def at_least(cfg: DictConfig, key: str, least: int) -> float:
+    """A number of a config.
+
+    Raises:
+        InputError: if it is none, or smaller than it may be.
+    """
+    value = cfg[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise InputError(f"{key}={value} must be a number, at least {least}")
+    return float(value)
+
+
 def quieten() -> None:
     """Keeps Lightning's tips and notices off the terminal, where they hide what a run has to say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

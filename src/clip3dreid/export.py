@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from clip3dreid.config import entry_point
+from clip3dreid.config import at_least, entry_point
 from clip3dreid.errors import InputError
 
 
@@ -37,7 +37,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         normalise=cfg.normalise,
         input=cfg.input,
     )
-    timing, threads = _at_least(cfg, "timing", 0), int(_at_least(cfg, "threads", 1))
+    timing, threads = at_least(cfg, "timing", 0), int(at_least(cfg, "threads", 1))
     chosen = _names(cfg.format)
     if unknown := [name for name in chosen if name not in cfg.formats]:
         raise InputError(f"format={unknown[0]} is unknown; choose from {', '.join(map(str, cfg.formats))}")
@@ -64,13 +64,6 @@ def export(cfg: DictConfig) -> dict[str, Any]:
 def _names(value: Any) -> tuple[str, ...]:
     """A list of names, or a single one."""
     return (value,) if isinstance(value, str) else tuple(map(str, value or ()))
-
-
-def _at_least(cfg: DictConfig, key: str, least: int) -> float:
-    value = cfg[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-        raise InputError(f"{key}={value} must be a number, at least {least}")
-    return float(value)
 
 
 def _print(report: dict[str, Any]) -> None:

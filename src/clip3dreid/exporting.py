@@ -338,6 +338,9 @@ def export(
     try:
         with _threads(threads), ExitStack() as stack:
             # Places first: what cannot be written is found before the work.
+            for name in (*(one.file for one in formats.values()), "export.json"):
+                if (out / name).is_dir():
+                    raise InputError(f"cannot write {out / name}: it is a folder; choose another out")
             places = {name: stack.enter_context(atomic(out / one.file)) for name, one in formats.items()}
             record = stack.enter_context(atomic(out / "export.json"))
             program = _program(graph, checks, contract)

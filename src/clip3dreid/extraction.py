@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from clip3dreid.api import Outputs, ReidModel, load
 from clip3dreid.build import read_manifest
+from clip3dreid.config import at_least
 from clip3dreid.data.crops import CropBatch, CropBatches
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import BOX, Listing, list_pictures
@@ -64,6 +66,8 @@ class Extraction(lightning.LightningModule):
         flip: bool,
     ) -> None:
         super().__init__()
+        # Fewer shards than processes: those without one have nothing to look at.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.model, self.flip = model, flip
         self._writer, self._waiting = writer, numbers
         self._outputs = outputs
@@ -99,6 +103,7 @@ class Extraction(lightning.LightningModule):
         rows = np.concatenate(self._rows) if self._rows else np.empty(0, np.int64)
         words = self._words if WORDS in self._outputs else None
         self._writer.put(number, rows, vectors, words, self._skipped)
+        log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "shard %d is written", number)
         self._rows, self._skipped, self._vectors, self._words = [], [], {}, []
 
 
@@ -115,14 +120,21 @@ def extract(cfg: DictConfig) -> Extracted:
         raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
     if cfg.on_error not in ("fail", "skip"):
         raise InputError(f"on_error={cfg.on_error} is unknown; choose fail or skip")
-    if cfg.batch < 1:
-        raise InputError(f"batch={cfg.batch} must be 1 or more")
+    batch, workers = int(at_least(cfg, "batch", 1)), int(at_least(cfg, "workers", 0))
+    rows_per_shard = int(at_least(cfg, "rows_per_shard", 1))
+    if not isinstance(cfg.flip, bool):
+        raise InputError(f"flip={cfg.flip} is unknown; choose true or false")
     listing = _listing(cfg)
     model = load(str(cfg.checkpoint))
     outputs = _outputs(cfg, model)
     folder = Path(str(cfg.out)).expanduser()
     trainer: lightning.Trainer = instantiate(
-        cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
+        cfg.trainer,
+        # In a log file a line a shard says as much.
+        callbacks=[TQDMProgressBar(refresh_rate=5)] if sys.stderr.isatty() else [],
+        enable_progress_bar=sys.stderr.isatty(),
+        logger=False,
+        enable_checkpointing=False,
     )
     paths = listing.table["path"].to_list()
     writer = ShardWriter(
@@ -131,7 +143,8 @@ def extract(cfg: DictConfig) -> Extracted:
         identify(listing.root, paths, missing_ok=True),
         {
             "fingerprint": model.fingerprint,
-            "flip": bool(cfg.flip),
+            "source": _source(cfg),
+            "flip": cfg.flip,
             "height": model.height,
             "width": model.width,
             "vectors": {name: width for name, width in model.widths.items() if name in outputs},
@@ -140,14 +153,14 @@ def extract(cfg: DictConfig) -> Extracted:
         notes={"model": str(cfg.checkpoint), "root": str(listing.root.absolute())},
         form=str(cfg.format),
         dtype=str(cfg.dtype),
-        rows_per_shard=int(cfg.rows_per_shard),
+        rows_per_shard=rows_per_shard,
         share=(trainer.global_rank, trainer.world_size),
     )
     numbers = writer.missing()
     batches = [
-        range(start, min(start + cfg.batch, rows.stop))
+        range(start, min(start + batch, rows.stop))
         for rows in map(writer.rows, numbers)
-        for start in range(rows.start, rows.stop, cfg.batch)
+        for start in range(rows.start, rows.stop, batch)
     ]
     boxed = BOX[0] in listing.table.columns
     crops = CropBatches(
@@ -164,25 +177,39 @@ def extract(cfg: DictConfig) -> Extracted:
         loader = DataLoader(
             crops,
             batch_size=None,
-            num_workers=min(int(cfg.workers), len(batches)),
+            num_workers=min(workers, len(batches)),
             pin_memory=trainer.accelerator.name() == "cuda",
         )
-        trainer.predict(
-            Extraction(model, writer, list(numbers), outputs, bool(cfg.flip)),
-            loader,
-            return_predictions=False,
-        )
+        extraction = Extraction(model, writer, list(numbers), outputs, cfg.flip)
+        try:
+            trainer.predict(extraction, loader, return_predictions=False)
+        except SystemExit:  # which Lightning makes of Ctrl-C
+            log.warning("stopped; run the same command again to go on")
+            raise
     seconds = time.perf_counter() - start
     # The others may still be at work, on shards that the list of skipped pictures needs.
     trainer.strategy.barrier()
     skipped = unreadable(folder)
     if trainer.is_global_zero:
         _list_unreadable(folder, skipped)
+    if len(skipped) == len(paths):
+        raise InputError(
+            f"none of {len(paths)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
+        )
     computed = sum(map(len, batches))
     return Extracted(folder, len(paths) - len(skipped), len(skipped), seconds, computed)
 
 
+def _source(cfg: DictConfig) -> str:
+    """Where pictures come from: a folder of shards is of one source."""
+    if cfg.pictures is not None:
+        return str(Path(str(cfg.pictures)).expanduser().absolute())
+    return f"{cfg.data.name} {Path(str(cfg.data.root)).expanduser().absolute()} {cfg.split or 'all'}"
+
+
 def _listing(cfg: DictConfig) -> Listing:
+    if cfg.pictures == "":
+        raise InputError("pictures is empty; give a folder or a table")
     if (cfg.pictures is None) == ("data" not in cfg):
         raise InputError(
             "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"

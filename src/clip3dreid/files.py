@@ -26,7 +26,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         A path in the same folder (so that the final rename is atomic), with the same suffix.
 
     Raises:
-        InputError: if the folder cannot be written.
+        InputError: if the folder or the file cannot be written, a full disk included.
     """
     path = Path(path)
     try:
@@ -43,6 +43,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; make room, or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

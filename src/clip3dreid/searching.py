@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from clip3dreid.api import ReidModel, load
 from clip3dreid.build import plain
+from clip3dreid.config import at_least
 from clip3dreid.data.listing import BOX, list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
 from clip3dreid.language.reading import read
 from clip3dreid.model.teacher import load_teacher
-from clip3dreid.report.search_sheet import Picture, Row, draw_search
+from clip3dreid.report.search_sheet import SUFFIXES, Picture, Row, draw_search
 from clip3dreid.retrieval.filters import Filter
 from clip3dreid.retrieval.nearest import Nearest
 from clip3dreid.retrieval.shards import Shards
@@ -78,14 +79,16 @@ def search(cfg: DictConfig) -> dict[str, Any]:
             "what to look for? Give one of picture=FILE, person=[FILE,…], text='…' or text_file=FILE"
             + (f", not {' and '.join(chosen)}" if chosen else "")
         )
-    if cfg.top < 1:
-        raise InputError(f"top={cfg.top} must be 1 or more")
+    top = min(int(at_least(cfg, "top", 1)), len(shards))
+    sheet = None if cfg.sheet is None else Path(str(cfg.sheet)).expanduser()
+    if sheet is not None and sheet.suffix.lower() not in SUFFIXES:
+        raise InputError(f"sheet={sheet} must end in {', '.join(SUFFIXES)}")
     model = _model(cfg, shards)
     questions = _words(cfg, model) if chosen[0].startswith("text") else _pictures(cfg, model, shards)
-    where: Filter = instantiate(cfg.where, _convert_="all")
+    where: Filter = Filter() if cfg.where is None else instantiate(cfg.where, _convert_="all")
     queries = torch.stack([question.vector for question in questions.items])
     engine = instantiate(cfg.engine)
-    found: Nearest = engine(shards, questions.column).search(queries, int(cfg.top), where)
+    found: Nearest = engine(shards, questions.column).search(queries, top, where)
     results = [
         _hits(shards, question, rows, scores)
         for question, rows, scores in zip(questions.items, found.rows, found.scores, strict=True)
@@ -96,7 +99,9 @@ def search(cfg: DictConfig) -> dict[str, Any]:
         "model": str(cfg.checkpoint),
         "score": questions.score,
         "where": {
-            key: value for key, value in plain(cfg.where).items() if key != "_target_" and value is not None
+            key: value
+            for key, value in (plain(cfg.where) or {}).items()
+            if key != "_target_" and value is not None
         },
         "searched": len(shards),
         "queries": [
@@ -110,8 +115,8 @@ def search(cfg: DictConfig) -> dict[str, Any]:
     }
     if cfg.out is not None:
         write_json(Path(str(cfg.out)).expanduser(), facts)
-    if cfg.sheet is not None:
-        _draw(Path(str(cfg.sheet)).expanduser(), shards, questions, results)
+    if sheet is not None:
+        _draw(sheet, shards, questions, results)
     for question, hits in zip(questions.items, results, strict=True):
         _print(question, questions.score, hits)
     return facts
@@ -142,7 +147,10 @@ def _model(cfg: DictConfig, shards: Shards) -> ReidModel:
 def _pictures(cfg: DictConfig, model: ReidModel, shards: Shards) -> Questions:
     """Each picture by itself, or one person by several."""
     values = cfg.picture if cfg.picture is not None else cfg.person
-    given = [Path(str(value)).expanduser() for value in ([values] if isinstance(values, str) else values)]
+    listed = [values] if isinstance(values, str | int | float) else list(values)
+    if "" in listed:
+        raise InputError("the picture to look for is empty; give a file or a folder")
+    given = [Path(str(value)).expanduser() for value in listed]
     files = [file for path in given for file in _files(path)]
     if not files:
         raise InputError("there is no picture to look for; give one or more")
@@ -179,12 +187,16 @@ def _words(cfg: DictConfig, model: ReidModel) -> Questions:
         raise InputError(
             f"{cfg.checkpoint} has not learnt words, which the loss term loss.local teaches; search by picture"
         )
-    synonyms = {str(said): str(word) for said, word in cfg.synonyms.items()}
+    synonyms = {str(said): str(word) for said, word in (cfg.synonyms or {}).items()}
     asked = []
     for text in texts:
         reading = read(text, model.groups, synonyms)
         if reading.denied:
             log.warning("%r: what is denied (%s) is left out", text, ", ".join(reading.denied))
+        if reading.denied and not reading.words:
+            raise InputError(
+                f"{text!r} says only what does not fit ({', '.join(reading.denied)}); say what does"
+            )
         if reading.words:
             asked.append(ask_for_words(model, text, reading.words))
         else:
@@ -279,7 +291,8 @@ def _draw(path: Path, shards: Shards, questions: Questions, results: Sequence[pl
     for question, hits in zip(questions.items, results, strict=True):
         asked = [Picture(file) for file in question.pictures]
         rows.append(Row(question.name, asked, [_picture(root, hit) for hit in hits.to_dicts()]))
-    draw_search(path, rows)
+    if (drawn := draw_search(path, rows)) < len(rows):
+        log.warning("%s has room for the first %d of %d queries", path, drawn, len(rows))
 
 
 def _picture(root: Path, hit: Mapping[str, Any]) -> Picture:

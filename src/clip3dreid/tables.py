@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clip3dreid.files import atomic
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:  # only handed through here
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    # As text: brackets in a file's name are no markup.
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(Text(f"{cell:.1f}" if isinstance(cell, float) else str(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

@@ -121,8 +121,55 @@ def test_changed_pictures_and_labels_are_computed_anew(tmp_path):
     more = [*IDENTITIES, FileIdentity("10.png", 5, 7)]
     writer = open_writer(tmp_path, table=longer, identities=more)
     assert writer.missing() == [2]
-    with pytest.raises(InputError, match=r"shard-000002 is of another extraction or an unfinished one"):
+    with pytest.raises(
+        InputError, match=r"1 of 3 shards are missing, damaged or of other pictures.*shard-000002"
+    ):
         list(Shards(tmp_path).blocks("embedding"))
+
+
+def test_an_unfinished_extraction_of_changed_labels_is_no_gallery(tmp_path):
+    fill(open_writer(tmp_path))
+    writer = open_writer(tmp_path, table=TABLE.with_columns(camera=pl.lit("1")))
+    assert writer.missing() == [0, 1, 2]
+    fill(writer, [0, 1])
+    with pytest.raises(InputError, match=r"1 of 3 shards.*first shard-000002"):
+        Shards(tmp_path)
+
+
+def test_shards_of_a_longer_list_are_removed(tmp_path):
+    fill(open_writer(tmp_path))
+    fill(open_writer(tmp_path, table=TABLE[:3], identities=IDENTITIES[:3]))
+    assert pl.read_parquet(tmp_path / "shard-*.parquet")["path"].to_list() == ["0.png", "1.png", "2.png"]
+
+
+def test_pictures_that_went_missing_do_not_cost_their_shards(tmp_path):
+    fill(open_writer(tmp_path), skip=(1,))
+    before = contents(tmp_path)
+    gone = [FileIdentity(one.path, -1, 0) if one.path == "5.png" else one for one in IDENTITIES]
+    with pytest.raises(InputError, match=r"not there any more, first 5\.png; bring them back"):
+        open_writer(tmp_path, identities=gone)
+    assert contents(tmp_path) == before
+    # The one that was skipped has nothing to lose.
+    skipped = [FileIdentity(one.path, -1, 0) if one.path == "1.png" else one for one in IDENTITIES]
+    assert open_writer(tmp_path, identities=skipped).missing() == [0]
+
+
+def test_no_damage_of_a_byte_is_more_than_one_line(tmp_path):
+    fill(open_writer(tmp_path))
+    path = tmp_path / "shard-000001.parquet"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(7)
+    for place in rng.integers(0, len(whole), 150):
+        data = bytearray(whole)
+        data[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        assert open_writer(tmp_path).missing() in ([1], [])
+        said = "shard-000001"
+        try:
+            list(Shards(tmp_path).blocks("embedding"))
+        except InputError as error:
+            said = str(error)
+        assert "shard-000001" in said
 
 
 def test_a_folder_keeps_its_own_shard_size(tmp_path):
@@ -177,7 +224,7 @@ def test_what_shards_do_not_hold_is_said(tmp_path):
     for broken, said in (
         ({"version": 9}, "version 9"),
         ({"format": "csv"}, "damaged"),
-        ({"count": "x"}, "damaged"),
+        ({"shards": "x"}, "damaged"),
     ):
         (tmp_path / "index.json").write_text(json.dumps(index | broken))
         with pytest.raises(InputError, match=said):

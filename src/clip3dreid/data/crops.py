@@ -62,7 +62,9 @@ class CropBatches(Dataset[CropBatch]):
             except UnreadablePicture as error:
                 if not self._skip:
                     raise InputError(str(error).replace("data.on_error", "on_error")) from error
-                skipped.append((row, " ".join(str(error.__cause__ or error).split())))
+                # What the decoder said, without our advice.
+                reason = str(error.__cause__ or str(error).partition("; ")[0])
+                skipped.append((row, " ".join(reason.split())))
         shape = (0, 3, self._view.height, self._view.width)
         planes = np.stack(images) if images else np.empty(shape, np.uint8)
         return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)

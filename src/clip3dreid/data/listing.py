@@ -49,9 +49,18 @@ def list_pictures(place: Path) -> Listing:
 
 
 def _walk(folder: Path) -> list[str]:
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_enter):
+        status = Path(where).stat()
+        if (
+            status.st_dev,
+            status.st_ino,
+        ) in seen:  # a link to a folder that was visited, its own parent perhaps
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             (Path(where) / name).relative_to(folder).as_posix()
             for name in files
@@ -59,7 +68,18 @@ def _walk(folder: Path) -> list[str]:
         ]
     if not found:
         raise InputError(f"pictures={folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+    for path in found:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"pictures={folder}: the name {path!a} is not UTF-8; rename it") from error
     return sorted(found)
+
+
+def _cannot_enter(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename} cannot be looked into: {error.strerror}; make it readable, or move it away"
+    )
 
 
 def _read_table(path: Path) -> pl.DataFrame:
@@ -71,7 +91,7 @@ def _read_table(path: Path) -> pl.DataFrame:
         raise InputError(f"pictures={path} is no folder and no table; a table ends in .csv or .parquet")
     try:
         table = readers[path.suffix.lower()]()
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise InputError(f"pictures={path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if "path" not in table.columns or table.is_empty():
         raise InputError(

@@ -6,8 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-_NOT = frozenset({"not", "no", "without", "never", "isn't", "hasn't", "neither", "nor"})
-_WORD = re.compile(r"[\w']+")
+_NOT = frozenset({"not", "no", "without", "never", "neither", "nor", "cannot"})
+_REACH = 3
+"""Words after a "not" that it denies."""
+# Where a "not" ends.
+_BREAKS = frozenset({"and", "but", "with", ",", ".", ";", ":", "!", "?"})
+_WORD = re.compile(r"[\w']+|[,.;:!?]")
 
 
 class Reading(NamedTuple):
@@ -22,7 +26,9 @@ class Reading(NamedTuple):
 def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, str]) -> Reading:
     """Finds words and their synonyms in a text, the longest first: "broad shoulders" before "broad".
 
-    Case, punctuation and hyphens do not matter. A word within two words after "not", "no" or "without" is denied.
+    Case, punctuation and hyphens do not matter. A word within three words after "not", "no", "without" or "doesn't"
+    is denied, up to the next punctuation, "and", "but" or "with". Words are found wherever they stand: a thin jacket
+    makes a thin person.
 
     Args:
         text: in the language of the vocabulary.
@@ -35,7 +41,7 @@ def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, 
     }
     spelled = {tuple(_WORD.findall(said.lower())): word for said, word in phrases.items()}
     longest = max(map(len, spelled), default=0)
-    said = _WORD.findall(text.lower())
+    said = _WORD.findall(text.lower().replace("\u2019", "'"))
     found: dict[tuple[str, str], None] = {}
     denied: list[str] = []
     place = 0
@@ -43,7 +49,7 @@ def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, 
         for length in range(min(longest, len(said) - place), 0, -1):
             word = spelled.get(tuple(said[place : place + length]))
             if word is not None:
-                if _NOT.intersection(said[max(0, place - 2) : place]):
+                if _denied(said[max(0, place - _REACH) : place]):
                     denied.append(word)
                 else:
                     found[owner[word], word] = None
@@ -52,3 +58,13 @@ def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, 
         else:
             place += 1
     return Reading(tuple(found), tuple(denied))
+
+
+def _denied(before: Sequence[str]) -> bool:
+    """Whether the words before one deny it."""
+    for word in reversed(before):
+        if word in _BREAKS:
+            return False
+        if word in _NOT or word.endswith("n't"):
+            return True
+    return False

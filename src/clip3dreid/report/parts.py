@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFont, ImageOps
 
 BLUE = "#3b6ea5"
 GREY = "#8a8f98"
@@ -31,10 +31,11 @@ def readable(
         try:
             with Image.open(path) as picture:
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        except Exception:  # decoders raise a dozen types on broken data
             continue
         if box is not None:
-            upright = upright.crop((box[0], box[1], box[2], box[3]))
+            across, down = upright.size
+            upright = upright.crop((max(0, box[0]), max(0, box[1]), min(across, box[2]), min(down, box[3])))
         found.append(ImageOps.contain(upright, (width, height)))
     return found
 

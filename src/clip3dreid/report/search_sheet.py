@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,11 @@ from PIL import Image, ImageDraw
 from clip3dreid.files import atomic
 from clip3dreid.report.parts import BLUE, GREY, INK, font, readable, short
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of the files that can be drawn."""
 _GAP = 8
+_TALLEST = 16_000
+"""Pixels; WebP ends there, JPEG at four times as much."""
 
 
 class Picture(NamedTuple):
@@ -36,14 +41,17 @@ class Row(NamedTuple):
     """Best first."""
 
 
-def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> None:
+def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> int:
     """Draws queries and their hits.
 
     Args:
-        path: of the JPEG.
+        path: of the picture; its suffix is one of `SUFFIXES`.
         rows: at least one query.
         height: of a picture, pixels.
         columns: hits side by side; more go below.
+
+    Returns:
+        How many queries there was room for: a picture cannot be of any height.
     """
     small = font(12)
     width = round(height * 0.55)
@@ -51,6 +59,9 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
     line = 15
     tall = height + captions * line + _GAP
     lines = [max(1, -(-len(row.hits) // columns)) for row in rows]
+    heights = itertools.accumulate(count * tall + 2 * _GAP for count in lines)
+    fitting = max(1, sum(total + 2 * _GAP <= _TALLEST for total in heights))
+    rows, lines = rows[:fitting], lines[:fitting]
     across = width * 2 + 3 * _GAP + columns * (width + _GAP)
     sheet = Image.new("RGB", (across, sum(lines) * tall + (len(rows) + 1) * 2 * _GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -70,7 +81,8 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
         draw.line((_GAP, top, across - _GAP, top), fill="#d9dce1")
         top += 2 * _GAP
     with atomic(path) as temporary:
-        sheet.save(temporary, "JPEG", quality=92)
+        sheet.save(temporary, quality=92)
+    return fitting
 
 
 def _draw_query(

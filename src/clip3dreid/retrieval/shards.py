@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": 
 VECTORS = ("embedding", "joint", "betas")
 """Columns of a shard that are vectors; all others are labels."""
 ROW, WORDS = "row", "words"
+# A damaged file can make its reader raise almost anything; what polars' Rust raises is no Exception.
+_BROKEN = (Exception, pl.exceptions.PanicException)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -67,8 +70,8 @@ class ShardWriter:
         share: (process, processes): which shards are this process's, every `processes`-th.
 
     Raises:
-        InputError: if a setting is unknown, the folder holds another model's shards or another version's, or cannot
-            be written.
+        InputError: if a setting is unknown, the folder holds another model's shards or another version's, shards of
+            pictures that are not there any more, or cannot be written.
     """
 
     def __init__(
@@ -99,12 +102,18 @@ class ShardWriter:
             rows_per_shard = found["rows_per_shard"]
         self.rows_per_shard, self._form = rows_per_shard, form
         self._fingerprint = str(facts["fingerprint"])
-        whole = dict(notes or {}) | index | {"rows_per_shard": rows_per_shard, "count": len(table)}
-        if found != whole:
-            write_json(folder / INDEX, whole)
-        self.mine = range(share[0], math.ceil(len(table) / rows_per_shard), share[1])
+        self._lost = {one.path for one in identities if one.size < 0}
+        count = math.ceil(len(table) / rows_per_shard)
+        self._identities = [self._identity(number) for number in range(count)]
+        self.mine = range(share[0], count, share[1])
         """Numbers of this process's shards."""
         self._done = {number for number in self.mine if self._good(number)}
+        whole = dict(notes or {}) | index
+        whole |= {"rows_per_shard": rows_per_shard, "count": len(table), "shards": self._identities}
+        if found != whole:
+            write_json(folder / INDEX, whole)
+        if share[0] == 0:
+            _remove_beyond(folder, count)
 
     def rows(self, number: int) -> range:
         """Rows of the list that a shard is made of."""
@@ -157,16 +166,15 @@ class ShardWriter:
         card = {
             "version": SHARDS_VERSION,
             "fingerprint": self._fingerprint,
-            "number": number,
-            "identity": self._identity(number),
+            "identity": self._identities[number],
             "skipped": [[self.table["path"][row], reason] for row, reason in skipped],
             "checksum": _checksum(labels, arrays),
         }
         stem = _stem(self.folder, number)
         try:
             _save(stem, self._form, Shard(labels, arrays, card))
-        except (OSError, pl.exceptions.PolarsError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
+        except (InputError, pl.exceptions.PolarsError, SafetensorError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
             raise InputError(
                 f"cannot write {stem.name} to {self.folder}: {reason}; make room and run again: the rest is kept"
             ) from error
@@ -175,7 +183,8 @@ class ShardWriter:
     def _identity(self, number: int) -> str:
         """Changes with any picture, box or label that a shard is made of."""
         rows = self.rows(number)
-        digest = hashlib.blake2b(self._hashes[rows.start : rows.stop].tobytes(), digest_size=16)
+        digest = hashlib.blake2b(f"{number} ".encode(), digest_size=16)
+        digest.update(self._hashes[rows.start : rows.stop].tobytes())
         digest.update(self.table[rows.start : rows.stop].write_csv().encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -187,8 +196,14 @@ class ShardWriter:
             shard = _load(stem, self._form)
         except InputError:
             return False
-        ours = {"number": number, "identity": self._identity(number), "fingerprint": self._fingerprint}
-        return all(shard.card[key] == value for key, value in ours.items())
+        ours = {"identity": self._identities[number], "fingerprint": self._fingerprint}
+        good = all(shard.card[key] == value for key, value in ours.items())
+        if not good and (lost := self._lost.intersection(shard.labels["path"])):
+            raise InputError(
+                f"{self.folder} holds shards of pictures that are not there any more, first {min(lost)}; bring them "
+                "back, take them off the list, or remove that folder"
+            )
+        return good
 
 
 class Shards:
@@ -214,14 +229,23 @@ class Shards:
             )
         self.folder = folder
         self.facts = _read_index(folder)
-        count = math.ceil(self.facts["count"] / self.facts["rows_per_shard"])
-        self._stems = [_stem(folder, number) for number in range(count)]
-        tables = [_labels(stem, self.facts["format"]) for stem in self._stems]
-        absent = [stem.name for stem, table in zip(self._stems, tables, strict=True) if table is None]
+        self._stems = [_stem(folder, number) for number in range(len(self.facts["shards"]))]
+        tables = [
+            _labels(stem, self.facts["format"], identity)
+            for stem, identity in zip(self._stems, self.facts["shards"], strict=True)
+        ]
+        # One whose columns are others than most have is damaged where it names them.
+        schemas = Counter(str(table.schema) for table in tables if table is not None)
+        usual = max(schemas, key=schemas.__getitem__, default="")
+        absent = [
+            stem.name
+            for stem, table in zip(self._stems, tables, strict=True)
+            if table is None or str(table.schema) != usual
+        ]
         if absent:
             raise InputError(
-                f"{folder}: {len(absent)} of {count} shards are missing or damaged, first {absent[0]}; run extract "
-                "again, which makes these anew and keeps the others"
+                f"{folder}: {len(absent)} of {len(tables)} shards are missing, damaged or of other pictures, first "
+                f"{absent[0]}; run extract again, which makes these anew and keeps the others"
             )
         self.labels = pl.concat([table for table in tables if table is not None])
         if self.labels.is_empty():
@@ -240,7 +264,7 @@ class Shards:
         widths = self.facts["vectors"]
         if name not in widths:
             raise InputError(
-                f"{self.folder} holds no {name} (it has {', '.join(widths)}); extract with a model that learnt it"
+                f"{self.folder} holds no {name} ({', '.join(widths)}); extract it, with a model that has learnt it"
             )
         return int(widths[name])
 
@@ -253,12 +277,9 @@ class Shards:
         self.width(name)
         for number, stem in enumerate(self._stems):
             shard = _load(stem, self.facts["format"])
-            first = number * self.facts["rows_per_shard"]
-            made_of = len(shard.labels) + len(shard.card["skipped"])
-            wanted = min(self.facts["rows_per_shard"], self.facts["count"] - first)
-            found = shard.card["number"], shard.card["fingerprint"], made_of, len(shard.labels)
-            if found != (number, self.facts["fingerprint"], wanted, self._counts[number]):
-                raise InputError(f"{stem} is of another extraction or an unfinished one; run extract again")
+            ours = self.facts["shards"][number], self.facts["fingerprint"], self._counts[number]
+            if (shard.card["identity"], shard.card["fingerprint"], len(shard.labels)) != ours:
+                raise InputError(f"{stem} is of another extraction; run extract again")
             # A copy: what was read may not be written to, which torch does not know.
             yield torch.tensor(shard.vectors[name])
 
@@ -279,13 +300,18 @@ class Shards:
 
 def unreadable(folder: Path) -> pl.DataFrame:
     """The pictures that were skipped when a folder was filled: `path` and `reason`, in the order of the list."""
-    facts = _read_index(folder)
-    count = math.ceil(facts["count"] / facts["rows_per_shard"])
     pairs = []
-    for number in range(count):
-        path = _stem(folder, number).with_suffix(".parquet")
-        pairs += json.loads(pl.read_parquet_metadata(path)["clip3dreid"])["skipped"]
+    for number in range(len(_read_index(folder)["shards"])):
+        pairs += _card(_stem(folder, number))["skipped"]
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
+
+
+def _remove_beyond(folder: Path, count: int) -> None:
+    """Removes shards of a longer list, which readers that know nothing of the index would take for ours."""
+    for path in folder.glob("shard-*"):
+        number = path.stem.removeprefix("shard-")
+        if path.suffix in (".parquet", ".safetensors") and number.isdecimal() and int(number) >= count:
+            path.unlink()
 
 
 def _stem(folder: Path, number: int) -> Path:
@@ -299,7 +325,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         "format": str,
         "dtype": str,
         "rows_per_shard": int,
-        "count": int,
+        "shards": list,
         "vectors": dict,
     }
     try:
@@ -358,16 +384,36 @@ def _save(stem: Path, form: str, shard: Shard) -> None:
             save_file(shard.vectors, temporary, metadata)
 
 
-def _labels(stem: Path, form: str) -> pl.DataFrame | None:
-    """A shard's labels alone; None if there is no such shard or it cannot be read."""
+def _card(stem: Path) -> dict[str, Any]:
+    """What a shard says of itself.
+
+    Raises:
+        InputError: if it is not there or damaged, naming it.
+    """
+    try:
+        return dict(json.loads(pl.read_parquet_metadata(stem.with_suffix(".parquet"))["clip3dreid"]))
+    except _BROKEN as error:
+        raise _damaged(stem, error) from error
+
+
+def _damaged(stem: Path, error: BaseException) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(
+        f"{stem} is damaged ({reason}); run extract again, which makes it anew and keeps the others"
+    )
+
+
+def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
+    """A shard's labels alone; None if there is no such shard, it cannot be read, or is of other pictures."""
     path = stem.with_suffix(".parquet")
     if form == "safetensors" and not stem.with_suffix(".safetensors").is_file():
         return None
     try:
+        if _card(stem)["identity"] != identity:
+            return None
         columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
         return pl.read_parquet(path, columns=columns)
-    # A damaged file can make the reader raise almost anything.
-    except Exception:
+    except _BROKEN:
         return None
 
 
@@ -379,7 +425,7 @@ def _load(stem: Path, form: str) -> Shard:
     """
     path = stem.with_suffix(".parquet")
     try:
-        card = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
+        card = _card(stem)
         table = pl.read_parquet(path)
         if form == "parquet":
             vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}
@@ -392,10 +438,8 @@ def _load(stem: Path, form: str) -> Shard:
                 raise ValueError("labels and vectors are of different goes")
         if card["version"] != SHARDS_VERSION or card["checksum"] != _checksum(table, vectors):
             raise ValueError("its checksum is another")
-    # As above.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{stem} is damaged ({reason}); run extract again, which makes it anew and keeps the others"
-        ) from error
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise _damaged(stem, error) from error
     return Shard(table, vectors, card)
