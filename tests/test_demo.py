@@ -25,6 +25,9 @@ def test_the_demo_makes_people_trains_and_uses_what_exists(tmp_path: Path, comma
     (sheet,) = out.glob("people_*.jpg")
     results = [next(out.glob(f"{method}_*/results.json")) for method in ("ce", "clip3dreid")]
     assert next(out.glob("compare_*/compare.png")).stat().st_size
+    assert "understood: tall, heavyset, masculine, broad shoulders" in first.stdout
+    (found,) = out.glob("found_*.jpg")
+    assert found.stat().st_size
     made = (sheet, *results, out / "world" / "truth.parquet", out / "bodies" / "truth.parquet")
     before = {path: path.stat().st_mtime_ns for path in made}
     again = command("demo", "out=demo", *TINY_WORLD, TINY_TRAINING)

@@ -58,7 +58,7 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: list[str
 
 @entry_point("demo")
 def main(cfg: DictConfig) -> None:
-    """Makes people and bodies, trains two methods on some, tests on the others; what exists is used again."""
+    """Makes people and bodies, trains two methods on some, finds the others; what exists is used again."""
     from clip3dreid.body.sheet import contact_sheet
 
     out = Path(str(cfg.out))
@@ -86,7 +86,15 @@ def main(cfg: DictConfig) -> None:
 
     _say("5. What the method is worth")
     _run("compare", *map(str, runs.values()), f"out={out / f'compare_{digest}'}")
+    shards, found = out / f"shards_{digest}", out / f"found_{digest}.jpg"
+    _say("6. Test people found by a description, in what the full method says of their pictures")
+    model = f"checkpoint={runs['clip3dreid']}"
+    _run(
+        "extract", model, "data=embedded", f"data.root={world}", "split=test", f"out={shards}", "trainer=cpu"
+    )
+    _run("search", f"gallery={shards}", model, f'text="{cfg.text}"', "top=10", f"sheet={found}")
     _say(
+        f"Look at them: {found}.\n"
         "A rendered world with a wide spread of shapes (docs/world.md): its numbers compare with each other and\n"
         f"with chance, not with those of real data sets. Look at {out / f'compare_{digest}' / 'compare.png'}.\n"
         "Next: clip3dreid.load on a run's folder (docs/api.md), or train on your own pictures."
