@@ -3,7 +3,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from clip3dreid.data.datasets.ltcc import read
 from clip3dreid.data.listing import list_pictures
+from clip3dreid.data.manifest import save
 from clip3dreid.errors import InputError
 
 
@@ -53,6 +55,14 @@ def test_what_is_no_list_is_refused_in_one_line(tmp_path, name, text, said):
     with pytest.raises(InputError, match=said) as caught:
         list_pictures(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_manifest_knows_where_its_pictures_are(ltcc_root, tmp_path):
+    manifest = read(ltcc_root)
+    save(manifest, tmp_path / "manifest.parquet")
+    root, table = list_pictures(tmp_path / "manifest.parquet")
+    assert root == ltcc_root
+    assert table.equals(manifest.table)
 
 
 def test_nothing_to_list_is_said(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import polars as pl
 
 from clip3dreid.data.layout import PICTURES
-from clip3dreid.data.manifest import SCHEMA
+from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
 
 BOX = ("left", "top", "right", "bottom")
@@ -31,7 +32,8 @@ def list_pictures(place: Path) -> Listing:
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
             `left`, `top`, `right` and `bottom`, the box of a person in a larger picture, and any of the manifest's
-            label columns, which search can filter by. Other columns are left out.
+            label columns, which search can filter by. Other columns are left out. A manifest that `inspect_data` wrote
+            knows where its pictures are, wherever it lies.
 
     Returns:
         Crops: a folder's sorted by path, a table's in its own order.
@@ -45,7 +47,20 @@ def list_pictures(place: Path) -> Listing:
         raise InputError(
             f"pictures={place} is not there; give a folder of pictures, or a table with a column path"
         )
+    if _is_manifest(place):
+        manifest = load(place)
+        return Listing(manifest.root, manifest.table)
     return Listing(place.parent, _read_table(place))
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a file is a saved manifest, which knows where its pictures are."""
+    try:
+        facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
+        return {"root", "published"} <= facts.keys()
+    # A file that is none can make the reader raise almost anything.
+    except (Exception, pl.exceptions.PanicException):
+        return False
 
 
 def _walk(folder: Path) -> list[str]:
