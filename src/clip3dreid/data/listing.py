@@ -32,8 +32,8 @@ def list_pictures(place: Path) -> Listing:
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
             `left`, `top`, `right` and `bottom`, the box of a person in a larger picture, and any of the manifest's
-            label columns, which search can filter by. Other columns are left out. A manifest that `inspect_data` wrote
-            knows where its pictures are, wherever it lies.
+            label columns, which search can filter by. Other columns are left out. A manifest that `inspect_data`
+            wrote knows where its pictures are, wherever it lies.
 
     Returns:
         Crops: a folder's sorted by path, a table's in its own order.
@@ -57,7 +57,7 @@ def _is_manifest(path: Path) -> bool:
     """Whether a file is a saved manifest, which knows where its pictures are."""
     try:
         facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        return {"root", "published"} <= facts.keys()
+        return isinstance(facts, dict) and {"root", "published"} <= facts.keys()
     # A file that is none can make the reader raise almost anything.
     except (Exception, pl.exceptions.PanicException):
         return False
