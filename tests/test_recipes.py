@@ -47,7 +47,9 @@ LISTED = {
     },
 }
 WITHOUT_CLOTHES = {
-    name for name in PAPER if name.startswith("celeb") or name in ("ccda", "market1501", "msmt17")
+    name
+    for name in PAPER
+    if name.startswith("celeb") or name in ("ccda", "deepchange", "market1501", "msmt17")
 }
 SMALL = (
     *(override for override in TINY if not override.startswith(("method", "loader.people", "model.student"))),
