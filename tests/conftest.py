@@ -110,6 +110,14 @@ def guided(bodies_root: Path) -> tuple[str, ...]:
     )
 
 
+STUDENT = {
+    "_target_": "clip3dreid.model.student.Student",
+    "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
+    "pooling": {"_target_": "clip3dreid.model.pooling.MaximumAverage"},
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""Config of a tiny student: 64 channels, 128 features."""
 MODEL_GROUPS = {
     "stature": ["short", "medium height", "tall"],
     "weight": ["skinny", "average weight", "heavyset"],
@@ -125,20 +133,13 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from clip3dreid.body.smpl import body_digest
     from clip3dreid.model.student import Student
 
-    student = {
-        "_target_": "clip3dreid.model.student.Student",
-        "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
-        "pooling": {"_target_": "clip3dreid.model.pooling.MaximumAverage"},
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    }
     torch.manual_seed(11)
-    network: Student = instantiate(student)
+    network: Student = instantiate(STUDENT)
     network(torch.rand(8, 3, 32, 16))
     channels, width, joint, words = 64, 128, 128, sum(map(len, MODEL_GROUPS.values()))
     card = {
         "version": 1,
-        "student": student,
+        "student": STUDENT,
         "height": 32,
         "width": 16,
         "data": ["ltcc"],

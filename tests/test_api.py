@@ -27,15 +27,9 @@ from clip3dreid.errors import InputError
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
+from tests.conftest import STUDENT
 
 ROOT = Path(__file__).parents[1]
-STUDENT = {
-    "_target_": "clip3dreid.model.student.Student",
-    "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
-    "pooling": {"_target_": "clip3dreid.model.pooling.MaximumAverage"},
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
 GROUPS = {"stature": ["tall", "average height", "short"], "build": ["slim", "heavy"]}
 HEIGHT, WIDTH, CHANNELS, D, JOINT, BETAS = 64, 32, 64, 128, 6, 4
 CARD: dict[str, Any] = {

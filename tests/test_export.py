@@ -26,17 +26,11 @@ from clip3dreid.config import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.export_formats import Onnx, Opened, TorchExport, prepare
 from clip3dreid.exporting import Graph, Settings, compare, crops, drawn, export, latency
+from tests import conftest
 from tests.conftest import Command
 
 ROOT = Path(__file__).parents[1]
-STUDENT = {
-    "_target_": "clip3dreid.model.student.Student",
-    "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
-    "pooling": {"_target_": "clip3dreid.model.pooling.MaximumAverage"},
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "ghost_group": 4,
-}
+STUDENT = conftest.STUDENT | {"ghost_group": 4}
 HEIGHT, WIDTH, D, JOINT = 64, 32, 128, 6
 BOTH = ("joint", "embedding")  # not the order of the code
 
