@@ -38,10 +38,10 @@ def test_shards_hold_what_the_model_says_of_each_picture(invoke, arguments, save
     files = [ltcc_root / path for path in shards.labels["path"]]
     assert len(shards) == 32
     assert set(shards.labels["camera"]) == {"1", "2"}
-    assert torch.allclose(shards.vectors("embedding"), model.embed(files), atol=1e-5)
+    assert torch.allclose(torch.cat(list(shards.blocks("embedding"))), model.embed(files), atol=1e-5)
     joint = model.joint(files)
-    assert torch.allclose(shards.vectors("joint"), joint, atol=1e-6)
-    assert torch.allclose(shards.vectors("betas"), model.shape(files).betas, atol=1e-6)
+    assert torch.allclose(torch.cat(list(shards.blocks("joint"))), joint, atol=1e-6)
+    assert torch.allclose(torch.cat(list(shards.blocks("betas"))), model.shape(files).betas, atol=1e-6)
     said = [[words[0].word for words in person.values()] for person in model.describe(files)]
     assert shards.labels["words"].to_list() == said
     assert shards.facts["fingerprint"] == model.fingerprint
@@ -108,7 +108,9 @@ def test_boxes_of_a_table_and_chosen_outputs(invoke, saved_model, ltcc_root, tmp
     model = clip3dreid.load(saved_model)
     with Image.open(path) as picture:
         expected = model.embed([picture.crop((2, 4, 14, 30)), picture])
-    assert np.allclose(shards.vectors("embedding").float().numpy(), expected.numpy(), rtol=2e-3, atol=2e-3)
+    assert np.allclose(
+        torch.cat(list(shards.blocks("embedding"))).float().numpy(), expected.numpy(), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def search(invoke: Command, gallery, saved_model, tmp_path):
 
 def by_hand(gallery: Path, column: str, vector: torch.Tensor, count: int, keep=None) -> list[str]:
     shards = Shards(gallery)
-    scores = F.normalize(shards.vectors(column), dim=1) @ F.normalize(vector, dim=0)
+    scores = F.normalize(torch.cat(list(shards.blocks(column))), dim=1) @ F.normalize(vector, dim=0)
     order = scores.argsort(descending=True, stable=True).tolist()
     paths = shards.labels["path"].to_list()
     return [paths[row] for row in order if keep is None or keep(row)][:count]
@@ -91,7 +91,7 @@ def test_words_are_ranked_by_the_mean_of_their_scores(search, gallery, saved_mod
     model, shards = clip3dreid.load(saved_model), Shards(gallery)
     flat = [word for words in model.groups.values() for word in words]
     columns = [flat.index(word) for word in query["words"]]
-    means = model.word_scores(shards.vectors("joint"))[:, columns].mean(1)
+    means = model.word_scores(torch.cat(list(shards.blocks("joint"))))[:, columns].mean(1)
     order = means.argsort(descending=True, stable=True)
     assert [hit["path"] for hit in query["hits"]] == shards.labels["path"][order.tolist()].to_list()
     assert [hit["score"] for hit in query["hits"]] == pytest.approx(means[order].tolist(), abs=1e-4)

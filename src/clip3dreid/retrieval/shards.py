@@ -283,20 +283,6 @@ class Shards:
             # A copy: what was read may not be written to, which torch does not know.
             yield torch.tensor(shard.vectors[name])
 
-    def vectors(self, name: str) -> Tensor:
-        """(M, width) of one vector, all in memory, as stored.
-
-        Raises:
-            InputError: as `blocks`.
-        """
-        dtype = torch.from_numpy(np.empty(0, DTYPES[self.facts["dtype"]])).dtype
-        found = torch.empty(len(self), self.width(name), dtype=dtype)
-        start = 0
-        for block in self.blocks(name):
-            found[start : start + len(block)] = block
-            start += len(block)
-        return found
-
 
 def unreadable(folder: Path) -> pl.DataFrame:
     """The pictures that were skipped when a folder was filled: `path` and `reason`, in the order of the list."""
