@@ -1,9 +1,14 @@
-"""Files: written whole or not at all, and one state of them told from another."""
+"""Files: written whole or not at all, folders kept to one process, one state of a file told from another."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -60,6 +67,97 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` to `path` atomically, as indented JSON; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+LOCK = ".lock"
+"""The file that a folder's lock is held on; it stays when the lock is gone, empty."""
+# Folders that this process is at work in: a process is never refused what it holds itself, so it must be told.
+_HELD: set[tuple[int, int, int]] = set()
+_POLL_S = 0.2
+
+
+@contextmanager
+def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[None]:
+    """Keeps a folder to this process for as long as the block lasts.
+
+    The lock dies with the process that holds it, however that ends, and is not inherited by processes that it starts.
+    On a file system that knows no locks a warning is logged and nothing is kept.
+
+    Args:
+        folder: made if need be.
+        doing: what is done there, in a few words, for whoever finds it locked.
+        wait: until it is free, with a line that says so; else another holder is an error.
+
+    Raises:
+        InputError: if another process is at work there, naming it, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / LOCK
+    if (key := _held_as(path)) in _HELD:
+        # Asked before the file is opened: closing it a second time would let go of the lock.
+        raise RuntimeError(f"{folder} is locked by this very process")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not through a link: whoever made it may own what it points to.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    try:
+        locked = _lock(handle, folder, wait)
+        key = _held_as(path)
+        _HELD.add(key)
+        try:
+            if locked:
+                _write_owner(handle, doing)
+            yield
+        finally:
+            _HELD.discard(key)
+            if locked:
+                os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _held_as(path: Path) -> tuple[int, int, int]:
+    """This process and the file; a file that is not there is nobody's."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0, 0, 0
+    return os.getpid(), status.st_dev, status.st_ino
+
+
+def _lock(handle: int, folder: Path, wait: bool) -> bool:
+    """Takes the lock; False on a file system that has none."""
+    told = False
+    while True:
+        try:
+            # By process and not by open file (flock), which forked loader workers would inherit and outlive us with.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning(
+                    "%s cannot be locked (%s): let no other process work there", folder, error.strerror
+                )
+                return False
+        else:
+            return True
+        owner = os.pread(handle, 1000, 0).decode(errors="replace").strip() or "another process"
+        if not wait:
+            raise InputError(
+                f"{folder} is in use: {owner}; wait until it has ended, or choose another folder"
+            )
+        if not told:
+            log.info("%s is in use: %s; waiting for it", folder, owner)
+            told = True
+        time.sleep(_POLL_S)
+
+
+def _write_owner(handle: int, doing: str) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner = f"process {os.getpid()} on {platform.node()} is at work there since {since} ({doing})\n"
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, owner.encode(), 0)
 
 
 class FileIdentity(NamedTuple):
