@@ -19,12 +19,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
 from clip3dreid.callbacks import StepTimes
-from clip3dreid.config import LAST_CHECKPOINT
+from clip3dreid.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
@@ -34,7 +33,10 @@ from clip3dreid.loss.total import Total, Weighted, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
 from clip3dreid.module import ReidModule
-from clip3dreid.record import environment, keep_metrics
+from clip3dreid.record import environment, keep_earlier
+from clip3dreid.resume import changes, read_config
+from clip3dreid.run_folder import job_folder
+from clip3dreid.signals import SaveWhenTold, Stopped, StopWatch
 from clip3dreid.tables import print_scores, save_tables
 from clip3dreid.types import Dimensions
 
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 RESULTS_VERSION = 2
 RESCUE = "last_good.ckpt"
 LABELS = "labels.parquet"
+CONFIG = "config.yaml"
 QUERIES = "per_query"
 
 
@@ -78,9 +81,9 @@ def headline(source: DataSource, validation: bool) -> str:
     return list(source.val_protocols if validation else source.protocols)[-1]
 
 
-def _callbacks(cfg: DictConfig, monitor: str | None) -> list[Callback]:
-    """All of `cfg.callbacks`, and the clock; `best` only where there is something to select by."""
-    callbacks: list[Callback] = [StepTimes()]
+def _callbacks(cfg: DictConfig, monitor: str | None, watch: StopWatch) -> list[Callback]:
+    """All of `cfg.callbacks`, the clock and the watch; `best` only where there is something to select by."""
+    callbacks: list[Callback] = [StepTimes(), SaveWhenTold(watch)]
     for name, node in cfg.callbacks.items():
         if name == "best":
             if monitor is not None:
@@ -143,7 +146,7 @@ def _record(cfg: DictConfig, folder: Path, data: ReidDataModule, guides: Guides)
     """Saves beside the run what its numbers depend on."""
     if guides.labels is not None:
         language_labels.save(guides.labels, folder / LABELS)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     facts = environment() | {
         "seed": int(cfg.seed),
         "guides": guides.facts,
@@ -202,18 +205,26 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         InputError: if the config asks for something that the data, the weights or the losses cannot give.
-        SystemExit: with 130 or 143 if the run was stopped by Ctrl-C or a scheduler.
+        SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
-    with _own_launch():
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    watch = StopWatch(folder, f"python -m clip3dreid.train resume={folder}")
+    with _own_launch(), job_folder(folder):
         try:
-            return _run(cfg)
+            with watch:
+                return _run(cfg, folder, watch)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if watch.told is None:
+                raise
+            watch.finish()
+            raise Stopped(watch.told) from stop
         finally:
             _finish_wandb()
 
 
-def _run(cfg: DictConfig) -> float | None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    start = _check_resumed(cfg, folder) if cfg.resume else None
     sources = data_sources(cfg, cfg.seed)
     if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
         raise InputError(
@@ -260,6 +271,7 @@ def _run(cfg: DictConfig) -> float | None:
         optimizer=instantiate(cfg.optimizer.optimizer),
         schedule=instantiate(cfg.optimizer.schedule),
         card=make_card(cfg, guides),
+        seed=int(cfg.seed),
         protocols=protocols_of(sources),
         metric=cfg.retrieval.metric,
         flip=cfg.retrieval.flip,
@@ -277,33 +289,50 @@ def _run(cfg: DictConfig) -> float | None:
         monitor = f"val/{selecting[0]}/{headline(chosen, not cfg.select_on_test)}/r1"
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        callbacks=_callbacks(cfg, monitor),
+        callbacks=_callbacks(cfg, monitor, watch),
         logger=_loggers(cfg),
+        plugins=[*(instantiate(cfg.trainer.get("plugins")) or ()), CheckpointFiles()],
     )
+    watch.take_over(trainer)
     # Asked now, what loader and evaluator would refuse later is refused before anything is written or launched.
     data.sampler(0, trainer.world_size)
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
-    if cfg.resume:
-        check_same_guides(read_card(folder / LAST_CHECKPOINT), guides)
-        rank_zero_only(keep_metrics)(folder)
+    if start is not None:
+        check_same_guides(read_card(start), guides)
+        rank_zero_only(keep_earlier)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data, guides)
-    resume = folder / LAST_CHECKPOINT if cfg.resume else None
-    # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:
-        # Lightning leaves with status 0 when a scheduler sends SIGTERM, as if the run were done.
-        log.error("stopped in epoch %d; go on with resume=%s", trainer.current_epoch, folder)
-        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        # Checkpoints hold plain data only, so nothing in them is ever unpickled.
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except BaseException:
+        watch.end_children()
+        raise
     if data.overfit_batches:
         log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
         return None
     return _report(cfg, folder, trainer, module, data, sources, monitor)
+
+
+def _check_resumed(cfg: DictConfig, folder: Path) -> Path:
+    """The checkpoint to go on from; says where that is, and what the run changes.
+
+    Raises:
+        InputError: if there is none, or the run would train another model than it began with.
+    """
+    at = newest_whole(folder)
+    changed = changes(read_config(folder / CONFIG), plain(cfg))
+    if at.epochs > int(cfg.epochs):
+        raise InputError(f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them; give more")
+    within = f" and {at.batches} batches" if at.batches else ""
+    log.info("going on after %d epochs%s, from %s", at.epochs, within, at.path)
+    if changed:
+        log.info("changed since the run began: %s", "; ".join(changed))
+    return at.path
 
 
 def _report(

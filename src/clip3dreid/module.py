@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
+import numpy as np
 import polars as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
@@ -20,7 +22,7 @@ from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD, HEADS
-from clip3dreid.optimizer import optimise
+from clip3dreid.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.retrieval.distributed import whole
 from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
@@ -197,6 +199,7 @@ class ReidModule(EvaluationModule):
         optimizer: makes an optimiser from parameter groups.
         schedule: multiplier of the learning rate for a 0-based epoch.
         card: plain data that every checkpoint carries, from which the student can be rebuilt.
+        seed: of what is drawn in training steps.
         protocols: see `EvaluationModule`.
         metric: see `EvaluationModule`.
         flip: see `EvaluationModule`.
@@ -220,6 +223,7 @@ class ReidModule(EvaluationModule):
         optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
         schedule: Callable[[int], float],
         card: Mapping[str, Any],
+        seed: int,
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
@@ -241,16 +245,30 @@ class ReidModule(EvaluationModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
+        self.seed = seed
         self.teacher = teacher
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
         self.rescue = rescue
+        self._settings: list[dict[str, Any]] = []
         # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
         # that every process made for itself, and a table of tokens can be large.
         state = set(self.state_dict())
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name not in state
         ]
+
+    def on_train_start(self) -> None:
+        """Gives a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
+        schedule = cast(LambdaLR, self.lr_schedulers())
+        restore_settings(schedule, self._settings, self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds what is drawn in this step, dropout for one, so that it is drawn again if a run is resumed here."""
+        rank = self.trainer.global_rank
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the losses of a batch; every term is logged raw and weighted.
@@ -346,6 +364,7 @@ class ReidModule(EvaluationModule):
         optimizer, schedule = optimise(
             self.parameters(), self.losses.unscheduled_parameters(), self.optimizer, self.schedule
         )
+        self._settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Learning-rate schedules as functions of the epoch, and parameter groups."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -61,3 +62,29 @@ def optimise(
     groups = [group for group in groups if group[0]]
     built = optimizer([{"params": members} for members, _ in groups])
     return built, LambdaLR(built, [multiplier for _, multiplier in groups])
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Settings of each parameter group, `initial_lr` among them once a schedule has been made: all but parameters."""
+    return [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+
+
+def restore_settings(schedule: LambdaLR, settings: Sequence[Mapping[str, Any]], epoch: int) -> None:
+    """Gives an optimiser whose state came from a checkpoint the settings that it was built with, and its rate.
+
+    A checkpoint holds the settings of the run that wrote it, and the rate that its schedule had for the next epoch; a
+    resumed run may have other ones.
+
+    Args:
+        schedule: of the optimiser.
+        settings: of each parameter group, as `settings_of` found them before anything was restored.
+        epoch: 0-based: the one that is trained next.
+    """
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
+    schedule.last_epoch = epoch
+    for group, own, multiplier in zip(
+        schedule.optimizer.param_groups, settings, schedule.lr_lambdas, strict=True
+    ):
+        group.update(own)
+        group["lr"] = own["initial_lr"] * multiplier(epoch)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]

@@ -87,7 +87,7 @@ def train(cfg: DictConfig) -> Path:
         train_tokenizer,
     )
     from clip3dreid.pretraining import TeachingData, TeachingModule, read_crowd, tokenizer_texts
-    from clip3dreid.record import environment, keep_metrics
+    from clip3dreid.record import environment, keep_earlier
 
     folder = Path(str(cfg.out))
     start = _check_folder(cfg, folder)
@@ -134,7 +134,7 @@ def train(cfg: DictConfig) -> Path:
         reload_dataloaders_every_n_epochs=1,
     )
     if trainer.is_global_zero:
-        keep_metrics(folder)
+        keep_earlier(folder)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json(folder / "environment.json", environment())
     begun = time.perf_counter()
