@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import zipfile
@@ -177,7 +176,6 @@ def moved(checkpoint: dict[str, Any], folder: Path) -> None:
         best = state.get("best_k_models")
         if isinstance(best, dict):
             state["best_k_models"] = {str(folder / Path(path).name): score for path, score in best.items()}
-        with contextlib.suppress(OSError):
-            # A selected checkpoint that was not moved along cannot be evaluated.
-            if state.get("best_model_path") and not Path(state["best_model_path"]).is_file():
-                state["best_model_path"] = ""
+        # A selected checkpoint that was not moved along cannot be evaluated.
+        if state.get("best_model_path") and not Path(state["best_model_path"]).is_file():
+            state["best_model_path"] = ""

@@ -92,6 +92,13 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A resumed run's own; what they warn of is kept, and the batches that are left are the right ones.
+    for message in (
+        "Checkpoint directory .*",
+        "Experiment logs directory .*",
+        ".*dataloader is not resumable.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
     # What it computes goes to files.
     warnings.filterwarnings("ignore", message="predict returned None.*")
     # No held-out people, so nothing to validate on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import polars
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +23,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
+from clip3dreid.build import (
+    DataSource,
+    check_protocols,
+    counts,
+    data_sources,
+    plain,
+    protocols_of,
+    share_sources,
+)
 from clip3dreid.callbacks import StepTimes
 from clip3dreid.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.data.datamodule import ReidDataModule
@@ -29,13 +39,21 @@ from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.guidance import Guides, check_same_guides, guide
 from clip3dreid.language import labels as language_labels
+from clip3dreid.launch import announce, forget, launch
 from clip3dreid.loss.total import Total, Weighted, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
-from clip3dreid.module import ReidModule
+from clip3dreid.module import ReidModule, limits
 from clip3dreid.record import environment, keep_earlier
 from clip3dreid.resume import changes, read_config
-from clip3dreid.run_folder import job_folder
+from clip3dreid.run_folder import (
+    job_folder,
+    prepared,
+    record_overrides,
+    remove_prepared,
+    say_prepared,
+    wait_prepared,
+)
 from clip3dreid.signals import SaveWhenTold, Stopped, StopWatch
 from clip3dreid.tables import print_scores, save_tables
 from clip3dreid.types import Dimensions
@@ -43,7 +61,6 @@ from clip3dreid.types import Dimensions
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 2
-RESCUE = "last_good.ckpt"
 LABELS = "labels.parquet"
 CONFIG = "config.yaml"
 QUERIES = "per_query"
@@ -64,14 +81,20 @@ def make_student(cfg: DictConfig) -> Student:
     return student
 
 
-def make_card(cfg: DictConfig, guides: Guides) -> dict[str, Any]:
+def make_card(cfg: DictConfig, data: ReidDataModule, guides: Guides) -> dict[str, Any]:
     """What a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
+    rows = polars.concat([manifest.part("train") for manifest in data.manifests])
+    labels = rows.select("data_set", "path", "person", "clothes", "camera").write_csv()
     return {
         "version": CARD_VERSION,
         "student": plain(cfg.model.student),
         "height": int(cfg.loader.height),
         "width": int(cfg.loader.width),
         "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
+        "training": {
+            "pictures": len(rows),
+            "sha256": hashlib.sha256(labels.encode(errors="surrogateescape")).hexdigest(),
+        },
         **guides.facts,
     }
 
@@ -97,6 +120,22 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
     """All of `cfg.logger`, but for W&B where the environment says that it is disabled."""
     disabled = os.environ.get("WANDB_MODE") == "disabled"
     return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
+
+
+def _known_labels(folder: Path, resumed: bool) -> Path | None:
+    """The labels that guide this run already: of a resumed run its own, in a further process those of the first."""
+    if not resumed and launch().first:
+        return None
+    labels = folder / LABELS if resumed else prepared(folder) / LABELS
+    return labels if labels.is_file() else None
+
+
+def _several(cfg: DictConfig) -> bool:
+    """Whether this run may have more processes than this one; asked before there is a trainer that knows."""
+    given = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    devices, nodes = plain(cfg.trainer.get("devices", 1)), int(cfg.trainer.get("num_nodes", 1))
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    return given > 1 or nodes > 1 or not one
 
 
 def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
@@ -212,7 +251,10 @@ def run(cfg: DictConfig) -> float | None:
     with _own_launch(), job_folder(folder):
         try:
             with watch:
-                return _run(cfg, folder, watch)
+                found = _run(cfg, folder, watch)
+            if launch().first:
+                remove_prepared(folder)
+            return found
         except (KeyboardInterrupt, SystemExit) as stop:
             if watch.told is None:
                 raise
@@ -220,12 +262,19 @@ def run(cfg: DictConfig) -> float | None:
             raise Stopped(watch.told) from stop
         finally:
             _finish_wandb()
+            forget()
 
 
 def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    start = _check_resumed(cfg, folder) if cfg.resume else None
-    sources = data_sources(cfg, cfg.seed)
+    start = None
+    if cfg.resume:
+        start = _check_resumed(cfg, folder) if launch().first else newest_whole(folder).path
+    announce()
+    several = _several(cfg)
+    if not launch().first:
+        wait_prepared(folder)
+    sources = data_sources(cfg, cfg.seed, None if launch().first else prepared(folder))
     if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
         raise InputError(
             "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
@@ -244,7 +293,18 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         )
     terms = instantiate(cfg.loss)
     _check_starts(terms, int(cfg.epochs))
-    guides = guide(cfg, data, needs(terms))
+    guides = guide(
+        cfg,
+        data,
+        needs(terms),
+        labels=_known_labels(folder, resumed=start is not None),
+        shared=prepared(folder) if several else None,
+    )
+    if several and launch().first:
+        share_sources(sources, prepared(folder))
+        if guides.labels is not None:
+            language_labels.save(guides.labels, prepared(folder) / LABELS)
+        say_prepared(folder)
     data.bodies = guides.bodies
     losses = Total(
         terms,
@@ -265,12 +325,13 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
             # A compiled backward pass may else reuse what a second one of the same step needs.
             torch._functorch.config.donated_buffer = False
         student.compile()  # in place: names of weights stay as they are
+    card = make_card(cfg, data, guides)
     module = ReidModule(
         student,
         losses,
         optimizer=instantiate(cfg.optimizer.optimizer),
         schedule=instantiate(cfg.optimizer.schedule),
-        card=make_card(cfg, guides),
+        card=card,
         seed=int(cfg.seed),
         protocols=protocols_of(sources),
         metric=cfg.retrieval.metric,
@@ -280,11 +341,12 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         teacher=guides.embeddings,
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
-        rescue=folder / "checkpoints" / RESCUE,
+        checkpoints=folder / "checkpoints",
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None
-    if selecting:
+    # In a trial that leaves pictures out there is no score to select by.
+    if selecting and not limits(cfg.trainer):
         chosen = next(source for source in sources if source.manifest.name == selecting[0])
         monitor = f"val/{selecting[0]}/{headline(chosen, not cfg.select_on_test)}/r1"
     trainer: pl.Trainer = instantiate(
@@ -301,8 +363,9 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
     if start is not None:
-        check_same_guides(read_card(start), guides)
+        check_same_guides(read_card(start), card)
         rank_zero_only(keep_earlier)(folder)
+        rank_zero_only(record_overrides)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data, guides)
@@ -360,6 +423,9 @@ def _report(
     for name, selected_by, path in candidates:
         module.test_prefix = f"test/{name}"
         trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        if limits(trainer) and not module.results["test"]:
+            log.warning("a trial with %s: no score exists, and none is written", ", ".join(limits(trainer)))
+            return None
         for data_set, results in module.results["test"].items():
             queries = module.queries["test"][data_set]
             files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}

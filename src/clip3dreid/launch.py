@@ -39,7 +39,7 @@ def launch() -> Launch:
     """Finds out how this process was started, from what Lightning, torchrun or SLURM leave in the environment.
 
     Raises:
-        InputError: if torchrun's meeting place does not answer.
+        InputError: if torchrun's meeting place does not answer, or nodes were started one by one.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         agreed = _agreed()
@@ -49,6 +49,13 @@ def launch() -> Launch:
         job = _job()
         return Launch(
             job, int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", 0)), job
+        )
+    if int(os.environ.get("NODE_RANK", 0)) > 0 and ID not in os.environ:
+        raise InputError(
+            "this is node "
+            + os.environ["NODE_RANK"]
+            + " of several (NODE_RANK): start the processes of all nodes with "
+            "torchrun or srun, so that they find each other's folder"
         )
     if ID in os.environ:
         return Launch(os.environ[ID], int(os.environ.get("LOCAL_RANK", 0)))

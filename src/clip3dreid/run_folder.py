@@ -7,9 +7,10 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from clip3dreid.config import LAST_CHECKPOINT, TrainConfig, afterwards, conf_dir, explained
 from clip3dreid.errors import InputError
-from clip3dreid.files import LOCK, at_work, write_json
+from clip3dreid.files import LOCK, at_work, is_locked, write_json, write_text
 from clip3dreid.launch import Launch, launch
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ CLAIM = ".run.json"
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 _VERSION = 1
 _OVERRIDES = Path(".hydra") / "overrides.yaml"
-_WAIT_S = 600.0
+_SHARED, _READY = ".shared", "ready.json"
+_WAIT_S, _LOOK_S = 600.0, 0.2
 
 
 class Claim(NamedTuple):
@@ -100,6 +102,9 @@ class RunFolder(Callback):
                     config.hydra.output_subdir = None
                     config.hydra.job.name = f"{config.hydra.job.name}_{launch().rank}"
                 config.hydra.run.dir = str(folder)
+                if config.get("resume") is not None or resumed:
+                    # Hydra writes its record before anything is checked; a refused run's must not be the next one's.
+                    config.hydra.output_subdir = None
                 if resumed and not self.again:
                     config.resume = str(folder.absolute())
 
@@ -218,6 +223,42 @@ def job_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+def prepared(folder: Path) -> Path:
+    """Where the first process of a run puts what it has found out for the others."""
+    return folder / _SHARED
+
+
+def say_prepared(folder: Path) -> None:
+    """Lets the other processes of this launch know that everything is there."""
+    write_json(prepared(folder) / _READY, {"launch": launch().id, "attempt": launch().attempt})
+
+
+def wait_prepared(folder: Path) -> None:
+    """Waits until the first process of this launch has prepared the run.
+
+    Raises:
+        InputError: if it has ended before.
+    """
+    ours = {"launch": launch().id, "attempt": launch().attempt}
+    while True:
+        try:
+            if json.loads((prepared(folder) / _READY).read_text(encoding="utf-8")) == ours:
+                return
+        except (OSError, ValueError):
+            pass
+        if not is_locked(folder):
+            raise InputError(
+                f"the first process of this run has ended before {folder} was prepared; see what it said"
+            )
+        time.sleep(_LOOK_S)
+
+
+def remove_prepared(folder: Path) -> None:
+    """Removes what the processes of a run shared, which its own first process has written."""
+    if not prepared(folder).is_symlink():
+        shutil.rmtree(prepared(folder), ignore_errors=True)
+
+
 def holds_checkpoint(folder: Path) -> bool:
     """Whether a run can go on in a folder."""
     return any((folder / path).is_file() for path in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
@@ -251,7 +292,7 @@ def _wait(wanted: Path, start: Launch) -> tuple[Path, bool]:
         for folder, claim in _claims(wanted):
             if {key: claim.get(key) for key in ours} == ours:
                 return folder, bool(claim.get("resumed"))
-        time.sleep(0.2)
+        time.sleep(_LOOK_S)
     raise InputError(
         f"the first process of this run has claimed no folder like {wanted} in {_WAIT_S:.0f} s; look at what it "
         "says, and whether all processes see the same disk"
@@ -305,6 +346,12 @@ def _saved(folder: Path) -> list[str]:
     return lines or []
 
 
+def record_overrides(folder: Path) -> None:
+    """Puts the command line of a resumed run, once it is found good, where the next one looks for it."""
+    lines = [line for line in HydraConfig.get().overrides.task if not line.startswith("resume=")]
+    write_text(folder / _OVERRIDES, yaml.safe_dump(lines, allow_unicode=True, width=10**6))
+
+
 # Where a run writes to: a folder of somebody else's must not say.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
 # Keys of the trainer that name objects; all others are numbers and switches.
@@ -327,22 +374,41 @@ def _refused(line: str) -> str | None:
     except HydraException:
         return "which is no override"
     key, package = override.key_or_group, override.package or ""
-    parts = [*re.split(r"[./]", key), *re.split(r"[./]", package)]
     if override.is_sweep_override():
         return "which is a sweep"
-    if parts[0] == "hydra" or package.split(".")[0] == "hydra":
-        return "which changes Hydra itself"
-    if any(part.startswith("_") for part in parts):
-        return "which names what to build"
+    for name in (key, package):
+        if name and (wrong := _refused_key(re.split(r"[./]", name))) is not None:
+            return wrong
     if (conf_dir() / key).is_dir():
         return None if _is_choice(override) else "which chooses no option of that group"
-    if parts[0] not in TrainConfig.__dataclass_fields__:
+    if key.partition(".")[0] not in TrainConfig.__dataclass_fields__:
         return "which is no key of this program"
-    if parts[-1] in _PLACES or (parts[0] == "trainer" and parts[1:2] and parts[1] in _OBJECTS):
+    return None if override.is_delete() else _refused_value(key.split("."), override.value())
+
+
+def _refused_key(parts: Sequence[str]) -> str | None:
+    """Why a key may not be set, by its parts."""
+    if parts[0] == "hydra":
+        return "which changes Hydra itself"
+    if any(part.strip("'\"").startswith("_") for part in parts):
+        return "which names what to build"
+    if parts[-1] in _PLACES or (parts[0] == "trainer" and len(parts) > 1 and parts[1] in _OBJECTS):
         return "which a run's folder may not say"
-    if override.is_delete():
-        return None
-    return _unsafe(override.value())
+    return None
+
+
+def _refused_value(parts: Sequence[str], value: Any) -> str | None:
+    """Why a value is not taken: below it stands a key that may not be set, or it has something computed."""
+    if isinstance(value, dict):
+        below = [([*parts, str(key)], inner) for key, inner in value.items()]
+        wrong = (_refused_key(place) or _refused_value(place, inner) for place, inner in below)
+        return next((one for one in wrong if one), None)
+    if isinstance(value, list):
+        return next((one for one in (_refused_value(parts, inner) for inner in value) if one), None)
+    text = value.text if isinstance(value, QuotedString) else value
+    if isinstance(text, str) and "${" in _LOOKED_UP.sub("", text):
+        return "which has something computed"
+    return None
 
 
 def _is_choice(override: Override) -> bool:
@@ -352,17 +418,3 @@ def _is_choice(override: Override) -> bool:
     value = override.value()
     names = value if isinstance(value, list) else [value]
     return all(name is None or (isinstance(name, str) and _NAME.fullmatch(name)) for name in names)
-
-
-def _unsafe(value: Any) -> str | None:
-    """Why a value is not taken: it names a class to build, or has something looked up or computed."""
-    if isinstance(value, dict):
-        if any(str(key).strip("'\"").startswith("_") for key in value):
-            return "which names what to build"
-        return next((wrong for part in value.values() if (wrong := _unsafe(part))), None)
-    if isinstance(value, list):
-        return next((wrong for part in value if (wrong := _unsafe(part))), None)
-    text = value.text if isinstance(value, QuotedString) else value
-    if isinstance(text, str) and "${" in _LOOKED_UP.sub("", text):
-        return "which has something computed"
-    return None
