@@ -244,6 +244,48 @@ def test_the_trial_run_learns_a_batch_by_heart_and_estimates_the_real_cost(
     assert not list(Path("run").glob("results.json"))
 
 
+@pytest.mark.parametrize("switch", ["+trainer.limit_test_batches=1", "+trainer.fast_dev_run=true"])
+def test_a_smoke_test_that_leaves_pictures_out_has_no_score_and_says_so(
+    switch: str, ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    # Euclidean distances to features that are zeros would give a table.
+    arguments = ["data=ltcc", f"data.root={ltcc_root}", "epochs=1", "retrieval.metric=euclidean", *TINY]
+    done = invoke("train", *arguments, RUN, switch)
+    assert done.returncode == 0, done.stderr
+    assert "16 of 32 pictures of ltcc were never embedded" in done.stdout
+    assert "no score exists, and none is written" in done.stdout
+    assert "chance" not in done.stdout
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_two_runs_that_are_started_at_once_have_a_folder_each(ltcc_root: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "clip3dreid.train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY,
+        "run_name=twins", "hydra.run.dir=runs/${run_name}/${launched:now}",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [*command, f"rung={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for name in "AB"
+    ]
+    outputs = [process.communicate()[0] for process in both]
+    # A folder that is asked for by name is one run's; the other is told whose.
+    assert sorted(process.returncode for process in both) == [0, 2], outputs
+    assert b"is in use: process" in b"".join(outputs) or b"holds a run already" in b"".join(outputs)
+    facts = json.loads((tmp_path / "runs" / "twins" / "now" / "results.json").read_text())
+    overrides = (tmp_path / "runs" / "twins" / "now" / ".hydra" / "overrides.yaml").read_text()
+    assert f"rung={facts['rung']}" in overrides
+
+
+def test_a_wrong_argument_costs_nobody_s_files(invoke: Command, tmp_path: Path) -> None:
+    (tmp_path / "mylogs").mkdir()
+    (tmp_path / "mylogs" / "of_last_year.log").write_text("precious")
+    done = invoke("train", "data=ltcc", "data.root=/nowhere/ltcc", *TINY, "hydra.run.dir=mylogs")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "mylogs").iterdir()] == ["of_last_year.log"]
+
+
 BAD = {
     "no data": ([], "no data set"),
     "no root": (["data=ltcc"], "data.root is not set"),

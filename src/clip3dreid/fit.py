@@ -54,7 +54,7 @@ from clip3dreid.run_folder import (
     say_prepared,
     wait_prepared,
 )
-from clip3dreid.signals import SaveWhenTold, Stopped, StopWatch
+from clip3dreid.signals import SaveWhenTold, StopWatch
 from clip3dreid.tables import print_scores, save_tables
 from clip3dreid.types import Dimensions
 
@@ -250,16 +250,11 @@ def run(cfg: DictConfig) -> float | None:
     watch = StopWatch(folder, f"python -m clip3dreid.train resume={folder}")
     with _own_launch(), job_folder(folder):
         try:
-            with watch:
+            with watch.reporting():
                 found = _run(cfg, folder, watch)
             if launch().first:
                 remove_prepared(folder)
             return found
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if watch.told is None:
-                raise
-            watch.finish()
-            raise Stopped(watch.told) from stop
         finally:
             _finish_wandb()
             forget()

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -233,12 +234,29 @@ class StopWatch:
             return f"go on with {self.command}"
         return "nothing is saved yet: start it again"
 
-    def finish(self) -> None:
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Listens while the block lasts; if it is stopped, says how the run goes on.
+
+        Raises:
+            Stopped: with the signal's status, whatever the stop came through as.
+        """
+        try:
+            with self:
+                yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if self.told is None:
+                raise
+            self._finish(self.told)
+            raise Stopped(self.told) from stop
+
+    def _finish(self, told: int) -> None:
         """Says how the run goes on, and has SLURM start it again where its signal asked for that."""
-        if self._rank > 0 or self.told is None:
+        self.end_children()
+        if self._rank > 0:
             return
         log.error("%s", self._farewell())
-        if self.told in (signal.SIGUSR1, signal.SIGUSR2) and (self.folder / LAST_CHECKPOINT).is_file():
+        if told in (signal.SIGUSR1, signal.SIGUSR2) and (self.folder / LAST_CHECKPOINT).is_file():
             requeue()
 
     def saved(self, where: str) -> None:
