@@ -41,6 +41,8 @@ LABEL_OPTIONS = {
     "level": ("person", "image"),
     "calibration": ("zscore", "none"),
 }
+FRESH = ("off", "off_erased")
+"""Values of `model.teacher.cache` with which the teacher looks at every augmented picture."""
 ROWS = 8192
 """Embeddings read at a time."""
 
@@ -102,8 +104,8 @@ def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need],
         rows = torch.split(torch.arange(len(data.train_table)), ROWS)
         mean = torch.stack([cache.read(some).double().sum(0) for some in rows]).sum(0) / len(data.train_table)
         space = TeacherSpace(teacher.width, mean.float())
-        if cfg.model.teacher.cache == "off":
-            data.train_view.keep_view = True
+        if cfg.model.teacher.cache in FRESH:
+            data.train_view.keep_view = cfg.model.teacher.cache == "off"
             embeddings = TeacherEmbeddings(teacher)
         else:
             embeddings = TeacherEmbeddings(cache=cache)
@@ -143,7 +145,7 @@ def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
             joined,
             data.train_table,
             # Without a cache the teacher looks at every augmented picture; labels and mean still take one pass.
-            cache="memory" if node.cache == "off" else str(node.cache),
+            cache="memory" if node.cache in FRESH else str(node.cache),
             folder=folder,
             batch=int(cfg.loader.evaluation_batch),
             workers=int(cfg.loader.workers),
@@ -228,6 +230,11 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
         raise InputError(
             f"bodies.view makes {view.height}x{view.width} pictures, loader.height and loader.width say "
             f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
+        )
+    if view.square != cfg.loader.square:
+        raise InputError(
+            f"bodies.view has square={view.square}, loader.square says {cfg.loader.square}; both streams go through "
+            "one student"
         )
     stream = BodyStream(table, int(cfg.bodies.batch), view)
     # A file by its name alone: where it lies is nobody's business but this machine's.
