@@ -263,6 +263,10 @@ def test_the_last_good_state_can_be_gone_on_from(
 BAD: dict[str, tuple[list[str], str]] = {
     "no teacher's files": (["model/teacher=clip_vit_l14"], "hf download openai/clip-vit-large-patch14"),
     "no teacher": (["model.teacher=null"], "model/teacher=NAME"),
+    "no teacher, and a method that says how it looks": (
+        ["~model/teacher", "method=clip3dreid_release"],
+        "model/teacher=NAME",
+    ),
     "no bodies": (["bodies.root=/nowhere"], "python -m clip3dreid.synthesize layout=bodies out=/nowhere"),
     "fewer bodies than a batch": (["bodies.batch=64"], "fewer than bodies.batch=64"),
     "betas of another length": (["body.num_betas=5"], "have 10 shape coefficients and body anny_light has 5"),
@@ -297,7 +301,7 @@ def test_bad_guides_get_one_line_and_status_two_and_leave_nothing(
     changes = [change.replace("OTHERS", str(others)) for change in changes]
     keys = {change.split("=")[0] for change in changes}
     kept = [override for override in guided if override.split("=")[0] not in keys]
-    if "model.teacher=null" in changes:
+    if {"model.teacher=null", "~model/teacher"} & set(changes):
         kept = [override for override in kept if not override.startswith("model.teacher")]
     done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *kept, *changes))
     assert done.returncode == 2, done.stderr

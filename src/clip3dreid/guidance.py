@@ -86,7 +86,8 @@ def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need],
     for key, options in LABEL_OPTIONS.items():
         if cfg.labels[key] not in options:
             raise InputError(f"labels.{key}={cfg.labels[key]} is unknown; choose {' or '.join(options)}")
-    if cfg.model.get("teacher") is None:
+    # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
+    if "_target_" not in (cfg.model.get("teacher") or {}):
         names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
         raise InputError(f"this method needs a teacher: give model/teacher=NAME; NAME is one of {names}")
     teacher = load_teacher(cfg.model.teacher).to(_device(cfg))
