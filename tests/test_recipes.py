@@ -112,6 +112,14 @@ def test_every_method_trains_or_says_which_labels_are_missing(
     check(experiment, method, invoke, guided, tmp_path)
 
 
+def test_the_recipe_of_last_trains_with_its_triplet(
+    invoke: Command, guided: tuple[str, ...], tmp_path: Path
+) -> None:
+    check("last", "cal_triplet", invoke, guided, tmp_path)
+    logged = next((tmp_path / "run").rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
+    assert {"loss/identity", "loss/triplet", "loss/clothes_adversarial/adversarial"} <= set(logged)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("experiment", [name for name in PAPER if name not in ("ltcc", "market1501")])

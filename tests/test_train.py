@@ -297,6 +297,10 @@ BAD = {
         ],
         "leave batch norm one picture at a time",
     ),
+    "a recipe before its experiment": (
+        ["+recipe=clip3dreid_release", "+experiment=ltcc", "data.root=ROOT"],
+        "give the experiment first",
+    ),
     "not a run": (["resume=/nowhere"], "not a run"),
 }
 
