@@ -1,5 +1,6 @@
 """Whole runs on a tiny data set, through the command line, as a user starts them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,13 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from clip3dreid.errors import InputError
+from clip3dreid.fit import _check_ghost
+from clip3dreid.model.normalisation import FrozenBatchNorm1d
 from tests.conftest import TINY, Command, write_ltcc
 
 RUN = "hydra.run.dir=run"
@@ -319,6 +325,24 @@ BAD = {
         ],
         "no variance",
     ),
+    "a batch of one picture": (
+        ["data=ltcc", "data.root=ROOT", "loader.people=1", "loader.pictures=1"],
+        "loader.people=1 and loader.pictures=1 in 1 process(es) leave batch norm one picture",
+    ),
+    "a batch of one picture without ghost groups": (
+        [
+            "data=ltcc",
+            "data.root=ROOT",
+            "loader.people=1",
+            "loader.pictures=1",
+            "model.student.ghost_group=null",
+        ],
+        "leave batch norm one picture at a time",
+    ),
+    "a recipe before its experiment": (
+        ["+recipe=clip3dreid_release", "+experiment=ltcc", "data.root=ROOT"],
+        "give the experiment first",
+    ),
     "not a run": (["resume=/nowhere"], "not a run"),
 }
 
@@ -341,6 +365,58 @@ def test_bad_input_gets_one_line_and_status_two_and_leaves_nothing(
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize(
+    ("pictures", "bodies", "shared", "student", "losses", "refused"),
+    [
+        (2, 0, False, "neck", "none", True),  # one picture for each of the two processes
+        (4, 0, False, "neck", "none", False),
+        (2, 0, False, "none", "none", False),
+        (2, 0, False, "frozen", "none", False),
+        (2, 0, False, "none", "neck", True),  # the head of a distillation has a norm of its own
+        (2, 4, False, "neck", "none", True),
+        (
+            2,
+            4,
+            True,
+            "neck",
+            "none",
+            False,
+        ),  # both streams are one batch for the student, and not for the losses
+        (2, 4, True, "neck", "neck", True),
+    ],
+)
+def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_alone(
+    group: int | None, pictures: int, bodies: int, shared: bool, student: str, losses: str, refused: bool
+) -> None:
+    parts = {"neck": torch.nn.BatchNorm1d(3), "none": torch.nn.BatchNorm2d(3), "frozen": FrozenBatchNorm1d(3)}
+    parts["frozen"].eval()
+    cfg = OmegaConf.create(
+        {
+            # Groups refuse streams that are one batch, whatever their size.
+            "model": {"student": {"ghost_group": None if shared else group}},
+            "loader": {"people": pictures, "pictures": 1},
+            "bodies": {"batch_norm": "shared" if shared else "separate"},
+        }
+    )
+    module: Any = SimpleNamespace(student=parts[student], losses=parts[losses])
+    with pytest.raises(InputError, match="one picture at a time") if refused else contextlib.nullcontext():
+        _check_ghost(cfg, module, 2, bodies)
+
+
+def test_a_student_without_a_neck_trains_on_one_picture_at_a_time(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    done = invoke(
+        "train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.run.dir=run", *TINY,
+        "loader.people=1", "loader.pictures=1", "model.student.neck=false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    assert not [name for name in state if name.startswith("student.neck")]
 
 
 def test_an_unreadable_picture_is_named_or_skipped_and_counted(invoke: Command, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
+from torch import nn
 
 from clip3dreid.build import (
     DataSource,
@@ -90,6 +91,7 @@ def make_card(cfg: DictConfig, data: ReidDataModule, guides: Guides) -> dict[str
         "student": plain(cfg.model.student),
         "height": int(cfg.loader.height),
         "width": int(cfg.loader.width),
+        "square": bool(cfg.loader.square),
         "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
         "training": {
             "pictures": len(rows),
@@ -149,11 +151,21 @@ def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
             )
 
 
-def _check_ghost(cfg: DictConfig, processes: int, bodies: int) -> None:
-    """Says so where batch norm sees other groups of pictures than one process would show it."""
+def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: int) -> None:
+    """Says so where batch norm sees one picture, or other groups of them than one process would show it."""
     group = cfg.model.student.get("ghost_group")
     batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
     mine = bodies // processes
+    shared = mine if cfg.bodies.batch_norm == "shared" else 0
+    for part, pictures in ((module.student, batch + shared), (module.losses, batch)):
+        # Norms of maps have a picture's positions to go by.
+        if pictures == 1 and any(
+            isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()
+        ):
+            raise InputError(
+                f"loader.people={cfg.loader.people} and loader.pictures={cfg.loader.pictures} in {processes} "
+                "process(es) leave batch norm one picture at a time, which has no variance; raise one of the two"
+            )
     if bodies and (mine == 1 or (group is not None and mine > group and mine % group == 1)):
         raise InputError(
             f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
@@ -356,7 +368,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
-    _check_ghost(cfg, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
+    _check_ghost(cfg, module, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
     if start is not None:
         check_same_guides(read_card(start), card)
         rank_zero_only(keep_earlier)(folder)

@@ -41,6 +41,8 @@ LABEL_OPTIONS = {
     "level": ("person", "image"),
     "calibration": ("zscore", "none"),
 }
+FRESH = ("off", "off_erased")
+"""Values of `model.teacher.cache` with which the teacher looks at every augmented picture."""
 ROWS = 8192
 """Embeddings read at a time."""
 
@@ -102,7 +104,8 @@ def _teacher_side(
     for key, options in LABEL_OPTIONS.items():
         if cfg.labels[key] not in options:
             raise InputError(f"labels.{key}={cfg.labels[key]} is unknown; choose {' or '.join(options)}")
-    if cfg.model.get("teacher") is None:
+    # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
+    if "_target_" not in (cfg.model.get("teacher") or {}):
         names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
         raise InputError(f"this method needs a teacher: give model/teacher=NAME; NAME is one of {names}")
     teacher = load_teacher(cfg.model.teacher).to(_device(cfg))
@@ -123,8 +126,8 @@ def _teacher_side(
         rows = torch.split(torch.arange(len(data.train_table)), ROWS)
         mean = torch.stack([cache.read(some).double().sum(0) for some in rows]).sum(0) / len(data.train_table)
         space = TeacherSpace(teacher.width, mean.float())
-        if cfg.model.teacher.cache == "off":
-            data.train_view.keep_view = True
+        if cfg.model.teacher.cache in FRESH:
+            data.train_view.keep_view = cfg.model.teacher.cache == "off"
             embeddings = TeacherEmbeddings(teacher)
         else:
             embeddings = TeacherEmbeddings(cache=cache)
@@ -153,7 +156,8 @@ def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher, shared: Path
     """The training pictures through the teacher, as they are on disk."""
     node = cfg.model.teacher
     # Without a cache the teacher looks at every augmented picture; labels and mean still take one pass.
-    cache, folder = "memory" if node.cache == "off" else str(node.cache), Path(str(node.cache_dir))
+    cache = "memory" if node.cache in FRESH else str(node.cache)
+    folder = Path(str(node.cache_dir))
     if cache == "memory" and shared is not None:
         cache, folder = "disk", shared / "teacher"
     joined = concatenate(data.manifests)
@@ -249,6 +253,11 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
         raise InputError(
             f"bodies.view makes {view.height}x{view.width} pictures, loader.height and loader.width say "
             f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
+        )
+    if view.square != cfg.loader.square:
+        raise InputError(
+            f"bodies.view has square={view.square}, loader.square says {cfg.loader.square}; both streams go through "
+            "one student"
         )
     stream = BodyStream(table, int(cfg.bodies.batch), view)
     # A file by its name alone: where it lies is nobody's business but this machine's.

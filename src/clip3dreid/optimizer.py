@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from clip3dreid.errors import InputError
+
 
 def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epochs: int = 0) -> float:
     """Multiplier of the learning rate: times `gamma` at each milestone, after a linear warm-up.
@@ -20,6 +22,25 @@ def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epo
     """
     warmup = min(1.0, (epoch + 1) / warmup_epochs) if warmup_epochs else 1.0
     return float(warmup * gamma ** sum(epoch >= milestone for milestone in milestones))
+
+
+def step(epoch: int, *, every: int, gamma: float, warmup_epochs: int = 0) -> float:
+    """Multiplier of the learning rate: times `gamma` after each `every` epochs, after a linear warm-up.
+
+    Args:
+        epoch: 0-based.
+        every: epochs from one lowering to the next, 1 or more.
+        gamma: factor at each.
+        warmup_epochs: epochs over which the rate rises linearly to its value; 0 starts at full rate.
+
+    Raises:
+        InputError: if `every` is less than 1.
+    """
+    if every < 1:
+        raise InputError(f"optimizer.schedule.every is {every}; give a number of epochs, 1 or more")
+    return multistep(
+        epoch, milestones=range(every, epoch + 1, every), gamma=gamma, warmup_epochs=warmup_epochs
+    )
 
 
 def cosine(epoch: int, *, epochs: int, warmup_epochs: int = 0, floor: float = 0.0) -> float:

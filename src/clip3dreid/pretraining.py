@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip3dreid.data.images import TrainView, read_rgb, resize, to_unit
+from clip3dreid.data.images import TrainView, fit, read_rgb, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
 from clip3dreid.language.sentences import Sentences
@@ -193,7 +193,8 @@ class TeachingData(LightningDataModule):
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """A picture (H, W, 3) as the view wants it."""
-        return resize(read_rgb(self.crowd.files[row]), self.train_view.height, self.train_view.width)
+        view = self.train_view
+        return fit(read_rgb(self.crowd.files[row]), view.height, view.width, view.square)
 
     def setup(self, stage: str, progress: Callable[[int], None] | None = None) -> None:
         """Decodes the pictures, if they are to be kept."""

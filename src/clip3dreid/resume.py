@@ -53,7 +53,8 @@ FREE = (
     "resume",
 )
 """Keys that a resumed run may set anew; a star stands for any part of a key."""
-_FIXED = ("optimizer.optimizer._target_",)
+# What a free group holds and is not: another state, or another picture that the teacher is shown.
+_FIXED = ("optimizer.optimizer._target_", "model.teacher.cache")
 _SHOWN = 8
 
 

@@ -7,7 +7,25 @@ import sys
 from omegaconf import DictConfig
 
 from clip3dreid.config import entry_point, explained
+from clip3dreid.errors import InputError
 from clip3dreid.run_folder import resumed
+
+
+def in_order(arguments: list[str]) -> list[str]:
+    """The command line as it is; of an experiment and a recipe on it, the later one wins key by key.
+
+    Args:
+        arguments: of this command.
+
+    Raises:
+        InputError: if a recipe stands before an experiment, which would undo a part of it without a word.
+    """
+    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    if "recipe" in keys and "experiment" in keys[keys.index("recipe") :]:
+        raise InputError(
+            "+recipe= stands before +experiment=, which would set sizes and student anew; give the experiment first"
+        )
+    return arguments
 
 
 @entry_point("train")
@@ -21,7 +39,7 @@ def _train(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Console script."""
     with explained():
-        sys.argv[1:] = resumed(sys.argv[1:])
+        sys.argv[1:] = in_order(resumed(sys.argv[1:]))
     _train()
 
 

@@ -97,6 +97,7 @@ class ReidDataModule(LightningDataModule):
         test_view: TestView,
         keep_pictures: bool = False,
         overfit_batches: int = 0,
+        square: bool = False,
     ) -> None:
         super().__init__()
         for view in (train_view, test_view):
@@ -104,6 +105,10 @@ class ReidDataModule(LightningDataModule):
                 raise InputError(
                     f"{type(view).__name__} makes {view.height}x{view.width} pictures, loader.height and "
                     f"loader.width say {height}x{width}; set those two alone"
+                )
+            if view.square != square:
+                raise InputError(
+                    f"{type(view).__name__} has square={view.square}, loader.square says {square}; set that alone"
                 )
         self.manifests = list(manifests)
         self.seed = seed
@@ -219,7 +224,7 @@ class ReidDataModule(LightningDataModule):
     def _kept(self, files: Sequence[Path], view: TrainView) -> Pixels | None:
         if not self.keep_pictures:
             return None
-        return keep(files, view.height, view.width, self.workers or 1)
+        return keep(files, view.height, view.width, self.workers or 1, view.square)
 
     def _batches(self, all_of_them: ResumableBatches) -> Sampler[Any]:
         if self.overfit_batches:
