@@ -91,6 +91,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Ours is the lower limit, and says so in one line.
+    warnings.filterwarnings("ignore", message=".*could be decompression bomb.*")
     # What it computes goes to files.
     warnings.filterwarnings("ignore", message="predict returned None.*")
     # No held-out people, so nothing to validate on.
