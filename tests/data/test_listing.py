@@ -29,7 +29,7 @@ def test_a_table_keeps_its_order_its_labels_and_its_boxes(tmp_path):
     root, table = list_pictures(tmp_path / "t.csv")
     assert root == tmp_path
     assert table.drop("left", "top", "right", "bottom").rows() == [
-        ("b.png", "007", "1"),
+        ("b.png", "7", "1"),
         ("a.png", None, "2"),
     ]
     assert table.select("left", "top", "right", "bottom").rows() == [(0, 1, 20, 40), (5, 5, 9, 9)]
@@ -40,13 +40,13 @@ def test_a_table_keeps_its_order_its_labels_and_its_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("t.csv", "file,person\nx,1\n", "no column path"),
+        ("t.csv", "crop,person\nx,1\n", "no column path"),
         ("t.csv", "path\n", "no rows"),
-        ("t.csv", "path,left,top\nx,1,2\n", "has left, top alone"),
+        ("t.csv", "path,left,top\nx,1,2\n", "left, top look like boxes and are not understood"),
         ("t.csv", "path,left,top,right,bottom\nx,1,2,3,four\n", "wrong kind"),
         ("t.csv", "path,left,top,right,bottom\nx,1,2,3,\n", "1 rows have no bottom"),
         ("t.csv", "path,frame\nx,soon\n", "wrong kind"),
-        ("t.txt", "x.png", "ends in .csv or .parquet"),
+        ("t.txt", "x.png", r"ends in \.csv, \.tsv, \.parquet"),
         ("t.parquet", "no parquet", "cannot be read"),
     ],
 )

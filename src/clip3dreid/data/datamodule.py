@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
 from clip3dreid.data.images import (
     EvaluationPictures,
-    Pixels,
     TestView,
     TrainPictures,
     TrainView,
@@ -26,6 +25,7 @@ from clip3dreid.data.images import (
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
 from clip3dreid.data.sampling import IdentityBatches, share
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import Pixels
 from clip3dreid.types import Batch, Bodies
 
 
