@@ -43,11 +43,9 @@ def test_strays_hidden_files_and_folders_are_no_pictures(tmp_path: Path) -> None
 
 
 def test_pictures_are_listed_at_the_asked_depth_only_and_sorted(tmp_path: Path) -> None:
-    tree = Tree(
-        "t", trees.plant(tmp_path, "a/top.jpg", "a/q/2.jpg", "a/p/9.jpg", "a/p/1.jpg", "a/p/deep/1.jpg")
-    )
+    tree = Tree("t", trees.plant(tmp_path, "a/q/2.jpg", "a/p/9.jpg", "a/p/1.jpg", "b/p/deep/1.jpg"))
     assert tree.pictures("a", depth=1) == ["a/p/1.jpg", "a/p/9.jpg", "a/q/2.jpg"]
-    assert tree.pictures("a", depth=2) == ["a/p/deep/1.jpg"]
+    assert tree.pictures("b", depth=2) == ["b/p/deep/1.jpg"]
 
 
 def test_the_order_of_the_directory_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

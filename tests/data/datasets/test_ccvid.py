@@ -48,7 +48,7 @@ def test_the_same_label_of_two_people_is_two_outfits(tmp_path: Path) -> None:
 def test_frames_are_chosen_evenly_and_a_note_says_so(tmp_path: Path) -> None:
     manifest = ccvid.read(tree(tmp_path / "d", frames=9), frames=3)
     assert manifest.part("test", "query")["frame"].to_list() == [1, 4, 7]
-    assert "3 frames" in manifest.notes[-1]
+    assert "3 frames" in trees.said(manifest)[-1]
     assert not any(count.what == "pictures" for count in manifest.published)
 
 

@@ -19,7 +19,7 @@ def test_folders_like_market_are_read_for_either_kind_of_boxes(
         (f"{folder}/bounding_box_train/0001_c1_1.png", "1", "1", 1, "train"),
         (f"{folder}/bounding_box_train/0001_c2_6.png", "1", "2", 6, "train"),
     ]
-    assert manifest.notes == (f"{boxes} boxes, read from folders",)
+    assert trees.said(manifest) == (f"{boxes} boxes, read from folders",)
 
 
 def test_indices_of_the_new_protocol_are_one_based_and_people_come_from_its_labels(tmp_path: Path) -> None:
