@@ -291,7 +291,7 @@ def whole_numbers(column: pl.Series, name: str) -> pl.Series:
     Raises:
         InputError: if a value is no whole number, with the first of them.
     """
-    numbers = decimal_numbers(column, name)
+    numbers = decimal_numbers(column, name, "a whole number")
     whole = numbers.cast(pl.Int64, strict=False)
     wrong = column.filter((whole != numbers).fill_null(False) | (whole.is_null() & numbers.is_not_null()))
     if len(wrong):
@@ -303,12 +303,13 @@ def whole_numbers(column: pl.Series, name: str) -> pl.Series:
     return whole
 
 
-def decimal_numbers(column: pl.Series, name: str) -> pl.Series:
+def decimal_numbers(column: pl.Series, name: str, wanted: str = "a number") -> pl.Series:
     """A column as numbers, of a table whose decimal comma may be a comma.
 
     Args:
         column: (N,) numbers or text.
         name: of the table, for messages.
+        wanted: what it must be, for messages.
 
     Returns:
         (N,) Float64, null where the column is.
@@ -324,5 +325,5 @@ def decimal_numbers(column: pl.Series, name: str) -> pl.Series:
         numbers = column.cast(pl.Float64, strict=False)
     wrong = column.filter(column.is_not_null() & ~numbers.is_finite().fill_null(False))
     if len(wrong):
-        raise InputError(f"{name}: {column.name} {wrong[0]!r} is of the wrong kind; it must be a number")
+        raise InputError(f"{name}: {column.name} {wrong[0]!r} is of the wrong kind; it must be {wanted}")
     return numbers

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import polars as pl
@@ -7,6 +8,7 @@ from clip3dreid.data.datasets.ltcc import read
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.data.manifest import save
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import UnreadablePicture, read_rgb
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -73,3 +75,36 @@ def test_nothing_to_list_is_said(tmp_path):
     pl.DataFrame({"path": []}, schema={"path": pl.String}).write_parquet(tmp_path / "empty.parquet")
     with pytest.raises(InputError, match="no rows"):
         list_pictures(tmp_path / "empty.parquet")
+
+
+def test_pictures_of_formats_that_are_not_read_are_listed_so_that_opening_them_says_so(tmp_path, caplog):
+    touch(tmp_path, "a.jpg", "b.HEIC", "c.txt")
+    with caplog.at_level(logging.INFO):
+        assert list_pictures(tmp_path).table["path"].to_list() == ["a.jpg", "b.HEIC"]
+    assert "1 other files are passed over: 1 *.txt such as c.txt" in caplog.text
+    with pytest.raises(UnreadablePicture, match="not a picture of a format that is read"):
+        read_rgb(tmp_path / "b.HEIC")
+
+
+@pytest.mark.parametrize(
+    "names", ["x,y,w,h", " left , top,width, height", "bb_left,bb_top,bb_width,bb_height"]
+)
+def test_boxes_by_other_names_are_boxes(tmp_path, names):
+    (tmp_path / "t.csv").write_text(f"path,{names},person\na.png,1,2,10,20,08\na.png,5.4,6,10,20,9\n")
+    table = list_pictures(tmp_path / "t.csv").table
+    assert table.select("left", "top", "right", "bottom").rows() == [(1, 2, 11, 22), (5, 6, 15, 26)]
+    assert table["person"].to_list() == ["8", "9"]
+
+
+def test_fractions_in_parquet_are_rounded_and_not_cut(tmp_path):
+    pl.DataFrame(
+        {"path": ["a"], "left": [1.6], "top": [2.2], "right": [30.7], "bottom": [90.9]}
+    ).write_parquet(tmp_path / "t.parquet")
+    assert list_pictures(tmp_path / "t.parquet").table.row(0) == (2, 2, 31, 91, "a")
+
+
+def test_columns_that_mean_nothing_are_named(tmp_path, caplog):
+    (tmp_path / "t.csv").write_text("path,weather,persn\na.png,wet,1\n")
+    with caplog.at_level(logging.INFO):
+        assert list_pictures(tmp_path / "t.csv").table.columns == ["path"]
+    assert "left out: weather, persn" in caplog.text

@@ -23,6 +23,7 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
+from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sampling import IdentityBatches, share
 from clip3dreid.errors import InputError
 from clip3dreid.pictures import Pixels
@@ -30,7 +31,10 @@ from clip3dreid.types import Batch, Bodies
 
 
 class EvaluationSet(NamedTuple):
-    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery."""
+    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery.
+
+    The tables have the manifest's columns and `picture`, as `mark_same_pictures` makes it.
+    """
 
     name: str
     query: pl.DataFrame
@@ -135,6 +139,7 @@ class ReidDataModule(LightningDataModule):
             for manifest in self.manifests:
                 query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
                 if len(query) and len(gallery):
+                    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
                     files = manifest.files(query) + manifest.files(gallery)
                     found.append(EvaluationSet(manifest.name, query, gallery, files))
             self._evaluations[split] = found

@@ -63,6 +63,9 @@ class Counts(NamedTuple):
     """The same as a share of the gallery, 0..1."""
     chance_r1: float
     """R1 to be expected of a random ranking, 0..1."""
+    queries_in_gallery: int
+    """Queries whose own picture, by path or byte for byte, is in the gallery: dropped there, or kept, as the
+    protocol's `same_picture` says."""
     without_positive: tuple[str, ...]
     """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
@@ -295,8 +298,9 @@ def _prepare(
     queries, valid, gallery = (int(mask.sum()) for mask in (job.queries, job.valid, job.gallery))
     junk = int(job.junk.sum())
     if not valid:
+        alone = " (and same_picture=drop the queries' own pictures)" if bool(job.in_gallery.any()) else ""
         reason = (
-            f"its rule {protocol.rule} drops all {junk} gallery pictures of the queries' own people"
+            f"its rule {protocol.rule}{alone} drops all {junk} gallery pictures of the queries' own people"
             if junk
             else f"no person of its {queries} queries is among its {gallery} gallery pictures"
         )
@@ -313,6 +317,7 @@ def _prepare(
         junk_per_query=junk / queries,
         junk_share=junk / queries / gallery,
         chance_r1=_chance_r1(job, pairs),
+        queries_in_gallery=int(job.in_gallery.sum()),
         without_positive=tuple(_name(query_table, row) for row in without),
     )
 

@@ -81,6 +81,38 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
     return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
 
 
+def equal_features(
+    query_features: Tensor, query_table: pl.DataFrame, gallery_features: Tensor, gallery_table: pl.DataFrame
+) -> int:
+    """Counts queries with a gallery item of the same person and the very same features under another path.
+
+    They are the same pictures, or a model that tells nothing apart: without paths nobody can say which.
+
+    Args:
+        query_features: (Q, D).
+        query_table: Q rows with `person` and `path`.
+        gallery_features: (G, D).
+        gallery_table: G rows, likewise.
+    """
+    # A few columns tell nearly all rows apart, and few rows are then compared in full.
+    width = min(4, query_features.shape[1], gallery_features.shape[1])
+    if not width or query_features.dtype != gallery_features.dtype:
+        return 0
+    heads = [features[:, :width].contiguous().numpy() for features in (query_features, gallery_features)]
+    keys = [head.view(np.dtype((np.void, head.dtype.itemsize * width)))[:, 0] for head in heads]
+    queries, items = (np.isin(own, other).nonzero()[0] for own, other in (keys, keys[::-1]))
+    asked: dict[tuple[str, bytes], list[int]] = {}
+    for row in queries.tolist():
+        key = (query_table["person"][row], query_features[row].numpy().tobytes())
+        asked.setdefault(key, []).append(row)
+    found: set[int] = set()
+    for item in items.tolist():
+        key = (gallery_table["person"][item], gallery_features[item].numpy().tobytes())
+        path = gallery_table["path"][item]
+        found.update(row for row in asked.get(key, ()) if query_table["path"][row] != path)
+    return len(found)
+
+
 def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
     needed = [f"{side}_{name}" for name in ("features", *_REQUIRED)]
     if missing := [name for name in needed if name not in arrays.files]:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import polars as pl
@@ -164,3 +165,83 @@ def test_a_folder_without_parts_says_which_parts_there_are(tmp_path: Path) -> No
         InputError, match=r"no pictures in the folders of .*/x; expected are folders train/PERSON"
     ):
         custom.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("folder", "role"),
+    [("Train", ("train", "train")), ("TRAINING", ("train", "train")), ("Valid-Query", ("val", "query"))],
+)
+def test_parts_may_go_by_other_common_names(tmp_path: Path, folder: str, role: tuple[str, str]) -> None:
+    others = (
+        ("Val Query/ann/1.jpg", "val-gallery/ann/2.jpg") if role[0] != "val" else ("val_gallery/ann/2.jpg",)
+    )
+    trees.plant(tmp_path, f"{folder}/ann/1.jpg", *others, "probe/bob/1.jpg", "gallery/bob/2.jpg")
+    table = custom.read(tmp_path).table
+    assert (*role,) in set(
+        table.filter(pl.col("path").str.starts_with(folder)).select("split", "role").rows()
+    )
+    assert ("test", "query") in set(table.select("split", "role").rows())
+
+
+@pytest.mark.parametrize("part", ["valid", "val", "test", "more/deep"])
+def test_a_folder_of_pictures_that_is_no_part_is_refused_by_name(tmp_path: Path, part: str) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg", f"{part}/ann/1.jpg")
+    name = part.partition("/")[0]
+    with pytest.raises(
+        InputError, match=rf"1 folders of .* hold pictures and are no part: {name}; the parts are train"
+    ):
+        custom.read(tmp_path)
+
+
+def test_two_folders_that_are_one_part_are_refused(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg", "Training/ann/1.jpg")
+    with pytest.raises(InputError, match=r"Training and train .* are both train; join them"):
+        custom.read(tmp_path)
+
+
+def test_folders_of_people_without_a_part_are_told_what_to_do_and_no_neighbour(tmp_path: Path) -> None:
+    trees.plant(tmp_path / "people", "ann/1.jpg", "bob/1.jpg")
+    trees.plant(tmp_path / "bodies", "train/1.png", "test/1.png")
+    with pytest.raises(InputError, match=r"holds pictures in ann, bob and none of the parts") as caught:
+        custom.read(tmp_path / "people")
+    assert "data.query_per_person=1" in str(caught.value)
+    assert "bodies" not in str(caught.value)
+
+
+def test_a_root_that_is_not_there_is_told_the_nearest_match(tmp_path: Path) -> None:
+    trees.plant(tmp_path / "people", "train/ann/1.jpg")
+    with pytest.raises(
+        InputError, match=rf"poeple is not there; the nearest match to poeple is {tmp_path}/people"
+    ):
+        custom.read(tmp_path / "poeple")
+
+
+def test_names_that_are_not_utf8_are_refused_in_one_line(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg")
+    (tmp_path / os.fsdecode(b"train/ann/caf\xe9.jpg")).touch()
+    with pytest.raises(InputError, match="1 file names are not UTF-8"):
+        custom.read(tmp_path)
+    trees.plant(tmp_path / os.fsdecode(b"n\xe9"), "train/ann/1.jpg")
+    with pytest.raises(InputError, match="1 file names are not UTF-8"):
+        custom.read(tmp_path / os.fsdecode(b"n\xe9"))
+
+
+def test_words_and_columns_of_other_programs_are_understood(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "t.csv").write_text(
+        "\ufeff;File Name;PID;Split;Role;cam\n0;1.jpg;08;Validation;Probe;A \n1;2.jpg;8.0;valid;gallery;B\n\n"
+    )
+    manifest = custom.read(tmp_path / "t.csv")
+    assert manifest.table.select("path", "person", "camera", "split", "role").rows() == [
+        ("2.jpg", "8", "B", "val", "gallery"),
+        ("1.jpg", "8", "A", "val", "query"),
+    ]
+    assert manifest.notes == (
+        "1 person labels are spelled in several ways and read as one: '08', '8.0' are '8'",
+    )
+
+
+def test_people_that_differ_by_case_alone_are_told(tmp_path: Path) -> None:
+    text = "path,person,split,role\n1.jpg,Ann,test,query\n2.jpg,ann,test,gallery\n"
+    (note,) = custom.read(table(tmp_path, text)).notes
+    assert "'Ann' and 'ann'" in note
