@@ -259,7 +259,7 @@ def _some(model: ReidModel) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text_file={path} cannot be read: {error}") from error
 

@@ -81,13 +81,16 @@ def read_table(path: Path, name: str, needs: Sequence[str] = (), advice: str = "
         table = pl.read_parquet(path, glob=False) if suffix == ".parquet" else _read_text(path, name, advice)
     # A broken file can make the reader panic, which is no Exception.
     except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+        damaged = "it is damaged, or is none" if suffix == ".parquet" else _first_line(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else damaged
         raise InputError(f"{name} cannot be read as {suffix[1:]}: {reason}; {advice}") from error
     table = table.drop(column for column in table.columns if _counts_rows(table, column))
     if table.is_empty():
         raise InputError(f"{name} has a header ({', '.join(table.columns)}) and no rows; {advice}")
     if absent := [column for column in needs if column not in table.columns]:
-        raise InputError(f"{name} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
+        raise InputError(
+            f"{name} has no column {', '.join(absent)}; it has {', '.join(table.columns)}; {advice}"
+        )
     return table
 
 

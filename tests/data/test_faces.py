@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
-from clip3dreid.data.images import read_rgb
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import read_rgb
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
 

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip3dreid.data import same_pictures
+from clip3dreid.data.datasets import ccvid, celeb_reid, deepchange, last, ltcc, prcc, vc_clothes
+from clip3dreid.data.manifest import Published
 from clip3dreid.data.same_pictures import mark_same_pictures
+
+# What PRCC's reader knows otherwise, and the total of its paper.
+PRCC_REST = (
+    Published("train", "pictures", prcc.TRAIN_PICTURES["ignore"]),
+    Published("val", "pictures", prcc.TRAIN_PICTURES["train"] - prcc.TRAIN_PICTURES["ignore"]),
+    Published("all", "pictures", 33_698),
+)
 
 
 def rows(*pairs: tuple[str, str]) -> pl.DataFrame:
@@ -59,6 +69,26 @@ def test_links_are_the_picture_that_they_lead_to(tmp_path: Path) -> None:
     found = mark_same_pictures(tmp_path, rows(("1", "q")), rows(("1", "g"), ("1", "h")))
     assert found.gallery["picture"].to_list() == ["g", "g"]
     assert found.query["picture"].to_list() == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("published", "what", "parts"),
+    [
+        (ltcc.PUBLISHED, "pictures", ("train", "query", "gallery")),
+        ((*prcc.PUBLISHED, *PRCC_REST), "pictures", ("train", "val", "query B", "query C", "gallery")),
+        (celeb_reid.CELEB, "pictures", ("train", "query", "gallery")),
+        (celeb_reid.LIGHT, "pictures", ("train", "query", "gallery")),
+        (last.PUBLISHED, "pictures", ("train", "val_query", "val_gallery", "query", "gallery")),
+        (vc_clothes.PUBLISHED, "pictures", ("train", "query", "gallery")),
+        (deepchange.PUBLISHED, "pictures", ("train", "val_query", "val_gallery", "query", "gallery")),
+        (ccvid.PUBLISHED, "tracklets", ("train", "query", "gallery")),
+    ],
+)
+def test_no_published_picture_is_query_and_gallery_for_the_parts_add_up_to_the_whole(
+    published: Sequence[Published], what: str, parts: Sequence[str]
+) -> None:
+    counts = {count.part: count.count for count in published if count.what == what}
+    assert sum(counts[part] for part in parts) == counts["all"]
 
 
 FILES = {"a": b"1", "b": b"1", "c": b"2", "d": b"22", "e": b"22", "f": b"33", "g": b"1"}

@@ -12,8 +12,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Sampler, Subset
 
+from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
 from clip3dreid.data.images import (
+    ADVICE,
     EvaluationPictures,
     TestView,
     TrainPictures,
@@ -214,17 +216,17 @@ class ReidDataModule(LightningDataModule):
             BodyPictures(
                 self.bodies.table,
                 self.bodies.view,
-                kept=self._kept(self.bodies.table.files, self.bodies.view),
+                kept=self._kept(self.bodies.table.files, self.bodies.view, BODY_ADVICE),
             ),
             joined=collate_bodies,
             batch_sampler=self._batches(self.body_sampler(*self._place())),
         )
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
-    def _kept(self, files: Sequence[Path], view: TrainView) -> Pixels | None:
+    def _kept(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> Pixels | None:
         if not self.keep_pictures:
             return None
-        return keep(files, view.height, view.width, self.workers or 1)
+        return keep(files, view.height, view.width, self.workers or 1, advice)
 
     def _batches(self, all_of_them: IdentityBatches | BodyBatches) -> Sampler[Any]:
         return _SameBatches(all_of_them, self.overfit_batches) if self.overfit_batches else all_of_them

@@ -90,7 +90,7 @@ def _planes(rgb: Pixels) -> Pixels:
     return planes
 
 
-def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels:
+def keep(paths: Sequence[Path], height: int, width: int, workers: int, advice: str = ADVICE) -> Pixels:
     """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
 
     What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
@@ -101,6 +101,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels
         height: H, in pixels.
         width: W, in pixels.
         workers: threads (decoders let go of Python's lock).
+        advice: what to do about a picture that cannot be read, for the message.
 
     Raises:
         UnreadablePicture: if one cannot be read.
@@ -108,7 +109,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels
     kept = np.empty((len(paths), height, width, 3), np.uint8)
 
     def put(row: int) -> None:
-        kept[row] = resize(read_rgb(paths[row], ADVICE), height, width)
+        kept[row] = resize(read_rgb(paths[row], advice), height, width)
 
     with ThreadPool(max(workers, 1)) as pool:
         pool.map(put, range(len(paths)), chunksize=16)

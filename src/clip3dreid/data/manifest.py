@@ -216,7 +216,7 @@ def load(path: Path, root: Path | None = None) -> Manifest:
     """
     try:
         facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} is not a manifest of this project: {error}") from error
     if facts["version"] != SCHEMA_VERSION:
