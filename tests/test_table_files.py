@@ -250,3 +250,13 @@ def test_backslashes_are_slashes_where_no_file_is_called_so(tmp_path: Path) -> N
     (tmp_path / "a\\b.png").touch()
     paths = pl.Series(["a\\b.png", "c\\d.png", None, "e/f.png"])
     assert forward_slashes(paths, tmp_path).to_list() == ["a\\b.png", "c/d.png", None, "e/f.png"]
+
+
+def test_lists_and_bytes_are_no_labels_and_no_numbers() -> None:
+    for value in ([["a"]], [b"a"]):
+        with pytest.raises(
+            InputError, match=r"t: column pid holds .*; it must hold one word or number a row"
+        ):
+            understood(pl.DataFrame({"pid": value}), "t")
+    with pytest.raises(InputError, match="column left holds"):
+        take_boxes(pl.DataFrame({name: [[1]] for name in BOX}), "t")

@@ -45,6 +45,8 @@ def labels(column: pl.Series) -> pl.Series:
     Args:
         column: (N,) strings, or what can be cast to them.
     """
+    if column.dtype.is_float():  # as pandas has whole numbers with gaps
+        column = column.fill_nan(None)
     column = column.cast(pl.String)
     # Of the different ones: a data set has far fewer people than pictures.
     spellings = column.drop_nulls().unique()

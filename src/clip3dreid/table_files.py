@@ -193,7 +193,7 @@ def understood(
         The same columns, renamed; those that are not understood stay as they are.
 
     Raises:
-        InputError: if two columns are the same by their names.
+        InputError: if two columns are the same by their names, or one holds lists or bytes.
     """
     meaning = {_key(other): own for own, others in columns.items() for other in (own, *others)}
     called: dict[str, str] = {}
@@ -204,6 +204,7 @@ def understood(
         if own in called.values():
             first = next(before for before, known in called.items() if known == own)
             raise InputError(f"{name}: columns {first} and {column} both stand for {own}; keep one of them")
+        _require_plain(table[column], name)
         called[column] = own
     return table.rename(called)
 
@@ -281,6 +282,13 @@ def forward_slashes(paths: pl.Series, folder: Path) -> pl.Series:
     return paths.replace(changed) if changed else paths
 
 
+def _require_plain(column: pl.Series, name: str) -> None:
+    if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+        raise InputError(
+            f"{name}: column {column.name} holds {column.dtype}; it must hold one word or number a row"
+        )
+
+
 def whole_numbers(column: pl.Series, name: str) -> pl.Series:
     """A column as whole numbers, however they are written: 12, "12" or 12.0.
 
@@ -320,6 +328,7 @@ def decimal_numbers(column: pl.Series, name: str, wanted: str = "a number") -> p
     Raises:
         InputError: if a value is no finite number, with the first of them.
     """
+    _require_plain(column, name)
     if column.dtype == pl.String:
         column = column.str.strip_chars()
         column = column.set(column == "", None)

@@ -95,7 +95,7 @@ FILES = {"a": b"1", "b": b"1", "c": b"2", "d": b"22", "e": b"22", "f": b"33", "g
 SIDE = st.lists(st.tuples(st.sampled_from("12"), st.sampled_from(sorted(FILES))), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SIDE, SIDE)
 def test_pictures_of_a_person_are_equal_just_where_their_bytes_are(
     tmp_path: Path, query: list[tuple[str, str]], gallery: list[tuple[str, str]]

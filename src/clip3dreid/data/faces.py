@@ -321,10 +321,10 @@ def blur_folder(
 ) -> Report:
     """Makes a face-blurred copy of a folder tree: same folders, same names, same formats.
 
-    Pictures in which no face was found, and files that are not pictures, are copied byte for byte; hidden
-    files are left out. `blur_faces.csv` in the copy says what became of each file and how many boxes were blurred,
-    `blur_faces.json` holds counts, detector and kernel. A run that was interrupted is continued by running
-    it again; until the copy is finished it holds a folder `.blur_faces`.
+    Pictures in which no face was found, and files that are not pictures by suffix and content, are copied byte for
+    byte; hidden files are left out. `blur_faces.csv` in the copy says what became of each file and how many boxes
+    were blurred, `blur_faces.json` holds counts, detector and kernel. A run that was interrupted is continued by
+    running it again; until the copy is finished it holds a folder `.blur_faces`.
 
     Args:
         source: folder to copy.
