@@ -40,7 +40,7 @@ def test_numbers_of_any_type_are_spelled_as_text_is():
     for column in (
         pl.Series([8, None]),
         pl.Series([8.0, None]),
-        pl.Series([8, float("nan")]),
+        pl.Series([8.0, float("nan")]),
         pl.Series(["08", None]),
     ):
         assert labels(column).to_list() == ["8", None]

@@ -202,6 +202,7 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
         if _suffix(path) == ".parquet":
             facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid_labels"])
         else:
+            path.stat()  # which of the two files is missing must be told
             facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         version = facts["version"]
     except FileNotFoundError as error:
@@ -218,6 +219,9 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
     table = read_table(path, f"labels {path}", advice=_AGAIN)
     if "person" in table.columns:
         table = table.with_columns(spelled(table["person"]))
+    # A spreadsheet that writes semicolons writes decimal commas too.
+    numbers = [name for name in ("score", "margin") if table.schema.get(name) == pl.String]
+    table = table.with_columns(pl.col(numbers).str.replace(",", ".", literal=True))
     try:
         labels = Labels(
             table=_checked(table, str(facts["level"]), vocabulary, str(path)),
