@@ -47,6 +47,9 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Suffixes of pictures that are not: they are never passed over in silence, as a text file is."""
 
+# The last keeps thumbnails of every picture beside it, by the picture's name.
+_SYSTEM = frozenset({"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir"})
+
 MOST_PIXELS = 80_000_000
 """Larger pictures are refused before they are decoded: a file of half a megabyte can unpack to gigabytes."""
 
@@ -75,6 +78,11 @@ def kind_of(name: str) -> Kind:
     if suffix in SUFFIXES:
         return "picture"
     return "unread" if suffix in UNREAD_SUFFIXES else "other"
+
+
+def is_hidden(name: str) -> bool:
+    """Tells whether a file or folder is no user's: hidden, or what archives, disks and NAS boxes leave behind."""
+    return name.startswith(".") or name in _SYSTEM
 
 
 def require_utf8(names: Sequence[str], where: str) -> None:
@@ -144,10 +152,10 @@ def find_pictures(folder: Path, name: str) -> Found:
             continue
         seen.add((status.st_dev, status.st_ino))
         inside = "" if where == str(folder) else Path(where).relative_to(folder).as_posix() + "/"
-        found.others.extend(f"{inside}{hidden}/" for hidden in folders if hidden.startswith("."))
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        found.others.extend(f"{inside}{hidden}/" for hidden in folders if is_hidden(hidden))
+        folders[:] = sorted(one for one in folders if not is_hidden(one))
         for file in files:
-            by_kind["other" if file.startswith(".") else kind_of(file)].append(inside + file)
+            by_kind["other" if is_hidden(file) else kind_of(file)].append(inside + file)
     require_utf8([*found.pictures, *found.unread], name)
     return Found(*map(sorted, found))
 
@@ -170,7 +178,7 @@ def tally(paths: Sequence[str], most: int = 5) -> str:
     for path in paths:
         name = path.rstrip("/").rpartition("/")[2]
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - as in `kind_of`
-        kind = "hidden" if name.startswith(".") else f"*{suffix}" if suffix else name
+        kind = "hidden" if is_hidden(name) else f"*{suffix}" if suffix else name
         kinds.setdefault("folders" if path.endswith("/") else kind, []).append(path)
     ordered = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
     said = [

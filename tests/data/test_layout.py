@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clip3dreid.data.layout import Names, Tree, number, shorten
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import SUFFIXES, UNREAD_SUFFIXES, kind_of
+from clip3dreid.pictures import SUFFIXES, UNREAD_SUFFIXES, find_pictures, kind_of
 
 from .datasets import trees
 
@@ -323,3 +323,12 @@ def test_pictures_that_no_list_names_are_counted(tmp_path: Path) -> None:
     tree.listed("one.txt", "a")
     tree.listed("two.txt", "a")
     assert "1 pictures of a are in no list and left out: a/3.jpg" in notes(tree)
+
+
+@pytest.mark.parametrize("folder", ["@eaDir/1.jpg", "__MACOSX", "lost+found", ".thumbnails"])
+def test_what_disks_and_archives_leave_behind_is_nobodys_picture(tmp_path: Path, folder: str) -> None:
+    trees.plant(tmp_path, "a/p/1.jpg", f"a/{folder}/thumb.jpg", f"a/p/{folder}/thumb.jpg")
+    tree = Tree("t", tmp_path)
+    assert tree.pictures("a", depth=1) == ["a/p/1.jpg"]
+    assert "hidden" in notes(tree)[0] or "folders" in notes(tree)[0]
+    assert find_pictures(tmp_path, "x").pictures == ["a/p/1.jpg"]

@@ -94,3 +94,12 @@ def test_sql_selects_what_the_mask_does_whatever_is_in_the_labels(values, data):
 
 def test_a_filter_is_equal_to_another_that_asks_the_same():
     assert Filter(camera=1, frame=3) == Filter(camera=["1"], frame=[3, 3])
+
+
+def test_labels_are_found_in_any_spelling_on_either_side():
+    table = pl.DataFrame({"camera": ["1", "01", "1.0", "10", "c1", None]})
+    for asked in (1, "1", "001", " 1 "):
+        where = Filter(camera=asked)
+        assert where.mask(table).nonzero()[:, 0].tolist() == [0, 1, 2]
+        assert where.sql(table) == "`camera` IN ('1', '01', '1.0')"
+    assert Filter(camera="7").sql(table) == "1 = 0"

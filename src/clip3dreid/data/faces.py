@@ -30,6 +30,7 @@ from clip3dreid.files import atomic, write_json
 from clip3dreid.pictures import (
     Pixels,
     UnreadablePicture,
+    is_hidden,
     kind_of,
     open_picture,
     read_rgb,
@@ -429,10 +430,10 @@ def _walk(source: Path) -> tuple[list[str], list[str]]:
         place = Path(here)
         if place.is_symlink() and place.resolve() in (parent.resolve() for parent in place.parents):
             raise InputError(f"{place} links to a folder that holds it; remove the link")
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = sorted(name for name in inside if not is_hidden(name))
         relative = place.relative_to(source)
         folders.append(relative.as_posix())
-        files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+        files += [(relative / name).as_posix() for name in names if not is_hidden(name)]
     require_utf8([*folders, *files], f"source={source}")
     return folders, sorted(path for path in files if path not in (REPORT, LISTING))
 

@@ -15,7 +15,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import Manifest, Published, build
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import cannot_enter, kind_of, require_utf8, tally
+from clip3dreid.pictures import cannot_enter, is_hidden, kind_of, require_utf8, tally
 
 T = TypeVar("T")
 
@@ -208,7 +208,7 @@ class Tree:
             InputError: if the root cannot be looked into.
         """
         entries = _entries(self.root, strict=True)
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        return [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
     def _beside(self) -> Iterator[str]:
         """Entries that lie beside what was asked for, on every level; folders end with a slash."""
@@ -345,14 +345,14 @@ def _walk(folder: Path, depth: int, strict: bool = True) -> Iterator[tuple[Sort,
         name = entry.name
         # A link to nowhere is a picture that is missing, and not something else.
         if entry.is_dir():
-            if name.startswith("."):
+            if is_hidden(name):
                 yield "other", f"{name}/"
             elif depth:
                 for sort, path in _walk(Path(entry.path), depth - 1, strict):
                     yield sort, f"{name}/{path}"
             else:
                 yield ("deeper" if holds_pictures(Path(entry.path)) else "other"), f"{name}/"
-        elif name.startswith(".") or (kind := kind_of(name)) == "other":
+        elif is_hidden(name) or (kind := kind_of(name)) == "other":
             yield "other", name
         else:
             yield ("above" if depth else kind), name
@@ -363,8 +363,8 @@ def holds_pictures(folder: Path) -> bool:
     for place, (_, folders, files) in enumerate(os.walk(folder, followlinks=True)):
         if place == NEIGHBOURS:
             break
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if any(not name.startswith(".") and kind_of(name) != "other" for name in files):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        if any(not is_hidden(name) and kind_of(name) != "other" for name in files):
             return True
     return False
 
@@ -421,7 +421,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if not entry.name.startswith(".")]
+    return [entry for entry in _entries(folder) if not is_hidden(entry.name)]
 
 
 def look_alike(root: Path, missing: Sequence[str]) -> str:

@@ -71,9 +71,9 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
     with loaded:
         query_features, query_table = _load_side(path, loaded, "query")
         gallery_features, gallery_table = _load_side(path, loaded, "gallery")
-    for column, array in (("person", "pids"), ("camera", "camids")):
+    for column in ("person", "camera"):
         both = pl.concat([query_table[column], gallery_table[column]])
-        for note in (*merged(both, array), *alike(labels(both).drop_nulls().unique(), array)):
+        for note in (*merged(both, column), *alike(labels(both).drop_nulls().unique(), column)):
             log.warning("features=%s: %s", path, note)
     query_table, gallery_table = _in_one_spelling(path, query_table), _in_one_spelling(path, gallery_table)
     known = labels_of(gallery_table, "person").is_not_null()
