@@ -99,3 +99,17 @@ def test_a_frame_of_another_name_is_listed(tmp_path: Path) -> None:
         InputError, match=r"do not parse \(expected such as 00001\.jpg\): session1/076_12/face_1"
     ):
         ccvid.read(root)
+
+
+def test_tracklets_that_no_list_names_are_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    assert not any("not looked at" in note for note in ccvid.read(root).notes)
+    trees.plant(root, "session2/099_01/00001.jpg")
+    assert "1 folders beside the data set's are not looked at: session2/099_01/" in ccvid.read(root).notes
+
+
+def test_pictures_of_a_tracklet_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    (root / "session1/001_01/00003.heic").touch()
+    with pytest.raises(InputError, match=r"session1/001_01: 1 pictures are in formats that are not read"):
+        ccvid.read(root)

@@ -59,3 +59,14 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
     (root / "cuhk03_new_protocol_config_labeled.mat").write_bytes(b"")
     with pytest.raises(InputError, match=r"labeled\.mat is not the new protocol's config"):
         cuhk03_np.read(root, boxes="labelled")
+
+
+def test_pictures_of_no_index_are_counted_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = trees.cuhk03_np_indices(tmp_path / "cuhk03")
+    notes = cuhk03_np.read(root, boxes="labelled").notes
+    assert "1 pictures of images_labeled are in no list and left out: images_labeled/1_002_1_01.png" in notes
+    (root / "images_labeled/1_001_1_01.jpg").touch()
+    with pytest.raises(
+        InputError, match=r"1_001_1_01\.jpg and .*1_001_1_01\.png are one picture by their names"
+    ):
+        cuhk03_np.read(root, boxes="labelled")
