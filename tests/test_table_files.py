@@ -95,6 +95,7 @@ def test_columns_without_a_name_that_say_something_are_kept(tmp_path: Path) -> N
         (b"path,person\n", r"has a header \(path, person\) and no rows"),
         (b"path,person\n\n\n", "no rows"),
         (b"path,person\na,b\nc,d,e\n", "line 3 has 3 cells and the header 2"),
+        (b'path,person\na,"b\nc,d\ne,f\n', "a quotation mark is not closed"),
         (b"path,Path\na,b\n", "names columns twice: Path, path"),
         (b"path,person\nx,caf\xe9\n", "line 2 is no UTF-8 text; save it as CSV in UTF-8"),
         (b"\xff\xfea", "is no UTF-16 text"),

@@ -108,6 +108,8 @@ def _read_text(path: Path, name: str, advice: str) -> pl.DataFrame:
         separator, text = first[4:5] or None, text.partition("\n")[2]
     if not text.strip():
         raise InputError(f"{name} is empty; {advice}")
+    if text.count('"') % 2:  # it would swallow all lines up to the next one
+        raise InputError(f"{name}: a quotation mark is not closed; {advice}")
     header_line = text.partition("\n")[0]
     separator = separator or max(_SEPARATORS, key=lambda one: len(_split(header_line, one)))
     header = [cell.strip() for cell in _split(header_line, separator)]
