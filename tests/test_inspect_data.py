@@ -69,6 +69,7 @@ def test_queries_that_are_in_the_gallery_are_counted_by_path_and_by_bytes(
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads((tmp_path / "o.json").read_text())["protocols"]
     assert (entry["queries_in_gallery"], entry["junk_per_query"], entry["same_picture"]) == (2, 1, "drop")
+    assert entry["in_gallery"] == ["a.png", "b.png"]
     assert "2 of 2 queries are in the gallery themselves" in " ".join((done.stdout + done.stderr).split())
 
 

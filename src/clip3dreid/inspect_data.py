@@ -67,8 +67,9 @@ def print_protocols(reports: list[dict[str, Any]]) -> None:
     for report in reports:
         if some := report["queries_in_gallery"]:
             log.warning(
-                "%s, %s: %d of %d queries are in the gallery themselves, by path or byte for byte (same_picture=%s)",
+                "%s, %s: %d of %d queries are in the gallery themselves, by path or bytes (same_picture=%s): %s",
                 *(report["split"], report["protocol"], some, report["queries"], report["same_picture"]),
+                ", ".join(report["in_gallery"]) + (", …" if some > len(report["in_gallery"]) else ""),
             )
         if names := ", ".join(report["without_positive"]):
             count = report["queries"] - report["valid_queries"]

@@ -231,6 +231,7 @@ def test_a_query_that_finds_itself_is_no_hit_and_is_counted():
     assert dropped["r1"] == 0
     assert found["drop"].per_query.first_hit.tolist() == [2, 3]
     assert [r["queries_in_gallery"] for r in (kept, dropped)] == [2, 2]
+    assert kept["in_gallery"] == ["a1", "b1"]
     assert [r["same_picture"] for r in (kept, dropped)] == ["keep", "drop"]
     assert (kept["junk_per_query"], dropped["junk_per_query"]) == (0, 1)
 

@@ -66,6 +66,8 @@ class Counts(NamedTuple):
     queries_in_gallery: int
     """Queries whose own picture, by path or byte for byte, is in the gallery: dropped there, or kept, as the
     protocol's `same_picture` says."""
+    in_gallery: tuple[str, ...]
+    """The first ten of these, named as those without a positive are."""
     without_positive: tuple[str, ...]
     """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
@@ -127,7 +129,8 @@ class Evaluation:
         """
         whole = self.whole() if whole is None else whole
         counts = self.counts._asdict()
-        counts["without_positive"] = list(self.counts.without_positive)
+        for named in ("without_positive", "in_gallery"):
+            counts[named] = list(counts[named])
         return {
             **whole.scores,
             "interval": intervals(whole.numbers),
@@ -308,7 +311,6 @@ def _prepare(
             f"protocol {protocol.name}: no query of {data_name(query_table)} has a positive, because "
             f"{reason}; choose another protocol or check the labels"
         )
-    without = (job.queries & ~job.valid).nonzero()[:NAMED, 0].tolist()
     return job, Counts(
         queries,
         valid,
@@ -318,7 +320,8 @@ def _prepare(
         junk_share=junk / queries / gallery,
         chance_r1=_chance_r1(job, pairs),
         queries_in_gallery=int(job.in_gallery.sum()),
-        without_positive=tuple(_name(query_table, row) for row in without),
+        in_gallery=_names(query_table, job.in_gallery),
+        without_positive=_names(query_table, job.queries & ~job.valid),
     )
 
 
@@ -335,6 +338,11 @@ def _ranked(job: Job, pairs: SamePerson) -> tuple[Tensor, Tensor]:
     if job.protocol.draws:
         positives, own, pictures = (x.clamp(max=job.protocol.per_person) for x in (positives, own, pictures))
     return pictures.sum() - own + positives, positives
+
+
+def _names(table: pl.DataFrame, rows: Tensor) -> tuple[str, ...]:
+    """The first ten of the rows where (N,) `rows` is true."""
+    return tuple(_name(table, row) for row in rows.nonzero()[:NAMED, 0].tolist())
 
 
 def _name(table: pl.DataFrame, row: int) -> str:
