@@ -135,6 +135,15 @@ def test_who_waits_gets_the_folder_when_it_is_free(
     assert "waiting" in caplog.text
 
 
+def test_a_full_disk_has_room_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with at_work(tmp_path, "x"):
+        pass
+
+
 def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "folder").mkdir()

@@ -313,12 +313,14 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[N
         _HELD.add(key)
         try:
             if locked:
-                _write_owner(handle, doing)
+                with suppress(OSError):  # a full disk has no room for a name, but keeps the lock
+                    _write_owner(handle, doing)
             yield
         finally:
             _HELD.discard(key)
             if locked:
-                os.ftruncate(handle, 0)
+                with suppress(OSError):
+                    os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 
