@@ -1,10 +1,10 @@
 """Files: written whole or not at all, folders kept to one process, one state of a file told from another.
 
-Three rules hold for every folder that this program fills. Nothing in it is written or removed through a link (`inside`):
-whoever made the link may own what it points to. The folder itself may be one, that is its owner's choice. Nothing is
-removed that this process did not make, or that the program's own list does not prove to be the program's (`remove`). One
-process works there at a time (`at_work`), and what a killed one has left running can put nothing in its place any more
-(`open_stage`).
+Three rules hold for every folder that this program fills. Nothing in it is written or removed through a link
+(`inside`): whoever made the link may own what it points to. The folder itself may be one, that is its owner's choice.
+Nothing is removed that this process did not make, or that the program's own list does not prove to be the program's
+(`remove`). One process works there at a time (`at_work`), and what a killed one has left running can put nothing in
+its place any more (`open_stage`).
 """
 
 import errno
@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -158,7 +158,8 @@ def open_stage(work: Path) -> Path:
     finish nothing, and nothing of an earlier run gets among the files of a new one.
 
     Args:
-        work: the program's own folder within the one that it fills, which must be locked (`at_work`); made if need be.
+        work: the program's own folder within the one that it fills, which must be locked (`at_work`); made if need
+            be.
 
     Raises:
         InputError: if `work` is a link, or cannot be written.
@@ -257,17 +258,17 @@ def together(folder: Path | str, last: str) -> Iterator[Path]:
             close_stages(stage.parent)
 
 
-def sweep(folder: Path, names: re.Pattern[str]) -> None:
+def sweep(folder: Path, ours: Callable[[str], object]) -> None:
     """Removes what killed processes left of files that `atomic` was just writing.
 
     Args:
         folder: locked (`at_work`), so that nobody is writing them.
-        names: of those files; of no others anything is removed.
+        ours: from a name to whether it is of those files; of no others anything is removed.
     """
     with suppress(OSError):
         for path in list(folder.iterdir()):
             found = _TEMPORARY.fullmatch(path.name)
-            if found and names.fullmatch(found["stem"] + found["suffix"]) and not path.is_symlink():
+            if found and ours(found["stem"] + found["suffix"]) and not path.is_symlink():
                 path.unlink(missing_ok=True)
 
 

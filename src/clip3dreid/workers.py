@@ -46,8 +46,8 @@ def spread(
         yield from executor.map(_call, items, chunksize=at_once)
     except BrokenProcessPool as error:
         raise InputError(
-            f"a process at work was killed, perhaps for its memory (workers={processes}); start again with fewer: what "
-            "is finished is kept"
+            f"a process at work was killed, perhaps for its memory (workers={processes}); start again with fewer: "
+            "what is finished is kept"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

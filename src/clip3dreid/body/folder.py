@@ -1,7 +1,8 @@
 """The folder that a world is written to: what it may hold, what may be removed from it, whether there is room.
 
-The rule is that nobody's files get lost: only files that a `world.json` lists are ever removed, only when asked for, and
-never through a link; a folder that holds anything else is refused, since pictures of two data sets must not mix either.
+The rule is that nobody's files get lost: only files that a `world.json` lists are ever removed, only when asked for,
+and never through a link; a folder that holds anything else is refused, since pictures of two data sets must not mix
+either.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _check_work(out: Path) -> None:
     work = inside(out, WORK)
     names = [WORK] if work.is_file() else []
     with suppress(OSError):  # not there, or just being removed by whoever is at work
-        names += sorted(os.listdir(work))
+        names += sorted(path.name for path in work.iterdir())
     foreign = [name for name in names if not (_CHUNK.fullmatch(name) or is_stage(name))]
     if foreign:
         raise InputError(f"{work} holds something else ({', '.join(foreign[:3])}); move it away")

@@ -1,9 +1,9 @@
 """Writing a world to a folder: in chunks, by several processes, so that a killed run goes on where it stopped.
 
 While it is being written a world's folder holds a folder `.world` with the truth of every finished chunk and, in a
-folder of the run, the pictures that are just being written; a picture appears under its own name only when it is whole.
-`world.json` lists every file that belongs to the world. Nothing else in the folder is ever touched, and one process at
-a time works there.
+folder of the run, the pictures that are just being written; a picture appears under its own name only when it is
+whole. `world.json` lists every file that belongs to the world. Nothing else in the folder is ever touched, and one
+process at a time works there.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ def write(
         raise InputError(f"workers={workers} is negative; give the number of processes, or 0 for none")
     pictures = len(commission.plan.pictures)
     # Before the lock, which is a file: a folder that is refused is not touched, one that is complete need not be.
-    found, todo = _look(commission, out, overwrite)
+    found = _look(commission, out, overwrite)
     if found.complete and not (out / WORK).exists():
         return Report(pictures, 0)
     with at_work(out, "writes a world"):
-        found, todo = _look(commission, out, overwrite)
+        found = _look(commission, out, overwrite)
         if found.complete:
             clear_work(out)
             return Report(pictures, 0)
@@ -185,15 +185,14 @@ def write(
     return Report(pictures, job.count(missing))
 
 
-def _look(commission: Commission, out: Path, overwrite: bool) -> tuple[Found, int]:
-    """What the folder holds, and how many pictures are to be drawn, if it may be and there is room for them."""
+def _look(commission: Commission, out: Path, overwrite: bool) -> Found:
+    """What the folder holds, if the world may be written there and there is room for what is missing."""
     found = examine(out, commission.facts, overwrite)
-    if found.complete:
-        return found, 0
-    job = _Job(commission, out, out / WORK)
-    todo = len(commission.plan.pictures) if found.replaced else job.count(job.missing())
-    check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
-    return found, todo
+    if not found.complete:
+        job = _Job(commission, out, out / WORK)
+        todo = len(commission.plan.pictures) if found.replaced else job.count(job.missing())
+        check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
+    return found
 
 
 class _Job:
@@ -256,8 +255,7 @@ class _Job:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For drawing: several processes with several threads each wait for one another, and the last bits of a sum
-    depend on the number of threads."""
+    """For drawing: the last bits of a sum depend on the number of threads, and those of several processes wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

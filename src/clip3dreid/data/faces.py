@@ -42,7 +42,7 @@ REPORT_VERSION = 1
 REPORT = "blur_faces.json"
 LISTING = "blur_faces.csv"
 WORK = ".blur_faces"
-"""Folder in an unfinished copy that holds its settings, its list of files, those that are done, and files being written."""
+"""Folder in an unfinished copy: its settings, its list of files, those that are done, and files being written."""
 SETTINGS, FILES, JOURNAL = "settings.json", "files.json", "done.jsonl"
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -319,8 +319,8 @@ def blur_folder(
         strength: see `blur_boxes`.
         workers: processes; 0 works in this one. The result does not depend on it.
         on_error: `fail` at a picture that cannot be read, or `skip` it: leave it out of the copy and count.
-        overwrite: begin anew where the folder holds another copy. Only the files that this copy lists are removed, and
-            where another file of the folder would be written over it is refused all the same: nobody's files get lost.
+        overwrite: begin anew where the folder holds another copy. Only the files that this copy lists are removed,
+            and where another file would be written over it is refused all the same: nobody's files get lost.
         progress: called with the number of files done and of all files.
 
     Returns:
@@ -328,8 +328,8 @@ def blur_folder(
 
     Raises:
         InputError: if the source is no folder, one folder lies in the other, `out` holds something else or a
-            copy made with other settings, another process is at work there, a picture cannot be read, or a file cannot
-            be written.
+            copy made with other settings, another process is at work there, a picture cannot be read, or a file
+            cannot be written.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error={on_error} is not one of fail, skip")
@@ -381,8 +381,8 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {error.filename or out}: {why_not_written(error)}; make room for it and start again: what is "
-            "finished is kept"
+            f"cannot write {error.filename or out}: {why_not_written(error)}; make room for it and start again: what "
+            "is finished is kept"
         ) from error
 
 
@@ -437,7 +437,7 @@ def _temporary(name: str) -> bool:
 def _names(folder: Path) -> list[str]:
     """What a folder holds, sorted; nothing if it is not there."""
     try:
-        return sorted(os.listdir(folder))
+        return sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
 
@@ -462,7 +462,7 @@ def _done(out: Path) -> dict[str, Outcome]:
 
 
 def _clear(out: Path) -> None:
-    """Removes an earlier copy, its lists last, so that the rest is still known for its own if the program is killed."""
+    """Removes an earlier copy, its lists last, so that what is left is known for its own if the program is killed."""
     remove(out, [path for path in sorted(_own(out)) if path not in (REPORT, LISTING)])
     _clear_work(out)
     remove(out, [LISTING, REPORT])
@@ -495,10 +495,10 @@ def _journal(path: Path) -> Iterator[Outcome]:
 
 
 def _listing(path: Path) -> Iterator[Outcome]:
+    if not path.is_file():
+        return
     try:
         yield from map(Outcome._make, pl.read_csv(path).iter_rows())
-    except (FileNotFoundError, NotADirectoryError):
-        return
     except (OSError, TypeError, pl.exceptions.PolarsError) as error:
         raise InputError(
             f"{path} is not the list of a blurred copy, or damaged; restore it, or choose another folder"
@@ -508,11 +508,11 @@ def _listing(path: Path) -> Iterator[Outcome]:
 def _walk(source: Path) -> tuple[list[str], list[str]]:
     """Folders and files under `source`, sorted, relative to it, links to folders followed."""
     folders, files = [], []
-    for here, inside, names in os.walk(source, followlinks=True):
+    for here, below, names in os.walk(source, followlinks=True):
         place = Path(here)
         if place.is_symlink() and place.resolve() in (parent.resolve() for parent in place.parents):
             raise InputError(f"{place} links to a folder that holds it; remove the link")
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        below[:] = sorted(name for name in below if not name.startswith("."))
         relative = place.relative_to(source)
         folders.append(relative.as_posix())
         files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
