@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -69,22 +70,24 @@ class Extraction(lightning.LightningModule):
         # Fewer shards than processes: those without one have nothing to look at.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.model, self.flip = model, flip
-        self._writer, self._waiting = writer, numbers
+        self._writer, self._waiting = writer, deque(numbers)
         self._outputs = outputs
         self._rows: list[npt.NDArray[np.int64]] = []
         self._skipped: list[tuple[int, str]] = []
         self._vectors: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._words: list[list[str]] = []
+        self._seen = 0
 
     def predict_step(self, batch: CropBatch, batch_idx: int) -> None:
         """Takes a batch; writes a shard where it was the last one of it."""
         self._skipped += batch.skipped
+        self._seen += len(batch.rows) + len(batch.skipped)
         if len(batch.rows):
             self._keep(self.model(to_unit(batch.images), flip=self.flip))
             self._rows.append(batch.rows.cpu().numpy())
         number = self._waiting[0]
-        if sum(map(len, self._rows)) + len(self._skipped) == len(self._writer.rows(number)):
-            self._hand_over(self._waiting.pop(0))
+        if self._seen == len(self._writer.rows(number)):
+            self._hand_over(self._waiting.popleft())
 
     def _keep(self, seen: Outputs) -> None:
         for name in VECTORS:
@@ -105,6 +108,7 @@ class Extraction(lightning.LightningModule):
         self._writer.put(number, rows, vectors, words, self._skipped)
         log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "shard %d is written", number)
         self._rows, self._skipped, self._vectors, self._words = [], [], {}, []
+        self._seen = 0
 
 
 def extract(cfg: DictConfig) -> Extracted:

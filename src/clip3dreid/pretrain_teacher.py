@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import LAST_CHECKPOINT, entry_point
 from clip3dreid.errors import InputError
+from clip3dreid.files import at_work, inside, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 CARD_VERSION = 1
+_FILES = ("config.yaml", "environment.json")
 # What may differ when a killed run goes on.
 _HANDLING = ("workers", "in_memory", "trainer", "logger", "callbacks")
 
@@ -32,10 +35,18 @@ def _check_folder(cfg: DictConfig, folder: Path) -> Path | None:
     Raises:
         InputError: if the folder holds another training.
     """
+    for name in (*_FILES, LAST_CHECKPOINT, Path("csv") / "metrics.csv"):
+        inside(folder, name)
     record = folder / "config.yaml"
     if not record.is_file():
         return None
-    earlier: Any = OmegaConf.to_container(OmegaConf.load(record), resolve=True)
+    try:
+        earlier: Any = OmegaConf.to_container(OmegaConf.load(record), resolve=True)
+    # What parses YAML has errors of its own.
+    except Exception as error:
+        raise InputError(f"{record} is damaged, or of something else; give another out") from error
+    if not isinstance(earlier, dict):
+        raise InputError(f"{record} is of something else than a training; give another out")
     earlier = {key: value for key, value in earlier.items() if key not in _HANDLING}
     if earlier != _decides(cfg):
         changed = sorted(
@@ -69,7 +80,7 @@ def train(cfg: DictConfig) -> Path:
         The teacher's folder, `out/teacher`.
 
     Raises:
-        InputError: if world, grammar or network do not fit, or `out` holds something else.
+        InputError: if world, grammar or network do not fit, or `out` holds something else or is in use.
     """
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
     import lightning.pytorch as pl
@@ -78,7 +89,6 @@ def train(cfg: DictConfig) -> Path:
     from rich.progress import Progress
 
     from clip3dreid.build import plain
-    from clip3dreid.files import write_json, write_text
     from clip3dreid.model.small_clip import (
         check_place,
         make_small_clip,
@@ -90,7 +100,7 @@ def train(cfg: DictConfig) -> Path:
     from clip3dreid.record import environment, keep_metrics
 
     folder = Path(str(cfg.out))
-    start = _check_folder(cfg, folder)
+    _check_folder(cfg, folder)
     # Now, and not after the training.
     out = folder / "teacher"
     check_place(out)
@@ -133,23 +143,27 @@ def train(cfg: DictConfig) -> Path:
         logger=[instantiate(node) for node in cfg.logger.values()],
         reload_dataloaders_every_n_epochs=1,
     )
-    if trainer.is_global_zero:
-        keep_metrics(folder)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        write_json(folder / "environment.json", environment())
-    begun = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    card = {
-        "version": CARD_VERSION,
-        "trained_on": taught,
-        "seed": int(cfg.seed),
-        "epochs": int(cfg.epochs),
-        "seconds": round(time.perf_counter() - begun),
-        "weights": parameters(module.model),
-        "vocabulary": vocabulary.digest,
-        "view": {"height": data.train_view.height, "width": data.train_view.width},
-    }
-    rank_zero_only(save_small_clip)(out, module.model, tokenizer, list(cfg.mean), list(cfg.std), card)
+    # Now and not before, so that what makes no training leaves no folder. The first process locks it for all of them.
+    with at_work(folder, "trains a teacher") if trainer.is_global_zero else nullcontext():
+        start = _check_folder(cfg, folder)
+        if trainer.is_global_zero:
+            check_place(out)
+            keep_metrics(folder)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            write_json(folder / "environment.json", environment())
+        begun = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+        card = {
+            "version": CARD_VERSION,
+            "trained_on": taught,
+            "seed": int(cfg.seed),
+            "epochs": int(cfg.epochs),
+            "seconds": round(time.perf_counter() - begun),
+            "weights": parameters(module.model),
+            "vocabulary": vocabulary.digest,
+            "view": {"height": data.train_view.height, "width": data.train_view.width},
+        }
+        rank_zero_only(save_small_clip)(out, module.model, tokenizer, list(cfg.mean), list(cfg.std), card)
     log.info("the teacher is in %s; use it with model/teacher=body_clip model.teacher.path=%s", out, out)
     return out
 
