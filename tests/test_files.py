@@ -144,6 +144,58 @@ def test_a_full_disk_has_room_for_a_lock(tmp_path: Path, monkeypatch: pytest.Mon
         pass
 
 
+def test_a_folder_that_is_given_away_keeps_no_lock(tmp_path: Path) -> None:
+    with at_work(tmp_path, "x", tidy=True):
+        assert names(tmp_path) == [LOCK]
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_nothing_came_of_is_removed_again(tmp_path: Path) -> None:
+    def fail(folder: Path, name: str | None) -> None:
+        with at_work(folder, "x"):
+            if name:
+                (folder / name).write_text("kept")
+            raise KeyboardInterrupt
+
+    (tmp_path / "old").mkdir()
+    for folder, name in (("new", None), ("filled", "file"), ("old", None)):
+        with pytest.raises(KeyboardInterrupt):
+            fail(tmp_path / folder, name)
+    assert names(tmp_path) == ["filled", "filled/.lock", "filled/file", "old", "old/.lock"]
+
+
+def test_who_waited_for_a_folder_that_was_removed_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    """The holder fails and removes the folder, with the file that the other has opened."""
+    code = (
+        "import sys, time; from clip3dreid.files import at_work\n"
+        "with at_work(sys.argv[1], 'x', wait=True):\n"
+        "    print('there', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "new"
+    waiting: list[subprocess.Popen[str]] = []
+
+    def fail() -> None:
+        with at_work(folder, "fails"):
+            command = [sys.executable, "-c", code, str(folder)]
+            waiting.append(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            descriptors = Path(f"/proc/{waiting[0].pid}/fd")
+            while not any(path.resolve() == (folder / LOCK).resolve() for path in descriptors.iterdir()):
+                time.sleep(0.01)
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    with waiting[0] as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        with pytest.raises(InputError, match=f"in use: process {other.pid}"), at_work(folder, "y"):
+            pass
+        other.stdin.close()
+
+
 def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "folder").mkdir()

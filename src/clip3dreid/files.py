@@ -249,6 +249,9 @@ def together(folder: Path | str, last: str) -> Iterator[Path]:
         (folder / last).unlink(missing_ok=True)
         for name in names:
             (stage / name).replace(folder / name)
+    except InputError as error:
+        # Of a file that is nobody's yet; what it was going to be is asked about.
+        raise InputError(str(error).replace(str(stage), str(folder))) from error
     except Exception as error:
         if (reason := why_not_written(error)) is None:
             raise
@@ -283,16 +286,17 @@ _POLL_S = 0.2
 
 
 @contextmanager
-def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[None]:
+def at_work(folder: Path | str, doing: str, *, wait: bool = False, tidy: bool = False) -> Iterator[None]:
     """Keeps a folder to this process for as long as the block lasts.
 
     The lock dies with the process that holds it, however that ends, and is not inherited by processes that it starts.
     On a file system that knows no locks a warning is logged and nothing is kept.
 
     Args:
-        folder: made if need be.
+        folder: made if need be, and removed again if the block fails before it holds anything.
         doing: what is done there, in a few words, for whoever finds it locked.
         wait: until it is free, with a line that says so; else another holder is an error.
+        tidy: remove the lock's file at the end, as from a folder that is made to be given away.
 
     Raises:
         InputError: if another process is at work there, naming it, or the folder cannot be written.
@@ -302,14 +306,9 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[N
     if (key := _held_as(path)) in _HELD:
         # Asked before the file is opened: closing it a second time would let go of the lock.
         raise RuntimeError(f"{folder} is locked by this very process")
+    made = not folder.exists()
+    handle, locked = _take(path, wait)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link: whoever made it may own what it points to.
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    try:
-        locked = _lock(handle, folder, wait)
         key = _held_as(path)
         _HELD.add(key)
         try:
@@ -317,13 +316,50 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[N
                 with suppress(OSError):  # a full disk has no room for a name, but keeps the lock
                     _write_owner(handle, doing)
             yield
+        except BaseException:
+            if made and locked:
+                _forget(folder)
+            raise
         finally:
             _HELD.discard(key)
             if locked:
                 with suppress(OSError):
                     os.ftruncate(handle, 0)
+                    if tidy:
+                        # While it is held: who waits for it finds that it is gone (`_take`).
+                        path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _take(path: Path, wait: bool) -> tuple[int, bool]:
+    """Opens a lock's file and takes the lock; False where there are no locks."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not through a link: whoever made it may own what it points to.
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; choose another place"
+            ) from error
+        try:
+            locked = _lock(handle, path.parent, wait)
+        except BaseException:
+            os.close(handle)
+            raise
+        # Else who held it has just removed it, and the next may have made another.
+        if os.fstat(handle).st_nlink:
+            return handle, locked
+        os.close(handle)
+
+
+def _forget(folder: Path) -> None:
+    """Removes a folder that holds nothing but its lock, which who waits for it finds out (`_take`)."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _held_as(path: Path) -> tuple[int, int, int]:
