@@ -151,7 +151,7 @@ def embed_pictures(
 
     stored = opened()
     if stored.missing():
-        with at_work(folder, "embeds pictures", wait=True):
+        with at_work(folder, "embeds pictures", wait=True, tidy=True):
             # Whoever was there before may have made them.
             stored = opened()
             _complete(stored, teacher, files, batch, workers, progress)

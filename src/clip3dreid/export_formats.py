@@ -131,8 +131,8 @@ class TorchExport:
 
     def write(self, program: ExportedProgram, contract: Contract, path: Path) -> dict[str, Any]:
         """Writes it."""
-        # Not by path, which would give the archive's folder a temporary name, nor to a file: on a full disk its writer
-        # ends the whole process.
+        # Not by path, which would give the archive's folder a temporary name, nor to a file: on a full disk its
+        # writer ends the whole process.
         written = io.BytesIO()
         torch.export.save(program, written, extra_files={f"{CONTRACT}.json": json.dumps(contract)})
         path.write_bytes(written.getbuffer())

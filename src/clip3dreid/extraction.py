@@ -156,7 +156,7 @@ def extract(cfg: DictConfig) -> Extracted:
     if trainer.global_rank:
         # The first process has locked the folder for all of them; without it nobody would keep another out.
         end_with_parent()
-    with nullcontext() if trainer.global_rank else at_work(folder, "extracts"):
+    with nullcontext() if trainer.global_rank else at_work(folder, "extracts", tidy=True):
         writer = ShardWriter(
             folder,
             listing.table,

@@ -296,7 +296,7 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False, tidy: bool = 
         folder: made if need be, and removed again if the block fails before it holds anything.
         doing: what is done there, in a few words, for whoever finds it locked.
         wait: until it is free, with a line that says so; else another holder is an error.
-        tidy: remove the lock's file at the end, as from a folder that is made to be given away.
+        tidy: remove the lock's file at the end, so that a finished folder is what it was made for and nothing else.
 
     Raises:
         InputError: if another process is at work there, naming it, or the folder cannot be written.

@@ -144,7 +144,7 @@ def train(cfg: DictConfig) -> Path:
         reload_dataloaders_every_n_epochs=1,
     )
     # Now and not before, so that what makes no training leaves no folder. The first process locks it for all of them.
-    with at_work(folder, "trains a teacher") if trainer.is_global_zero else nullcontext():
+    with at_work(folder, "trains a teacher", tidy=True) if trainer.is_global_zero else nullcontext():
         start = _check_folder(cfg, folder)
         if trainer.is_global_zero:
             check_place(out)

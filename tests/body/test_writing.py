@@ -23,7 +23,7 @@ from clip3dreid.body import writing
 from clip3dreid.body.plan import Picture, Plan
 from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, write
 from clip3dreid.errors import InputError
-from clip3dreid.files import LOCK, open_stage
+from clip3dreid.files import open_stage
 from tests.small_disk import fill, small_disk
 
 PICTURES = 3 * CHUNK + 2
@@ -76,12 +76,9 @@ def commission(config: dict[str, Any] | None = None, pictures: int = PICTURES, *
 
 
 def held(root: Path) -> dict[str, bytes]:
-    """All files; the lock's, which stays and must be empty, excepted."""
-    files = {
+    return {
         path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
     }
-    assert files.pop(LOCK, b"") == b""
-    return files
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def write(
     found = _look(commission, out, overwrite)
     if found.complete and not (out / WORK).exists():
         return Report(pictures, 0)
-    with at_work(out, "writes a world"):
+    with at_work(out, "writes a world", tidy=True):
         found = _look(commission, out, overwrite)
         if found.complete:
             clear_work(out)

@@ -349,7 +349,7 @@ def blur_folder(
     folders, files = _walk(source)
     # Before the lock, which is a file: a folder that is refused is not touched.
     _look(out, settings, folders, files, overwrite)
-    with at_work(out, "blurs faces"), _explained(out):
+    with at_work(out, "blurs faces", tidy=True), _explained(out):
         _look(out, settings, folders, files, overwrite)
         if overwrite:
             _clear(out)
