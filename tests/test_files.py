@@ -299,6 +299,13 @@ def test_what_an_earlier_run_still_writes_takes_nobodys_place(tmp_path: Path) ->
     assert not work.exists()
 
 
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    stage, name = open_stage(tmp_path / ".work"), "x" * 251 + ".png"
+    with staged(stage, tmp_path, name) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+
+
 def test_a_stage_leaves_what_is_not_its_own(tmp_path: Path, linked: Path) -> None:
     work = tmp_path / "work"
     open_stage(work)

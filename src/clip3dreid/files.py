@@ -76,10 +76,11 @@ def why_not_written(error: Exception) -> str | None:
 
     Libraries that write by themselves (safetensors, polars) have errors of their own, which hold the system's number.
     """
-    if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
-    told = None if isinstance(error, InputError) else _OS_ERROR.search(str(error))
-    return os.strerror(int(told[1])) if told else None
+    if isinstance(error, InputError):
+        return None
+    if told := _OS_ERROR.search(str(error)):
+        return os.strerror(int(told[1]))
+    return error.strerror or str(error) or type(error).__name__ if isinstance(error, OSError) else None
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -181,7 +182,7 @@ def close_stages(work: Path) -> None:
 
 
 def _remove_stages(work: Path) -> None:
-    for path in work.iterdir():
+    for path in list(work.iterdir()):
         if is_stage(path.name) and path.is_dir() and not path.is_symlink():
             # First out of reach by its name, at one stroke: while it is emptied, a worker may fill it.
             gone = path.with_name(f"old-{path.name[4:]}")
@@ -205,7 +206,8 @@ def staged(stage: Path, folder: Path, path: str) -> Iterator[Path]:
         InputError: if a link leads there, or it cannot be written, a full disk included.
     """
     target = inside(folder, path)
-    temporary = stage / f"{os.getpid()}-{target.name}"
+    # Not with its name, which may be as long as a name can be.
+    temporary = stage / f"{os.getpid()}{target.suffix}"
     try:
         yield temporary
         target.parent.mkdir(parents=True, exist_ok=True)
