@@ -1,4 +1,4 @@
-"""A disk of a few hundred kilobytes, which fills up for real."""
+"""A disk of a few hundred kilobytes, which fills up for real, or becomes one that nobody may write."""
 
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +23,11 @@ def small_disk(place: Path, kilobytes: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def make_read_only(disk: Path) -> None:
+    """Lets nobody write a disk any more, not even root."""
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
