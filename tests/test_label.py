@@ -213,7 +213,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("step", ["save", "write_page"])
+@pytest.mark.parametrize("step", ["save", pytest.param("write_page", marks=pytest.mark.slow)])
 def test_labels_and_page_are_replaced_together_or_not_at_all(
     label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
