@@ -28,6 +28,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
 from tests.conftest import STUDENT
+from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {"stature": ["tall", "average height", "short"], "build": ["slim", "heavy"]}
@@ -544,25 +545,110 @@ def test_names_that_begin_like_heads_stay_in_the_files_of_others(tmp_path: Path)
     assert (list(found.state), found.heads) == (["heads.weight"], {})
 
 
-def test_a_save_that_fails_leaves_no_model_of_two_halves(
-    model: ReidModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["save_weights", "write_text", "write_json"])
+def test_a_save_that_fails_leaves_the_model_that_was_there(
+    model: ReidModel, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     folder = tmp_path / "model"
     model.save_pretrained(folder)
+    before = contents(folder)
 
     def full(*_: object, **__: object) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clip3dreid.api.write_json", full)
-        with pytest.raises(OSError, match="disk full"):
-            model.save_pretrained(folder)
-    with pytest.raises(InputError, match="holds no model"):
-        load(folder)
-    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+        patch.setattr(f"clip3dreid.api.{step}", full)
+        with pytest.raises(InputError, match=rf"cannot write {folder}: No space left on device"):
+            load(checkpoint(PLAIN, None)).save_pretrained(folder)
+    assert contents(folder) == before
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="choose another place"):
         model.save_pretrained(tmp_path / "file")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", range(0, 90_000, 10_000))
+def test_a_disk_that_fills_up_for_real_leaves_the_model_that_was_there(
+    model: ReidModel, checkpoint: Checkpoint, tmp_path: Path, leave: int
+) -> None:
+    other = load(checkpoint(PLAIN, None))
+    with small_disk(tmp_path / "disk", 4000) as disk:
+        model.save_pretrained(disk / "model")
+        before = contents(disk)
+        filler = fill(disk, leave=leave)
+        with pytest.raises(InputError, match="No space left on device") as error:
+            other.save_pretrained(disk / "model")
+        assert "\n" not in str(error.value)
+        assert ".unfinished" not in str(error.value)
+        filler.unlink()
+        assert contents(disk) == before
+        other.save_pretrained(disk / "model")
+        assert load(disk / "model").fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_another_programs_model_is_not_written_over(model: ReidModel, tmp_path: Path, name: str) -> None:
+    if name == "config.json":
+        (tmp_path / name).write_text('{"model_type": "bert"}')
+    else:
+        save_file({"weight": torch.zeros(2)}, tmp_path / name)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="holds a model that is not of this project"):
+        model.save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_no_model_is_saved_through_a_link(model: ReidModel, tmp_path: Path, name: str) -> None:
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / name).rename(tmp_path / "precious")
+    (tmp_path / "model" / name).symlink_to(tmp_path / "precious")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=f"model/{name} is a link"):
+        model.save_pretrained(tmp_path / "model")
+    assert contents(tmp_path) == before
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    model.save_pretrained(tmp_path / "linked")
+    assert load(tmp_path / "disk").fingerprint == model.fingerprint
+
+
+SAVE = """
+import sys, clip3dreid
+model = clip3dreid.load(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    model.save_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_save_at_once_wait_for_one_another_and_leave_one_model(
+    model: ReidModel, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    others = [model, load(checkpoint(PLAIN, None))]
+    runs = []
+    for number, other in enumerate(others):
+        other.save_pretrained(tmp_path / str(number))
+        command = [sys.executable, "-c", SAVE, str(tmp_path / str(number)), str(tmp_path / "both")]
+        runs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    assert [run.wait(120) for run in runs] == [0, 0]
+    found = load(tmp_path / "both").fingerprint
+    assert found in {other.fingerprint for other in others}
+    source = [other.fingerprint for other in others].index(found)
+    assert contents(tmp_path / "both") == contents(tmp_path / str(source))
 
 
 class Hub:
@@ -584,7 +670,8 @@ class Hub:
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
     def upload(self, _: Any, *, repo_id: str, folder_path: Path, **options: Any) -> str:
-        shutil.copytree(folder_path, self.root / repo_id)
+        ignored = shutil.ignore_patterns(*options["ignore_patterns"])
+        shutil.copytree(folder_path, self.root / repo_id, ignore=ignored)
         self.pushed = options
         return "https://huggingface.co/commit"
 

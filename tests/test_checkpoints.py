@@ -10,7 +10,7 @@ import torch
 from clip3dreid import checkpoints
 from clip3dreid.checkpoints import PREVIOUS, CheckpointFiles, damage, moved, newest_whole
 from clip3dreid.errors import InputError
-from tests.runs import tmpfs
+from tests.small_disk import small_disk
 
 
 def content(step: int, processed: int = 1, started: int = 1, ready: int = 0) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_what_reads_back_otherwise_does_not_take_the_place_of_a_good_one(
 
 
 def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one(tmp_path: Path) -> None:
-    with tmpfs(tmp_path / "disk", "500k") as disk:
+    with small_disk(tmp_path / "disk", 500) as disk:
         path = write(disk, 1)
         with pytest.raises(InputError, match=r"No space left.*the one before it stays; make room"):
             CheckpointFiles().save_checkpoint(content(2) | {"more": torch.zeros(90_000)}, path)

@@ -1,11 +1,21 @@
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from clip3dreid.embed import text_targets
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.embed import embed_pictures, text_targets
 from clip3dreid.errors import InputError
+from clip3dreid.files import LOCK
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
 from clip3dreid.model.teacher import Teacher
@@ -127,3 +137,110 @@ def test_a_sentence_longer_than_the_teacher_reads_is_named(teacher: Teacher, tmp
     )
     with pytest.raises(InputError, match="reads texts of at most 32 tokens"):
         text_targets(teacher, long, np.array([[0]]), np.ones((1, 1), np.float32), mode="words", by="person")
+
+
+class Counting(torch.nn.Module):
+    """A teacher that sees a picture's first pixel, slowly, and counts the pictures."""
+
+    width, device, name, fingerprint = 3, torch.device("cpu"), "counting", "c" * 64
+
+    def __init__(self, pause: float = 0) -> None:
+        super().__init__()
+        self.pause, self.seen = pause, 0
+
+    def view(self, planes: torch.Tensor) -> torch.Tensor:
+        return planes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.pause)
+        self.seen += len(images)
+        return images[:, :, 0, 0].double()
+
+
+def pictures(root: Path, count: int) -> Manifest:
+    for row in range(count):
+        if not (path := root / f"{row:03d}.png").exists():
+            Image.new("RGB", (2, 3), (row, 2 * row, 255 - row)).save(path)
+    return Manifest("tiny", root, pl.DataFrame({"path": [f"{row:03d}.png" for row in range(count)]}))
+
+
+def embedded(teacher: Counting, root: Path, count: int, cache: str, **changes: object) -> torch.Tensor:
+    manifest = pictures(root, count)
+    settings = {"folder": root / "cache", "batch": 4, "workers": 0, "progress": lambda done: None, **changes}
+    return embed_pictures(teacher, manifest, manifest.table, cache=cache, **settings).read(
+        torch.arange(count)
+    )
+
+
+@given(count=st.integers(1, 23), batch=st.integers(1, 9), part=st.integers(1, 9))
+def test_embeddings_are_those_of_their_pictures_however_they_are_cut(
+    count: int, batch: int, part: int
+) -> None:
+    root = Path(os.environ["PYTEST_PICTURES"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip3dreid.embed.ROWS_PER_PART", part)
+        found = embedded(Counting(), root, count, "memory", batch=batch)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[row, 2 * row, 255 - row] for row in range(count)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def root_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where hypothesis finds pictures that were painted once."""
+    os.environ["PYTEST_PICTURES"] = str(tmp_path_factory.mktemp("pictures"))
+
+
+EMBED = """
+import sys
+from pathlib import Path
+from clip3dreid.model import embedding_cache
+from tests.test_embed import Counting, embedded
+embedding_cache.EmbeddingCache.__init__.__kwdefaults__["rows_per_part"] = 8
+teacher = Counting(0.02)
+found = embedded(teacher, Path(sys.argv[1]), 60, "disk", progress=lambda done: print(done, flush=True))
+print(teacher.seen, int(found.sum()), flush=True)
+"""
+
+
+def test_one_process_computes_another_waits_and_goes_on_where_the_first_was_killed(tmp_path: Path) -> None:
+    """What the processes of a training on two GPUs do, or a second command that needs the same pictures."""
+    pictures(tmp_path, 60)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    command = [sys.executable, "-c", EMBED, str(tmp_path)]
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lock = tmp_path / "cache" / LOCK
+    while not lock.exists() or not lock.read_text() or len(list(lock.parent.glob("part-*"))) < 2:
+        time.sleep(0.01)
+    holder = int(lock.read_text().split()[1])
+    first, second = sorted(runs, key=lambda run: run.pid != holder)
+    first.kill()
+    first.communicate()
+    *_, said = second.communicate()[0].splitlines()
+    assert second.returncode == 0
+    seen, total = map(int, said.split())
+    assert 0 < seen <= 60 - 2 * 8
+    assert total == sum(row + 2 * row + 255 - row for row in range(60))
+    teacher = Counting()
+    embedded(teacher, tmp_path, 60, "disk")
+    assert teacher.seen == 0
+
+
+def test_a_folder_that_lacks_nothing_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a disk that nobody may write, and others may be at work there."""
+    first = embedded(Counting(), tmp_path, 5, "disk")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("clip3dreid.files.os.open", read_only)
+    teacher = Counting()
+    assert torch.equal(embedded(teacher, tmp_path, 5, "disk"), first)
+    assert teacher.seen == 0
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keeps nothing; choose memory or disk"):
+        embedded(Counting(), tmp_path, 5, "off")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cache is no folder; give another"):
+        embedded(Counting(), tmp_path, 5, "disk", folder=tmp_path / "file" / "cache")

@@ -28,6 +28,7 @@ from clip3dreid.export_formats import Onnx, Opened, TorchExport, prepare
 from clip3dreid.exporting import Graph, Settings, compare, crops, drawn, export, latency
 from tests import conftest
 from tests.conftest import Command
+from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[1]
 STUDENT = conftest.STUDENT | {"ghost_group": 4}
@@ -241,14 +242,87 @@ def test_a_file_that_does_not_compute_the_model_is_not_written(
 ) -> None:
     monkeypatch.setattr(exporting, "Graph", wrong)
     out = tmp_path / "out"
+    before = {"model.pt2": "an earlier file", "export.json": '{"version": 1, "files": {}, "outputs": {}}'}
     if wrong is Twice:
         out.mkdir()
-        (out / "model.pt2").write_text("an earlier file")
+        for name, text in before.items():
+            (out / name).write_text(text)
     with pytest.raises(InputError, match="does not compute what the model computes: cosine") as error:
         export(model, Settings(), {"torch_export": TorchExport()}, out, timing=0)
     assert "\n" not in str(error.value)
     left = {path.name: path.read_text() for path in out.iterdir()} if out.exists() else None
-    assert left == ({"model.pt2": "an earlier file"} if wrong is Twice else None)
+    assert left == (before if wrong is Twice else None)
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "export.json"])
+@pytest.mark.parametrize("text", ["mine", "{}", "[]"])
+def test_a_file_that_was_not_exported_is_not_written_over(
+    model: ReidModel, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"holds {name} and no export\.json that says it was exported"):
+        export(model, Settings(), {"torch_export": TorchExport()}, tmp_path, timing=0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: text}
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "export.json", ".unfinished"])
+def test_nothing_is_exported_through_a_link(model: ReidModel, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=f"out/{name} is a link"):
+        export(model, Settings(), {"torch_export": TorchExport()}, tmp_path / "out", timing=0)
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_a_folder_in_use_is_refused(model: ReidModel, tmp_path: Path) -> None:
+    code = (
+        "import sys; from clip3dreid.files import at_work\n"
+        "with at_work(sys.argv[1], 'exports'): print('there', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(InputError, match=rf"in use: process {holder.pid} .*exports"):
+            export(model, Settings(), {"torch_export": TorchExport()}, tmp_path / "out", timing=0)
+        holder.stdin.close()
+
+
+FULL = """
+import sys
+from pathlib import Path
+import clip3dreid
+from clip3dreid.config import explained
+from clip3dreid.export_formats import Onnx, TorchExport
+from clip3dreid.exporting import Settings, export
+with explained():
+    formats = {"onnx": Onnx(), "torch_export": TorchExport()}
+    export(clip3dreid.load(sys.argv[1]), Settings(), formats, Path(sys.argv[2]), timing=0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", [0, 100_000, 800_000, 1_000_000])
+def test_a_disk_that_fills_up_for_real_is_one_line_and_leaves_the_earlier_files(
+    saved: Path, tmp_path: Path, leave: int
+) -> None:
+    """In a process of its own: a writer of torch's would end it."""
+    with small_disk(tmp_path / "disk", 8000) as disk:
+        (disk / "out").mkdir()
+        before = {"model.pt2": "an earlier file", "export.json": '{"version": 1, "files": {}, "outputs": {}}'}
+        for name, text in before.items():
+            (disk / "out" / name).write_text(text)
+        filler = fill(disk, leave=leave)
+        command = [sys.executable, "-c", FULL, str(saved), str(disk / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 2, done.stderr
+        assert "No space left on device" in done.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert {path.name: path.read_text() for path in (disk / "out").iterdir()} == before
+        filler.unlink()
+        assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
 
 
 def test_a_file_that_says_another_thing_than_it_does_is_not_written(model: ReidModel, tmp_path: Path) -> None:
@@ -447,7 +521,7 @@ def test_the_command_writes_files_and_prints_a_table(
         (["pictures=missing"], "pictures=missing is no folder"),
         (["pictures=empty"], "pictures=empty holds no pictures"),
         (["pictures=broken"], "cannot read the picture broken/a.png"),
-        (["out=file/below"], "cannot write file/below/model.onnx"),
+        (["out=file/below"], "cannot write file/below"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -7,12 +8,32 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import hypothesis.strategies as st
+import polars as pl
 import pytest
+import torch
+from hypothesis import given
+from safetensors.torch import save_file
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import LOCK, at_work, atomic, write_json, write_text
+from clip3dreid.files import (
+    LOCK,
+    UNFINISHED,
+    at_work,
+    atomic,
+    close_stages,
+    inside,
+    open_stage,
+    remove,
+    staged,
+    sweep,
+    together,
+    why_not_written,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -114,6 +135,67 @@ def test_who_waits_gets_the_folder_when_it_is_free(
     assert "waiting" in caplog.text
 
 
+def test_a_full_disk_has_room_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with at_work(tmp_path, "x"):
+        pass
+
+
+def test_a_folder_that_is_given_away_keeps_no_lock(tmp_path: Path) -> None:
+    with at_work(tmp_path, "x", tidy=True):
+        assert names(tmp_path) == [LOCK]
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_nothing_came_of_is_removed_again(tmp_path: Path) -> None:
+    def fail(folder: Path, name: str | None) -> None:
+        with at_work(folder, "x"):
+            if name:
+                (folder / name).write_text("kept")
+            raise KeyboardInterrupt
+
+    (tmp_path / "old").mkdir()
+    for folder, name in (("new", None), ("filled", "file"), ("old", None)):
+        with pytest.raises(KeyboardInterrupt):
+            fail(tmp_path / folder, name)
+    assert names(tmp_path) == ["filled", "filled/.lock", "filled/file", "old", "old/.lock"]
+
+
+def test_who_waited_for_a_folder_that_was_removed_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    """The holder fails and removes the folder, with the file that the other has opened."""
+    code = (
+        "import sys, time; from clip3dreid.files import at_work\n"
+        "with at_work(sys.argv[1], 'x', wait=True):\n"
+        "    print('there', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "new"
+    waiting: list[subprocess.Popen[str]] = []
+
+    def fail() -> None:
+        with at_work(folder, "fails"):
+            command = [sys.executable, "-c", code, str(folder)]
+            waiting.append(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            descriptors = Path(f"/proc/{waiting[0].pid}/fd")
+            while not any(path.resolve() == (folder / LOCK).resolve() for path in descriptors.iterdir()):
+                time.sleep(0.01)
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    with waiting[0] as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        with pytest.raises(InputError, match=f"in use: process {other.pid}"), at_work(folder, "y"):
+            pass
+        other.stdin.close()
+
+
 def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "folder").mkdir()
@@ -133,3 +215,177 @@ def test_a_process_may_work_in_a_folder_again_but_not_twice_at_once(tmp_path: Pa
         at_work(tmp_path, "y"),
     ):
         pass
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with a file, a folder and a link of each kind to somebody else's."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "precious").write_text("kept")
+    out = tmp_path / "out"
+    (out / "real").mkdir(parents=True)
+    (out / "real" / "file").write_text("ours")
+    (out / "real" / "linked").symlink_to(tmp_path / "theirs")
+    (out / "linked").symlink_to(tmp_path / "theirs")
+    (out / "precious").symlink_to(tmp_path / "theirs" / "precious")
+    (out / "broken").symlink_to(tmp_path / "nowhere")
+    return out
+
+
+THROUGH_LINKS = ["linked", "linked/precious", "linked/new/deep", "real/linked/precious", "precious", "broken"]
+
+
+@pytest.mark.parametrize("path", THROUGH_LINKS)
+def test_no_link_within_a_folder_is_followed(path: str, linked: Path, tmp_path: Path) -> None:
+    stage = open_stage(tmp_path / "work")
+    before = names(tmp_path)
+    with pytest.raises(InputError, match="is a link"):
+        inside(linked, path)
+    with pytest.raises(InputError, match="is a link"):
+        remove(linked, ["real/file", path])
+    with pytest.raises(InputError, match="is a link"), staged(stage, linked, path) as temporary:
+        temporary.write_text("ours")
+    assert names(tmp_path) == before
+    assert (tmp_path / "theirs" / "precious").read_text() == "kept"
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "b"]), min_size=1, max_size=6), st.booleans())
+def test_no_path_leads_out_of_a_folder(parts: list[str], absolute: bool) -> None:
+    path = PurePosixPath("/" if absolute else "", *parts)
+    folder = Path("out")
+    if absolute or ".." in parts:
+        with pytest.raises(InputError, match="leads out of"):
+            inside(folder, path)
+    else:
+        assert inside(folder, path).is_relative_to(folder)
+
+
+def test_a_folder_that_is_a_link_itself_is_its_owners_choice(linked: Path, tmp_path: Path) -> None:
+    assert inside(linked / "linked", "precious") == linked / "linked" / "precious"
+    remove(linked / "linked", ["precious"])
+    assert names(tmp_path / "theirs") == []
+
+
+def test_removal_takes_the_files_on_the_list_and_the_folders_that_are_left_empty(tmp_path: Path) -> None:
+    for path in ("a/b/1", "a/b/2", "a/mine", "c/3"):
+        write_text(tmp_path / path, path)
+    remove(tmp_path, ["a/b/1", "a/b/2", "c/3", "c/gone"])
+    assert names(tmp_path) == ["a", "a/mine"]
+
+
+def test_what_an_earlier_run_still_writes_takes_nobodys_place(tmp_path: Path) -> None:
+    work, out = tmp_path / "out" / ".work", tmp_path / "out"
+    old = open_stage(work)
+    stages = [old]
+
+    def write(meanwhile: bool) -> None:
+        with staged(old, out, "a/old") as temporary:
+            temporary.write_text("old")
+            if meanwhile:
+                stages.append(open_stage(work))
+
+    for meanwhile in (True, False):
+        with pytest.raises(InputError, match="cannot write"):
+            write(meanwhile)
+    new = stages[-1]
+    with staged(new, out, "b/new") as temporary:
+        temporary.write_text("new")
+    close_stages(work)
+    assert [path for path in names(out) if (out / path).is_file()] == ["b/new"]
+    assert not work.exists()
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    stage, name = open_stage(tmp_path / ".work"), "x" * 251 + ".png"
+    with staged(stage, tmp_path, name) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / name).read_text() == "whole"
+
+
+def test_a_stage_leaves_what_is_not_its_own(tmp_path: Path, linked: Path) -> None:
+    work = tmp_path / "work"
+    open_stage(work)
+    (work / "run-of-mine").mkdir()
+    (work / "run-aaaaaaaa").symlink_to(tmp_path / "theirs")
+    close_stages(work)
+    assert names(work) == ["run-aaaaaaaa", "run-of-mine"]
+    assert names(tmp_path / "theirs") == ["precious"]
+    with pytest.raises(InputError, match="is a link"):
+        open_stage(linked / "linked")
+
+
+def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -> None:
+    def save(generation: str, fails: bool) -> None:
+        with together(tmp_path, "index") as folder:
+            (folder / "data").write_text(generation)
+            if fails:
+                raise OSError(28, "No space left on device")
+            (folder / "index").write_text(generation)
+
+    save("1", fails=False)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device; make room"):
+        save("2", fails=True)
+    assert {path: (tmp_path / path).read_text() for path in names(tmp_path)} == {"data": "1", "index": "1"}
+    (tmp_path / UNFINISHED / "run-killed00").mkdir(parents=True)
+    save("3", fails=False)
+    assert {path: (tmp_path / path).read_text() for path in names(tmp_path)} == {"data": "3", "index": "3"}
+
+
+@pytest.mark.parametrize("name", ["precious", "broken"])
+def test_files_that_belong_together_are_not_written_through_links(
+    name: str, linked: Path, tmp_path: Path
+) -> None:
+    before = names(tmp_path)
+
+    def write() -> None:
+        with together(linked, "index") as folder:
+            (folder / name).write_text("ours")
+            (folder / "index").write_text("ours")
+
+    with pytest.raises(InputError, match="is a link"):
+        write()
+    assert names(tmp_path) == before
+
+
+def test_litter_of_killed_writers_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    own = [".part-00001-abc_12xy.bin", ".index-aaaaaaaa.json"]
+    others = [".part-00001-mine.bin", ".notes-aaaaaaaa.json", "part-00001.bin", ".lock", ".index.json"]
+    for name in own + others:
+        (tmp_path / name).write_text("")
+    sweep(tmp_path, re.compile(r"part-\d{5}\.bin|index\.json").fullmatch)
+    assert names(tmp_path) == sorted(others)
+
+
+def write_parquet(path: Path) -> None:
+    pl.DataFrame({"x": range(10_000)}).write_parquet(path)
+
+
+def write_tensors(path: Path) -> None:
+    save_file({"x": torch.zeros(10_000)}, path)
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_tensors])
+def test_the_systems_reason_is_found_in_what_libraries_make_of_it(write, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("old")
+    code = (
+        "import resource, sys; from pathlib import Path; from tests import test_files; from clip3dreid import files\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        f"with files.atomic(Path(sys.argv[1])) as path: test_files.{write.__name__}(path)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, env=environment
+    )
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(f"cannot write {target}: File too large; make room, or choose another place")
+    )
+    assert names(tmp_path) == ["target"]
+    assert target.read_text() == "old"
+    assert why_not_written(ValueError("no system")) is None

@@ -1,5 +1,7 @@
 """Labels through the command line: what is by hand, what is resumed, what is refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,71 @@ def test_a_person_without_a_usable_picture_is_named(label: Callable[..., Any], t
     done = label(f"data.root={root}", "data.on_error=skip", "model.teacher.cache_dir=cache/other")
     assert done.returncode == 2
     assert "no usable picture of ltcc/0" in done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("step", ["save", pytest.param("write_page", marks=pytest.mark.slow)])
+def test_labels_and_page_are_replaced_together_or_not_at_all(
+    label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    assert label().returncode == 0
+    before = contents(tmp_path / "out")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        module = {"save": "language.labels", "write_page": "report.label_page"}[step]
+        patch.setattr(f"clip3dreid.{module}.{step}", full)
+        failed = label("overwrite=true", "calibration=none")
+    assert failed.returncode == 2
+    assert failed.stderr.strip().splitlines()[-1] == (
+        "error: cannot write out: No space left on device; make room, or choose another place"
+    )
+    assert contents(tmp_path / "out") == before
+    assert label("overwrite=true", "calibration=none").returncode == 0
+    assert set(contents(tmp_path / "out")) == set(before)
+    assert contents(tmp_path / "out")["labels.parquet"] != before["labels.parquet"]
+
+
+@pytest.mark.parametrize("name", ["labels.md", "words.png", "certain.jpg", "labels.parquet", "labels.json"])
+def test_files_of_something_else_are_not_written_over(
+    label: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
+    """A wrong `out`, such as a folder of notes."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    done = label("overwrite=true")
+    assert done.returncode == 2
+    assert f"out holds {name} and no labels of ours" in done.stderr
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["labels.md", "words.png", "labels.parquet", ".unfinished"])
+def test_nothing_is_written_through_a_link(label: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "precious")
+    done = label("overwrite=true")
+    assert done.returncode == 2
+    assert f"out/{name} is a link" in done.stderr
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_a_folder_in_use_is_refused(label: Callable[..., Any], tmp_path: Path) -> None:
+    code = (
+        "import sys; from clip3dreid.files import at_work\n"
+        "with at_work(sys.argv[1], 'labels people'): print('there', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        done = label()
+        assert done.returncode == 2
+        assert f"out is in use: process {holder.pid} on" in done.stderr
+        holder.stdin.close()

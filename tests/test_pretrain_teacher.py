@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,6 @@ TINY = (
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four training and two test people of 32x16 pixels."""
-    import subprocess
-    import sys
-
     out = tmp_path_factory.mktemp("worlds") / "small"
     sizes = ["train_people=4", "test_people=2", "height=32", "width=16", "antialias=1", "workers=0"]
     few = ["layout=ltcc", "layout.outfits=2", "layout.cameras=2", "layout.seen=2", "layout.test_pictures=2"]
@@ -150,3 +149,45 @@ def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -
     pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")
     with pytest.raises(InputError, match="has no column split, bad_box"):
         read_crowd([tmp_path], [])
+
+
+def test_a_folder_in_use_is_refused_and_not_touched(world: Path, tmp_path: Path, invoke: Command) -> None:
+    code = (
+        "import sys; from clip3dreid.files import at_work\n"
+        "with at_work('run', 'trains a teacher'): print('there', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
+        assert done.returncode == 2
+        assert f"run is in use: process {holder.pid} on" in done.stderr
+        assert not list((tmp_path / "run").glob("*.yaml"))
+        holder.stdin.close()
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: ${nowhere}\n", "\xff\xfe"])
+def test_a_folder_of_something_else_is_one_line(
+    text: str, world: Path, tmp_path: Path, invoke: Command
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(text, encoding="latin-1")
+    done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
+    assert done.returncode == 2, done.stderr
+    assert "config.yaml is" in done.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "csv", "teacher", "config.yaml"])
+def test_nothing_is_written_through_a_link(place: str, world: Path, tmp_path: Path, invoke: Command) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / place).symlink_to(tmp_path / "precious")
+    done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
+    assert done.returncode == 2
+    assert f"run/{place} is a link" in done.stderr
+    assert not list((tmp_path / "precious").iterdir())

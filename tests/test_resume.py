@@ -16,7 +16,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.resume import changes, may_change
 from clip3dreid.signals import SaveWhenTold
 from tests.conftest import TINY, Command
-from tests.runs import Killer, assert_same, differences, tmpfs
+from tests.runs import Killer, assert_same, differences
+from tests.small_disk import small_disk
 from tests.test_train import column
 
 # With loader workers, as by default: they fetch ahead of what is trained.
@@ -279,7 +280,7 @@ def test_a_disk_that_fills_up_costs_no_epoch_that_was_saved(ltcc_root: Path, tmp
     whole = Killer(tmp_path, [*arguments, "epochs=40", "milestones=[20]"], 0).undisturbed()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with tmpfs(tmp_path / "disk", "12m") as disk:
+    with small_disk(tmp_path / "disk", 12_000) as disk:
         killer = Killer(disk.parent, [*arguments, "epochs=40", "milestones=[20]"], 0)
         os.environ["TMPDIR"] = str(elsewhere)
         try:

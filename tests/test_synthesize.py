@@ -308,3 +308,17 @@ def test_an_epoch_of_the_recipe_trains_on_a_layout(
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert all(evaluation["results"] for evaluation in results["evaluations"])
+
+
+def test_a_working_folder_that_is_a_link_costs_nobody_a_file(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    for name in (".bashrc", "part-1.png", "chunk-000000.parquet"):
+        (tmp_path / "home" / name).write_text("mine")
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / ".world").symlink_to(tmp_path / "home")
+    before = held(tmp_path / "home")
+    done = synthesize(tmp_path, "layout=ltcc", "out=world", *SMALL, *FEW["ltcc"], "workers=0")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: world/.world is a link, and nothing is")
+    assert "Traceback" not in done.stderr
+    assert held(tmp_path / "home") == before

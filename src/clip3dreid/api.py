@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -23,9 +24,9 @@ from torch.nn import functional as F
 from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.errors import InputError
-from clip3dreid.files import write_json, write_text
+from clip3dreid.files import LOCK, at_work, inside, together, write_json, write_text
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import build_student, read_checkpoint, save_weights, valid_card
+from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights, valid_card
 from clip3dreid.pictures import Pixels, read_rgb, unreadable, upright_rgb
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -39,6 +40,7 @@ _SLACK = 1e-3
 # A folder of training's, and the one in it.
 _LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
 
+_README = "README.md"
 # In a README: nobody has made it theirs yet.
 _GENERATED = "<!-- Written anew by every save_pretrained; remove this line to keep your own words. -->"
 
@@ -510,17 +512,36 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             The commit's address on the hub where it was pushed, else None.
 
         Raises:
-            InputError: if the folder cannot be written.
+            InputError: if the folder cannot be written, a full disk included, or holds another program's model; what
+                was there before is still there.
         """
         folder = Path(save_directory).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # First away and last written, so that a crash in between leaves no folder with two models' files.
-            (folder / CONFIG_NAME).unlink(missing_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write {folder}: {reason}; choose another place") from error
-        return super().save_pretrained(folder, **options)
+        saving = {key: options.pop(key) for key in ("config", "model_card_kwargs") if key in options}
+        push, repo_id = options.pop("push_to_hub", False), options.pop("repo_id", None)
+        _check_place(folder)
+        # Every process of a training on several GPUs may come here; all write the same.
+        with at_work(folder, "saves a model", wait=True, tidy=True):
+            _check_place(folder)
+            with together(folder, last=CONFIG_NAME) as made:
+                super().save_pretrained(made, **saving)
+                if _is_written(folder / _README):
+                    (made / _README).unlink()
+        return self.push_to_hub(repo_id or folder.name, **saving, **options) if push else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Saves the model to the Hugging Face hub.
+
+        Args:
+            repo_id: `user/name`.
+            options: of `huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns:
+            The commit's address.
+        """
+        ignored = options.pop("ignore_patterns", None) or []
+        # The lock is this machine's business.
+        patterns = [*([ignored] if isinstance(ignored, str) else ignored), LOCK]
+        return super().push_to_hub(repo_id, ignore_patterns=patterns, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
@@ -530,9 +551,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             card["body"] = self._body_card | {"name": Path(self._body_card["name"]).name}
         # The weights carry the card too, so that evaluation and training take the file by itself.
         save_weights(self.student.state_dict() | tensors, card, save_directory / SAFETENSORS_SINGLE_FILE)
-        readme = save_directory / "README.md"
-        if not readme.exists() or _GENERATED in readme.read_text(encoding="utf-8", errors="replace"):
-            write_text(readme, str(self.generate_model_card()))
+        write_text(save_directory / _README, str(self.generate_model_card()))
         about = {"library": "clip3dreid", "library_version": version("clip3dreid")}
         write_json(save_directory / CONFIG_NAME, about | card)
 
@@ -623,6 +642,25 @@ def load(
         force_download=force_download,
         token=token,
     )
+
+
+def _is_written(readme: Path) -> bool:
+    """Whether somebody has made a README theirs."""
+    return readme.exists() and _GENERATED not in readme.read_text(encoding="utf-8", errors="replace")
+
+
+def _check_place(folder: Path) -> None:
+    """Raises InputError if saving there would write over another program's model."""
+    config, weights = inside(folder, CONFIG_NAME), inside(folder, SAFETENSORS_SINGLE_FILE)
+    said: Any = None
+    with suppress(OSError, ValueError, RecursionError):
+        said = json.loads(config.read_text(encoding="utf-8"))
+    ours = isinstance(said, dict) and said.get("library") == "clip3dreid"
+    # What a crash has left of ours may be its weights alone.
+    if said is None:
+        ours = has_card(weights) or not (config.exists() or weights.exists())
+    if not ours:
+        raise InputError(f"{folder} holds a model that is not of this project; choose another place")
 
 
 def _in_folder(folder: Path) -> tuple[Path | None, Path]:

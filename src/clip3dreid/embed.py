@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
-from clip3dreid.files import identify
+from clip3dreid.files import at_work, identify
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
-from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache
+from clip3dreid.model.embedding_cache import ROWS_PER_PART, Cache, EmbeddingCache, MemoryCache
 from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
 from clip3dreid.model.teacher_view import View
 from clip3dreid.pictures import read_rgb
@@ -110,6 +110,10 @@ def embed_pictures(
 ) -> Cache:
     """Embeds the pictures of a table as they are on disk, not augmented, or finds them embedded already.
 
+    One process at a time computes what a folder lacks. Others that come for it, such as those of a training on
+    several GPUs, wait and then find it done; a folder that lacks nothing is only read. In memory nothing is shared:
+    every process computes all.
+
     Args:
         teacher: on the device where it is to run.
         manifest: whose pictures.
@@ -130,40 +134,59 @@ def embed_pictures(
         raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
     files = manifest.files(table)
     if cache == "memory":
-        rows = [range(len(files))]
+        rows = range(len(files))
+        parts = [rows[start : start + ROWS_PER_PART] for start in range(0, len(rows), ROWS_PER_PART)]
         kept = torch.empty(len(files), teacher.width)
-        _embed(teacher, files, rows, kept.__setitem__, batch, workers, progress)
+
+        def keep(part: range, embeddings: Tensor) -> None:
+            kept[part.start : part.stop] = embeddings
+
+        _embed(teacher, files, parts, keep, batch, workers, progress)
         return MemoryCache(kept)
     identities = identify(manifest.root, table["path"].to_list())
-    stored = EmbeddingCache(
-        folder, identities, teacher=teacher.name, fingerprint=teacher.fingerprint, width=teacher.width
-    )
+
+    def opened() -> EmbeddingCache:
+        return EmbeddingCache(
+            folder, identities, teacher=teacher.name, fingerprint=teacher.fingerprint, width=teacher.width
+        )
+
+    stored = opened()
+    if stored.missing():
+        with at_work(folder, "embeds pictures", wait=True, tidy=True):
+            # Whoever was there before may have made them.
+            stored = opened()
+            _complete(stored, teacher, files, batch, workers, progress)
+    progress(len(files))
+    return stored
+
+
+def _complete(
+    stored: EmbeddingCache,
+    teacher: Teacher,
+    files: Sequence[Path],
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Computes what a cache lacks; its folder is locked."""
+    stored.sweep()
     if stored.stale:
         log.warning(
             "%s: %d parts are of other or changed pictures, or damaged, and are computed anew",
-            folder,
+            stored.folder,
             stored.stale,
         )
     missing = stored.missing()
     done = len(files) - sum(map(len, missing))
     progress(done)
-    _embed(
-        teacher,
-        files,
-        missing,
-        lambda where, embeddings: stored.put(range(where.start, where.stop), embeddings),
-        batch,
-        workers,
-        lambda count: progress(done + count),
-    )
-    return stored
+    _embed(teacher, files, missing, stored.put, batch, workers, lambda count: progress(done + count))
 
 
 def _embed(
     teacher: Teacher,
     files: Sequence[Path],
     parts: Sequence[range],
-    put: Callable[[slice, Tensor], None],
+    put: Callable[[range, Tensor], None],
     batch: int,
     workers: int,
     progress: Callable[[int], None],
@@ -176,14 +199,20 @@ def _embed(
         num_workers=min(workers, max(1, len(wanted) // batch)),
         pin_memory=teacher.device.type == "cuda",
     )
-    ready = torch.empty(0, teacher.width)
-    waiting = list(parts)
+    waiting = iter(parts)
+    part, room, filled = range(0), torch.empty(0, teacher.width), 0
     count = 0
     for images in loader:
-        ready = torch.cat([ready, teacher(images).cpu()])
-        count += len(images)
-        while waiting and len(ready) >= len(waiting[0]):
-            part = waiting.pop(0)
-            put(slice(part.start, part.stop), ready[: len(part)])
-            ready = ready[len(part) :]
+        found = teacher(images).cpu()
+        count += len(found)
+        while len(found):
+            if filled == len(part):
+                # New for every part: who is handed one may keep it.
+                part, filled = next(waiting), 0
+                room = torch.empty(len(part), teacher.width)
+            taken = found[: len(part) - filled]
+            room[filled : filled + len(taken)] = taken
+            filled, found = filled + len(taken), found[len(taken) :]
+            if filled == len(part):
+                put(part, room)
         progress(count)

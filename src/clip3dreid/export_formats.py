@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -130,9 +131,11 @@ class TorchExport:
 
     def write(self, program: ExportedProgram, contract: Contract, path: Path) -> dict[str, Any]:
         """Writes it."""
-        # By handle: a path would give the archive's folder a temporary name.
-        with path.open("wb") as file:
-            torch.export.save(program, file, extra_files={f"{CONTRACT}.json": json.dumps(contract)})
+        # Not by path, which would give the archive's folder a temporary name, nor to a file: on a full disk its
+        # writer ends the whole process.
+        written = io.BytesIO()
+        torch.export.save(program, written, extra_files={f"{CONTRACT}.json": json.dumps(contract)})
+        path.write_bytes(written.getbuffer())
         return {}
 
     def open(self, path: Path, threads: int) -> Opened:

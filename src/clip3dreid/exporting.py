@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,10 @@ from clip3dreid.export_formats import (
     prepare,
     quiet,
 )
-from clip3dreid.files import atomic
+from clip3dreid.files import at_work, inside, together, write_json
 from clip3dreid.pictures import read_rgb
 
+REPORT = "export.json"
 COSINE = 1 - 1e-4
 """Least cosine, for each picture and output, of what a file and the model make of it."""
 RELATIVE = 1e-3
@@ -312,7 +313,7 @@ def export(
         model: on the CPU.
         settings: what the files take and give.
         formats: by name.
-        out: folder for the files and `export.json`.
+        out: folder for the files and `export.json`; an earlier export there is replaced, file by file.
         pictures: folder of crops to compare on, besides drawn pictures.
         timing: seconds to measure speed for, at each size of batch; 0: not at all.
         threads: of torch and of onnxruntime, meanwhile.
@@ -322,7 +323,8 @@ def export(
         What `export.json` says.
 
     Raises:
-        InputError: if a file does not compute what the model computes; then nothing is written.
+        InputError: if a file does not compute what the model computes, or the folder cannot be written, is in use, or
+            holds files of these names that were not exported; then nothing is written.
     """
     if not formats:
         raise InputError("no format; give format=[onnx,torch_export] or one of them")
@@ -333,38 +335,48 @@ def export(
     checks = drawn(sum(BATCHES), *size)
     if pictures is not None:
         checks = np.concatenate([checks, crops(pictures, *size, model.square)])
-    new = not out.exists()
+    _check_place(out, formats)
+    with at_work(out, "exports", tidy=True), together(out, last=REPORT) as made, _threads(threads):
+        _check_place(out, formats)
+        program = _program(graph, checks, contract)
+        files, opened = {}, {}
+        for name, one in formats.items():
+            told = one.write(program, contract, made / one.file)
+            opened[name] = one.open(made / one.file, threads)
+            parity = _agreed(name, opened[name], model, settings, checks, contract)
+            size_mb = (made / one.file).stat().st_size / 1e6
+            files[name] = {"file": one.file, "megabytes": size_mb, **told, **parity._asdict()}
+        report = {
+            **contract,
+            **(facts or {}),
+            "parameters": sum(parameter.numel() for parameter in graph.parameters()),
+            "files": files,
+            "threads": threads,
+            "milliseconds_per_picture": _speeds(graph, opened, contract, timing) if timing else None,
+        }
+        write_json(made / REPORT, report)
+    return report
+
+
+def _check_place(out: Path, formats: Mapping[str, Format]) -> None:
+    """Raises InputError, before the work, unless what lies where the files go is an earlier export."""
+    names = [*(one.file for one in formats.values()), REPORT]
+    there = [name for name in names if inside(out, name).exists()]
+    for name in there:
+        if (out / name).is_dir():
+            raise InputError(f"cannot write {out / name}: it is a folder; choose another out")
+    if not there:
+        return
     try:
-        with _threads(threads), ExitStack() as stack:
-            # Places first: what cannot be written is found before the work.
-            for name in (*(one.file for one in formats.values()), "export.json"):
-                if (out / name).is_dir():
-                    raise InputError(f"cannot write {out / name}: it is a folder; choose another out")
-            places = {name: stack.enter_context(atomic(out / one.file)) for name, one in formats.items()}
-            record = stack.enter_context(atomic(out / "export.json"))
-            program = _program(graph, checks, contract)
-            files, opened = {}, {}
-            for name, one in formats.items():
-                told = one.write(program, contract, places[name])
-                opened[name] = one.open(places[name], threads)
-                parity = _agreed(name, opened[name], model, settings, checks, contract)
-                size_mb = places[name].stat().st_size / 1e6
-                files[name] = {"file": one.file, "megabytes": size_mb, **told, **parity._asdict()}
-            report = {
-                **contract,
-                **(facts or {}),
-                "parameters": sum(parameter.numel() for parameter in graph.parameters()),
-                "files": files,
-                "threads": threads,
-                "milliseconds_per_picture": _speeds(graph, opened, contract, timing) if timing else None,
-            }
-            record.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return report
-    except BaseException:
-        if new:
-            with suppress(OSError):
-                out.rmdir()
-        raise
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        ours = {"version", "files", "outputs"} <= report.keys()
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise InputError(
+            f"out={out} holds {there[0]} and no {REPORT} that says it was exported; choose another out, or move it "
+            "away"
+        )
 
 
 def _program(graph: Graph, pictures: Array, contract: Contract) -> ExportedProgram:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +26,12 @@ from clip3dreid.data.crops import CropBatch, CropBatches
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, identify
-from clip3dreid.retrieval.shards import VECTORS, WORDS, ShardWriter, unreadable
+from clip3dreid.files import at_work, atomic, identify, inside, remove
+from clip3dreid.retrieval.shards import UNREADABLE, VECTORS, WORDS, ShardWriter, examine, unreadable
 from clip3dreid.table_files import BOX
+from clip3dreid.workers import end_with_parent
 
 log = logging.getLogger(__name__)
-
-UNREADABLE = "unreadable.csv"
 
 
 class Extracted(NamedTuple):
@@ -70,22 +71,24 @@ class Extraction(lightning.LightningModule):
         # Fewer shards than processes: those without one have nothing to look at.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.model, self.flip = model, flip
-        self._writer, self._waiting = writer, numbers
+        self._writer, self._waiting = writer, deque(numbers)
         self._outputs = outputs
         self._rows: list[npt.NDArray[np.int64]] = []
         self._skipped: list[tuple[int, str]] = []
         self._vectors: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._words: list[list[str]] = []
+        self._seen = 0
 
     def predict_step(self, batch: CropBatch, batch_idx: int) -> None:
         """Takes a batch; writes a shard where it was the last one of it."""
         self._skipped += batch.skipped
+        self._seen += len(batch.rows) + len(batch.skipped)
         if len(batch.rows):
             self._keep(self.model(to_unit(batch.images), flip=self.flip))
             self._rows.append(batch.rows.cpu().numpy())
         number = self._waiting[0]
-        if sum(map(len, self._rows)) + len(self._skipped) == len(self._writer.rows(number)):
-            self._hand_over(self._waiting.pop(0))
+        if self._seen == len(self._writer.rows(number)):
+            self._hand_over(self._waiting.popleft())
 
     def _keep(self, seen: Outputs) -> None:
         for name in VECTORS:
@@ -106,6 +109,7 @@ class Extraction(lightning.LightningModule):
         self._writer.put(number, rows, vectors, words, self._skipped)
         log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "shard %d is written", number)
         self._rows, self._skipped, self._vectors, self._words = [], [], {}, []
+        self._seen = 0
 
 
 def extract(cfg: DictConfig) -> Extracted:
@@ -115,7 +119,8 @@ def extract(cfg: DictConfig) -> Extracted:
         cfg: `conf/extract.yaml`, composed.
 
     Raises:
-        InputError: if model or pictures are missing or do not fit, or the folder holds another model's shards.
+        InputError: if model or pictures are missing or do not fit, or the folder holds another model's shards or is
+            in use by another extraction.
     """
     if cfg.checkpoint is None:
         raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
@@ -137,26 +142,48 @@ def extract(cfg: DictConfig) -> Extracted:
         logger=False,
         enable_checkpointing=False,
     )
+    facts = {
+        "fingerprint": model.fingerprint,
+        "source": _source(cfg),
+        "flip": cfg.flip,
+        "height": model.height,
+        "width": model.width,
+        "vectors": {name: width for name, width in model.widths.items() if name in outputs},
+        "groups": model.groups if WORDS in outputs else {},
+    }
+    form, dtype = str(cfg.format), str(cfg.dtype)
+    # Before the lock, which is a file: a folder that is refused is not touched.
+    examine(folder, facts, form=form, dtype=dtype, rows_per_shard=rows_per_shard)
+    if trainer.global_rank:
+        # The first process has locked the folder for all of them; without it nobody would keep another out.
+        end_with_parent()
+    with nullcontext() if trainer.global_rank else at_work(folder, "extracts", tidy=True):
+        writer = ShardWriter(
+            folder,
+            listing.table,
+            identify(listing.root, listing.table["path"].to_list(), missing_ok=True),
+            facts,
+            notes={"model": str(cfg.checkpoint), "root": str(listing.root.absolute())},
+            form=form,
+            dtype=dtype,
+            rows_per_shard=rows_per_shard,
+            share=(trainer.global_rank, trainer.world_size),
+        )
+        return _fill(cfg, trainer, model, listing, writer, outputs, batch, workers)
+
+
+def _fill(
+    cfg: DictConfig,
+    trainer: lightning.Trainer,
+    model: ReidModel,
+    listing: Listing,
+    writer: ShardWriter,
+    outputs: tuple[str, ...],
+    batch: int,
+    workers: int,
+) -> Extracted:
+    """Makes the shards that are missing, and the list of what could not be read."""
     paths = listing.table["path"].to_list()
-    writer = ShardWriter(
-        folder,
-        listing.table,
-        identify(listing.root, paths, missing_ok=True),
-        {
-            "fingerprint": model.fingerprint,
-            "source": _source(cfg),
-            "flip": cfg.flip,
-            "height": model.height,
-            "width": model.width,
-            "vectors": {name: width for name, width in model.widths.items() if name in outputs},
-            "groups": model.groups if WORDS in outputs else {},
-        },
-        notes={"model": str(cfg.checkpoint), "root": str(listing.root.absolute())},
-        form=str(cfg.format),
-        dtype=str(cfg.dtype),
-        rows_per_shard=rows_per_shard,
-        share=(trainer.global_rank, trainer.world_size),
-    )
     numbers = writer.missing()
     batches = [
         range(start, min(start + batch, rows.stop))
@@ -173,7 +200,7 @@ def extract(cfg: DictConfig) -> Extracted:
     )
     start = time.perf_counter()
     if done := len(writer.mine) - len(numbers):
-        log.info("%d of %d shards are in %s already and are kept", done, len(writer.mine), folder)
+        log.info("%d of %d shards are in %s already and are kept", done, len(writer.mine), writer.folder)
     if batches or trainer.world_size > 1:
         loader = DataLoader(
             crops,
@@ -190,15 +217,15 @@ def extract(cfg: DictConfig) -> Extracted:
     seconds = time.perf_counter() - start
     # The others may still be at work, on shards that the list of skipped pictures needs.
     trainer.strategy.barrier()
-    skipped = unreadable(folder)
+    skipped = unreadable(writer.folder)
     if trainer.is_global_zero:
-        _list_unreadable(folder, skipped)
+        _list_unreadable(writer.folder, skipped)
     if len(skipped) == len(paths):
         raise InputError(
             f"none of {len(paths)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
         )
     computed = sum(map(len, batches))
-    return Extracted(folder, len(paths) - len(skipped), len(skipped), seconds, computed)
+    return Extracted(writer.folder, len(paths) - len(skipped), len(skipped), seconds, computed)
 
 
 def _source(cfg: DictConfig) -> str:
@@ -241,10 +268,10 @@ def _outputs(cfg: DictConfig, model: ReidModel) -> tuple[str, ...]:
 
 
 def _list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:
-    path = folder / UNREADABLE
     if skipped.is_empty():
-        path.unlink(missing_ok=True)
+        remove(folder, [UNREADABLE])
         return
+    path = inside(folder, UNREADABLE)
     with atomic(path) as temporary:
         skipped.write_csv(temporary)
     log.warning("%d pictures could not be read and are left out, see %s", len(skipped), path)

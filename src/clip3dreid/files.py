@@ -1,4 +1,11 @@
-"""Files: written whole or not at all, folders kept to one process, one state of a file told from another."""
+"""Files: written whole or not at all, folders kept to one process, one state of a file told from another.
+
+Three rules hold for every folder that this program fills. Nothing in it is written or removed through a link
+(`inside`): whoever made the link may own what it points to. The folder itself may be one, that is its owner's choice.
+Nothing is removed that this process did not make, or that the program's own list does not prove to be the program's
+(`remove`). One process works there at a time (`at_work`), and what a killed one has left running can put nothing in
+its place any more (`open_stage`).
+"""
 
 import errno
 import fcntl
@@ -7,11 +14,13 @@ import json
 import logging
 import os
 import platform
+import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,12 +59,28 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; make room, or choose another place"
-        ) from error
+    except Exception as error:
+        if (reason := why_not_written(error)) is None:
+            raise
+        raise InputError(f"cannot write {path}: {reason}; make room, or choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that went away there is nothing to tidy up
+            temporary.unlink(missing_ok=True)
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def why_not_written(error: Exception) -> str | None:
+    """The system's reason, if an error is of writing a file; None for any other.
+
+    Libraries that write by themselves (safetensors, polars) have errors of their own, which hold the system's number.
+    """
+    if isinstance(error, InputError):
+        return None
+    if told := _OS_ERROR.search(str(error)):
+        return os.strerror(int(told[1]))
+    return error.strerror or str(error) or type(error).__name__ if isinstance(error, OSError) else None
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -69,6 +94,192 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def inside(folder: Path | str, path: PurePath | str) -> Path:
+    """The place of a file or folder in a folder that the program fills, if no link leads there.
+
+    Args:
+        folder: as the user gave it; it may be a link itself, or lie behind one.
+        path: relative to it; nothing need be there.
+
+    Returns:
+        `folder / path`.
+
+    Raises:
+        InputError: if a part of `path` is a link, naming it, or leads out of the folder.
+    """
+    place, relative = Path(folder), PurePath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise InputError(f"{path} leads out of {folder}; nothing is written or removed there")
+    for part in relative.parts:
+        place = place / part
+        if place.is_symlink():
+            raise InputError(
+                f"{place} is a link, and nothing is written or removed through one; move it away, or choose another "
+                "folder (which may be a link itself)"
+            )
+    return place
+
+
+def remove(folder: Path | str, paths: Iterable[str]) -> None:
+    """Removes files that are known for the program's, and the folders below `folder` that this leaves empty.
+
+    Args:
+        folder: as for `inside`.
+        paths: relative to it; those that are not there are passed over.
+
+    Raises:
+        InputError: if a link leads to one of them, and then nothing is removed; or if one cannot be removed.
+    """
+    folder, paths = Path(folder), list(paths)
+    places = [inside(folder, path) for path in paths]
+    for place in places:
+        try:
+            place.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {place}: {error.strerror or error}") from error
+    parents = {parent for path in paths for parent in PurePath(path).parents} - {PurePath()}
+    for parent in sorted(parents, key=lambda parent: -len(parent.parts)):
+        with suppress(OSError):  # it holds something else
+            (folder / parent).rmdir()
+
+
+# Eight characters of tempfile's.
+_STAGE = re.compile(r"(run|old)-[a-z0-9_]{8}")
+
+
+def is_stage(name: str) -> bool:
+    """Whether `open_stage` makes folders of this name."""
+    return _STAGE.fullmatch(name) is not None
+
+
+def open_stage(work: Path) -> Path:
+    """A new folder in `work` where files are written before they take their places (`staged`).
+
+    Earlier ones go. A worker that outlives its killed parent still writes to one of those, so from here on it can
+    finish nothing, and nothing of an earlier run gets among the files of a new one.
+
+    Args:
+        work: the program's own folder within the one that it fills, which must be locked (`at_work`); made if need
+            be.
+
+    Raises:
+        InputError: if `work` is a link, or cannot be written.
+    """
+    inside(work.parent, work.name)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        _remove_stages(work)
+        return Path(tempfile.mkdtemp(dir=work, prefix="run-"))
+    except OSError as error:
+        raise InputError(f"cannot write {work}: {error.strerror or error}; choose another place") from error
+
+
+def close_stages(work: Path) -> None:
+    """Removes the folders that `open_stage` made, and then `work`, unless it holds something else."""
+    _remove_stages(work)
+    with suppress(OSError):
+        work.rmdir()
+
+
+def _remove_stages(work: Path) -> None:
+    for path in list(work.iterdir()):
+        if is_stage(path.name) and path.is_dir() and not path.is_symlink():
+            # First out of reach by its name, at one stroke: while it is emptied, a worker may fill it.
+            gone = path.with_name(f"old-{path.name[4:]}")
+            if gone != path:
+                path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def staged(stage: Path, folder: Path, path: str) -> Iterator[Path]:
+    """Yields a temporary place in a stage, which becomes a file of `folder` when the block succeeds.
+
+    As `atomic`, where a folder has many files: a killed run leaves no litter among them.
+
+    Args:
+        stage: of `open_stage`, on the same file system.
+        folder: that is filled.
+        path: of the file, relative to it; its folders are made.
+
+    Raises:
+        InputError: if a link leads there, or it cannot be written, a full disk included.
+    """
+    target = inside(folder, path)
+    # Not with its name, which may be as long as a name can be.
+    temporary = stage / f"{os.getpid()}{target.suffix}"
+    try:
+        yield temporary
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(target)
+    except Exception as error:
+        if (reason := why_not_written(error)) is None:
+            raise
+        raise InputError(
+            f"cannot write {target}: {reason}; make room for it and start again: what is finished is kept"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+UNFINISHED = ".unfinished"
+"""Within a folder, where `together` has its files before they take their places."""
+
+
+@contextmanager
+def together(folder: Path | str, last: str) -> Iterator[Path]:
+    """Yields an empty folder, whose files all take their places in `folder` when the block succeeds, or none does.
+
+    Args:
+        folder: locked (`at_work`); made if need be.
+        last: the file that vouches for the others: an earlier one goes first and the new one comes last, so that
+            not even a crash while they take their places leaves a mixture that passes for whole.
+
+    Raises:
+        InputError: if a link is in the way, or the folder cannot be written, a full disk included; what was there
+            before is still there.
+    """
+    folder = Path(folder)
+    stage = open_stage(folder / UNFINISHED)
+    try:
+        yield stage
+        names = sorted((path.name for path in stage.iterdir()), key=lambda name: (name == last, name))
+        for name in names:
+            if inside(folder, name).is_dir():
+                raise InputError(f"cannot write {folder / name}: it is a folder; choose another place")
+        (folder / last).unlink(missing_ok=True)
+        for name in names:
+            (stage / name).replace(folder / name)
+    except InputError as error:
+        # Of a file that is nobody's yet; what it was going to be is asked about.
+        raise InputError(str(error).replace(str(stage), str(folder))) from error
+    except Exception as error:
+        if (reason := why_not_written(error)) is None:
+            raise
+        raise InputError(f"cannot write {folder}: {reason}; make room, or choose another place") from error
+    finally:
+        with suppress(OSError):
+            close_stages(stage.parent)
+
+
+def sweep(folder: Path, ours: Callable[[str], object]) -> None:
+    """Removes what killed processes left of files that `atomic` was just writing.
+
+    Args:
+        folder: locked (`at_work`), so that nobody is writing them.
+        ours: from a name to whether it is of those files; of no others anything is removed.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and ours(found["stem"] + found["suffix"]) and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)-[a-z0-9_]{8}(?P<suffix>(\.[^.]+)?)")
+
+
 LOCK = ".lock"
 """The file that a folder's lock is held on; it stays when the lock is gone, empty."""
 # Folders that this process is at work in: a process is never refused what it holds itself, so it must be told.
@@ -77,16 +288,17 @@ _POLL_S = 0.2
 
 
 @contextmanager
-def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[None]:
+def at_work(folder: Path | str, doing: str, *, wait: bool = False, tidy: bool = False) -> Iterator[None]:
     """Keeps a folder to this process for as long as the block lasts.
 
     The lock dies with the process that holds it, however that ends, and is not inherited by processes that it starts.
     On a file system that knows no locks a warning is logged and nothing is kept.
 
     Args:
-        folder: made if need be.
+        folder: made if need be, and removed again if the block fails before it holds anything.
         doing: what is done there, in a few words, for whoever finds it locked.
         wait: until it is free, with a line that says so; else another holder is an error.
+        tidy: remove the lock's file at the end, so that a finished folder is what it was made for and nothing else.
 
     Raises:
         InputError: if another process is at work there, naming it, or the folder cannot be written.
@@ -96,24 +308,28 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[N
     if (key := _held_as(path)) in _HELD:
         # Asked before the file is opened: closing it a second time would let go of the lock.
         raise RuntimeError(f"{folder} is locked by this very process")
+    made = not folder.exists()
+    handle, locked = _take(path, wait)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link: whoever made it may own what it points to.
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    try:
-        locked = _lock(handle, folder, wait)
         key = _held_as(path)
         _HELD.add(key)
         try:
             if locked:
-                _write_owner(handle, doing)
+                with suppress(OSError):  # a full disk has no room for a name, but keeps the lock
+                    _write_owner(handle, doing)
             yield
+        except BaseException:
+            if made and locked:
+                _forget(folder)
+            raise
         finally:
             _HELD.discard(key)
             if locked:
-                os.ftruncate(handle, 0)
+                with suppress(OSError):
+                    os.ftruncate(handle, 0)
+                    if tidy:
+                        # While it is held: who waits for it finds that it is gone (`_take`).
+                        path.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
@@ -136,6 +352,36 @@ def is_locked(folder: Path | str) -> bool:
     finally:
         os.close(handle)  # and with it the lock, if there was none
     return False
+
+
+def _take(path: Path, wait: bool) -> tuple[int, bool]:
+    """Opens a lock's file and takes the lock; False where there are no locks."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not through a link: whoever made it may own what it points to.
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; choose another place"
+            ) from error
+        try:
+            locked = _lock(handle, path.parent, wait)
+        except BaseException:
+            os.close(handle)
+            raise
+        # Else who held it has just removed it, and the next may have made another.
+        if os.fstat(handle).st_nlink:
+            return handle, locked
+        os.close(handle)
+
+
+def _forget(folder: Path) -> None:
+    """Removes a folder that holds nothing but its lock, which who waits for it finds out (`_take`)."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _held_as(path: Path) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from clip3dreid.build import data_sources, read_manifest, require_data
 from clip3dreid.config import conf_dir, entry_point
 from clip3dreid.errors import InputError
+from clip3dreid.files import at_work, inside, together
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,21 +24,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PAGE = ("labels.md", "words.png", "scores.png", "certain.jpg", "uncertain.jpg")
+"""Beside the labels."""
 ROWS = 8192
 """Pictures whose scores are computed at a time."""
 
 
 def _output(cfg: DictConfig) -> Path:
-    """Where the labels go; what somebody may have edited is not written over.
+    """Where the labels go; what somebody may have edited, or is nobody knows whose, is not written over.
 
     Raises:
-        InputError: if labels are there already, or the format is unknown.
+        InputError: if labels are there already, or something else of the same names, or the format is unknown.
     """
+    from clip3dreid.language.labels import is_labels
+
     if cfg.format not in ("parquet", "csv"):
         raise InputError(f"format={cfg.format} is unknown; choose parquet or csv")
-    path = Path(str(cfg.out)) / f"labels.{cfg.format}"
+    folder = Path(str(cfg.out))
+    path = inside(folder, f"labels.{cfg.format}")
     if path.exists() and not cfg.overwrite:
         raise InputError(f"{path} is there already, perhaps edited; give overwrite=true, or another out")
+    earlier = any(is_labels(inside(folder, f"labels.{suffix}")) for suffix in ("parquet", "csv"))
+    there = [name for name in (path.name, "labels.json", *PAGE) if inside(folder, name).exists()]
+    if there and not earlier:
+        raise InputError(
+            f"{folder} holds {there[0]} and no labels of ours that it would belong to; give another out, or move it "
+            "away"
+        )
     return path
 
 
@@ -130,8 +143,20 @@ def label(cfg: DictConfig) -> Path:
         The file of labels.
 
     Raises:
-        InputError: if data, teacher or vocabulary are missing or do not fit.
+        InputError: if data, teacher or vocabulary are missing or do not fit, or the folder holds labels, something
+            else of the same names, or is in use.
     """
+    require_data(cfg)
+    if "model" not in cfg or cfg.model.get("teacher") is None:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        raise InputError(f"no teacher: give model/teacher=NAME; NAME is one of {names}")
+    path = _output(cfg)
+    with at_work(path.parent, "labels people", tidy=True):
+        _output(cfg)
+        return _label(cfg, path)
+
+
+def _label(cfg: DictConfig, path: Path) -> Path:
     from hydra.utils import instantiate
 
     from clip3dreid.language.agreement import agreement
@@ -141,11 +166,6 @@ def label(cfg: DictConfig) -> Path:
     from clip3dreid.report.label_page import write_page
     from clip3dreid.tables import print_table
 
-    require_data(cfg)
-    if "model" not in cfg or cfg.model.get("teacher") is None:
-        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
-        raise InputError(f"no teacher: give model/teacher=NAME; NAME is one of {names}")
-    path = _output(cfg)
     vocabulary = instantiate(cfg.language, _convert_="all")
     sources = [source.manifest for source in data_sources(cfg, int(cfg.seed))]
     _check_nobody_is_lost(cfg, sources)
@@ -165,17 +185,18 @@ def label(cfg: DictConfig) -> Path:
     )
     truth = _truth(sources, vocabulary, labels.level)
     agreed = None if truth is None else agreement(labels.table, truth, vocabulary)
-    write_page(
-        path.parent,
-        labels.table,
-        vocabulary.groups,
-        labels.facts,
-        units=units,
-        scores=means,
-        pictures=_pictures(sources, table),
-        agreement=agreed,
-    )
-    save(labels, path)
+    with together(path.parent, last=path.name) as made:
+        write_page(
+            made,
+            labels.table,
+            vocabulary.groups,
+            labels.facts,
+            units=units,
+            scores=means,
+            pictures=_pictures(sources, table),
+            agreement=agreed,
+        )
+        save(labels, made / path.name)
     if agreed is not None:
         header = ["group", "Spearman", "right, %", "balanced, %", "chance, %"]
         rows: list[list[Any]] = [

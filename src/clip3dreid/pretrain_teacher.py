@@ -10,13 +10,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config import entry_point
+from clip3dreid.config import LAST_CHECKPOINT, entry_point
 from clip3dreid.errors import InputError
+from clip3dreid.files import inside, write_json, write_text
 from clip3dreid.run_folder import holds_checkpoint
 
 log = logging.getLogger(__name__)
 
 CARD_VERSION = 1
+_FILES = ("config.yaml", "environment.json")
 # What may differ when a killed run goes on.
 _HANDLING = ("workers", "in_memory", "trainer", "logger", "callbacks")
 
@@ -33,10 +35,18 @@ def _check_folder(cfg: DictConfig, folder: Path) -> Path | None:
     Raises:
         InputError: if the folder holds another training.
     """
+    for name in (*_FILES, LAST_CHECKPOINT, Path("csv") / "metrics.csv"):
+        inside(folder, name)
     record = folder / "config.yaml"
     if not record.is_file():
         return None
-    earlier: Any = OmegaConf.to_container(OmegaConf.load(record), resolve=True)
+    try:
+        earlier: Any = OmegaConf.to_container(OmegaConf.load(record), resolve=True)
+    # What parses YAML has errors of its own.
+    except Exception as error:
+        raise InputError(f"{record} is damaged, or of something else; give another out") from error
+    if not isinstance(earlier, dict):
+        raise InputError(f"{record} is of something else than a training; give another out")
     earlier = {key: value for key, value in earlier.items() if key not in _HANDLING}
     if earlier != _decides(cfg):
         changed = sorted(
@@ -75,7 +85,7 @@ def train(cfg: DictConfig) -> Path:
         The teacher's folder, `out/teacher`.
 
     Raises:
-        InputError: if world, grammar or network do not fit, or `out` holds something else.
+        InputError: if world, grammar or network do not fit, or `out` holds something else or is in use.
     """
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
     import lightning.pytorch as pl
@@ -85,7 +95,6 @@ def train(cfg: DictConfig) -> Path:
 
     from clip3dreid.build import plain
     from clip3dreid.checkpoints import CheckpointFiles
-    from clip3dreid.files import write_json, write_text
     from clip3dreid.model.small_clip import (
         check_place,
         make_small_clip,
@@ -98,7 +107,7 @@ def train(cfg: DictConfig) -> Path:
     from clip3dreid.signals import SaveWhenTold, StopWatch
 
     folder = Path(str(cfg.out))
-    start = _check_folder(cfg, folder)
+    _check_folder(cfg, folder)
     # Now, and not after the training.
     out = folder / "teacher"
     check_place(out)
@@ -145,7 +154,9 @@ def train(cfg: DictConfig) -> Path:
         plugins=[CheckpointFiles()],
     )
     watch.take_over(trainer)
+    start = _check_folder(cfg, folder)
     if trainer.is_global_zero:
+        check_place(out)
         keep_earlier(folder)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json(folder / "environment.json", environment())

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from clip3dreid.body import writing
 from clip3dreid.body.plan import Picture, Plan
 from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, write
 from clip3dreid.errors import InputError
+from clip3dreid.files import open_stage
+from tests.small_disk import fill, small_disk
 
 PICTURES = 3 * CHUNK + 2
 CONFIG = {"seed": 7, "layout": {"cameras": 2}}
@@ -152,28 +154,42 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: int, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW)
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+@contextlib.contextmanager
+def slow(tmp_path: Path, wait_for: int = CHUNK) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes a world of 200 pictures with two workers, from when so many are there."""
     with subprocess.Popen(
         [sys.executable, "slow.py"],
         cwd=tmp_path,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:
-            if int(line.split()[0]) >= CHUNK:
+            if int(line.split()[0]) >= wait_for:
                 break
+        yield run
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: int, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    with slow(tmp_path) as run:
         run.send_signal(signal_number)
         run.wait(60)
     out = tmp_path / "w"
-    # The workers notice at once that their parent is gone; let what they were writing come to an end.
-    time.sleep(0.5)
     for path in out.rglob("*.png"):
         if ".world" not in path.parts:
             Image.open(path).load()
@@ -185,7 +201,7 @@ def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: in
 
 
 def test_a_worker_that_is_killed_is_told_in_a_line(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a process that drew pictures was killed.*workers=2"):
+    with pytest.raises(InputError, match=r"a process at work was killed.*workers=2"):
         write(commission(dies_at=2 * CHUNK), tmp_path / "w", workers=2)
     write(commission(), tmp_path / "w", workers=0)
     assert held(tmp_path / "w") == held(world)
@@ -332,7 +348,8 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_the_run_goes_on_later(
 
     def full(path: Path, data: bytes) -> int:
         written.append(path)
-        if len(written) > 20:
+        # The description and the list come before the pictures.
+        if len(written) > 22:
             raise OSError(28, "No space left on device")
         return write_bytes(path, data)
 
@@ -346,12 +363,11 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_the_run_goes_on_later(
 
 def test_what_a_killed_run_was_just_writing_is_swept_away(world: Path, tmp_path: Path) -> None:
     out = interrupted(tmp_path / "w")
-    (out / ".world/part-1.png").write_text("half")
-    (out / ".world/.chunk-000003-x.parquet").write_text("half")
+    (stage,) = (path for path in (out / ".world").iterdir() if path.is_dir())
+    (stage / "1-0042.png").write_text("half")
     with contextlib.suppress(ZeroDivisionError):
         write(commission(fails_at=PICTURES - 1), out, workers=0)
-    assert not (out / ".world/part-1.png").exists()
-    assert not (out / ".world/.chunk-000003-x.parquet").exists()
+    assert not stage.exists()
 
 
 def test_negative_workers_are_refused(tmp_path: Path) -> None:
@@ -373,3 +389,168 @@ def test_an_artist_is_made_once_in_a_process(tmp_path: Path) -> None:
 
     write(Commission(plan(), artist, 8, 4, CONFIG, {}, finish), tmp_path / "w", workers=0)
     assert made == [1]
+
+
+def linked(tmp_path: Path) -> Path:
+    """A folder of somebody's, with all kinds of files in it."""
+    precious = tmp_path / "precious"
+    (precious / "run-abcdefgh").mkdir(parents=True)
+    for name in (".bashrc", "part-1.png", "chunk-000000.parquet", "0001.png", "run-abcdefgh/thesis.tex"):
+        (precious / name).write_text("mine")
+    return precious
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", [".world", "train", "train/0001.png", "info", "world.json"])
+def test_nothing_is_written_or_removed_through_a_link(place: str, overwrite: bool, tmp_path: Path) -> None:
+    precious = linked(tmp_path)
+    before = held(precious)
+    out = interrupted(tmp_path / "w")
+    if (out / place).is_dir():
+        shutil.rmtree(out / place)
+        (out / place).symlink_to(precious)
+    else:
+        (out / place).replace(precious / "moved")
+        before["moved"] = (precious / "moved").read_bytes()
+        (out / place).symlink_to(precious / "moved")
+    config = CONFIG | {"seed": 8} if overwrite else CONFIG
+    # A picture that is a link is there, and is left as it is.
+    with contextlib.suppress(InputError):
+        write(commission(config), out, workers=0, overwrite=overwrite)
+        assert (place, overwrite) == ("train/0001.png", False)
+    assert held(precious) == before
+    assert (out / place).is_symlink()
+
+
+def test_a_link_in_a_new_folder_is_something_else(tmp_path: Path) -> None:
+    precious = linked(tmp_path)
+    before = held(precious)
+    for place in ("train", "info"):
+        out = tmp_path / place
+        out.mkdir()
+        (out / place).symlink_to(precious)
+        with pytest.raises(InputError, match=f"holds something else \\({place}\\)"):
+            write(commission(), out, workers=0)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / ".world").symlink_to(precious)
+    with pytest.raises(InputError, match=r"w/\.world is a link.*move it away"):
+        write(commission(), tmp_path / "w", workers=0)
+    assert held(precious) == before
+
+
+def test_the_folder_itself_may_be_a_link_to_a_large_disk(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "w").symlink_to(tmp_path / "disk")
+    write(commission({"seed": 8}), tmp_path / "w", workers=0)
+    write(commission(), tmp_path / "w", workers=0, overwrite=True)
+    assert held(tmp_path / "disk") == held(world)
+    assert (tmp_path / "w").is_symlink()
+
+
+def test_a_working_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    out = interrupted(tmp_path / "w")
+    (out / ".world" / "notes.txt").write_text("mine")
+    before = held(out)
+    for config, overwrite in ((CONFIG, False), (CONFIG | {"seed": 8}, True)):
+        with pytest.raises(InputError, match=r"\.world holds something else \(notes\.txt\); move it away"):
+            write(commission(config), out, workers=0, overwrite=overwrite)
+    assert held(out) == before
+
+
+@pytest.mark.slow
+def test_a_folder_where_another_process_writes_is_refused_and_that_one_ends_well(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    with slow(tmp_path) as run:
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match=rf"in use: process {run.pid} on .* \(writes a world\)"):
+                write(commission(pictures=200), tmp_path / "w", workers=0, overwrite=overwrite)
+        assert run.wait(60) == 0
+    write(commission(pictures=200), tmp_path / "whole", workers=0)
+    assert held(tmp_path / "w") == held(tmp_path / "whole")
+    assert write(commission(pictures=200), tmp_path / "w", workers=0).drawn == 0
+
+
+def test_a_worker_that_outlived_its_parent_puts_nothing_into_the_next_world(
+    world: Path, tmp_path: Path
+) -> None:
+    """Stopped when its parent is killed, it wakes when another world is there."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    with slow(tmp_path) as run:
+        with pytest.raises(InputError, match=rf"in use: process {run.pid} on .* \(writes a world\)"):
+            write(commission(pictures=200), tmp_path / "w", workers=0)
+        workers = children(run.pid)
+        assert len(workers) >= 2
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        run.kill()
+        run.wait()
+    other = commission({"seed": 8}, pictures=250)
+    write(other, tmp_path / "w", workers=0, overwrite=True)
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    while any(alive(worker) for worker in workers):
+        time.sleep(0.01)
+    write(other, tmp_path / "whole", workers=0)
+    assert held(tmp_path / "w") == held(tmp_path / "whole")
+
+
+def test_what_was_written_to_a_stage_that_is_gone_takes_nobodys_place(tmp_path: Path) -> None:
+    job = writing._Job(commission(), tmp_path, open_stage(tmp_path / ".world"))
+    open_stage(tmp_path / ".world")
+    with pytest.raises(InputError, match="cannot write"):
+        job(0)
+    assert not held(tmp_path)
+
+
+def test_a_run_killed_while_it_tidied_up_is_tidied_up_after(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w"
+    shutil.copytree(world, out)
+    open_stage(out / ".world")
+    (out / ".world" / "chunk-000001.parquet").write_text("old")
+    assert write(commission(), out, workers=0).drawn == 0
+    assert not (out / ".world").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*file/w"):
+        write(commission(), tmp_path / "file" / "w", workers=0)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(InputError, match=r"cannot write .*Read-only file system"):
+        write(commission(), tmp_path / "w", workers=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_fills_up_for_real_is_one_line_and_the_run_goes_on(
+    workers: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", 600) as disk:
+        out = disk / "w"
+        with monkeypatch.context() as patch:
+            # As if another program filled it after the check.
+            patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
+            filler = fill(disk, leave=120_000)
+            with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+                write(commission(), out, workers=workers)
+        filler.unlink()
+        assert write(commission(), out, workers=workers).drawn > 0
+        assert held(out) == held(world)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_and_started_again_at_once_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW.replace("wait=0.01", "wait=0.002"))
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        with slow(tmp_path, wait_for=0) as run:
+            time.sleep(rng.uniform(0, 0.3))
+            run.kill()
+            run.wait()
+    write(commission(pictures=200), tmp_path / "w", workers=2)
+    write(commission(pictures=200), tmp_path / "whole", workers=0)
+    assert held(tmp_path / "w") == held(tmp_path / "whole")

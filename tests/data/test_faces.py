@@ -1,5 +1,6 @@
 """The copy is made with detectors whose answer is known, so that every pixel that changes is accounted for."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
 from clip3dreid.errors import InputError
+from clip3dreid.files import LOCK
 from clip3dreid.pictures import read_rgb
+from tests.small_disk import fill, small_disk
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
 
@@ -195,6 +198,16 @@ class TestCopy:
         assert (tmp_path / "out/linked/0_1_0.png").is_file()
 
 
+def unfinished(source, out):
+    """A copy that was stopped at its last picture but one."""
+    last = source / "train/1_1_0.jpg"
+    whole = last.read_bytes()
+    last.write_bytes(b"")
+    with pytest.raises(InputError):
+        blur(source, out)
+    last.write_bytes(whole)
+
+
 class TestTrouble:
     def test_unreadable_picture_ends_the_run_by_name_and_the_next_run_goes_on(self, tmp_path):
         source = write_tree(tmp_path / "source")
@@ -243,6 +256,127 @@ class TestTrouble:
         assert blur(source, tmp_path / "out").pictures == 7
         assert {path: path.stat().st_mtime_ns for path in times} == times
 
+    def test_overwrite_replaces_a_copy_and_nobody_elses_files(self, tmp_path):
+        source, other = write_tree(tmp_path / "source"), write_tree(tmp_path / "other")
+        (other / "train/1_1_0.jpg").rename(other / "train/8_1_0.jpg")
+        blur(other, tmp_path / "out")
+        (tmp_path / "out/train/mine.txt").write_text("precious")
+        blur(source, tmp_path / "out", overwrite=True)
+        blur(source, tmp_path / "fresh")
+        assert tree(tmp_path / "out") == tree(tmp_path / "fresh") | {"train/mine.txt": b"precious"}
+
+    @pytest.mark.parametrize("made", [False, True])
+    def test_overwrite_refuses_to_write_over_files_of_somebody_else(self, tmp_path, made):
+        """A wrong `out`, such as another data set of the same layout."""
+        source, out = write_tree(tmp_path / "source"), tmp_path / "out"
+        if made:
+            blur(source, out)
+            Image.fromarray(noise(5)).save(source / "train/7_1_0.png")
+            (out / "train/7_1_0.png").write_text("precious")
+        else:
+            write_tree(out)
+        before = tree(out)
+        for overwrite in (True, False):
+            with pytest.raises(InputError, match=r"would be written over|holds something else"):
+                blur(source, out, overwrite=overwrite)
+        assert tree(out) == before
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize(
+        "place", [".blur_faces", "train", "train/0_1_0.png", ".blur_faces/done.jsonl", "blur_faces.csv"]
+    )
+    def test_nothing_is_written_or_removed_through_a_link(self, tmp_path, place, overwrite):
+        source, out = write_tree(tmp_path / "source"), tmp_path / "out"
+        unfinished(source, out)
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        for name in ("settings.json", "done.jsonl", "0_1_0.png", "files.json", ".hidden"):
+            (precious / name).write_text("precious")
+        before = tree(precious)
+        if (out / place).is_dir():
+            for path in (out / place).iterdir():
+                path.rename(tmp_path / path.name)
+            (out / place).rmdir()
+            (out / place).symlink_to(precious)
+        else:
+            (out / place).unlink(missing_ok=True)
+            (out / place).symlink_to(precious / "done.jsonl")
+        with contextlib.suppress(InputError):
+            blur(source, out, overwrite=overwrite)
+            # It is there, and is left as it is.
+            assert (place, overwrite) == ("train/0_1_0.png", False)
+        assert tree(precious) == before
+        assert (out / place).is_symlink()
+
+    def test_the_folder_itself_may_be_a_link_to_a_large_disk(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "out").symlink_to(tmp_path / "disk")
+        blur(source, tmp_path / "out")
+        blur(source, tmp_path / "fresh")
+        assert tree(tmp_path / "disk") == tree(tmp_path / "fresh")
+
+    @pytest.mark.parametrize("text", ["", "path,outcome\n", "a,b,c,d\n1,2,3,4\n", "path\n\xff\n"])
+    def test_a_damaged_list_is_one_line(self, tmp_path, text):
+        source = write_tree(tmp_path / "source")
+        blur(source, tmp_path / "out")
+        (tmp_path / "out/blur_faces.csv").write_text(text, encoding="latin-1")
+        if text.startswith("path,"):
+            # Nothing is said to be done, so whatever is there is somebody's.
+            with pytest.raises(InputError, match="would be written over"):
+                blur(source, tmp_path / "out")
+            return
+        with pytest.raises(InputError, match=r"blur_faces\.csv is not the list"):
+            blur(source, tmp_path / "out")
+
+    def test_a_folder_in_use_is_refused(self, tmp_path):
+        source = write_tree(tmp_path / "source")
+        code = (
+            "import sys; from clip3dreid.files import at_work\n"
+            "with at_work(sys.argv[1], 'blurs faces'): print('there', flush=True); sys.stdin.read()"
+        )
+        other = [sys.executable, "-c", code, str(tmp_path / "out")]
+        with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            holder.stdout.readline()
+            with pytest.raises(InputError, match=rf"in use: process {holder.pid} .*blurs faces"):
+                blur(source, tmp_path / "out")
+            holder.stdin.close()
+        assert blur(source, tmp_path / "out").pictures == 6
+
+    def test_a_folder_or_list_that_cannot_be_written_is_one_line(self, tmp_path, monkeypatch):
+        source = write_tree(tmp_path / "source")
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(InputError, match=r"out=.*file is a file"):
+            blur(source, tmp_path / "file")
+        with pytest.raises(InputError, match=r"cannot write .*file/out"):
+            blur(source, tmp_path / "file" / "out")
+
+        whole = Path.open
+
+        def read_only(path, mode="r", *how, **more):
+            if mode == "a":
+                raise OSError(30, "Read-only file system", str(path))
+            return whole(path, mode, *how, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", read_only)
+            with pytest.raises(InputError, match=r"cannot write .*done\.jsonl: Read-only file system"):
+                blur(source, tmp_path / "out")
+        assert blur(source, tmp_path / "out").pictures == 6
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("leave", range(0, 60_000, 6_000))
+    def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(self, tmp_path, leave):
+        source = write_tree(tmp_path / "source", pictures=12)
+        blur(source, tmp_path / "whole")
+        with small_disk(tmp_path / "disk", 400) as disk:
+            filler = fill(disk, leave=leave)
+            with pytest.raises(InputError, match="No space left on device"):
+                blur(source, disk / "out")
+            filler.unlink()
+            blur(source, disk / "out")
+            assert tree(disk / "out") == tree(tmp_path / "whole")
+
     @pytest.mark.parametrize(("source", "out"), [("a", "a"), ("a", "a/b"), ("a/b", "a")])
     def test_folders_in_one_another_are_refused(self, tmp_path, source, out):
         (tmp_path / "a/b").mkdir(parents=True)
@@ -290,6 +424,8 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(
     while _session(run.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _session(run.pid)
+    # The lock is free, but who held it had no time to take its file away.
+    (tmp_path / "out" / LOCK).unlink()
     left = tree(tmp_path / "out")
     assert ".blur_faces/settings.json" in left
     blur(source, tmp_path / "whole", BrightFaces(0.02))

@@ -13,6 +13,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.files import identify
 from clip3dreid.model.embedding_cache import EmbeddingCache, MemoryCache, TeacherEmbeddings
 from clip3dreid.types import Batch
+from tests.small_disk import fill, small_disk
 
 COUNT, WIDTH, PART = 11, 6, 4
 
@@ -190,7 +191,7 @@ def test_another_version_and_a_damaged_index_are_refused(root):
     one_line(error)
     for text in ("{", "[]", '{"version": 1, "fingerprint": "%s", "width": 6}' % ("f" * 64)):
         index.write_text(text)
-        with pytest.raises(InputError, match="is damaged; remove") as error:
+        with pytest.raises(InputError, match="is damaged, or of something else; restore it") as error:
             opened(root)
         one_line(error)
 
@@ -238,9 +239,83 @@ def test_a_picture_that_is_gone_is_named(root):
 
 def test_a_folder_that_cannot_be_made_is_refused(root):
     (root.parent / "cache").write_text("a file")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=r"cache is no folder; give another") as error:
         opened(root)
     one_line(error)
+
+
+def test_opening_writes_nothing(root):
+    opened(root)
+    assert not (root.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "part-00007.safetensors"])
+def test_parts_that_are_nobody_knows_whose_are_not_written_over(root, name):
+    (root.parent / "cache").mkdir()
+    (root.parent / "cache" / name).write_text("mine")
+    with pytest.raises(InputError, match=r"no index\.json that says whose they are") as error:
+        opened(root)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["part-00001.safetensors", "index.json"])
+def test_nothing_is_written_through_a_link(root, name):
+    cache = filled(root)
+    precious = root.parent / "precious"
+    (cache.folder / name).rename(precious)
+    (cache.folder / name).symlink_to(precious)
+    before = precious.read_bytes()
+    touch(root)
+    remove(root)
+    with pytest.raises(InputError, match="is a link"):
+        filled(root)
+    assert precious.read_bytes() == before
+    assert (cache.folder / name).is_symlink()
+
+
+def test_the_folder_itself_may_be_a_link_to_a_large_disk(root):
+    (root.parent / "disk").mkdir()
+    (root.parent / "cache").symlink_to(root.parent / "disk")
+    assert torch.equal(filled(root).read(torch.arange(COUNT)), values())
+    assert (root.parent / "disk" / "index.json").is_file()
+
+
+def test_litter_of_killed_processes_is_swept_away(root):
+    cache = filled(root)
+    names = sorted(path.name for path in cache.folder.iterdir())
+    for name in (".part-00001-abcdefgh.safetensors", ".index-abcdefgh.json", ".notes-abcdefgh.txt"):
+        (cache.folder / name).write_text("half")
+    cache.sweep()
+    assert sorted(path.name for path in cache.folder.iterdir()) == [".notes-abcdefgh.txt", *names]
+
+
+def test_a_part_that_was_replaced_before_it_was_looked_at_is_not_served(root):
+    """Another training on other pictures was given the same folder while this one was under way."""
+    reader, seen = filled(root), filled(root)
+    seen.read(torch.arange(COUNT))
+    touch(root)
+    other = opened(root)
+    for rows in other.missing():
+        other.put(rows, -values()[rows.start : rows.stop])
+    # What was looked at is still what it was, and what is as it was may still be looked at.
+    assert torch.equal(seen.read(torch.arange(COUNT)), values())
+    assert torch.equal(reader.read(torch.tensor([0])), values()[:1])
+    with pytest.raises(InputError, match=r"part-00001\.safetensors was replaced meanwhile") as error:
+        reader.read(torch.tensor([5]))
+    one_line(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", range(0, 4 * 4096, 4096))
+def test_a_disk_that_fills_up_for_real_is_one_line_and_the_next_run_goes_on(root, leave):
+    with small_disk(root.parent / "cache", 100) as disk:
+        filler = fill(disk, leave=leave)
+        with pytest.raises(InputError, match="No space left on device") as error:
+            filled(root)
+        one_line(error)
+        assert not [path for path in disk.iterdir() if path.name.startswith(".") and path != filler]
+        filler.unlink()
+        assert torch.equal(filled(root).read(torch.arange(COUNT)), values())
 
 
 def test_parts_are_plain_safetensors_that_say_whose_they_are(root):

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.small_clip import check_sums, make_small_clip, save_small_clip, train_tokenizer
+from clip3dreid.model.small_clip import (
+    check_place,
+    check_sums,
+    make_small_clip,
+    save_small_clip,
+    train_tokenizer,
+)
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
+from tests.small_disk import fill, small_disk
 
 TEXTS = ["a tall person with broad shoulders", "a short person who looks heavy"] * 20
 CONFIG = {
@@ -87,6 +94,59 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     save_small_clip(tmp_path / "u", *made(), MEAN, STD, {"round": 1})
     save_small_clip(tmp_path / "u", *made(), MEAN, STD, {"round": 2})
     assert json.loads((tmp_path / "u" / "card.json").read_text()) == {"round": 2}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "deep/mine.txt", ".hidden"])
+def test_a_teacher_with_somebodys_files_beside_it_is_not_replaced(name: str, tmp_path: Path) -> None:
+    save_small_clip(tmp_path / "t", *made(), MEAN, STD, {})
+    (tmp_path / "t" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "t" / name).write_text("keep")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="holds 1 files that are not of the teacher there"):
+        save_small_clip(tmp_path / "t", *made(), MEAN, STD, {})
+    assert contents(tmp_path) == before
+
+
+def test_a_link_in_the_place_of_a_teacher_is_refused(tmp_path: Path) -> None:
+    save_small_clip(tmp_path / "theirs", *made(), MEAN, STD, {})
+    before = contents(tmp_path / "theirs")
+    (tmp_path / "t").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="is a link"):
+        save_small_clip(tmp_path / "t", *made(), MEAN, STD, {"round": 2})
+    assert contents(tmp_path / "theirs") == before
+
+
+@pytest.mark.parametrize("text", ["", "one\n", "\xff"])
+def test_a_damaged_list_is_one_line(text: str, tmp_path: Path) -> None:
+    save_small_clip(tmp_path / "t", *made(), MEAN, STD, {})
+    (tmp_path / "t" / "SHA256SUMS").write_text(text, encoding="latin-1")
+    for attempt in (check_sums, check_place):
+        if text:
+            with pytest.raises(InputError, match="is no list of checksums, or damaged"):
+                attempt(tmp_path / "t")
+    with pytest.raises(InputError, match=r"no list of checksums|not of the teacher"):
+        check_place(tmp_path / "t")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", range(0, 60_000, 4096))
+def test_a_disk_that_fills_up_for_real_leaves_the_teacher_that_was_there(leave: int, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 400) as disk:
+        save_small_clip(disk / "t", *made(), MEAN, STD, {"round": 1})
+        before = contents(disk)
+        filler = fill(disk, leave=leave)
+        with pytest.raises(InputError, match="No space left on device"):
+            save_small_clip(disk / "t", *made(), MEAN, STD, {"round": 2})
+        filler.unlink()
+        assert contents(disk) == before
+        save_small_clip(disk / "t", *made(), MEAN, STD, {"round": 2})
+        check_sums(disk / "t")
+        assert json.loads((disk / "t" / "card.json").read_text()) == {"round": 2}
+        assert [path.name for path in disk.iterdir()] == ["t"]
 
 
 def test_what_makes_no_network_is_refused_in_one_line() -> None:

@@ -1,6 +1,11 @@
 """The adapter, with the engine itself; skipped where LanceDB is not installed."""
 
+import os
+import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,12 +18,32 @@ from clip3dreid.retrieval.engine import Exact
 from clip3dreid.retrieval.filters import Filter
 from clip3dreid.retrieval.lance import Lance
 from tests.retrieval.galleries import MemoryGallery
+from tests.small_disk import fill, small_disk
 
 
 def queries(gallery, count=6, seed=1):
     rng = np.random.default_rng(seed)
     noise = torch.from_numpy(rng.standard_normal((count, gallery.vectors.shape[1]))).float()
     return gallery.vectors[rng.integers(len(gallery.vectors), size=count)] + noise
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from clip3dreid.retrieval.lance import Lance
+from tests.retrieval.galleries import MemoryGallery
+from tests.small_disk import fill, small_disk
+gallery = MemoryGallery(Path(sys.argv[1]))
+whole = gallery.blocks
+def slowly(name):
+    first, *rest = whole(name)
+    yield first
+    print("half", flush=True)
+    sys.stdin.read()
+    yield from rest
+gallery.blocks = slowly
+Lance(gallery, "embedding")
+"""
 
 
 def test_without_the_client_the_extra_to_install_is_named(tmp_path, monkeypatch):
@@ -129,6 +154,66 @@ class TestWithLanceDB:
         with pytest.raises(InputError):
             Lance(gallery, "embedding")
         assert built
+
+    def test_tables_of_somebody_else_are_not_dropped(self, gallery):
+        """A wrong `engine.uri`, such as another program's database."""
+        import lancedb
+
+        database = lancedb.connect(str(gallery.folder / "lance"))
+        for name in ("gallery_embedding", "second_embedding_finished"):
+            database.create_table(name, [{"precious": 1}])
+        for name in ("gallery", "second"):
+            for rebuild in (False, True):
+                with pytest.raises(InputError, match=r"that is no index of this program; give another"):
+                    Lance(gallery, "embedding", name=name, rebuild=rebuild)
+        for name in ("gallery_embedding", "second_embedding_finished"):
+            assert database.open_table(name).to_arrow().to_pylist() == [{"precious": 1}]
+
+    @pytest.mark.parametrize("place", ["lance", "lance/gallery_embedding.lance"])
+    def test_nothing_is_written_or_removed_through_a_link(self, gallery, place):
+        (gallery.folder / "precious").mkdir()
+        (gallery.folder / "precious" / "file").write_text("mine")
+        (gallery.folder / place).parent.mkdir(exist_ok=True)
+        (gallery.folder / place).symlink_to(gallery.folder / "precious")
+        for rebuild in (False, True):
+            with pytest.raises(InputError, match="is a link"):
+                Lance(gallery, "embedding", rebuild=rebuild)
+        assert [path.name for path in (gallery.folder / "precious").iterdir()] == ["file"]
+        # A place that is named may be one.
+        (gallery.folder / "disk").mkdir()
+        (gallery.folder / "linked").symlink_to(gallery.folder / "disk")
+        Lance(gallery, "embedding", uri=str(gallery.folder / "linked"))
+        assert list((gallery.folder / "disk").glob("*.lance"))
+
+    def test_a_second_process_waits_for_the_index_that_the_first_builds(self, gallery, monkeypatch):
+        """The first is stopped in the middle of building."""
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+        }
+        command = [sys.executable, "-c", BUILD, str(gallery.folder)]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as first:
+            assert first.stdout.readline() == "half\n"
+            threading.Timer(0.5, first.stdin.close).start()
+            monkeypatch.setattr(Lance, "_build", lambda *_: pytest.fail("built twice"))
+            start = time.monotonic()
+            found = Lance(gallery, "embedding").search(queries(gallery), 5, Filter())
+            assert time.monotonic() - start >= 0.4
+        assert torch.equal(found.rows, Exact(gallery, "embedding").search(queries(gallery), 5, Filter()).rows)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("leave", [0, 8192, 20480, 40960])
+    def test_a_disk_that_fills_up_for_real_is_one_line_and_the_index_is_built_later(self, gallery, leave):
+        with small_disk(gallery.folder / "disk", 400) as disk:
+            filler = fill(disk, leave=leave)
+            with pytest.raises(InputError) as error:
+                Lance(gallery, "embedding", uri=str(disk / "index"))
+            assert "\n" not in str(error.value)
+            filler.unlink()
+            found = Lance(gallery, "embedding", uri=str(disk / "index")).search(queries(gallery), 5, Filter())
+        exact = Exact(gallery, "embedding").search(queries(gallery), 5, Filter())
+        assert torch.equal(found.rows, exact.rows)
 
     def test_an_index_of_another_model_or_other_labels_is_refused_until_rebuilt(self, gallery):
         Lance(gallery, "embedding")

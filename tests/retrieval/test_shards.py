@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from safetensors.numpy import load_file
 from clip3dreid.errors import InputError
 from clip3dreid.files import FileIdentity
 from clip3dreid.retrieval.shards import Shards, ShardWriter, unreadable
+from tests.small_disk import fill as fill_disk
+from tests.small_disk import small_disk
 
 COUNT, WIDTH = 10, 3
 FACTS = {"fingerprint": "f" * 64, "vectors": {"embedding": WIDTH, "betas": 2}}
@@ -236,7 +239,7 @@ def test_nothing_is_lost_when_the_disk_is_full(tmp_path):
     """A real write fails, for the limit of a process's files, in the middle of the second shard."""
     code = """
 import resource, sys
-from tests_shards import fill, open_writer
+from tests.retrieval.test_shards import fill, open_writer
 from clip3dreid.errors import InputError
 from pathlib import Path
 writer = open_writer(Path(sys.argv[1]))
@@ -247,10 +250,10 @@ try:
 except InputError as error:
     print(error)
 """
-    (tmp_path / "tests_shards.py").write_text(Path(__file__).read_text())
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     folder = tmp_path / "shards"
     found = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=True
     )
     assert "cannot write shard-000001" in found.stdout
     assert "the rest is kept" in found.stdout
@@ -261,3 +264,86 @@ except InputError as error:
     fill(writer)
     fill(open_writer(tmp_path / "undisturbed"))
     assert contents(folder) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["parquet", "safetensors"])
+@pytest.mark.parametrize("leave", range(0, 40_000, 4_000))
+def test_a_disk_that_fills_up_for_real_is_one_line_and_the_next_run_goes_on(tmp_path, form, leave):
+    fill(open_writer(tmp_path / "undisturbed", form=form))
+    with small_disk(tmp_path / "disk", 400) as disk:
+        filler = fill_disk(disk, leave=leave)
+        copies = (disk / str(copy) for copy in range(20))
+        last = disk
+
+        def fill_many() -> None:
+            nonlocal last
+            for last in copies:
+                fill(open_writer(last, form=form))
+
+        with pytest.raises(InputError, match="No space left on device"):
+            fill_many()
+        filler.unlink()
+        # An ending in the middle leaves nothing but whole files.
+        assert not list(disk.rglob(".*"))
+        fill(open_writer(last, form=form))
+        assert contents(last) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-000000.parquet", "shard-000009.safetensors", "unreadable.csv", "index.json"]
+)
+def test_files_that_are_nobody_knows_whose_are_neither_replaced_nor_removed(tmp_path, name):
+    """A wrong `out`, such as another program's folder of shards."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        InputError, match=r"no index\.json that says whose|of something else|has version None"
+    ) as error:
+        open_writer(tmp_path)
+    assert "remove" not in str(error.value)
+    assert contents(tmp_path) == {name: b"{}"}
+
+
+def test_shards_beyond_the_list_are_removed_only_if_the_index_knows_them(tmp_path):
+    fill(open_writer(tmp_path))
+    (tmp_path / "shard-000077.parquet").write_text("mine")
+    fill(open_writer(tmp_path, table=TABLE[:3], identities=IDENTITIES[:3]))
+    assert sorted(contents(tmp_path)) == ["index.json", "shard-000000.parquet", "shard-000077.parquet"]
+
+
+@pytest.mark.parametrize("name", ["shard-000001.parquet", "shard-000002.parquet", "index.json"])
+def test_nothing_is_written_or_removed_through_a_link(tmp_path, name):
+    folder = tmp_path / "shards"
+    fill(open_writer(folder))
+    (folder / name).rename(tmp_path / "precious")
+    (folder / name).symlink_to(tmp_path / "precious")
+    before = (tmp_path / "precious").read_bytes()
+    with pytest.raises(InputError, match="is a link"):
+        fill(open_writer(folder, table=TABLE[:7].reverse(), identities=IDENTITIES[:7]))
+    assert (tmp_path / "precious").read_bytes() == before
+    assert (folder / name).is_symlink()
+
+
+def test_the_folder_itself_may_be_a_link_to_a_large_disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "shards").symlink_to(tmp_path / "disk")
+    fill(open_writer(tmp_path / "shards"))
+    fill(open_writer(tmp_path / "plain"))
+    assert contents(tmp_path / "disk") == contents(tmp_path / "plain")
+
+
+def test_what_killed_processes_were_writing_is_swept_away_by_whoever_writes_it_now(tmp_path):
+    fill(open_writer(tmp_path))
+    litter = [f".shard-00000{number}-abcdefgh.parquet" for number in range(3)]
+    for name in [*litter, ".index-abcdefgh.json", ".notes-abcdefgh.txt"]:
+        (tmp_path / name).write_text("half")
+    open_writer(tmp_path, share=(1, 2))
+    assert [name for name in contents(tmp_path) if name.startswith(".shard")] == [litter[0], litter[2]]
+    open_writer(tmp_path, share=(0, 2))
+    assert [name for name in contents(tmp_path) if name.startswith(".")] == [".notes-abcdefgh.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*index\.json: Not a directory"):
+        open_writer(tmp_path / "file" / "shards")

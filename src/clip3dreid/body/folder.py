@@ -1,23 +1,28 @@
 """The folder that a world is written to: what it may hold, what may be removed from it, whether there is room.
 
-The rule is that nobody's files get lost: only files that a `world.json` lists are ever removed, and only when asked
-for; a folder that holds anything else is refused, since pictures of two data sets must not mix either.
+The rule is that nobody's files get lost: only files that a `world.json` lists are ever removed, only when asked for,
+and never through a link; a folder that holds anything else is refused, since pictures of two data sets must not mix
+either.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import close_stages, inside, is_stage, remove
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
 WORLD, TRUTH, WORK = "world.json", "truth.parquet", ".world"
+_CHUNK = re.compile(r"chunk-\d{6}\.parquet")
 
 
 class Found(NamedTuple):
@@ -39,10 +44,11 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
 
     Raises:
         InputError: if `out` is a file or holds something else, alone or beside a world that is to be replaced, or
-            another world and `overwrite` is false.
+            another world and `overwrite` is false; or if a link is where the world has a folder.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
+    _check_work(out)
     earlier = _read(out / WORLD)
     held = {
         path for path in _files(out) if not any(part.startswith(".") for part in PurePosixPath(path).parts)
@@ -61,6 +67,8 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
             return Found(complete=True)
         difference = f"{len(lost)} of its files are gone, such as {lost[0]}"
     if difference is None:
+        for folder in sorted({str(PurePosixPath(path).parent) for path in facts["files"]}):
+            inside(out, folder)
         return Found()
     if not overwrite:
         raise InputError(
@@ -85,10 +93,22 @@ def _read(path: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and facts.get("format") == FORMAT else None
 
 
+def _check_work(out: Path) -> None:
+    """Raises InputError unless the working folder, if there is one, is this program's and holds nothing else."""
+    work = inside(out, WORK)
+    names = [WORK] if work.is_file() else []
+    with suppress(OSError):  # not there, or just being removed by whoever is at work
+        names += sorted(path.name for path in work.iterdir())
+    foreign = [name for name in names if not (_CHUNK.fullmatch(name) or is_stage(name))]
+    if foreign:
+        raise InputError(f"{work} holds something else ({', '.join(foreign[:3])}); move it away")
+
+
 def _files(folder: Path) -> Iterator[str]:
-    """All files below a folder, relative to it, with forward slashes."""
-    for here, _, names in os.walk(folder):
-        for name in names:
+    """All files below a folder, and links to folders, relative to it, with forward slashes."""
+    for here, folders, names in os.walk(folder):
+        linked = [name for name in folders if (Path(here) / name).is_symlink()]
+        for name in (*names, *linked):
             yield (Path(here) / name).relative_to(folder).as_posix()
 
 
@@ -133,22 +153,16 @@ def clear(out: Path, files: Sequence[str]) -> None:
     Its `world.json` stays until the new one replaces it, so that the rest is still known for a world's if the program
     is killed here.
     """
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    for path in files:
-        if path != WORLD:
-            (out / path).unlink()
-    folders = {parent for path in files for parent in PurePosixPath(path).parents}
-    for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-        place = out / folder
-        if place != out and place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
+    clear_work(out)
+    remove(out, [path for path in files if path != WORLD])
 
 
-def remove_strays(work: Path) -> None:
-    """Removes what a killed run was just writing."""
-    for path in work.iterdir():
-        if path.name.startswith((".", "part-")):
-            path.unlink()
+def clear_work(out: Path) -> None:
+    """Removes what was being worked on, of which `examine` has found that it is this program's."""
+    work = inside(out, WORK)
+    if work.is_dir():
+        remove(work, [path.name for path in work.iterdir() if _CHUNK.fullmatch(path.name)])
+        close_stages(work)
 
 
 def check_space(out: Path, needed: float, pictures: int, replaced: Sequence[str] = ()) -> None:
@@ -164,7 +178,11 @@ def check_space(out: Path, needed: float, pictures: int, replaced: Sequence[str]
         InputError: with the bytes needed and available.
     """
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(folder).free + sum((out / path).stat().st_size for path in replaced)
+    room = 0
+    for path in replaced:
+        with suppress(FileNotFoundError):  # whoever is at work there may just have removed it
+            room += (out / path).lstat().st_size
+    free = shutil.disk_usage(folder).free + room
     if needed > free:
         raise InputError(
             f"the disk of out={out} is too full: up to {needed / 1e6:,.1f} MB are needed for {pictures:,} pictures, "

@@ -1,8 +1,9 @@
 """Writing a world to a folder: in chunks, by several processes, so that a killed run goes on where it stopped.
 
-While it is being written a world's folder holds a folder `.world` with the truth of every finished chunk and the
-pictures that are just being written; a picture appears under its own name only when it is whole. `world.json` lists
-every file that belongs to the world. Nothing else in the folder is ever touched.
+While it is being written a world's folder holds a folder `.world` with the truth of every finished chunk and, in a
+folder of the run, the pictures that are just being written; a picture appears under its own name only when it is
+whole. `world.json` lists every file that belongs to the world. Nothing else in the folder is ever touched, and one
+process at a time works there.
 """
 
 from __future__ import annotations
@@ -10,14 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,14 +26,16 @@ from clip3dreid.body.folder import (
     TRUTH,
     WORK,
     WORLD,
+    Found,
     check_space,
     clear,
+    clear_work,
     examine,
-    remove_strays,
 )
 from clip3dreid.body.plan import Plan
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json, write_text
+from clip3dreid.files import at_work, open_stage, staged
+from clip3dreid.workers import spread
 
 CHUNK = 16
 """Pictures that are drawn in one batch. Fixed, because the last bits of a batched product depend on its size."""
@@ -156,43 +152,55 @@ def write(
         How many pictures the world has, and how many of them this run has drawn.
 
     Raises:
-        InputError: if `out` holds something else, the disk is too full, or a file cannot be written.
+        InputError: if `out` holds something else, another process is at work there, the disk is too full, or a file
+            cannot be written.
     """
     if workers < 0:
         raise InputError(f"workers={workers} is negative; give the number of processes, or 0 for none")
     pictures = len(commission.plan.pictures)
-    found = examine(out, commission.facts, overwrite)
-    if found.complete:
+    # Before the lock, which is a file: a folder that is refused is not touched, one that is complete need not be.
+    found = _look(commission, out, overwrite)
+    if found.complete and not (out / WORK).exists():
         return Report(pictures, 0)
-    job = _Job(commission, out)
-    missing = [chunk for chunk in job.chunks() if found.replaced or not job.is_done(chunk)]
-    todo = sum(len(job.places(chunk)) for chunk in missing)
-    # Before anything is removed.
-    check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
-    if found.replaced:
-        clear(out, found.replaced)
-    _make(out / WORK)
-    remove_strays(out / WORK)
-    write_json(out / WORLD, commission.facts | {"complete": False})
-    for path, text in commission.plan.side_files.items():
-        write_text(out / path, text)
-    done = pictures - todo
-    if progress is not None:
-        progress(done, pictures)
-    for drawn in _run(job, missing, workers):
-        done += drawn
+    with at_work(out, "writes a world", tidy=True):
+        found = _look(commission, out, overwrite)
+        if found.complete:
+            clear_work(out)
+            return Report(pictures, 0)
+        if found.replaced:
+            clear(out, found.replaced)
+        job = _Job(commission, out, open_stage(out / WORK))
+        job.write_json(WORLD, commission.facts | {"complete": False})
+        for path, text in commission.plan.side_files.items():
+            job.write(path, text.encode())
+        missing = job.missing()
+        done = pictures - job.count(missing)
         if progress is not None:
             progress(done, pictures)
-    _finish(commission, job)
-    return Report(pictures, todo)
+        for drawn in spread(job, missing, workers):
+            done += drawn
+            if progress is not None:
+                progress(done, pictures)
+        _finish(commission, job)
+    return Report(pictures, job.count(missing))
+
+
+def _look(commission: Commission, out: Path, overwrite: bool) -> Found:
+    """What the folder holds, if the world may be written there and there is room for what is missing."""
+    found = examine(out, commission.facts, overwrite)
+    if not found.complete:
+        job = _Job(commission, out, out / WORK)
+        todo = len(commission.plan.pictures) if found.replaced else job.count(job.missing())
+        check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
+    return found
 
 
 class _Job:
     """Draws and writes chunks; every process has a copy."""
 
-    def __init__(self, commission: Commission, out: Path) -> None:
+    def __init__(self, commission: Commission, out: Path, stage: Path) -> None:
         # The commission as a whole stays here: it need not be picklable.
-        self.make_artist, self.out = commission.artist, out
+        self.make_artist, self.out, self.stage = commission.artist, out, stage
         self.paths = [picture.path for picture in commission.plan.pictures]
         self.artist: Artist | None = None
 
@@ -204,118 +212,62 @@ class _Job:
         """Places in the plan of a chunk's pictures."""
         return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.paths)))
 
-    def truth(self, chunk: int) -> Path:
-        return self.out / WORK / f"chunk-{chunk:06d}.parquet"
+    def count(self, chunks: Sequence[int]) -> int:
+        """Pictures in chunks."""
+        return sum(len(self.places(chunk)) for chunk in chunks)
 
-    def is_done(self, chunk: int) -> bool:
+    def truth(self, chunk: int) -> str:
+        return f"{WORK}/chunk-{chunk:06d}.parquet"
+
+    def missing(self) -> list[int]:
+        """Chunks that are still to be drawn."""
+        return [chunk for chunk in self.chunks() if not self._is_done(chunk)]
+
+    def _is_done(self, chunk: int) -> bool:
         # The truth is written last, but a picture may have been removed since.
         there = all((self.out / self.paths[place]).is_file() for place in self.places(chunk))
-        return there and self.truth(chunk).is_file()
+        return there and (self.out / self.truth(chunk)).is_file()
 
     def __call__(self, chunk: int) -> int:
         """Draws a chunk and returns its number of pictures."""
-        if self.artist is None:
-            self.artist = self.make_artist()
-        places = self.places(chunk)
-        drawn = self.artist(places)
+        with _one_thread():
+            if self.artist is None:
+                self.artist = self.make_artist()
+            places = self.places(chunk)
+            drawn = self.artist(places)
         for place, picture in zip(places, drawn, strict=True):
-            self._write(self.out / self.paths[place], picture.data)
+            self.write(self.paths[place], picture.data)
         rows = [{"place": place} | picture.facts for place, picture in zip(places, drawn, strict=True)]
-        table = pl.DataFrame(rows, infer_schema_length=None)
-        with self._room(self.truth(chunk)), atomic(self.truth(chunk)) as temporary:
-            table.write_parquet(temporary)
+        self.write_table(self.truth(chunk), pl.DataFrame(rows, infer_schema_length=None))
         return len(places)
 
-    def _write(self, target: Path, data: bytes) -> None:
-        # Beside the tree and not in it, so that a killed run leaves no stray picture among the others.
-        temporary = self.out / WORK / f"part-{os.getpid()}{target.suffix}"
-        with self._room(target):
+    def write(self, path: str, data: bytes) -> None:
+        with staged(self.stage, self.out, path) as temporary:
             temporary.write_bytes(data)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(target)
 
-    @staticmethod
-    @contextmanager
-    def _room(target: Path) -> Iterator[None]:
-        """Says which file could not be written."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"cannot write {target}: {error.strerror or error}; make room for it and start again: what is "
-                "finished is kept"
-            ) from error
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, path: str, table: pl.DataFrame) -> None:
+        with staged(self.stage, self.out, path) as temporary:
+            table.write_parquet(temporary)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror or error}; choose another place") from error
-
-
-_JOB: _Job | None = None
-
-
-def _start(job: _Job) -> None:
-    """Makes a process ready to draw: one thread, the job, Ctrl-C left to the parent."""
-    global _JOB
-    _JOB = job
-    # Several processes with several threads each wait for one another.
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For drawing: the last bits of a sum depend on the number of threads, and those of several processes wait."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    _follow_parent()
-
-
-def _draw(chunk: int) -> int:
-    assert _JOB is not None
-    return _JOB(chunk)
-
-
-def _run(job: _Job, chunks: Sequence[int], workers: int) -> Iterator[int]:
-    """Draws chunks and yields how many pictures each has; the first error ends it."""
-    if not workers or not chunks:
-        threads = torch.get_num_threads()
-        # As in the workers: the last bits of a sum depend on the number of threads.
-        torch.set_num_threads(1)
-        try:
-            yield from map(job, chunks)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    # Spawned and not forked: the progress bar has a thread by now, and a fork would copy its locks.
-    context = multiprocessing.get_context("spawn")
-    processes = min(workers, len(chunks))
-    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(job,))
     try:
-        yield from executor.map(_draw, chunks)
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"a process that drew pictures was killed, perhaps for its memory (workers={workers}); start again with "
-            "fewer: what is finished is kept"
-        ) from error
+        yield
     finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it should it be killed: idle workers would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        torch.set_num_threads(threads)
 
 
 def _finish(commission: Commission, job: _Job) -> None:
     """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
-    tables = [pl.read_parquet(job.truth(chunk)) for chunk in job.chunks()]
+    tables = [pl.read_parquet(job.out / job.truth(chunk)) for chunk in job.chunks()]
     # A column that is empty throughout a chunk has no type of its own there.
-    table = commission.finish(pl.concat(tables, how="diagonal_relaxed"))
-    with atomic(job.out / TRUTH) as temporary:
-        table.write_parquet(temporary)
-    write_json(job.out / WORLD, commission.facts | {"complete": True})
-    shutil.rmtree(job.out / WORK)
+    job.write_table(TRUTH, commission.finish(pl.concat(tables, how="diagonal_relaxed")))
+    job.write_json(WORLD, commission.facts | {"complete": True})
+    clear_work(job.out)

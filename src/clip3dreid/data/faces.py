@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +23,17 @@ import polars as pl
 from PIL import Image, JpegImagePlugin
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json
+from clip3dreid.files import (
+    at_work,
+    close_stages,
+    inside,
+    is_stage,
+    open_stage,
+    remove,
+    staged,
+    why_not_written,
+    write_json,
+)
 from clip3dreid.pictures import (
     Pixels,
     UnreadablePicture,
@@ -36,12 +43,14 @@ from clip3dreid.pictures import (
     read_rgb,
     require_utf8,
 )
+from clip3dreid.workers import spread
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
 LISTING = "blur_faces.csv"
 WORK = ".blur_faces"
-"""Folder in an unfinished copy that holds its settings, the list of files done, and files being written."""
+"""Folder in an unfinished copy: its settings, its list of files, those that are done, and files being written."""
+SETTINGS, FILES, JOURNAL = "settings.json", "files.json", "done.jsonl"
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -247,15 +256,17 @@ class _Job:
 
     source: Path
     out: Path
+    stage: Path
     detector: Detector
     margin: float
     strength: float
     skip: bool
 
     def __call__(self, path: str) -> Outcome:
-        source, target = self.source / path, self.out / path
+        source = self.source / path
         if not _shows_people(source):
-            self._write(target, lambda temporary: shutil.copyfile(source, temporary))
+            with staged(self.stage, self.out, path) as temporary:
+                shutil.copyfile(source, temporary)
             return Outcome(path, "copied", 0)
         try:
             rgb = read_rgb(source, "replace it, or leave it out with on_error=skip")
@@ -265,20 +276,13 @@ class _Job:
             raise
         boxes = self.detector(rgb)
         if not boxes:
-            self._write(target, lambda temporary: shutil.copyfile(source, temporary))
+            with staged(self.stage, self.out, path) as temporary:
+                shutil.copyfile(source, temporary)
             return Outcome(path, "no_face", 0)
         blurred = blur_boxes(rgb, boxes, self.margin, self.strength)
-        self._write(target, lambda temporary: _save_like(source, blurred, temporary))
+        with staged(self.stage, self.out, path) as temporary:
+            _save_like(source, blurred, temporary)
         return Outcome(path, "blurred", len(boxes))
-
-    def _write(self, target: Path, write: Callable[[Path], Any]) -> None:
-        # Beside the tree and not in it, so that a killed run leaves no stray picture among the others.
-        temporary = self.out / WORK / f"{os.getpid()}{target.suffix}"
-        try:
-            write(temporary)
-            temporary.replace(target)
-        except OSError as error:
-            raise InputError(f"cannot write {target}: {error.strerror or error}; make room for it") from error
 
 
 def _shows_people(source: Path) -> bool:
@@ -335,7 +339,8 @@ def blur_folder(
         strength: see `blur_boxes`.
         workers: processes; 0 works in this one. The result does not depend on it.
         on_error: `fail` at a picture that cannot be read, or `skip` it: leave it out of the copy and count.
-        overwrite: begin anew in a folder that holds something; its files are replaced, never deleted.
+        overwrite: begin anew where the folder holds another copy. Only the files that this copy lists are removed,
+            and where another file would be written over it is refused all the same: nobody's files get lost.
         progress: called with the number of files done and of all files.
 
     Returns:
@@ -343,7 +348,8 @@ def blur_folder(
 
     Raises:
         InputError: if the source is no folder, one folder lies in the other, `out` holds something else or a
-            copy made with other settings, a picture cannot be read, or a file cannot be written.
+            copy made with other settings, another process is at work there, a picture cannot be read, or a file
+            cannot be written.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error={on_error} is not one of fail, skip")
@@ -360,45 +366,134 @@ def blur_folder(
         "detector": repr(detector),
         "kernel": {"kind": "Gaussian", "sigma_of_longer_side": strength, "margin": margin},
     }
-    done = _begin(out, settings, overwrite)
     folders, files = _walk(source)
-    for folder in folders:
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    job = _Job(source, out, detector, margin, strength, on_error == "skip")
-    outcomes = [done[path] for path in files if path in done]
-    with (out / WORK / "done.jsonl").open("a", encoding="utf-8") as journal:
-        for outcome in _run(job, [path for path in files if path not in done], workers):
-            outcomes.append(outcome)
-            journal.write(json.dumps(outcome) + "\n")
-            journal.flush()
-            if progress is not None:
-                progress(len(outcomes), len(files))
-    return _finish(out, settings, outcomes)
+    # Before the lock, which is a file: a folder that is refused is not touched.
+    _look(out, settings, folders, files, overwrite)
+    with at_work(out, "blurs faces", tidy=True), _explained(out):
+        _look(out, settings, folders, files, overwrite)
+        if overwrite:
+            _clear(out)
+        done = _done(out)
+        stage = open_stage(out / WORK)
+        # What the run is going to make is its own from here on, whenever it is killed.
+        write_json(out / WORK / FILES, sorted({*files, *_own(out)}))
+        write_json(out / WORK / SETTINGS, settings)
+        for folder in folders:
+            inside(out, folder).mkdir(parents=True, exist_ok=True)
+        job = _Job(source, out, stage, detector, margin, strength, on_error == "skip")
+        outcomes = [done[path] for path in files if path in done]
+        with (out / WORK / JOURNAL).open("a", encoding="utf-8") as journal:
+            # A killed run may have left half a line.
+            journal.write("\n")
+            for outcome in spread(job, [path for path in files if path not in done], workers, at_once=8):
+                outcomes.append(outcome)
+                journal.write(json.dumps(outcome) + "\n")
+                journal.flush()
+                if progress is not None:
+                    progress(len(outcomes), len(files))
+        return _finish(out, stage, settings, outcomes)
 
 
-def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Outcome]:
-    """Makes the working folder and returns what an earlier run with the same settings has done."""
-    work, done = out / WORK, {}
-    if overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-        (out / REPORT).unlink(missing_ok=True)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        earlier = _settings(work / "settings.json") or _settings(out / REPORT)
-        if earlier is None:
-            raise InputError(f"out={out} holds something else; choose another folder, or set overwrite=true")
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Makes a line of what the system says of a folder or a journal that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename or out}: {why_not_written(error)}; make room for it and start again: what "
+            "is finished is kept"
+        ) from error
+
+
+def _look(
+    out: Path, settings: dict[str, Any], folders: Sequence[str], files: Sequence[str], overwrite: bool
+) -> None:
+    """Raises InputError unless the copy may be made, or gone on with, in the folder; nothing is changed."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; choose a folder")
+    _check_work(out)
+    earlier = _settings(out / WORK / SETTINGS) or _settings(out / REPORT)
+    if earlier is not None and not overwrite:
         for key, value in settings.items():
             if earlier.get(key) != value:
                 raise InputError(
                     f"out={out} was made with {key} {earlier.get(key)}, not {value}; choose another folder, "
                     "or set overwrite=true"
                 )
-        done = {
-            outcome.path: outcome
-            for outcome in (*_listing(out / LISTING), *_journal(work / "done.jsonl"))
-            if outcome.outcome != "unreadable" and (out / outcome.path).is_file()
-        }
-    write_json(work / "settings.json", settings)
-    return done
+    held = [name for name in _names(out) if not name.startswith(".")]
+    if earlier is None and held and not overwrite:
+        raise InputError(
+            f"out={out} holds something else ({', '.join(held[:3])}); choose another folder, or set overwrite=true, "
+            "which replaces none of its files"
+        )
+    for folder in folders:
+        inside(out, folder)
+    own = _own(out) | ({REPORT, LISTING} if earlier is not None else set())
+    foreign = [path for path in (*files, REPORT, LISTING) if path not in own and os.path.lexists(out / path)]
+    if foreign:
+        raise InputError(
+            f"out={out} holds {len(foreign)} files that are not of a blurred copy and would be written over "
+            f"({', '.join(foreign[:3])}); move them away, or choose another folder"
+        )
+
+
+def _check_work(out: Path) -> None:
+    """Raises InputError unless the working folder, if there is one, is this program's and holds nothing else."""
+    work = inside(out, WORK)
+    for name in (SETTINGS, FILES, JOURNAL):
+        inside(work, name)
+    names = [WORK] if work.is_file() else _names(work)
+    foreign = [name for name in names if name not in (SETTINGS, FILES, JOURNAL) and not _temporary(name)]
+    if foreign:
+        raise InputError(f"{work} holds something else ({', '.join(foreign[:3])}); move it away")
+
+
+def _temporary(name: str) -> bool:
+    """Whether a killed run may have left it in the working folder."""
+    return is_stage(name) or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
+
+
+def _names(folder: Path) -> list[str]:
+    """What a folder holds, sorted; nothing if it is not there."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _own(out: Path) -> set[str]:
+    """Files that an earlier run has made in the folder, or was going to make."""
+    try:
+        planned = json.loads((out / WORK / FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        planned = []
+    listed = (*_listing(out / LISTING), *_journal(out / WORK / JOURNAL))
+    return {str(path) for path in planned} | {outcome.path for outcome in listed}
+
+
+def _done(out: Path) -> dict[str, Outcome]:
+    """What an earlier run has done, by path."""
+    return {
+        outcome.path: outcome
+        for outcome in (*_listing(out / LISTING), *_journal(out / WORK / JOURNAL))
+        if outcome.outcome != "unreadable" and (out / outcome.path).is_file()
+    }
+
+
+def _clear(out: Path) -> None:
+    """Removes an earlier copy, its lists last, so that what is left is known for its own if the program is killed."""
+    remove(out, [path for path in sorted(_own(out)) if path not in (REPORT, LISTING)])
+    _clear_work(out)
+    remove(out, [LISTING, REPORT])
+
+
+def _clear_work(out: Path) -> None:
+    work = inside(out, WORK)
+    if work.is_dir():
+        remove(work, [name for name in _names(work) if _temporary(name) and not is_stage(name)])
+        remove(work, [JOURNAL, FILES, SETTINGS])
+        close_stages(work)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
@@ -406,7 +501,8 @@ def _settings(path: Path) -> dict[str, Any] | None:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return settings if isinstance(settings, dict) else None
+    ours = isinstance(settings, dict) and {"version", "source", "detector", "kernel"} <= settings.keys()
+    return settings if ours else None
 
 
 def _journal(path: Path) -> Iterator[Outcome]:
@@ -414,23 +510,29 @@ def _journal(path: Path) -> Iterator[Outcome]:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 yield Outcome(*json.loads(line))
-            except ValueError:  # the line that was being written when the run was killed
+            except (ValueError, TypeError):  # the line that was being written when the run was killed
                 continue
 
 
 def _listing(path: Path) -> Iterator[Outcome]:
-    if path.is_file():
+    if not path.is_file():
+        return
+    try:
         yield from map(Outcome._make, pl.read_csv(path).iter_rows())
+    except (OSError, TypeError, pl.exceptions.PolarsError) as error:
+        raise InputError(
+            f"{path} is not the list of a blurred copy, or damaged; restore it, or choose another folder"
+        ) from error
 
 
 def _walk(source: Path) -> tuple[list[str], list[str]]:
     """Folders and files under `source`, sorted, relative to it, links to folders followed."""
     folders, files = [], []
-    for here, inside, names in os.walk(source, followlinks=True):
+    for here, below, names in os.walk(source, followlinks=True):
         place = Path(here)
         if place.is_symlink() and place.resolve() in (parent.resolve() for parent in place.parents):
             raise InputError(f"{place} links to a folder that holds it; remove the link")
-        inside[:] = sorted(name for name in inside if not is_hidden(name))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         relative = place.relative_to(source)
         folders.append(relative.as_posix())
         files += [(relative / name).as_posix() for name in names if not is_hidden(name)]
@@ -438,33 +540,7 @@ def _walk(source: Path) -> tuple[list[str], list[str]]:
     return folders, sorted(path for path in files if path not in (REPORT, LISTING))
 
 
-def _run(job: _Job, paths: Sequence[str], workers: int) -> Iterator[Outcome]:
-    if not workers:
-        yield from map(job, paths)
-        return
-    # Spawned and not forked: the progress bar has a thread by now, and a fork would copy its locks.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
-    try:
-        yield from executor.map(job, paths, chunksize=8)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it should it be killed: idle workers would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _finish(out: Path, settings: dict[str, Any], outcomes: Sequence[Outcome]) -> Report:
+def _finish(out: Path, stage: Path, settings: dict[str, Any], outcomes: Sequence[Outcome]) -> Report:
     """Writes listing and report and removes the working folder."""
     table = pl.DataFrame(
         sorted(outcomes), schema={"path": pl.String, "outcome": pl.String, "boxes": pl.Int64}, orient="row"
@@ -477,9 +553,10 @@ def _finish(out: Path, settings: dict[str, Any], outcomes: Sequence[Outcome]) ->
         copied=count.get("copied", 0),
         unreadable=count.get("unreadable", 0),
     )
-    with atomic(out / LISTING) as temporary:
+    with staged(stage, out, LISTING) as temporary:
         table.write_csv(temporary)
     share = {"share_without_face": report.share_without_face}
-    write_json(out / REPORT, {**settings, **report._asdict(), **share})
-    shutil.rmtree(out / WORK)
+    with staged(stage, out, REPORT) as temporary:
+        write_json(temporary, {**settings, **report._asdict(), **share})
+    _clear_work(out)
     return report

@@ -184,6 +184,16 @@ def save(labels: Labels, path: Path) -> None:
     write_json(path.with_suffix(".json"), labels.facts)
 
 
+def is_labels(path: Path) -> bool:
+    """Whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
+    try:
+        if _suffix(path) == ".parquet":
+            return "clip3dreid_labels" in pl.read_parquet_metadata(path)
+        return {"data_set", "person", "group", "word"} <= set(pl.read_csv(path, n_rows=0).columns)
+    except (OSError, ValueError, pl.exceptions.PolarsError):
+        return False
+
+
 def load(path: Path, vocabulary: Vocabulary) -> Labels:
     """Reads labels that `save` wrote and perhaps somebody edited.
 

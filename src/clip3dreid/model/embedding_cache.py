@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
+from clip3dreid.files import FileIdentity, atomic, identity_hashes, inside, sweep, write_json
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # workers that only read embeddings do without transformers
 CACHE_VERSION = 1
 INDEX = "index.json"
 ROWS_PER_PART = 4096
+_NAME = re.compile(r"part-\d{5,}\.safetensors|index\.json")
 
 
 class Cache(Protocol):
@@ -76,15 +78,25 @@ class MemoryCache:
         return self.embeddings[rows.to(self.embeddings.device)].to(rows.device)
 
 
+class _Place(NamedTuple):
+    """Where a part's embeddings lie in its file."""
+
+    start: int
+    """Bytes from the beginning."""
+    checksum: str
+    """What the file says of them, to know it by."""
+
+
 class EmbeddingCache:
     """Embeddings in a folder: `index.json` and parts `part-00000.safetensors`, mapped into memory when read.
 
     A part holds the consecutive rows `i * rows_per_part` and on: `embedding` (n, d) float32 and `identity` (n,)
     int64, hashes of the files' identities. Opening checks every part whole; what does not agree with the files as
-    they are now, or is damaged, counts as missing. Copies for other processes, forked or pickled, map the parts anew.
+    they are now, or is damaged, counts as missing. Opening writes nothing; `put` and `sweep` want the folder locked
+    (`files.at_work`). Copies for other processes, forked or pickled, map the parts anew.
 
     Args:
-        folder: made if need be; one for a data set.
+        folder: made by the first `put` if need be; one for a data set.
         identities: N files, row by row.
         teacher: its name, for messages.
         fingerprint: of teacher and preprocessing (`Teacher.fingerprint`).
@@ -95,8 +107,8 @@ class EmbeddingCache:
         stale: parts found in the folder that cannot be used: pictures changed, came or went, or the file is damaged.
 
     Raises:
-        InputError: if the folder holds another teacher's embeddings or another version's, its index is
-            damaged, or it cannot be written.
+        InputError: if the folder holds another teacher's embeddings or another version's, its index is damaged, or it
+            holds files of the same names without an index.
     """
 
     def __init__(
@@ -116,8 +128,10 @@ class EmbeddingCache:
         self._hashes = identity_hashes(self.identities)
         self._maps: dict[int, npt.NDArray[np.float32]] = {}
         found = self._read_index()
+        if found is None:
+            self._refuse_unknown()
         self.rows_per_part = rows_per_part if found is None else int(found["rows_per_part"])
-        index = {
+        self._index = {
             "version": CACHE_VERSION,
             "teacher": teacher,
             "fingerprint": fingerprint,
@@ -125,10 +139,9 @@ class EmbeddingCache:
             "count": len(self),
             "rows_per_part": self.rows_per_part,
         }
-        if found != index:
-            write_json(folder / INDEX, index)
-        self._starts: dict[int, int] = {}
-        """Usable parts, and where in their files the embeddings begin, in bytes."""
+        self._indexed = found == self._index
+        self._starts: dict[int, _Place] = {}
+        """Usable parts."""
         self.stale = 0
         for part in range(self._parts):
             if self._path(part).exists():
@@ -144,6 +157,10 @@ class EmbeddingCache:
     def __getstate__(self) -> dict[str, Any]:
         # Pickled, a memory map would be a copy of all it maps.
         return {**self.__dict__, "_maps": {}}
+
+    def sweep(self) -> None:
+        """Removes what killed processes were just writing."""
+        sweep(self.folder, _NAME.fullmatch)
 
     def missing(self) -> list[range]:
         """Rows to compute, one range a part: what `put` takes."""
@@ -178,12 +195,13 @@ class EmbeddingCache:
             "fingerprint": self.fingerprint,
             "checksum": _checksum(values.numpy()),
         }
-        path = self._path(part)
+        # First, so that whatever lies in the folder is known for what it is.
+        if not self._indexed:
+            write_json(inside(self.folder, INDEX), self._index)
+            self._indexed = True
+        path = inside(self.folder, self._path(part).name)
         with atomic(path) as temporary:
-            try:
-                save_file(tensors, temporary, card)
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"cannot write {path}: {error}; is the disk full?") from error
+            save_file(tensors, temporary, card)
         self._maps.pop(part, None)
         start = self._check(part)
         if start is None:
@@ -229,7 +247,14 @@ class EmbeddingCache:
 
     def _map(self, part: int) -> npt.NDArray[np.float32]:
         shape = len(self._rows(part)), self.width
-        mapped = np.memmap(self._path(part), np.dtype("<f4"), "r", self._starts[part], shape)
+        place = self._starts[part]
+        # Hours may lie between opening and the first look, and another data set may have been given the folder.
+        if _place(self._path(part)) != place:
+            raise InputError(
+                f"{self._path(part)} was replaced meanwhile, perhaps by a training on other pictures; give each its "
+                "own model.teacher.cache_dir"
+            )
+        mapped = np.memmap(self._path(part), np.dtype("<f4"), "r", place.start, shape)
         # As a plain array: numpy's own class costs a microsecond at every row.
         self._maps[part] = np.asarray(mapped)
         return self._maps[part]
@@ -237,15 +262,16 @@ class EmbeddingCache:
     def _read_index(self) -> dict[str, Any] | None:
         """What the folder says it holds; None for a new one."""
         path = self.folder / INDEX
+        damaged = "is damaged, or of something else; restore it, or give another model.teacher.cache_dir"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             version = found.get("version")
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise InputError(f"{self.folder} is no folder; give another model.teacher.cache_dir") from error
         except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{path} is damaged; remove {self.folder}, embeddings are computed anew"
-            ) from error
+            raise InputError(f"{path} {damaged}") from error
         advice = f"remove {self.folder}, or give another model.teacher.cache_dir"
         if version != CACHE_VERSION:
             raise InputError(
@@ -258,22 +284,29 @@ class EmbeddingCache:
                 f"({ours}), whose files, view or dtype differ; {advice}"
             )
         if not isinstance(found.get("rows_per_part"), int) or found["rows_per_part"] < 1:
-            raise InputError(f"{path} is damaged; remove {self.folder}, embeddings are computed anew")
+            raise InputError(f"{path} {damaged}")
         return dict(found)
 
-    def _check(self, part: int) -> int | None:
-        """Where the embeddings begin in a part's file, in bytes; None if the part cannot be used."""
+    def _refuse_unknown(self) -> None:
+        """Raises InputError if a folder without an index holds what parts would be written over."""
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        if foreign := [name for name in names if _NAME.fullmatch(name)]:
+            raise InputError(
+                f"{self.folder} holds files of the names that embeddings have ({', '.join(foreign[:3])}) and no "
+                f"{INDEX} that says whose they are; give another model.teacher.cache_dir, or move them away"
+            )
+
+    def _check(self, part: int) -> _Place | None:
+        """Where a part's embeddings lie; None if it cannot be used."""
         path, rows = self._path(part), self._rows(part)
         try:
             with safe_open(path, framework="np") as file:
                 card = file.metadata() or {}
                 embedding, identity = file.get_tensor("embedding"), file.get_tensor("identity")
-            with path.open("rb") as raw:
-                length = int.from_bytes(raw.read(8), "little")
-                start = 8 + length + int(json.loads(raw.read(length))["embedding"]["data_offsets"][0])
         # A damaged file can make the reader raise almost anything.
         except Exception:
             return None
+        place = _place(path)
         usable = (
             card.get("version") == str(CACHE_VERSION)
             and card.get("fingerprint") == self.fingerprint
@@ -282,7 +315,19 @@ class EmbeddingCache:
             and np.array_equal(identity, self._hashes[rows.start : rows.stop])
             and card.get("checksum") == _checksum(embedding)
         )
-        return start if usable else None
+        return place if usable else None
+
+
+def _place(path: Path) -> _Place | None:
+    try:
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+        return _Place(
+            8 + length + int(header["embedding"]["data_offsets"][0]), header["__metadata__"]["checksum"]
+        )
+    except (OSError, ValueError, KeyError, TypeError, MemoryError):
+        return None
 
 
 def _checksum(values: npt.NDArray[np.float32]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import UNFINISHED, close_stages, inside, open_stage, why_not_written
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "SHA256SUMS"
@@ -83,8 +83,18 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
 
 def check_place(folder: Path) -> None:
     """Raises InputError if a teacher must not be written there, for the sake of what the folder holds."""
-    if folder.exists() and not (folder / CHECKSUMS).is_file():
+    inside(folder.parent, folder.name)
+    if not folder.exists():
+        return
+    if not (folder / CHECKSUMS).is_file():
         raise InputError(f"{folder} is there and holds no teacher of ours; give another place")
+    own = {name for _, name in _listed(folder)} | {CHECKSUMS}
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
+    if foreign:
+        raise InputError(
+            f"{folder} holds {len(foreign)} files that are not of the teacher there ({', '.join(foreign[:3])}); move "
+            "them away, or give another place"
+        )
 
 
 def save_small_clip(
@@ -95,12 +105,12 @@ def save_small_clip(
     std: Sequence[float],
     card: Mapping[str, Any],
 ) -> None:
-    """Writes a teacher's folder, all of it or nothing; what was there before is replaced.
+    """Writes a teacher's folder, all of it or nothing; a teacher of ours that was there before is replaced.
 
     Weights are kept in half precision, half the bytes: they are read back as float32.
 
     Args:
-        folder: where.
+        folder: where. Whoever else may write it must be kept away (`files.at_work`).
         model: a `CLIPModel`.
         tokenizer: its tokenizer.
         mean: of R, G and B, that pictures in 0..1 are normalised with.
@@ -108,16 +118,15 @@ def save_small_clip(
         card: what the folder says of itself, JSON-ready, as `card.json`.
 
     Raises:
-        InputError: if the place cannot be written, or holds something that is no such folder.
+        InputError: if the place cannot be written, a full disk included, or holds something that is no such folder,
+            or other files beside it.
     """
     check_place(folder)
+    work = folder.parent / f".{folder.name}{UNFINISHED}"
+    stage = open_stage(work)
+    made, earlier = stage / "new", stage / "earlier"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; choose another place") from error
-    try:
-        made.chmod(0o755)
+        made.mkdir()
         half = {name: value.half() for name, value in model.state_dict().items()}
         model.save_pretrained(made, state_dict=half)
         tokenizer.save_pretrained(made)
@@ -126,26 +135,43 @@ def save_small_clip(
         _write(made / "card.json", card)
         lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir())]
         (made / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+        # Training takes its time: once more.
+        check_place(folder)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(earlier)
         made.rename(folder)
+    # The libraries that write weights and tokenizer have errors of their own.
+    except Exception as error:
+        if (reason := why_not_written(error)) is None:
+            raise
+        raise InputError(f"cannot write {folder}: {reason}; make room, or choose another place") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):
+            close_stages(work)
 
 
 def check_sums(folder: Path) -> None:
     """Compares the files of a folder with its list of checksums, if it has one.
 
     Raises:
-        InputError: naming the first file that is missing or differs.
+        InputError: naming the first file that is missing or differs, or the list if it is damaged.
     """
     if not (folder / CHECKSUMS).is_file():
         return
-    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        expected, name = line.split(maxsplit=1)
+    for expected, name in _listed(folder):
         path = folder / name
         if not path.is_file() or _sha256(path) != expected:
             raise InputError(f"{path} is not the file that {CHECKSUMS} lists; get the folder anew")
+
+
+def _listed(folder: Path) -> list[tuple[str, str]]:
+    """Checksums and names of a folder's list."""
+    path = folder / CHECKSUMS
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(expected, name) for expected, name in lines]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no list of checksums, or damaged; get the folder anew") from error
 
 
 def parameters(model: torch.nn.Module) -> int:

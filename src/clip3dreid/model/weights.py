@@ -120,6 +120,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(_translate(state), card, heads)
 
 
+def has_card(path: Path) -> bool:
+    """Whether a file is safetensors that this project wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return CARD in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         with safe_open(path, framework="pt") as file:

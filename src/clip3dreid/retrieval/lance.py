@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import at_work, inside
 from clip3dreid.retrieval.engine import Gallery
 from clip3dreid.retrieval.filters import FRAME, Filter
 from clip3dreid.retrieval.nearest import Nearest, unit
@@ -40,7 +42,8 @@ class Lance:
     The index is built where there is none, in memory that does not grow with the gallery, and marked finished by a
     table of its own, written last: what a killed build left is built anew. The mark holds the model's fingerprint and
     a digest of the labels; an index of another model or other labels is refused. One process builds, any number
-    search.
+    search: in a folder others wait until it has built, elsewhere nobody keeps them apart. Tables of the same names
+    that are not of this program are refused.
 
     Vectors are put into lists about centres, and the lists nearest to the query are read. A filter is applied before
     the search: the fewer rows it allows, the more lists are read, in the end all of them, so that what it allows is
@@ -64,7 +67,7 @@ class Lance:
 
     Raises:
         InputError: if LanceDB is not installed, a setting or the gallery does not fit, the place cannot be read or
-            written, or holds an index of another model or other labels.
+            written, or holds an index of another model or other labels, or something else under its name.
     """
 
     def __init__(
@@ -93,17 +96,48 @@ class Lance:
         self._lists = min(lists or round(math.sqrt(len(self._labels))), len(self._labels))
         self._indexed = len(self._labels) >= index_from
         self._kind, self._probes, self._refine = kind, probes, refine
-        self._place = str(gallery.folder / "lance") if uri is None else uri
+        self._place = str(inside(gallery.folder, "lance")) if uri is None else uri
         self._name = f"{name}_{column}"
         wanted = _stamp(gallery, column)
         with _explained(self._place):
             self._database = self._client.connect(self._place, **(connection or {}))
             found = None if rebuild else self._finished()
             if found is None:
-                self._build(gallery, column, wanted)
-            else:
+                with self._alone():
+                    # Whoever was at work there may have built it.
+                    found = None if rebuild else self._finished()
+                    if found is None:
+                        self._build(gallery, column, wanted)
+            if found is not None:
                 _refuse_others(f"{self._place}, {self._name}", found, wanted)
             self._table = self._database.open_table(self._name)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps a folder to this process, and anything but an index of ours from being replaced."""
+        if "://" in self._place:
+            self._refuse_foreign()
+            yield
+            return
+        folder = Path(self._place).expanduser()
+        with at_work(folder, "builds an index", wait=True, tidy=True):
+            for name in (self._name, self._mark):
+                inside(folder, f"{name}.lance")
+            self._refuse_foreign()
+            yield
+
+    def _refuse_foreign(self) -> None:
+        """Raises InputError if a table that is to be replaced is not of this program."""
+        for name, columns in ((self._name, {ROW, VECTOR}), (self._mark, {"stamp"})):
+            try:
+                held = set(self._database.open_table(name).schema.names)
+            except ValueError:  # none, or one that was never finished, which holds nothing
+                continue
+            if not columns <= held:
+                raise InputError(
+                    f"{self._place} holds a table {name} that is no index of this program; give another "
+                    "engine.name or engine.uri"
+                )
 
     def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
         """As `engine.Index.search`; rows whose scores tie stand in gallery order.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +27,20 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
+from clip3dreid.files import (
+    FileIdentity,
+    atomic,
+    identity_hashes,
+    inside,
+    remove,
+    sweep,
+    why_not_written,
+    write_json,
+)
 
 SHARDS_VERSION = 1
 INDEX = "index.json"
+UNREADABLE = "unreadable.csv"
 FORMATS = ("parquet", "safetensors")
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 VECTORS = ("embedding", "joint", "betas")
@@ -36,6 +48,8 @@ VECTORS = ("embedding", "joint", "betas")
 ROW, WORDS = "row", "words"
 # A damaged file can make its reader raise almost anything; what polars' Rust raises is no Exception.
 _BROKEN = (Exception, pl.exceptions.PanicException)
+
+_NAME = re.compile(r"shard-(\d{6,})\.(parquet|safetensors)")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -55,7 +69,8 @@ class ShardWriter:
     """A folder of shards to be filled.
 
     Opening looks at every shard of this process whole: what is damaged, or was made of other pictures or labels,
-    counts as missing.
+    counts as missing. Of several processes that fill a folder together the first must have locked it for all of them
+    (`files.at_work`); what killed ones were just writing is removed.
 
     Args:
         folder: made if need be.
@@ -70,8 +85,8 @@ class ShardWriter:
         share: (process, processes): which shards are this process's, every `processes`-th.
 
     Raises:
-        InputError: if a setting is unknown, the folder holds another model's shards or another version's, shards of
-            pictures that are not there any more, or cannot be written.
+        InputError: as `examine`, and if the folder holds shards of pictures that are not there any more, or cannot be
+            written.
     """
 
     def __init__(
@@ -87,19 +102,12 @@ class ShardWriter:
         rows_per_shard: int = 4096,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        for name, value, known in (("format", form, FORMATS), ("dtype", dtype, tuple(DTYPES))):
-            if value not in known:
-                raise InputError(f"{name}={value} is unknown; choose {' or '.join(known)}")
-        if rows_per_shard < 1:
-            raise InputError(f"rows_per_shard={rows_per_shard} must be 1 or more")
+        found = examine(folder, facts, form=form, dtype=dtype, rows_per_shard=rows_per_shard)
+        if found is not None:
+            rows_per_shard = found["rows_per_shard"]
         self.folder, self.table = folder, table
         self._hashes = identity_hashes(identities)
         self._dtype = DTYPES[dtype]
-        index = {"version": SHARDS_VERSION, "format": form, "dtype": dtype, **facts}
-        found = _read_index(folder) if (folder / INDEX).exists() else None
-        if found is not None:
-            _refuse_others(folder, found, index)
-            rows_per_shard = found["rows_per_shard"]
         self.rows_per_shard, self._form = rows_per_shard, form
         self._fingerprint = str(facts["fingerprint"])
         self._lost = {one.path for one in identities if one.size < 0}
@@ -108,12 +116,17 @@ class ShardWriter:
         self.mine = range(share[0], count, share[1])
         """Numbers of this process's shards."""
         self._done = {number for number in self.mine if self._good(number)}
-        whole = dict(notes or {}) | index
+        whole = dict(notes or {}) | _index(facts, form, dtype)
         whole |= {"rows_per_shard": rows_per_shard, "count": len(table), "shards": self._identities}
-        if found != whole:
-            write_json(folder / INDEX, whole)
+        # Each process its own: another's may just be being written.
+        sweep(folder, lambda name: (own := _NAME.fullmatch(name)) and int(own[1]) in self.mine)
         if share[0] == 0:
-            _remove_beyond(folder, count)
+            # Before the index that knows of them is replaced. Readers without it would take them for ours.
+            beyond = [] if found is None else range(count, len(found["shards"]))
+            remove(folder, (f"{_stem(folder, n).name}.{kind}" for n in beyond for kind in FORMATS))
+            sweep(folder, (INDEX, UNREADABLE).__contains__)
+        if found != whole:
+            write_json(inside(folder, INDEX), whole)
 
     def rows(self, number: int) -> range:
         """Rows of the list that a shard is made of."""
@@ -174,7 +187,8 @@ class ShardWriter:
         try:
             _save(stem, self._form, Shard(labels, arrays, card))
         except (InputError, pl.exceptions.PolarsError, SafetensorError) as error:
-            reason = " ".join(str(error.__cause__ or error).split())
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            reason = why_not_written(cause) or " ".join(str(cause).split())
             raise InputError(
                 f"cannot write {stem.name} to {self.folder}: {reason}; make room and run again: the rest is kept"
             ) from error
@@ -204,6 +218,49 @@ class ShardWriter:
                 "back, take them off the list, or remove that folder"
             )
         return good
+
+
+def examine(
+    folder: Path, facts: Mapping[str, Any], *, form: str, dtype: str, rows_per_shard: int
+) -> dict[str, Any] | None:
+    """Looks whether a folder may be filled, as `ShardWriter` is going to; nothing is changed.
+
+    Args:
+        folder: which need not be there.
+        facts: as for `ShardWriter`, and so are the others.
+        form: likewise.
+        dtype: likewise.
+        rows_per_shard: likewise.
+
+    Returns:
+        What its index says; None if it has none.
+
+    Raises:
+        InputError: if a setting is unknown, the folder holds another model's shards or another version's, files of
+            the same names that are nobody knows whose, or its index is damaged or a link.
+    """
+    for name, value, known in (("format", form, FORMATS), ("dtype", dtype, tuple(DTYPES))):
+        if value not in known:
+            raise InputError(f"{name}={value} is unknown; choose {' or '.join(known)}")
+    if rows_per_shard < 1:
+        raise InputError(f"rows_per_shard={rows_per_shard} must be 1 or more")
+    # Before the index is looked for, which others who fill the folder with us write before their first shard.
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if os.path.lexists(inside(folder, INDEX)):
+        found = _read_index(folder)
+        _refuse_others(folder, found, _index(facts, form, dtype))
+        return found
+    if foreign := [name for name in names if _NAME.fullmatch(name) or name == UNREADABLE]:
+        raise InputError(
+            f"{folder} holds files of the names that shards have ({', '.join(foreign[:3])}) and no {INDEX} that says "
+            "whose they are; give another out, or move them away"
+        )
+    return None
+
+
+def _index(facts: Mapping[str, Any], form: str, dtype: str) -> dict[str, Any]:
+    """What all goes at a folder must agree on."""
+    return {"version": SHARDS_VERSION, "format": form, "dtype": dtype, **facts}
 
 
 class Shards:
@@ -292,14 +349,6 @@ def unreadable(folder: Path) -> pl.DataFrame:
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
 
 
-def _remove_beyond(folder: Path, count: int) -> None:
-    """Removes shards of a longer list, which readers that know nothing of the index would take for ours."""
-    for path in folder.glob("shard-*"):
-        number = path.stem.removeprefix("shard-")
-        if path.suffix in (".parquet", ".safetensors") and number.isdecimal() and int(number) >= count:
-            path.unlink()
-
-
 def _stem(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}"
 
@@ -314,11 +363,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
         "shards": list,
         "vectors": dict,
     }
+    advice = "restore it, or extract into another folder"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version = found.get("version")
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged; remove {folder} and extract again") from error
+        raise InputError(f"{path} is damaged, or of something else; {advice}") from error
     if version != SHARDS_VERSION:
         raise InputError(
             f"{path} has version {version}, this program reads {SHARDS_VERSION}; extract into another folder"
@@ -329,7 +379,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         or found["dtype"] not in DTYPES
         or found["rows_per_shard"] < 1
     ):
-        raise InputError(f"{path} is damaged; remove {folder} and extract again")
+        raise InputError(f"{path} is damaged, or of something else; {advice}")
     return dict(found)
 
 
@@ -339,13 +389,13 @@ def _refuse_others(folder: Path, found: Mapping[str, Any], ours: Mapping[str, An
         theirs, given = found["fingerprint"][:12], ours["fingerprint"][:12]
         raise InputError(
             f"{folder} holds shards of another model ({theirs}…) than the one given ({given}…); give another out, or "
-            "remove that folder"
+            "remove those"
         )
     if differ:
         key = differ[0]
         raise InputError(
-            f"{folder} holds shards of {key}={found.get(key)}, not of {ours[key]}; give another out, or remove that "
-            "folder"
+            f"{folder} holds shards of {key}={found.get(key)}, not of {ours[key]}; give another out, or remove "
+            "those"
         )
 
 
@@ -363,10 +413,10 @@ def _save(stem: Path, form: str, shard: Shard) -> None:
     if form == "parquet":
         table = table.with_columns(pl.Series(name, values) for name, values in shard.vectors.items())
     # Floats do not compress.
-    with atomic(stem.with_suffix(".parquet")) as temporary:
+    with atomic(inside(stem.parent, f"{stem.name}.parquet")) as temporary:
         table.write_parquet(temporary, metadata=metadata, compression="uncompressed")
     if form == "safetensors":
-        with atomic(stem.with_suffix(".safetensors")) as temporary:
+        with atomic(inside(stem.parent, f"{stem.name}.safetensors")) as temporary:
             save_file(shard.vectors, temporary, metadata)
 
 
