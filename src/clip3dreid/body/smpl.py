@@ -7,7 +7,6 @@ person's left is +x, metres; the rest pose is a T with the pelvis near the origi
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from clip3dreid.body.pickles import read_pickle
 from clip3dreid.errors import InputError
+from clip3dreid.files import read_npz
 
 JOINTS = [
     "pelvis",
@@ -267,16 +267,15 @@ class BodyModel(nn.Module):
         return BodyOutput(vertices, joints)
 
 
-def _dense(value: Any) -> npt.NDArray[Any]:
-    return np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+_REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
+_OPTIONAL = ("posedirs", "phenotype_names", "phenotype_weights")
 
 
 def _check(arrays: dict[str, npt.NDArray[Any]], path: Path) -> None:
     """Raises InputError unless the arrays are an SMPL-format body."""
-    wanted = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
-    if missing := [key for key in wanted if key not in arrays]:
+    if missing := [key for key in _REQUIRED if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-format body; give an SMPL file")
-    vertices = len(arrays["v_template"])
+    vertices = arrays["v_template"].shape[0] if arrays["v_template"].ndim else 0
     shapes = {
         "v_template": (vertices, 3),
         "shapedirs": (vertices, 3, None),
@@ -340,14 +339,9 @@ def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
     """
     path = _file(path)
     if path.suffix == ".pkl":
-        found = read_pickle(path)
+        arrays = read_pickle(path, (*_REQUIRED, *_OPTIONAL))
     else:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {key: file[key] for key in file.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} cannot be read as .npz ({error}); get it again") from error
-    arrays = {key: _dense(value) for key, value in found.items() if not isinstance(value, str | bytes)}
+        arrays = read_npz(path, path, "get it again", keys=(*_REQUIRED, *_OPTIONAL))
     _check(arrays, path)
     return arrays
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import decoding, npz_keys, read_npz
 from clip3dreid.retrieval.protocol import labels_of
 
 # Arrays of a feature file, after `query_` or `gallery_`, and the manifest column that each becomes.
@@ -26,6 +26,7 @@ _ARRAYS = {
     "sets": "query_set",
     "paths": "path",
 }
+_ADVICE = "save plain arrays of numbers or strings, by np.savez"
 _REQUIRED = ("pids", "camids")
 
 
@@ -50,25 +51,21 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
             features, or differs in length from the features.
     """
     path = Path(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"features={path} cannot be read as an NPZ file: {error}") from error
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise InputError(f"features={path} is one array; expected an NPZ file, as np.savez writes it")
-    with loaded:
-        query_features, query_table = _load_side(path, loaded, "query")
-        gallery_features, gallery_table = _load_side(path, loaded, "gallery")
+    wanted = {f"{side}_{name}" for side in ("query", "gallery") for name in ("features", *_ARRAYS)}
+    loaded = read_npz(path, f"features={path}", _ADVICE, keys=wanted)
+    query_features, query_table = _load_side(path, loaded, "query")
+    gallery_features, gallery_table = _load_side(path, loaded, "gallery")
     known = labels_of(gallery_table, "person").is_not_null()
     kept = torch.from_numpy(known.to_numpy().copy())
     return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
 
 
-def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
+def _load_side(path: Path, arrays: Mapping[str, npt.NDArray[Any]], side: str) -> tuple[Tensor, pl.DataFrame]:
     needed = [f"{side}_{name}" for name in ("features", *_REQUIRED)]
-    if missing := [name for name in needed if name not in arrays.files]:
-        raise InputError(f"features={path} lacks {missing}; it holds {sorted(arrays.files)}")
-    features = _array(path, arrays, f"{side}_features")
+    if missing := [name for name in needed if name not in arrays]:
+        there = npz_keys(path, f"features={path}", _ADVICE)
+        raise InputError(f"features={path} lacks {missing}; it holds {there}")
+    features = arrays[f"{side}_features"]
     if features.ndim != 2 or features.dtype.kind not in "fiu":
         raise InputError(
             f"features={path}: {side}_features is {features.dtype} of shape {features.shape}; expected real "
@@ -77,8 +74,8 @@ def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Ten
     table = {"path": pl.Series([f"{side}[{row}]" for row in range(len(features))], dtype=pl.String)}
     for suffix, column in _ARRAYS.items():
         name = f"{side}_{suffix}"
-        if name in arrays.files:
-            table[column] = _labels(path, name, _array(path, arrays, name), len(features))
+        if name in arrays:
+            table[column] = _labels(path, name, arrays[name], len(features))
         elif column != "path":
             table[column] = pl.Series([None] * len(features), dtype=pl.String)
     # An outfit is one person's in the manifest, and files often number them anew for each person.
@@ -86,16 +83,6 @@ def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Ten
     table["frame"] = table["frame"].cast(pl.Int64, strict=False)
     dtype = features.dtype if features.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float32)
     return torch.from_numpy(features.astype(dtype, copy=False)), pl.DataFrame(table)
-
-
-def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = arrays[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"features={path}: {name} cannot be read ({error}); save plain arrays of numbers or strings"
-        ) from error
-    return array
 
 
 def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.Series:
@@ -106,6 +93,9 @@ def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.S
         raise InputError(
             f"features={path}: {name} is {array.dtype}; labels are whole numbers or strings, -1 or '' unknown"
         )
-    labels = pl.Series(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).cast(pl.String)
+    with decoding(f"features={path}: {name}", "labels", _ADVICE):
+        labels = pl.Series(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).cast(
+            pl.String
+        )
     unknown = labels.is_in(["-1", ""])
     return labels.set(unknown, None)
