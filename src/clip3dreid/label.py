@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from clip3dreid.build import data_sources, read_manifest, require_data
 from clip3dreid.config import conf_dir, entry_point
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -111,7 +112,8 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
         path = manifest.root / "truth.parquet"
         if not path.is_file():
             return None
-        table = pl.read_parquet(path)
+        again = "write the world anew with python -m clip3dreid.synthesize"
+        table, _ = read_table(path, "the truth about a world", again)
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

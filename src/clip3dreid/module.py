@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
+from clip3dreid.model.card import CARD
 from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD, HEADS
+from clip3dreid.model.weights import HEADS, add_checksum
 from clip3dreid.optimizer import optimise
 from clip3dreid.retrieval.distributed import whole
 from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
@@ -352,3 +353,4 @@ class ReidModule(EvaluationModule):
         """Adds the card, so that evaluation needs no config, and the heads that the model is shipped with."""
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
+        add_checksum(checkpoint)

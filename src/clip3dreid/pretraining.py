@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import TrainView, read_rgb, resize, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_table
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.loss.image_text import image_text_contrastive
 
@@ -72,12 +73,16 @@ def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "trai
             raise InputError(
                 f"{world} has no {TRUTH}; write a world there with python -m clip3dreid.synthesize"
             )
-        table = pl.read_parquet(world / TRUTH)
+        again = "write the world anew with python -m clip3dreid.synthesize"
+        table, _ = read_table(world / TRUTH, "the truth about a world", again)
         if missing := [group for group in groups if f"word_{group}" not in table.columns]:
             raise InputError(
                 f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"
             )
-        table = table.filter((pl.col("split") == split) & ~pl.col("bad_box"))
+        with decoding(world / TRUTH, "the truth about a world", again):
+            table = table.select(
+                pl.col("path", "split", *(f"word_{group}" for group in groups)).cast(pl.String), "bad_box"
+            ).filter((pl.col("split") == split) & ~pl.col("bad_box"))
         files += [world / path for path in table["path"]]
         columns = {group: table[f"word_{group}"].to_list() for group in groups}
         words += [{group: column[row] for group, column in columns.items()} for row in range(len(table))]

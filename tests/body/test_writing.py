@@ -23,6 +23,7 @@ from clip3dreid.body import writing
 from clip3dreid.body.plan import Picture, Plan
 from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, write
 from clip3dreid.errors import InputError
+from clip3dreid.formats import CHECKSUM, seal
 
 PICTURES = 3 * CHUNK + 2
 CONFIG = {"seed": 7, "layout": {"cameras": 2}}
@@ -156,7 +157,7 @@ if __name__ == "__main__":
 def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: int, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(root)])}
     with subprocess.Popen(
         [sys.executable, "slow.py"],
         cwd=tmp_path,
@@ -275,7 +276,9 @@ def test_a_list_that_points_out_of_the_folder_removes_nothing_there(world: Path,
     shutil.copytree(world, out)
     (tmp_path / "mine.txt").write_text("mine")
     facts = json.loads((out / "world.json").read_text())
-    (out / "world.json").write_text(json.dumps(facts | {"files": [*facts["files"], "../mine.txt"]}))
+    del facts[CHECKSUM]
+    hostile = facts | {"files": [*facts["files"], "../mine.txt"]}
+    (out / "world.json").write_text(json.dumps(seal(hostile)))
     write(commission({"seed": 9}), out, workers=0, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

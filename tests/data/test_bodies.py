@@ -121,7 +121,9 @@ def no_betas(path: Path) -> None:
 @pytest.mark.parametrize("damage", [text, half, no_betas])
 def test_a_damaged_truth_is_refused_in_one_line(damage, root: Path) -> None:
     damage(root / "truth.parquet")
-    with pytest.raises(InputError, match=r"is not the truth about bodies \(.*\); make it anew: py") as caught:
+    with pytest.raises(
+        InputError, match=r"cannot be read as the truth about bodies \(.*\); make it anew: py"
+    ) as caught:
         read_bodies(root)
     assert "\n" not in str(caught.value)
 

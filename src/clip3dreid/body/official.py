@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clip3dreid.body.smpl import PARENTS, BodyOutput, joint_transforms, read_arrays, rotation_matrices
 from clip3dreid.errors import InputError
-from clip3dreid.files import decoding, read_npz
+from clip3dreid.formats import decoding, read_npz
 
 
 class OfficialBody(torch.nn.Module):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -22,14 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import decoding
+from clip3dreid.formats import decoding, scan_pickle
 
 MOST_BYTES = 2**31
 """Of a file: eight times the largest of SMPL's."""
 MOST_NUMBERS = 2**27
 """That a sparse array may have when it is written out: a gigabyte, where SMPL's have some hundred thousand."""
-# Tuples can lie inside one another, and C code that looks into them has no guard of its own: SMPL's need some hundred.
-_MOST_TUPLES = 20_000
 _ADVICE = "get it again from its publisher"
 
 Array = npt.NDArray[Any]
@@ -43,7 +40,7 @@ class _Inert:
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.state: Any = {}
+        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -84,9 +81,9 @@ class _Type(_Inert):
     def made(self) -> np.dtype[Any]:
         """The type, if it is one of plain numbers."""
         name, order, plain = str(self.arguments[0]), "", True
-        if self.state:
+        if isinstance(self.state, tuple):
             # Version, byte order, then what only types of several fields, of objects or of times have.
-            _, order, *rest = self.state
+            _, order, *rest = tuple(self.state)
             plain = rest[:3] == [None, None, None]
         if order not in ("", "<", ">", "|", "=") or not plain or not _KIND.fullmatch(name):
             raise InputError(f"it holds an array of type {name[:40]}, which is none of plain numbers")
@@ -98,7 +95,7 @@ class _Array(_Inert):
 
     def made(self) -> Array:
         """The array, if its bytes are as many as type and shape ask for."""
-        if self.state:
+        if isinstance(self.state, tuple):
             _, shape, kind, fortran, data = self.state
         else:
             data, kind, shape, order = self.arguments
@@ -131,7 +128,7 @@ def _filled(kind: np.dtype[Any], shape: Any, data: Any, order: str) -> Array:
 
 def _dense(matrix: _Sparse) -> Array:
     """A sparse matrix written out, after its indices have been looked at."""
-    state = dict(matrix.state)
+    state: dict[str, Any] = dict(matrix.state or {})
     rows, columns = (int(size) for size in state.get("_shape", state.get("shape", ())))
     if rows < 0 or columns < 0 or rows * columns > MOST_NUMBERS:
         raise InputError(f"it holds a sparse matrix of {rows} x {columns}")
@@ -173,7 +170,9 @@ def _numbers(value: Any) -> Array:
     if not isinstance(value, _Chumpy):
         raise InputError(f"it has a {type(value).__name__} where an array is wanted")
     state = value.state
-    if not isinstance(state, dict):
+    if state is None:
+        state = {}
+    elif not isinstance(state, dict):
         return _numbers(state)
     if "x" in state:
         return _numbers(state["x"])
@@ -224,23 +223,19 @@ def _plain_object(cls: object, *_: object) -> _Inert:
     return cls()
 
 
-_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _encode,
-} | {
-    (module, name): call
-    for modules, name, call in (
-        (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", _reconstruct),
-        (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", _Scalar),
-        (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", _Array),
-        (("copy_reg", "copyreg"), "_reconstructor", _plain_object),
-        (("__builtin__", "builtins"), "bytes", _empty),
-        # Named by others, never called.
-        (("__builtin__", "builtins"), "object", _Inert),
-        (("numpy",), "ndarray", _reconstruct),
-    )
-    for module in modules
-}
+_CALLS: tuple[tuple[tuple[str, ...], str, Callable[..., Any]], ...] = (
+    (("numpy",), "dtype", _Type),
+    (("_codecs",), "encode", _encode),
+    (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct", _reconstruct),
+    (("numpy.core.multiarray", "numpy._core.multiarray"), "scalar", _Scalar),
+    (("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer", _Array),
+    (("copy_reg", "copyreg"), "_reconstructor", _plain_object),
+    (("__builtin__", "builtins"), "bytes", _empty),
+    # Named by others, never called.
+    (("__builtin__", "builtins"), "object", _Inert),
+    (("numpy",), "ndarray", _reconstruct),
+)
+_FUNCTIONS = {(module, name): call for modules, name, call in _CALLS for module in modules}
 
 
 class _Restricted(pickle.Unpickler):
@@ -263,27 +258,13 @@ class _Restricted(pickle.Unpickler):
 
 
 # What pickles of arrays are written with, in every protocol; no classes by number, no objects from elsewhere.
-_INSTRUCTIONS = frozenset(
-    "APPEND APPENDS BINBYTES BINBYTES8 BINFLOAT BINGET BININT BININT1 BININT2 BINPUT BINSTRING BINUNICODE BINUNICODE8 "
-    "BUILD BYTEARRAY8 DICT EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FLOAT FRAME GET GLOBAL INT LIST LONG LONG1 LONG4 "
-    "LONG_BINGET LONG_BINPUT MARK MEMOIZE NEWFALSE NEWOBJ NEWTRUE NONE POP POP_MARK PROTO PUT REDUCE SETITEM SETITEMS "
-    "SHORT_BINBYTES SHORT_BINSTRING SHORT_BINUNICODE STACK_GLOBAL STOP STRING TUPLE TUPLE1 TUPLE2 TUPLE3 UNICODE".split()
-)
-
-
-def _check_instructions(data: bytes) -> None:
-    """Raises InputError if the file does what no pickle of arrays does; what cannot be parsed raises anything."""
-    tuples = 0
-    for number, (instruction, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
-        name = instruction.name
-        if name not in _INSTRUCTIONS:
-            raise InputError(f"it has the instruction {name}, which no file of arrays needs")
-        # The unpickler makes room for as many as the highest number asks for.
-        if name.endswith("PUT") and int(argument) > number:
-            raise InputError(f"it numbers an object {argument} that is its {number}th at most")
-        tuples += name.startswith("TUPLE")
-        if tuples > _MOST_TUPLES:
-            raise InputError(f"it has more than {_MOST_TUPLES} tuples")
+_NEEDED = """
+APPEND APPENDS BINBYTES BINBYTES8 BINFLOAT BINGET BININT BININT1 BININT2 BINPUT BINSTRING BINUNICODE BINUNICODE8
+BUILD BYTEARRAY8 DICT EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FLOAT FRAME GET GLOBAL INT LIST LONG LONG1 LONG4
+LONG_BINGET LONG_BINPUT MARK MEMOIZE NEWFALSE NEWOBJ NEWTRUE NONE POP POP_MARK PROTO PUT REDUCE SETITEM SETITEMS
+SHORT_BINBYTES SHORT_BINSTRING SHORT_BINUNICODE STACK_GLOBAL STOP STRING TUPLE TUPLE1 TUPLE2 TUPLE3 UNICODE
+"""
+_INSTRUCTIONS = frozenset(_NEEDED.split())
 
 
 @contextmanager
@@ -318,7 +299,7 @@ def read_pickle(path: Path, keys: Collection[str]) -> dict[str, Array]:
             )
         data = path.read_bytes()
         with _of(path):
-            _check_instructions(data)
+            scan_pickle(io.BytesIO(data), _INSTRUCTIONS)
             found = _Restricted(io.BytesIO(data), path).load()
     if not isinstance(found, dict):
         raise InputError(

@@ -8,6 +8,7 @@ import polars as pl
 from PIL import Image
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_table
 
 GAP = 4
 """Pixels between people, and between outfits."""
@@ -33,7 +34,10 @@ def contact_sheet(
         raise InputError(
             f"{world} holds no truth.parquet; write a world there with python -m clip3dreid.synthesize"
         )
-    table = pl.read_parquet(world / "truth.parquet").filter((pl.col("split") == split) & ~pl.col("bad_box"))
+    again = "write the world anew with python -m clip3dreid.synthesize"
+    needed = ("path", "split", "bad_box", "person_index", "outfit_index")
+    table, _ = read_table(world / "truth.parquet", "the truth about a world", again, columns=needed)
+    table = table.filter((pl.col("split") == split) & ~pl.col("bad_box"))
     chosen = table["person_index"].unique().sort().to_list()[:people]
     if not chosen:
         raise InputError(f"{world} has no people in split {split}")

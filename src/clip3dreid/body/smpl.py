@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clip3dreid.body.pickles import read_pickle
 from clip3dreid.errors import InputError
-from clip3dreid.files import read_npz
+from clip3dreid.formats import read_npz
 
 JOINTS = [
     "pelvis",

@@ -36,10 +36,12 @@ from clip3dreid.body.folder import (
     clear,
     examine,
     remove_strays,
+    write_facts,
 )
 from clip3dreid.body.plan import Plan
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json, write_text
+from clip3dreid.files import write_text
+from clip3dreid.formats import read_table, write_table
 
 CHUNK = 16
 """Pictures that are drawn in one batch. Fixed, because the last bits of a batched product depend on its size."""
@@ -173,7 +175,7 @@ def write(
         clear(out, found.replaced)
     _make(out / WORK)
     remove_strays(out / WORK)
-    write_json(out / WORLD, commission.facts | {"complete": False})
+    write_facts(out, commission.facts, complete=False)
     for path, text in commission.plan.side_files.items():
         write_text(out / path, text)
     done = pictures - todo
@@ -222,8 +224,7 @@ class _Job:
             self._write(self.out / self.paths[place], picture.data)
         rows = [{"place": place} | picture.facts for place, picture in zip(places, drawn, strict=True)]
         table = pl.DataFrame(rows, infer_schema_length=None)
-        with self._room(self.truth(chunk)), atomic(self.truth(chunk)) as temporary:
-            table.write_parquet(temporary)
+        write_table(self.truth(chunk), table)
         return len(places)
 
     def _write(self, target: Path, data: bytes) -> None:
@@ -312,10 +313,10 @@ def _follow_parent() -> None:
 
 def _finish(commission: Commission, job: _Job) -> None:
     """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
-    tables = [pl.read_parquet(job.truth(chunk)) for chunk in job.chunks()]
+    again = "remove it and start again: its pictures are drawn anew"
+    tables = [read_table(job.truth(chunk), "the truth about pictures", again)[0] for chunk in job.chunks()]
     # A column that is empty throughout a chunk has no type of its own there.
     table = commission.finish(pl.concat(tables, how="diagonal_relaxed"))
-    with atomic(job.out / TRUTH) as temporary:
-        table.write_parquet(temporary)
-    write_json(job.out / WORLD, commission.facts | {"complete": True})
+    write_table(job.out / TRUTH, table)
+    write_facts(job.out, commission.facts, complete=True)
     shutil.rmtree(job.out / WORK)

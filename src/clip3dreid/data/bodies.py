@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from clip3dreid.data.images import Pixels, TrainView, pack_paths, read_rgb
 from clip3dreid.data.sampling import exchanged
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_table
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
@@ -57,17 +58,13 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     path = root / TRUTH
     if not path.is_file():
         raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
-    try:
-        table = pl.read_parquet(path, columns=["path", "split", "person", "betas"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(
-            f"{path} is not the truth about bodies ({reason}); make it anew: {command}"
-        ) from error
-    # What is worn has columns of its own; the number of the outfit stands there for bodies too.
-    worn = [
-        name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"
-    ]
+    again = f"make it anew: {command}"
+    table, _ = read_table(path, "the truth about bodies", again, columns=("path", "split", "person", "betas"))
+    with decoding(path, "the truth about bodies", again):
+        table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
+        # What is worn has columns of its own; the number of the outfit stands there for bodies too.
+        columns = pl.read_parquet_schema(path)
+    worn = [name for name in columns if name.startswith("outfit_") and name != "outfit_index"]
     if worn:
         raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
     table = table.filter(pl.col("split") == split)

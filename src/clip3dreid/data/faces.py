@@ -29,6 +29,7 @@ from clip3dreid.data.images import Pixels, UnreadablePicture, read_rgb
 from clip3dreid.data.layout import PICTURES
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json
+from clip3dreid.formats import decoding, read_json
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
@@ -383,24 +384,25 @@ def _begin(out: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Ou
 
 def _settings(path: Path) -> dict[str, Any] | None:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "settings", "")
+    except InputError:
         return None
-    return settings if isinstance(settings, dict) else None
 
 
 def _journal(path: Path) -> Iterator[Outcome]:
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 yield Outcome(*json.loads(line))
-            except ValueError:  # the line that was being written when the run was killed
+            except (ValueError, TypeError, RecursionError):  # what was being written when the run was killed
                 continue
 
 
 def _listing(path: Path) -> Iterator[Outcome]:
     if path.is_file():
-        yield from map(Outcome._make, pl.read_csv(path).iter_rows())
+        with decoding(path, "a list of outcomes", "remove it: the pictures are looked at anew"):
+            outcomes = [Outcome._make(row) for row in pl.read_csv(path, glob=False).iter_rows()]
+        yield from outcomes
 
 
 def _walk(source: Path) -> tuple[list[str], list[str]]:

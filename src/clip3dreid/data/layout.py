@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_text
 
 T = TypeVar("T")
 
@@ -155,23 +156,24 @@ class Tree(NamedTuple):
             InputError: if the list is empty, a line has no number, or a listed picture is not there.
         """
         pairs = []
-        lines = (self.root / file).read_text(encoding="utf-8-sig").splitlines()
+        path = self.root / file
+        lines = read_text(path, f"{self.name}: {path}", "fetch the list again").splitlines()
         for place, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            path, *label = line.strip().rsplit(separator, 1)
+            listed, *label = line.strip().rsplit(separator, 1)
             if not label or not label[0].strip().isdecimal():
                 raise InputError(
-                    f"{self.name}: line {place} of {self.root / file} is {line!r}, not a path and a number; "
+                    f"{self.name}: line {place} of {path} is {line!r}, not a path and a number; "
                     "fetch the list again"
                 )
-            pairs.append((f"{folder}/{path.strip()}", number(label[0])))
+            pairs.append((f"{folder}/{listed.strip()}", number(label[0])))
         if not pairs:
-            raise InputError(f"{self.name}: {self.root / file} lists no pictures; fetch the list again")
+            raise InputError(f"{self.name}: {path} lists no pictures; fetch the list again")
         there = set(self.pictures(folder, depth))
-        if absent := [path for path, _ in pairs if path not in there]:
+        if absent := [picture for picture, _ in pairs if picture not in there]:
             raise InputError(
-                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {self.root / file} are "
+                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {path} are "
                 f"not there: {shorten(absent)}; unpack the data set again"
             )
         return pairs

@@ -12,6 +12,7 @@ import polars as pl
 from clip3dreid.data.layout import PICTURES
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_table
 
 BOX = ("left", "top", "right", "bottom")
 """Columns of a crop in a picture, in pixels; right and bottom lie outside."""
@@ -56,10 +57,10 @@ def list_pictures(place: Path) -> Listing:
 def _is_manifest(path: Path) -> bool:
     """Whether a file is a saved manifest, which knows where its pictures are."""
     try:
-        facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        return isinstance(facts, dict) and {"root", "published"} <= facts.keys()
-    # A file that is none can make the reader raise almost anything.
-    except (Exception, pl.exceptions.PanicException):
+        with decoding(path, "a manifest", ""):
+            facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
+            return isinstance(facts, dict) and {"root", "published"} <= facts.keys()
+    except InputError:
         return False
 
 
@@ -98,16 +99,15 @@ def _cannot_enter(error: OSError) -> None:
 
 
 def _read_table(path: Path) -> pl.DataFrame:
+    advice = "give a CSV or Parquet file"
     readers = {
-        ".csv": lambda: pl.read_csv(path, infer_schema=False),  # person 007 stays 007
-        ".parquet": lambda: pl.read_parquet(path),
+        ".csv": lambda: pl.read_csv(path, infer_schema=False, glob=False),  # person 007 stays 007
+        ".parquet": lambda: read_table(path, "a table of pictures", advice, sealed=False)[0],
     }
     if path.suffix.lower() not in readers:
         raise InputError(f"pictures={path} is no folder and no table; a table ends in .csv or .parquet")
-    try:
+    with decoding(f"pictures={path}", "a table of pictures", advice):
         table = readers[path.suffix.lower()]()
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise InputError(f"pictures={path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if "path" not in table.columns or table.is_empty():
         raise InputError(
             f"pictures={path} has no column path, or no rows; its columns are {', '.join(table.columns)}"

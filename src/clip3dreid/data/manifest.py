@@ -19,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic
+from clip3dreid.formats import decoding, read_table, write_table
 
 SCHEMA_VERSION = 1
 
@@ -35,6 +35,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "query_set": pl.String,  # where a data set has several sets of queries, as PRCC's B and C
     "data_set": pl.String,
 }
+_KIND, _AGAIN, _FACTS = "a manifest of this project", "make it anew from the data", "clip3dreid"
 REQUIRED = ("path", "person", "split", "role", "data_set")
 SPLITS = ("train", "val", "test")
 ROLES = ("train", "query", "gallery")
@@ -181,8 +182,7 @@ def save(manifest: Manifest, path: Path) -> None:
         "notes": list(manifest.notes),
         "published": [dataclasses.astuple(count) for count in manifest.published],
     }
-    with atomic(path) as temporary:
-        manifest.table.write_parquet(temporary, metadata={"clip3dreid": json.dumps(facts)})
+    write_table(path, manifest.table, {_FACTS: json.dumps(facts)})
 
 
 def load(path: Path, root: Path | None = None) -> Manifest:
@@ -193,21 +193,22 @@ def load(path: Path, root: Path | None = None) -> Manifest:
         root: where the pictures are now; by default where they were when the manifest was saved.
 
     Raises:
-        InputError: if the file is not a manifest or has another schema version.
+        InputError: if the file is not a manifest, is damaged or has another schema version.
     """
-    try:
-        facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        table = pl.read_parquet(path)
-    except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path} is not a manifest of this project: {error}") from error
-    if facts["version"] != SCHEMA_VERSION:
+    table, metadata = read_table(path, _KIND, _AGAIN)
+    with decoding(path, _KIND, _AGAIN):
+        facts = json.loads(metadata[_FACTS])
+        version = facts["version"]
+    if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has manifest version {facts['version']}, this program reads {SCHEMA_VERSION}; "
-            "make it anew from the data"
+            f"{path} has manifest version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
-    validate(table, facts["name"])
-    published = tuple(Published(*count) for count in facts["published"])
-    return Manifest(facts["name"], root or Path(facts["root"]), table, tuple(facts["notes"]), published)
+    with decoding(path, _KIND, _AGAIN):
+        table = table.select(pl.col(column).cast(kind) for column, kind in SCHEMA.items())
+        name, was, notes = str(facts["name"]), Path(facts["root"]), tuple(map(str, facts["notes"]))
+        published = tuple(Published(*count) for count in facts["published"])
+    validate(table, name)
+    return Manifest(name, root or was, table, notes, published)
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:

@@ -15,6 +15,7 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json
+from clip3dreid.formats import decoding, read_json, read_table, seal, unseal, write_table
 from clip3dreid.language.prompts import closest
 from clip3dreid.language.vocabulary import Vocabulary
 
@@ -37,6 +38,8 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "margin": pl.Float32,  # over the second word of the group, 0 or more; null as well
 }
 _AGAIN = "label the pictures again"
+_KIND = "labels of this project"
+_FACTS = "clip3dreid_labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,12 +177,12 @@ def save(labels: Labels, path: Path) -> None:
         InputError: if the suffix is neither, or the place cannot be written.
     """
     if _suffix(path) == ".parquet":
-        with atomic(path) as temporary:
-            labels.table.write_parquet(temporary, metadata={"clip3dreid_labels": json.dumps(labels.facts)})
+        write_table(path, labels.table, {_FACTS: json.dumps(labels.facts)})
         return
     with atomic(path) as temporary:
         labels.table.write_csv(temporary)
-    write_json(path.with_suffix(".json"), labels.facts)
+    # What is sealed is not meant to be edited, as the table is.
+    write_json(path.with_suffix(".json"), seal(labels.facts))
 
 
 def load(path: Path, vocabulary: Vocabulary) -> Labels:
@@ -193,41 +196,51 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
         vocabulary: the words that are known now; a note goes to the log if they are not those that were scored.
 
     Raises:
-        InputError: naming file and place, if it is no file of labels, has another schema version, an unknown group or
-            word, a group of a person twice or not at all, or a score that is no number.
+        InputError: naming file and place, if it is no file of labels, is damaged, has another schema version, an
+            unknown group or word, a group of a person twice or not at all, or a score that is no number.
     """
-    try:
-        if _suffix(path) == ".parquet":
-            facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid_labels"])
-            table = pl.read_parquet(path)
-        else:
-            # All as text: a person called 0012 must stay one.
-            table = pl.read_csv(path, infer_schema=False)
-            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        version = facts["version"]
-    except FileNotFoundError as error:
-        beside = path.suffix == ".csv" and path.exists()
-        missing = f"{path.with_suffix('.json').name}, which belongs beside it," if beside else "the file"
-        raise InputError(f"labels {path}: {missing} is missing; give both or {_AGAIN}") from error
-    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a file of labels of this project ({reason}); {_AGAIN}") from error
+    table, facts = _read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
+    version = facts.get("version")
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path} has labels of version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
-    try:
-        labels = Labels(
-            table=_checked(table, str(facts["level"]), vocabulary, str(path)),
-            **{key: facts[key] for key in ("teacher", "fingerprint", "vocabulary", "calibration", "level")},
-            data_sets=tuple(facts["data_sets"]),
-            pictures=int(facts["pictures"]),
-        )
-    except KeyError as error:
-        raise InputError(f"{path} does not tell its {error.args[0]}; {_AGAIN}") from error
+    kinds = {"teacher": str, "fingerprint": str, "vocabulary": str, "calibration": str, "level": str}
+    for key, kind in (kinds | {"data_sets": list, "pictures": int}).items():
+        if not isinstance(facts.get(key), kind):
+            raise InputError(f"{path} does not tell its {key}; {_AGAIN}")
+    labels = Labels(
+        table=_checked(table, facts["level"], vocabulary, str(path)),
+        **{key: facts[key] for key in kinds},
+        data_sets=tuple(map(str, facts["data_sets"])),
+        pictures=facts["pictures"],
+    )
     if labels.vocabulary != vocabulary.digest:
         log.warning("%s was made with another vocabulary; its words are all known still", path)
     return labels
+
+
+def _read_parquet(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    table, metadata = read_table(path, _KIND, _AGAIN)
+    with decoding(path, _KIND, _AGAIN):
+        facts = json.loads(metadata[_FACTS])
+        if not isinstance(facts, dict):
+            raise TypeError(f"{_FACTS} is no object")
+    return table, facts
+
+
+def _read_csv(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    beside = path.with_suffix(".json")
+    if path.exists() and not beside.exists():
+        raise InputError(
+            f"labels {path}: {beside.name}, which belongs beside it, is missing; give both or {_AGAIN}"
+        )
+    with decoding(path, _KIND, _AGAIN):
+        # All as text: a person called 0012 must stay one.
+        table = pl.read_csv(path, infer_schema=False, glob=False)
+    facts = read_json(beside, _KIND, _AGAIN)
+    # Another version's may be sealed otherwise; it is refused as what it is.
+    return table, unseal(facts, beside, _AGAIN) if facts.get("version") == SCHEMA_VERSION else facts
 
 
 def tokens(

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
+from clip3dreid.files import FileIdentity, atomic, encoding, identity_hashes, write_json
+from clip3dreid.formats import damaged, decoding, read_json
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
@@ -179,11 +180,8 @@ class EmbeddingCache:
             "checksum": _checksum(values.numpy()),
         }
         path = self._path(part)
-        with atomic(path) as temporary:
-            try:
-                save_file(tensors, temporary, card)
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"cannot write {path}: {error}; is the disk full?") from error
+        with atomic(path) as temporary, encoding(path):
+            save_file(tensors, temporary, card)
         self._maps.pop(part, None)
         start = self._check(part)
         if start is None:
@@ -237,15 +235,11 @@ class EmbeddingCache:
     def _read_index(self) -> dict[str, Any] | None:
         """What the folder says it holds; None for a new one."""
         path = self.folder / INDEX
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            version = found.get("version")
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{path} is damaged; remove {self.folder}, embeddings are computed anew"
-            ) from error
+        again = f"remove {self.folder}, embeddings are computed anew"
+        found = read_json(path, "the index of embeddings", again)
+        version = found.get("version")
         advice = f"remove {self.folder}, or give another model.teacher.cache_dir"
         if version != CACHE_VERSION:
             raise InputError(
@@ -258,21 +252,20 @@ class EmbeddingCache:
                 f"({ours}), whose files, view or dtype differ; {advice}"
             )
         if not isinstance(found.get("rows_per_part"), int) or found["rows_per_part"] < 1:
-            raise InputError(f"{path} is damaged; remove {self.folder}, embeddings are computed anew")
-        return dict(found)
+            raise damaged(path, f"rows_per_part is {found.get('rows_per_part')}", again)
+        return found
 
     def _check(self, part: int) -> int | None:
         """Where the embeddings begin in a part's file, in bytes; None if the part cannot be used."""
         path, rows = self._path(part), self._rows(part)
         try:
-            with safe_open(path, framework="np") as file:
+            with decoding(path, "embeddings", ""), safe_open(path, framework="np") as file:
                 card = file.metadata() or {}
                 embedding, identity = file.get_tensor("embedding"), file.get_tensor("identity")
-            with path.open("rb") as raw:
+            with decoding(path, "embeddings", ""), path.open("rb") as raw:
                 length = int.from_bytes(raw.read(8), "little")
                 start = 8 + length + int(json.loads(raw.read(length))["embedding"]["data_offsets"][0])
-        # A damaged file can make the reader raise almost anything.
-        except Exception:
+        except InputError:
             return None
         usable = (
             card.get("version") == str(CACHE_VERSION)

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_text
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "SHA256SUMS"
@@ -141,9 +142,10 @@ def check_sums(folder: Path) -> None:
     """
     if not (folder / CHECKSUMS).is_file():
         return
-    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        expected, name = line.split(maxsplit=1)
-        path = folder / name
+    listed = read_text(folder / CHECKSUMS, folder / CHECKSUMS, "get the folder anew")
+    for line in listed.splitlines():
+        expected, _, name = line.partition(" ")
+        path = folder / name.strip()
         if not path.is_file() or _sha256(path) != expected:
             raise InputError(f"{path} is not the file that {CHECKSUMS} lists; get the folder anew")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_json
 from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 
@@ -203,13 +203,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({_first_line(error)}); download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged (it holds a {type(content).__name__}); download it again")
-    return content
+    return read_json(path, "the config of a teacher", "download it again")
 
 
 def read_config(folder: Path) -> tuple[Any, Family]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import decoding, npz_keys, read_npz
+from clip3dreid.formats import decoding, npz_keys, read_npz
 from clip3dreid.retrieval.protocol import labels_of
 
 # Arrays of a feature file, after `query_` or `gallery_`, and the manifest column that each becomes.

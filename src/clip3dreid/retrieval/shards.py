@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, atomic, identity_hashes, write_json
+from clip3dreid.files import FileIdentity, atomic, encoding, identity_hashes, write_json
+from clip3dreid.formats import damaged, decoding, read_json, seal, unseal
 
 SHARDS_VERSION = 1
 INDEX = "index.json"
@@ -34,8 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": 
 VECTORS = ("embedding", "joint", "betas")
 """Columns of a shard that are vectors; all others are labels."""
 ROW, WORDS = "row", "words"
-# A damaged file can make its reader raise almost anything; what polars' Rust raises is no Exception.
-_BROKEN = (Exception, pl.exceptions.PanicException)
+_KIND, _AGAIN = "a shard", "run extract again, which makes it anew and keeps the others"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -111,7 +111,7 @@ class ShardWriter:
         whole = dict(notes or {}) | index
         whole |= {"rows_per_shard": rows_per_shard, "count": len(table), "shards": self._identities}
         if found != whole:
-            write_json(folder / INDEX, whole)
+            write_json(folder / INDEX, seal(whole))
         if share[0] == 0:
             _remove_beyond(folder, count)
 
@@ -173,7 +173,7 @@ class ShardWriter:
         stem = _stem(self.folder, number)
         try:
             _save(stem, self._form, Shard(labels, arrays, card))
-        except (InputError, pl.exceptions.PolarsError, SafetensorError) as error:
+        except InputError as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise InputError(
                 f"cannot write {stem.name} to {self.folder}: {reason}; make room and run again: the rest is kept"
@@ -305,7 +305,7 @@ def _stem(folder: Path, number: int) -> Path:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
+    path, again = folder / INDEX, f"remove {folder} and extract again"
     needed = {
         "fingerprint": str,
         "format": str,
@@ -314,11 +314,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         "shards": list,
         "vectors": dict,
     }
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found.get("version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged; remove {folder} and extract again") from error
+    found = read_json(path, "the index of shards", again)
+    version = found.get("version")
     if version != SHARDS_VERSION:
         raise InputError(
             f"{path} has version {version}, this program reads {SHARDS_VERSION}; extract into another folder"
@@ -329,8 +326,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         or found["dtype"] not in DTYPES
         or found["rows_per_shard"] < 1
     ):
-        raise InputError(f"{path} is damaged; remove {folder} and extract again")
-    return dict(found)
+        raise damaged(path, "a value is missing or cannot be", again)
+    return unseal(found, path, again)
 
 
 def _refuse_others(folder: Path, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -363,10 +360,12 @@ def _save(stem: Path, form: str, shard: Shard) -> None:
     if form == "parquet":
         table = table.with_columns(pl.Series(name, values) for name, values in shard.vectors.items())
     # Floats do not compress.
-    with atomic(stem.with_suffix(".parquet")) as temporary:
+    path = stem.with_suffix(".parquet")
+    with atomic(path) as temporary, encoding(path):
         table.write_parquet(temporary, metadata=metadata, compression="uncompressed")
     if form == "safetensors":
-        with atomic(stem.with_suffix(".safetensors")) as temporary:
+        path = stem.with_suffix(".safetensors")
+        with atomic(path) as temporary, encoding(path):
             save_file(shard.vectors, temporary, metadata)
 
 
@@ -376,17 +375,8 @@ def _card(stem: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is not there or damaged, naming it.
     """
-    try:
+    with decoding(stem, _KIND, _AGAIN):
         return dict(json.loads(pl.read_parquet_metadata(stem.with_suffix(".parquet"))["clip3dreid"]))
-    except _BROKEN as error:
-        raise _damaged(stem, error) from error
-
-
-def _damaged(stem: Path, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(
-        f"{stem} is damaged ({reason}); run extract again, which makes it anew and keeps the others"
-    )
 
 
 def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
@@ -395,11 +385,12 @@ def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
     if form == "safetensors" and not stem.with_suffix(".safetensors").is_file():
         return None
     try:
-        if _card(stem)["identity"] != identity:
-            return None
-        columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
-        return pl.read_parquet(path, columns=columns)
-    except _BROKEN:
+        with decoding(stem, _KIND, _AGAIN):
+            if _card(stem)["identity"] != identity:
+                return None
+            columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
+            return pl.read_parquet(path, columns=columns, glob=False)
+    except InputError:
         return None
 
 
@@ -410,9 +401,9 @@ def _load(stem: Path, form: str) -> Shard:
         InputError: if it is not there or damaged, naming it.
     """
     path = stem.with_suffix(".parquet")
-    try:
+    with decoding(stem, _KIND, _AGAIN):
         card = _card(stem)
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
         if form == "parquet":
             vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}
             table = table.drop(vectors)
@@ -421,11 +412,7 @@ def _load(stem: Path, form: str) -> Shard:
                 vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 same = json.loads(file.metadata()["clip3dreid"]) == card
             if not same:
-                raise ValueError("labels and vectors are of different goes")
+                raise damaged(stem, "labels and vectors are of different goes", _AGAIN)
         if card["version"] != SHARDS_VERSION or card["checksum"] != _checksum(table, vectors):
-            raise ValueError("its checksum is another")
-    except InputError:
-        raise
-    except _BROKEN as error:
-        raise _damaged(stem, error) from error
+            raise damaged(stem, "its checksum is another", _AGAIN)
     return Shard(table, vectors, card)

@@ -10,6 +10,7 @@ from pathlib import Path
 from clip3dreid.data.layout import PICTURES, Names, Tree, number, shorten
 from clip3dreid.data.manifest import Manifest, Published, build
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_text
 
 # A tracklet's folder: the session, then person and walk.
 TRACKLET = re.compile(r"session(?P<session>\d+)/(?P<person>\d+)_(?P<walk>\d+)")
@@ -93,7 +94,7 @@ def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
     Raises:
         InputError: if the list is empty or a line is another.
     """
-    lines = (tree.root / file).read_text(encoding="utf-8-sig").splitlines()
+    lines = read_text(tree.root / file, f"ccvid: {tree.root / file}", "fetch the list again").splitlines()
     tracklets = []
     for place, line in enumerate(lines, start=1):
         if not line.strip():

@@ -8,6 +8,7 @@ import polars as pl
 from clip3dreid.data.layout import Tree, shorten
 from clip3dreid.data.manifest import Manifest, build
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_table
 
 PARTS = {
     "train": ("train", "train"),
@@ -56,12 +57,13 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
 
 def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
     kind = tree.option("a table's suffix", tree.root.suffix.lower(), READERS)
-    try:
+    with decoding(f"{tree.name}: {tree.root}", kind, "write it anew"):
         # Everything stays a string, so that person 007 does not become 7.
-        table = pl.read_csv(tree.root, infer_schema=False) if kind == "csv" else pl.read_parquet(tree.root)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{tree.name}: {tree.root} cannot be read as {kind}: {reason}") from error
+        table = (
+            pl.read_csv(tree.root, infer_schema=False, glob=False)
+            if kind == "csv"
+            else read_table(tree.root, kind, "write it anew", sealed=False)[0]
+        )
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
         raise InputError(
             f"{tree.name}: {tree.root} has no column {', '.join(absent)}; it has {', '.join(table.columns)}"
