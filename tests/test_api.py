@@ -660,3 +660,53 @@ def test_the_example_of_the_documentation_runs(
     assert -1 <= scope["similar"] <= 1
     with safe_open("copy/model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["clip3dreid"]) == CARD
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_results_are_float32_whatever_the_precision_of_the_model(
+    model: ReidModel, pictures: list[Path], dtype: torch.dtype
+) -> None:
+    exact = model.embed(pictures), model.joint(pictures), model.shape(pictures)
+    model.to(dtype)
+    assert {parameter.dtype for parameter in model.student.parameters()} == {dtype}
+    found = model.embed(pictures), model.joint(pictures), model.shape(pictures)
+    ready = torch.rand(2, 3, HEIGHT, WIDTH)
+    for values in (
+        *found[:2],
+        *found[2][:2],
+        model.embed(ready),
+        model.embed(ready.to(dtype)),
+        *model(ready),
+    ):
+        assert values is not None
+        assert values.dtype == torch.float32
+    assert F.cosine_similarity(found[0], exact[0]).min() > 0.999
+    assert F.cosine_similarity(found[1], exact[1]).min() > 0.999
+    # Of shapes that differ in the third digit, and not of a body that was rounded to millimetres.
+    assert (found[2].vertices - exact[2].vertices).abs().max() < 0.02 * exact[2].betas.abs().max()
+    assert model.describe(pictures)[0].keys() == GROUPS.keys()
+    assert model.word_scores(found[1]).dtype == torch.float32
+
+
+def test_a_model_in_half_precision_is_saved_and_comes_back(
+    model: ReidModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    model.half().save_pretrained(tmp_path / "half")
+    again = load(tmp_path / "half")
+    assert {parameter.dtype for parameter in again.student.parameters()} == {torch.float32}
+    assert F.cosine_similarity(again.embed(pictures), model.embed(pictures)).min() > 0.999
+
+
+def test_a_config_that_is_not_that_of_the_weights_is_refused(model: ReidModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    config = folder / "config.json"
+    whole = config.read_text()
+    for old, new in ((f'"height": {HEIGHT}', '"height": 48'), ("tall", "tell"), ("0.485", "0.486")):
+        assert old in whole
+        config.write_text(whole.replace(old, new, 1))
+        with pytest.raises(InputError, match=r"config\.json is damaged .*model\.safetensors says otherwise"):
+            load(folder)
+    # Which version of the program wrote it changes no result.
+    config.write_text(re.sub(r'"library_version": "[^"]*"', '"library_version": "9"', whole))
+    assert load(folder).fingerprint == model.fingerprint
