@@ -151,6 +151,18 @@ def test_facts_of_an_earlier_version_are_read_with_a_line(caplog: pytest.LogCapt
     assert "x.json has no checksum" in caplog.text
 
 
+def test_a_checksum_whose_own_name_was_damaged_is_not_taken_for_none(tmp_path: Path) -> None:
+    sealed = seal({"a": 1})
+    renamed = {"a": 2, "chacksum": sealed[CHECKSUM]}
+    with pytest.raises(
+        InputError, match=r"x\.json is damaged \('chacksum' stands where checksum would\); mend it"
+    ):
+        unseal(renamed, Path("x.json"), "mend it")
+    TABLE.write_parquet(tmp_path / "x.parquet", metadata={TABLE_CHECKSUMS.replace("dr", "dR"): "{}"})
+    with pytest.raises(InputError, match=r"x\.parquet is damaged"):
+        read_table(tmp_path / "x.parquet", "a table", "")
+
+
 @given(hnp.arrays(st.sampled_from([np.float32, np.int64, np.uint8]), hnp.array_shapes(max_side=4)), st.data())
 def test_a_checksum_changes_with_any_bit_name_type_or_shape(array: np.ndarray, data: st.DataObject) -> None:
     ours = checksum(None, [("a", array)])

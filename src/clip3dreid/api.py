@@ -25,7 +25,7 @@ from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit, upright_
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.formats import damaged, read_json, unsealed
-from clip3dreid.model.card import picture_size, valid_card
+from clip3dreid.model.card import CARD, picture_size, valid_card
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, read_checkpoint, save_weights
 
@@ -680,7 +680,7 @@ def _check_same_card(config: Mapping[str, Any], weights: Any, path: Path) -> Non
     """Raises InputError if config and weights, which carry the same card, are of two models or one is damaged."""
     ours = {key: value for key, value in config.items() if key not in _ABOUT}
     if weights is None:
-        unsealed(path)
+        unsealed(path, CARD, (), "")
     elif json.dumps(ours, sort_keys=True) != json.dumps(weights, sort_keys=True):
         raise damaged(
             path, f"{SAFETENSORS_SINGLE_FILE} says otherwise", "copy both anew, or save the model again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import math
@@ -205,14 +206,26 @@ def unseal(facts: Mapping[str, Any], path: Path, advice: str) -> dict[str, Any]:
     """
     plain = {key: value for key, value in facts.items() if key != CHECKSUM}
     if CHECKSUM not in facts:
-        unsealed(path)
+        unsealed(path, CHECKSUM, facts, advice)
     elif facts[CHECKSUM] != checksum(plain):
         raise damaged(path, "its checksum is another", advice)
     return plain
 
 
-def unsealed(path: Path) -> None:
-    """Says in the log that nobody can tell whether a file is as it was written."""
+def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
+    """Says in the log that nobody can tell whether a file is as it was written.
+
+    Args:
+        path: the file.
+        key: under which its checksum would be.
+        keys: that it has.
+        advice: what to do about damage.
+
+    Raises:
+        InputError: if one of them is almost the other: then its name is what was damaged.
+    """
+    if found := difflib.get_close_matches(key, map(str, keys), n=1, cutoff=0.8):
+        raise damaged(path, f"{found[0]!a} stands where {key} would", advice)
     log.warning("%s has no checksum, as earlier versions wrote it: damage to it would go unnoticed", path)
 
 
@@ -279,7 +292,7 @@ def read_table(
             if wrong:
                 raise damaged(path, f"the checksum of {', '.join(wrong[:3])} is another", advice)
     if sums is None and sealed:
-        unsealed(path)
+        unsealed(path, TABLE_CHECKSUMS, metadata, advice)
     return table, own
 
 

@@ -102,23 +102,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of weights")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    state, heads, card, claimed = read(path)
+    state, heads, card, about = read(path)
     if not state:
         raise InputError(f"{path} holds no weights: no tensors, and no {' or '.join(_STATES)} with tensors")
     _check_tensors({**state, **{f"heads.{name}": tensor for name, tensor in heads.items()}}, path)
     ours = _translate(state)
-    if claimed is not None:
+    if CHECKSUM in about:
         with decoding(path, "weights", _AGAIN):
             found = _checksum(ours, heads, card)
-        if found != claimed:
+        if found != about[CHECKSUM]:
             raise damaged(path, "its checksum is another", _AGAIN)
     elif card is not None:
-        unsealed(path)
+        unsealed(path, CHECKSUM, about, _AGAIN)
     return Checkpoint(ours, card, heads)
 
 
-# State, heads, card and the checksum that is claimed; the last two None in other people's files.
-_Content = tuple[dict[str, Tensor], dict[str, Tensor], Any, Any]
+# State, heads, card (None in other people's files), and what else there is.
+_Content = tuple[dict[str, Tensor], dict[str, Tensor], Any, Mapping[Any, Any]]
 
 
 def _read_safetensors(path: Path) -> _Content:
@@ -129,12 +129,9 @@ def _read_safetensors(path: Path) -> _Content:
         card = json.loads(metadata[CARD]) if CARD in metadata else None
     heads: dict[str, Tensor] = {}
     if card is not None:  # in other people's files the name means something else
-        if unknown := metadata.keys() - {CARD, CHECKSUM, "format"}:
-            # The name of the checksum may be what was damaged.
-            raise damaged(path, f"it has metadata called {min(unknown)[:50]!a}", _AGAIN)
         names = [name for name in state if name.startswith("heads.")]
         heads = {name.removeprefix("heads."): state.pop(name) for name in names}
-    return state, heads, card, metadata.get(CHECKSUM)
+    return state, heads, card, metadata
 
 
 def _read_torch(path: Path) -> _Content:
@@ -145,7 +142,7 @@ def _read_torch(path: Path) -> _Content:
         _tensors(inner),
         _tensors(kept) if isinstance(kept, Mapping) else {},
         container.get(CARD),
-        container.get(CHECKSUM),
+        container,
     )
 
 
