@@ -468,7 +468,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], tuple[str, ...]]
     "no file named": (
         lambda x: edit(x / "0", lambda facts: facts["evaluations"][0].pop("per_query")),
         ("x",),
-        ("x/0/results.json lacks", "per_query"),
+        ("x/0/results.json cannot be read as the results of a run", "per_query"),
     ),
     "no evaluations": (
         lambda x: edit(x / "0", lambda facts: facts.update(evaluations=[])),

@@ -1,7 +1,7 @@
 """Damaged files of every kind: refused in a line or read as they were; see `tests.damage`.
 
-Exceptions are stated where the kinds are: formats without a checksum (CSV, which is made to be edited; SMPL's pickles,
-which others write; pictures, whose readers compare none) can give another result, though never anything worse.
+Exceptions are stated where the kinds are: formats without a checksum (CSV, which is made to be edited; SMPL's
+pickles, which others write; pictures, whose readers compare none) can give another result, and never anything worse.
 """
 
 import json

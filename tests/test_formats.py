@@ -379,3 +379,13 @@ def test_values_may_be_many_and_not_deep(protocol: int) -> None:
         sys.setrecursionlimit(max(10_000, sys.getrecursionlimit()))
         with pytest.raises(InputError, match=f"nested more than {MOST_NESTED} deep"):
             scan_pickle(io.BytesIO(pickle.dumps(value, protocol)))
+
+
+def test_an_array_whose_name_was_damaged_is_not_taken_for_one_that_nobody_asked_for(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.npz", a=npy(np.ones(1)), b=npy(np.ones(1)))
+    directory = path.read_bytes().rindex(b"b.npy")
+    data = bytearray(path.read_bytes())
+    data[directory] = ord("c")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="File name in directory .* differ"):
+        read_npz(path, "x", "", keys=["a", "b"])

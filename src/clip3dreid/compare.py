@@ -333,9 +333,9 @@ def _run(one: _Found, protocol: str) -> Run:
     path = one.folder / "results.json"
     if protocol not in results:
         raise InputError(f"{path} has no protocol {protocol}; there are {', '.join(results)}")
-    scores = results[protocol]
-    cost = one.results.get("cost") or {}
-    try:
+    with decoding(path, "the results of a run", "train again, or leave it out"):
+        scores = results[protocol]
+        cost = one.results.get("cost") or {}
         file = one.folder / one.evaluation["per_query"][protocol]
         told = {key: float(scores[key]) for key in SCORES}
         data = str(one.evaluation["data"])
@@ -354,10 +354,6 @@ def _run(one: _Found, protocol: str) -> Run:
             step_seconds=float(seconds) if seconds else None,
             pictures=int(pictures) if pictures else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} lacks what a comparison needs ({type(error).__name__}: {error}); train again, or leave it out"
-        ) from error
 
 
 def _queries(path: Path, told: Mapping[str, float]) -> pl.DataFrame:

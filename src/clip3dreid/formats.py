@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import logging
 import math
@@ -103,9 +104,10 @@ def read_npz(
     with decoding(what, "NPZ", advice), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
-            if keys is not None and name not in keys:
-                continue
             with decoding(f"{what}: {name}", "an array", advice), archive.open(member) as stream:
+                # Opened, though it may not be wanted: names stand in two places, which must agree.
+                if keys is not None and name not in keys:
+                    continue
                 array = _read_array(stream, member.file_size)
             if array is not None:
                 found[name] = array
@@ -224,8 +226,10 @@ def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
     Raises:
         InputError: if one of them is almost the other: then its name is what was damaged.
     """
-    if found := difflib.get_close_matches(key, map(str, keys), n=1, cutoff=0.8):
-        raise damaged(path, f"{found[0]!a} stands where {key} would", advice)
+    names = list(map(str, keys))
+    close = [name for name in names if key in name] or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+    if close:
+        raise damaged(path, f"{close[0][:80]!a} stands where {key} would", advice)
     log.warning("%s has no checksum, as earlier versions wrote it: damage to it would go unnoticed", path)
 
 
@@ -388,3 +392,36 @@ def _taken(stack: list[int | None], instruction: pickletools.OpcodeInfo) -> list
         raise ValueError("it takes more than there is")
     del stack[len(stack) - count :]
     return below + taken
+
+
+def scan_torch_file(path: Path) -> None:
+    """Looks through the pickles of a torch file, as `scan_pickle` does; `torch.load(weights_only=True)` can follow.
+
+    Args:
+        path: of either format of torch's, or anything else, for torch to refuse.
+
+    Raises:
+        InputError: if it is damaged, or nested more deeply than any file of weights.
+    """
+    with decoding(path, "a torch file", "get it again"):
+        try:
+            for pickled in _pickles(path):
+                scan_pickle(pickled)
+        except InputError as error:
+            raise InputError(f"{path} is refused: {error}; get it again") from error
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """The pickles of a torch file, each as a stream that stands at its beginning."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.rpartition("/")[2] == "data.pkl":
+                    yield io.BytesIO(archive.read(name))
+        return
+    with path.open("rb") as file:
+        # Of the format before archives: magic number, version, system, content, names of the storages.
+        for _ in range(5):
+            if not file.peek(1):
+                return
+            yield file

@@ -320,7 +320,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
     columns = [column for column in SCHEMA if column != "path" or column in keys]
     for column in table.columns:
         if column not in columns:
-            raise InputError(f"{where}: column {column} is unknown{closest(column, columns)}; remove it")
+            raise InputError(f"{where}: column {column[:80]} is unknown{closest(column, columns)}; remove it")
     for column in (*keys, "group", "word"):
         if column not in table.columns:
             raise InputError(
@@ -343,7 +343,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
         if wrong.any():
             row = int(wrong.arg_max() or 0)
             raise InputError(
-                f"{where}: {column} {table[column][row]!r} of {_unit(table, keys, row)} is not possible; "
+                f"{where}: {column} {_shown(table[column][row])} of {_unit(table, keys, row)} is not possible; "
                 "correct or empty it"
             )
         table = table.with_columns(cast)
@@ -366,14 +366,16 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
             raise InputError(
-                f"{where}: group {group!r} is not in the vocabulary{closest(group, vocabulary.groups)}; correct it"
+                f"{where}: group {_shown(group)} is not in the vocabulary{closest(group, vocabulary.groups)}; correct it"
             )
         if word in vocabulary.groups[group]:
             continue
         if word in owner:
-            raise InputError(f"{where}: {word!r} is a word of {owner[word]}, not of {group}; correct it")
+            raise InputError(
+                f"{where}: {_shown(word)} is a word of {owner[word]}, not of {group}; correct it"
+            )
         hint = closest(word, vocabulary.groups[group])
-        raise InputError(f"{where}: word {word!r} is not in group {group}{hint}; correct it")
+        raise InputError(f"{where}: word {_shown(word)} is not in group {group}{hint}; correct it")
 
 
 def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
@@ -387,7 +389,13 @@ def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
 
 def _unit(table: pl.DataFrame, keys: Sequence[str], row: int) -> str:
     """`data_set/person`, or `data_set/path` of a picture."""
-    return f"{table['data_set'][row]}/{table[keys[-1]][row]}"
+    return f"{table['data_set'][row]}/{table[keys[-1]][row]}"[:200]
+
+
+def _shown(value: object) -> str:
+    """A cell in a message: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _names(people: pl.DataFrame) -> str:

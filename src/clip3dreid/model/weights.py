@@ -5,13 +5,12 @@ Nothing here unpickles: files are safetensors, or read by `torch.load(weights_on
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, encoding
-from clip3dreid.formats import checksum, damaged, decoding, scan_pickle, unsealed
+from clip3dreid.formats import checksum, damaged, decoding, scan_torch_file, unsealed
 from clip3dreid.model.backbone import listed
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.student import Student
@@ -152,17 +151,14 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
     """What torch's own reader, which runs nothing, makes of a file."""
-    zipped = zipfile.is_zipfile(path)
+    scan_torch_file(path)
     with decoding(path, "a torch file", "get it again"):
-        for pickled in _pickles(path, zipped):
-            try:
-                scan_pickle(pickled)
-            except InputError as error:
-                raise InputError(f"{path} is refused: {error}; get it again") from error
         try:
             with torch.serialization.safe_globals(_INERT):
                 # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
         except Exception as error:
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             if not named:
@@ -174,22 +170,6 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
-
-
-def _pickles(path: Path, zipped: bool) -> Iterator[IO[bytes]]:
-    """The pickles of a torch file, each as a stream that stands at its beginning."""
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.rpartition("/")[2] == "data.pkl":
-                    yield io.BytesIO(archive.read(name))
-        return
-    with path.open("rb") as file:
-        # Of the format before archives: magic number, version, system, content, names of the storages.
-        for _ in range(5):
-            if not file.peek(1):
-                return
-            yield file
 
 
 def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:

@@ -280,6 +280,8 @@ class Shards:
             ours = self.facts["shards"][number], self.facts["fingerprint"], self._counts[number]
             if (shard.card["identity"], shard.card["fingerprint"], len(shard.labels)) != ours:
                 raise InputError(f"{stem} is of another extraction; run extract again")
+            if name not in shard.vectors:
+                raise damaged(stem, f"it has no {name}", _AGAIN)
             # A copy: what was read may not be written to, which torch does not know.
             yield torch.tensor(shard.vectors[name])
 
@@ -413,6 +415,8 @@ def _load(stem: Path, form: str) -> Shard:
                 same = json.loads(file.metadata()["clip3dreid"]) == card
             if not same:
                 raise damaged(stem, "labels and vectors are of different goes", _AGAIN)
+        if unknown := vectors.keys() - set(VECTORS):
+            raise damaged(stem, f"it has vectors called {min(unknown)[:80]!a}", _AGAIN)
         if card["version"] != SHARDS_VERSION or card["checksum"] != _checksum(table, vectors):
             raise damaged(stem, "its checksum is another", _AGAIN)
     return Shard(table, vectors, card)
