@@ -387,5 +387,5 @@ def test_an_array_whose_name_was_damaged_is_not_taken_for_one_that_nobody_asked_
     data = bytearray(path.read_bytes())
     data[directory] = ord("c")
     path.write_bytes(data)
-    with pytest.raises(InputError, match="File name in directory .* differ"):
+    with pytest.raises(InputError, match=r"File name in directory .* differ"):
         read_npz(path, "x", "", keys=["a", "b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
-from clip3dreid.model.card import CARD
+from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
@@ -27,6 +28,8 @@ from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, 
 from clip3dreid.retrieval.protocol import Protocol, Protocols
 from clip3dreid.retrieval.ranking import Distance
 from clip3dreid.types import Batch, Features
+
+log = logging.getLogger(__name__)
 
 # Rows that travel between processes at a time when features are exchanged: 64 MB at 4,096 float32 columns.
 EXCHANGE_ROWS = 4096
@@ -242,6 +245,12 @@ class ReidModule(EvaluationModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
+        try:
+            check_student(card.get("student"), "a checkpoint of this run")
+        except InputError as error:
+            log.warning(
+                "%s: training can use the checkpoints, and evaluation by itself and load cannot", error
+            )
         self.teacher = teacher
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every

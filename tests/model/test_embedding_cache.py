@@ -190,7 +190,7 @@ def test_another_version_and_a_damaged_index_are_refused(root):
     one_line(error)
     for text in ("{", "[]", '{"version": 1, "fingerprint": "%s", "width": 6}' % ("f" * 64)):
         index.write_text(text)
-        with pytest.raises(InputError, match="(is damaged|cannot be read) .*; remove") as error:
+        with pytest.raises(InputError, match=r"(is damaged|cannot be read) .*; remove") as error:
             opened(root)
         one_line(error)
 

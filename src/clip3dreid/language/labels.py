@@ -365,9 +365,8 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
     owner = {word: group for group, word in vocabulary.flat}
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
-            raise InputError(
-                f"{where}: group {_shown(group)} is not in the vocabulary{closest(group, vocabulary.groups)}; correct it"
-            )
+            hint = closest(group, vocabulary.groups)
+            raise InputError(f"{where}: group {_shown(group)} is not in the vocabulary{hint}; correct it")
         if word in vocabulary.groups[group]:
             continue
         if word in owner:
