@@ -354,6 +354,14 @@ def test_an_array_that_is_not_what_its_header_says_is_one_line(tmp_path: Path, m
     assert "\n" not in str(error.value)
 
 
+def test_an_archive_that_grows_beyond_measure_is_refused_before_it_does(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(10**6), b=np.zeros(10**6))
+    assert (tmp_path / "x.npz").stat().st_size < 10**5
+    assert read_npz(tmp_path / "x.npz", "x", "", keys=["a"], most_bytes=10**7).keys() == {"a"}
+    with pytest.raises(InputError, match=r"x holds 16 MB of arrays, and 10 at most are expected; mend it"):
+        read_npz(tmp_path / "x.npz", "x", "mend it", most_bytes=10**7)
+
+
 def test_objects_are_left_out_where_that_is_asked_for_and_refused_elsewhere(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.npz", a=npy(np.array([{}], dtype=object)), b=npy(np.ones(1)))
     assert read_npz(path, "x", "", skip_objects=True).keys() == {"b"}

@@ -81,6 +81,7 @@ def read_npz(
     *,
     keys: Collection[str] | None = None,
     skip_objects: bool = False,
+    most_bytes: float = math.inf,
 ) -> dict[str, npt.NDArray[Any]]:
     """Reads arrays of numbers and strings, whole and compared with the archive's checksums.
 
@@ -93,6 +94,7 @@ def read_npz(
         advice: what to do about another.
         keys: of the arrays wanted; the others are not looked at. None: all.
         skip_objects: leave out arrays of Python objects, unread; else they are refused.
+        most_bytes: of the wanted arrays together: what is compressed can be a thousand times larger than the file.
 
     Returns:
         The arrays there are.
@@ -102,6 +104,16 @@ def read_npz(
     """
     found = {}
     with decoding(what, "NPZ", advice), zipfile.ZipFile(path) as archive:
+        size = sum(
+            member.file_size
+            for member in archive.infolist()
+            if keys is None or member.filename.removesuffix(".npy") in keys
+        )
+        if size > most_bytes:
+            found_mb, most_mb = size / 1e6, most_bytes / 1e6
+            raise InputError(
+                f"{what} holds {found_mb:,.0f} MB of arrays, and {most_mb:,.0f} at most are expected; {advice}"
+            )
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             with decoding(f"{what}: {name}", "an array", advice), archive.open(member) as stream:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import TrainView, read_rgb, resize, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding, read_table
+from clip3dreid.formats import damaged, decoding, read_table
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.loss.image_text import image_text_contrastive
 
@@ -83,6 +83,8 @@ def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "trai
             table = table.select(
                 pl.col("path", "split", *(f"word_{group}" for group in groups)).cast(pl.String), "bad_box"
             ).filter((pl.col("split") == split) & ~pl.col("bad_box"))
+        if any(column.null_count() for column in table):
+            raise damaged(world / TRUTH, "a picture has no name, or a person no word", again)
         files += [world / path for path in table["path"]]
         columns = {group: table[f"word_{group}"].to_list() for group in groups}
         words += [{group: column[row] for group, column in columns.items()} for row in range(len(table))]

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip3dreid.body.smpl import PARENTS, BodyOutput, joint_transforms, read_arrays, rotation_matrices
+from clip3dreid.body.pickles import MOST_BYTES
+from clip3dreid.body.smpl import (
+    PARENTS,
+    BodyOutput,
+    check_shapes,
+    joint_transforms,
+    read_arrays,
+    rotation_matrices,
+)
 from clip3dreid.errors import InputError
 from clip3dreid.formats import decoding, read_npz
 
@@ -152,12 +160,16 @@ def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
     """
     path = _given(path, "SMPL-X", "https://smpl-x.is.tue.mpg.de")
     # Names and numbers of parts are Python objects, which would be unpickled.
-    arrays = read_npz(path, path, "get it again", skip_objects=True)
+    arrays = read_npz(path, path, "get it again", skip_objects=True, most_bytes=MOST_BYTES)
     wanted = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
     if missing := [key for key in wanted if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-X body; give an SMPL-X .npz")
     if (shape := arrays["kintree_table"].shape) != (2, 55):
         raise InputError(f"{path} has a tree of joints {shape} and SMPL-X (2, 55); use body=smpl for SMPL")
+    check_shapes(arrays, 55, 9 * 54, path)
+    parents = arrays["kintree_table"][0].astype(np.int64)
+    if not all(0 <= parent < joint for joint, parent in enumerate(parents[1:].tolist(), start=1)):
+        raise InputError(f"{path}: kintree_table is no tree of joints; give an SMPL-X .npz")
     smplx = _smplx()
     for side in "lr":
         arrays.setdefault(f"hands_components{side}", np.eye(45))
