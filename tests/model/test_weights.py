@@ -428,6 +428,12 @@ def test_a_file_without_a_checksum_is_read_with_a_line_in_the_log(tmp_path, capl
     assert read_card(tmp_path / "old.ckpt") == CARD
     assert "old.ckpt has no checksum, as earlier versions wrote it" in caplog.text
     caplog.clear()
+    content = torch.load(sealed(tmp_path / "guided.ckpt", trained(), HEAD))
+    del content[CHECKSUM]
+    torch.save(content, tmp_path / "guided.ckpt")
+    assert read_checkpoint(tmp_path / "guided.ckpt").heads.keys() == HEAD.keys()
+    assert "guided.ckpt has no checksum" in caplog.text
+    caplog.clear()
     torch.save(trained().state_dict(), tmp_path / "theirs.pth")
     read_checkpoint(tmp_path / "theirs.pth")
     read_checkpoint(sealed(tmp_path / "new.ckpt", trained(), HEAD))
