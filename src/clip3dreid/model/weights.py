@@ -28,7 +28,7 @@ from clip3dreid.model.student import Student
 HEADS = "clip3dreid_heads"
 """Where a Lightning checkpoint keeps what the losses learnt for use beyond retrieval; in safetensors `heads.…`."""
 CHECKSUM = "clip3dreid_checksum"
-"""Beside the card: the checksum of card, student and heads, the same for all formats."""
+"""In checkpoints beside the card, in safetensors in it as `checksum`: of card, student and heads, by our names."""
 _PREFIX = "student."
 _AGAIN = "copy it anew, or save the model again"
 
@@ -130,7 +130,12 @@ def _read_safetensors(path: Path) -> _Content:
     if card is not None:  # in other people's files the name means something else
         names = [name for name in state if name.startswith("heads.")]
         heads = {name.removeprefix("heads."): state.pop(name) for name in names}
-    return state, heads, card, metadata
+    about: dict[str, Any] = {}
+    if isinstance(card, dict):
+        # One entry of metadata holds both: several would be written in an order by chance.
+        about = {f"{CARD}_{key}": value for key, value in card.items()}
+        card = {key: value for key, value in card.items() if f"{CARD}_{key}" != CHECKSUM}
+    return state, heads, card, about
 
 
 def _read_torch(path: Path) -> _Content:
@@ -416,6 +421,6 @@ def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Pat
     whole = {"version": CARD_VERSION, **card}
     heads = {name.removeprefix("heads."): tensors[name] for name in tensors if name.startswith("heads.")}
     student = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
-    about = {CARD: json.dumps(whole), CHECKSUM: _checksum(student, heads, whole)}
+    about = {CARD: json.dumps(whole | {CHECKSUM.removeprefix(f"{CARD}_"): _checksum(student, heads, whole)})}
     with atomic(path) as temporary, encoding(path):
         save_file(tensors, temporary, about)
