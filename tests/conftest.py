@@ -19,6 +19,8 @@ from hydra.utils import instantiate
 from hypothesis import settings
 from PIL import Image
 
+from clip3dreid.formats import write_table
+
 # A timing never decides a test: another program on the machine makes any of them slow.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
@@ -89,7 +91,7 @@ def write_bodies(root: Path, bodies: int = 8, split: str = "train") -> Path:
             (root / split).mkdir(parents=True, exist_ok=True)
             Image.fromarray((picture * 255).astype(np.uint8)).save(root / path, quality=95)
             rows.append({"path": str(path), "split": split, "person": str(body), "betas": betas.tolist()})
-    pl.DataFrame(rows).write_parquet(root / "truth.parquet")
+    write_table(root / "truth.parquet", pl.DataFrame(rows))
     return root
 
 

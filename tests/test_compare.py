@@ -448,23 +448,27 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], tuple[str, ...]]
     "results that are a list": (
         lambda x: (x / "0/results.json").write_text("[]"),
         ("x",),
-        ("x/0/results.json is not that of a run",),
+        ("x/0/results.json cannot be read", "no JSON object"),
     ),
     "a config of something else": (
         lambda x: (x / "0/config.yaml").write_text("a: 1\n"),
         ("x",),
-        ("x/0: config.yaml",),
+        ("x/0 cannot be read as a run", "seed"),
     ),
     "a config that is no YAML": (
         lambda x: (x / "0/config.yaml").write_text("a: ]"),
         ("x",),
-        ("x/0: config.yaml",),
+        ("x/0/config.yaml cannot be read",),
     ),
-    "an empty config": (lambda x: (x / "0/config.yaml").write_text(""), ("x",), ("x/0: config.yaml",)),
+    "an empty config": (
+        lambda x: (x / "0/config.yaml").write_text(""),
+        ("x",),
+        ("x/0 cannot be read as a run", "seed"),
+    ),
     "no file named": (
         lambda x: edit(x / "0", lambda facts: facts["evaluations"][0].pop("per_query")),
         ("x",),
-        ("x/0/results.json lacks", "per_query"),
+        ("x/0/results.json cannot be read as the results of a run", "per_query"),
     ),
     "no evaluations": (
         lambda x: edit(x / "0", lambda facts: facts.update(evaluations=[])),

@@ -119,7 +119,7 @@ def test_a_converted_imagenet_file_stays_a_backbone(run, tmp_path):
             ["convert=cal.pth", "out=a.safetensors", "model.student.backbone.depth=19"],
             "depth 19 is not one of",
         ),
-        (["convert=page.pth", "out=a.safetensors"], "page.pth is not a readable torch file"),
+        (["convert=page.pth", "out=a.safetensors"], "page.pth cannot be read as a torch file"),
         (["convrt=cal.pth"], "convrt"),
     ],
 )

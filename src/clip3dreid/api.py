@@ -25,8 +25,10 @@ from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK, at_work, inside, together, write_json, write_text
+from clip3dreid.formats import damaged, read_json, unsealed
+from clip3dreid.model.card import CARD, picture_size, valid_card
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights, valid_card
+from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights
 from clip3dreid.pictures import Pixels, read_rgb, unreadable, upright_rgb
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -35,12 +37,16 @@ Pictures = Picture | Iterable[Picture]
 """One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+# Shape coefficients; SMPL's files have 300.
+_MOST_BETAS = 1000
 # How far floats may leave 0..1: resampling overshoots by rounding, normalised pictures by far more.
 _SLACK = 1e-3
 # A folder of training's, and the one in it.
 _LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
 
 _README = "README.md"
+# Keys of a config that are no part of the card.
+_ABOUT = ("library", "library_version")
 # In a README: nobody has made it theirs yet.
 _GENERATED = "<!-- Written anew by every save_pretrained; remove this line to keep your own words. -->"
 
@@ -91,9 +97,13 @@ class _Head(nn.Module):
     def __contains__(self, name: str) -> bool:
         return name in self._buffers
 
+    def tensor(self, name: str) -> Tensor:
+        """One of the tensors, float32 whatever the model's precision."""
+        return self.get_buffer(name).float()
+
     def forward(self, features: Tensor) -> Tensor:
         """(N, in) to (N, out), float32."""
-        return F.linear(features.float(), self.get_buffer("weight"), self.get_buffer("bias"))
+        return F.linear(features.float(), self.tensor("weight"), self.tensor("bias"))
 
 
 class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["person-re-identification"]):
@@ -134,7 +144,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             self.card: dict[str, Any] = json.loads(json.dumps(dict(card), allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"{name}: its card holds more than plain values ({error})") from error
-        self.height, self.width = (_positive(self.card, key, name) for key in ("height", "width"))
+        self.height, self.width = (picture_size(self.card, key, name) for key in ("height", "width"))
         self.groups = _groups(self.card, name)
         self._name = name
         self.square = _flag(self.card, "square", name)
@@ -148,7 +158,8 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             if tensors:
                 self.heads[part] = _Head(tensors)
         self._body_file = self._find_body(body)
-        self._body: BodyModel | None = None
+        # In a list, so that it is no part of the model: it stays float32 whatever the model's precision.
+        self._bodies: list[BodyModel] = []
         self.eval()
 
     @property
@@ -195,16 +206,16 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             Features, and for words and bodies those of the pictures as they are.
         """
         seen = self.student(images)
-        embedding = seen.embedding
+        embedding = seen.embedding.float()
         if flip:
-            embedding = embedding + self.student(images.flip(-1)).embedding
+            embedding = embedding + self.student(images.flip(-1)).embedding.float()
         joint, betas = None, None
         if "joint" in self.heads:
             # The projection is linear: the projected mean is the mean of the projections, at a fraction of the work.
             joint = F.normalize(self.heads["joint"](seen.map.float().mean((2, 3))), dim=1)
         if "shape" in self.heads:
             betas = self.heads["shape"](seen.embedding)
-        return Outputs(embedding.float(), joint, betas)
+        return Outputs(embedding, joint, betas)
 
     def embed(self, images: Pictures, *, flip: bool = True, batch_size: int = 64) -> Tensor:
         """Retrieval features: the nearer two of them, the likelier the same person.
@@ -380,7 +391,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
             raise InputError(
                 f"{self._name} has the teacher's space and no words; load the checkpoint of a run with loss.local"
             )
-        return F.normalize(head.get_buffer("words") - head.get_buffer("centre"), dim=1)
+        return F.normalize(head.tensor("words") - head.tensor("centre"), dim=1)
 
     def word_scores(self, joint: Tensor) -> Tensor:
         """How well each word of the vocabulary fits.
@@ -398,7 +409,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         head = self._head("joint", "words", "loss.local (projection=student)")
         if "usual" in head:
             # A model favours some words whatever it is shown.
-            usual, spread = (head.get_buffer(name).to(joint.device) for name in ("usual", "spread"))
+            usual, spread = (head.tensor(name).to(joint.device) for name in ("usual", "spread"))
             scores = (scores - usual) / spread
         return scores
 
@@ -451,7 +462,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         return body
 
     def _load_body(self) -> BodyModel:
-        if self._body is None:
+        if not self._bodies:
             assert self._body_card is not None
             if self._body_file is None:
                 raise InputError(
@@ -459,9 +470,8 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
                     f"{self._body_card['sha256'][:12]}…), which is not in the package; give its file: "
                     "load(…, body=FILE)"
                 )
-            self._body = load_body(self._body_file, self._body_card["num_betas"])
-        self._body = self._body.to(self.device)
-        return self._body
+            self._bodies.append(load_body(self._body_file, self._body_card["num_betas"]))
+        return self._bodies[0].to(self.device)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # there are no further options
@@ -495,7 +505,11 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         source = weights if config is None else config
         card = valid_card(checkpoint.card if config is None else _read_config(config), source)
         student = build_student(card, checkpoint.state, source)
-        return cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
+        model = cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
+        if config is not None:
+            # Last, since what is wrong with a card by itself says more.
+            _check_same_card(card, checkpoint.card, config)
+        return model
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes a folder that `load` reads: `model.safetensors`, `config.json`, `README.md`.
@@ -545,14 +559,14 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
-        card = {key: value for key, value in self.card.items() if key not in ("library", "library_version")}
+        card = {key: value for key, value in self.card.items() if key not in _ABOUT}
         if self._body_card is not None:
             # The checksum says which file it is; where it lay is nobody's business.
             card["body"] = self._body_card | {"name": Path(self._body_card["name"]).name}
         # The weights carry the card too, so that evaluation and training take the file by itself.
         save_weights(self.student.state_dict() | tensors, card, save_directory / SAFETENSORS_SINGLE_FILE)
         write_text(save_directory / _README, str(self.generate_model_card()))
-        about = {"library": "clip3dreid", "library_version": version("clip3dreid")}
+        about = dict(zip(_ABOUT, ("clip3dreid", version("clip3dreid")), strict=True))
         write_json(save_directory / CONFIG_NAME, about | card)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
@@ -700,22 +714,25 @@ def _from_hub(model: str | Path, **options: Any) -> tuple[Path, Path]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no readable JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("library") != "clip3dreid":
+    config = read_json(
+        path, "the config of a model", "load takes what save_pretrained wrote, or a checkpoint"
+    )
+    if config.get("library") != "clip3dreid":
         raise InputError(
             f"{path} is not of this project; load takes what save_pretrained wrote, or a checkpoint"
         )
     return config
 
 
-def _positive(card: Mapping[str, Any], key: str, name: str) -> int:
-    value = card.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}: its {key} is {value}, but must be a number of pixels")
-    return value
+def _check_same_card(config: Mapping[str, Any], weights: Any, path: Path) -> None:
+    """Raises InputError if config and weights, which carry the same card, are of two models or one is damaged."""
+    ours = {key: value for key, value in config.items() if key not in _ABOUT}
+    if weights is None:
+        unsealed(path, CARD, (), "")
+    elif json.dumps(ours, sort_keys=True) != json.dumps(weights, sort_keys=True):
+        raise damaged(
+            path, f"{SAFETENSORS_SINGLE_FILE} says otherwise", "copy both anew, or save the model again"
+        )
 
 
 def _flag(card: Mapping[str, Any], key: str, name: str) -> bool:
@@ -736,6 +753,8 @@ def _groups(card: Mapping[str, Any], name: str) -> dict[str, list[str]]:
         for words in groups.values()
     ):
         raise InputError(f"{name}: its vocabulary must give each group a list of words")
+    if any(len(set(words)) < len(words) for words in groups.values()):
+        raise InputError(f"{name}: its vocabulary has a word twice in a group")
     return groups
 
 
@@ -746,6 +765,8 @@ def _body_card(card: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     kinds = {"name": str, "sha256": str, "num_betas": int}
     if not isinstance(body, dict) or not all(isinstance(body.get(key), kind) for key, kind in kinds.items()):
         raise InputError(f"{name}: its body must have name, sha256 and num_betas")
+    if not 1 <= body["num_betas"] <= _MOST_BETAS or not re.fullmatch("[0-9a-f]{64}", body["sha256"]):
+        raise InputError(f"{name}: its body must have 1 to {_MOST_BETAS} num_betas and a SHA-256 as sha256")
     return body
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -16,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig, ListConfig
 
 from clip3dreid.config import entry_point, explained
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json, write_text
+from clip3dreid.formats import decoding, read_json, read_table, read_yaml
 from clip3dreid.report.ladder import Rung, Score, draw, header, page, rows
 from clip3dreid.retrieval.bootstrap import LEVEL, Interval, Sample, paired_difference, t_interval
 from clip3dreid.tables import print_table
@@ -272,25 +270,12 @@ def _read(folder: Path, checkpoint: str) -> _Found:
     version = results.get("version")
     if version != READS:
         raise _SkippedError(f"results.json has version {version}, not {READS}; train again with this program")
-    try:
-        cfg = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
-        pair = (int(cfg["seed"]), str(cfg["data"]["root"]))  # type: ignore[call-overload, index]
-        rung = cfg.get("rung") or results.get("rung")  # type: ignore[union-attr]
+    with decoding(folder, "a run", "train again, or leave this folder out"):
+        cfg = read_yaml(config, "the config of a run", "train again, or leave this folder out")
+        pair = (int(cfg["seed"]), str(cfg["data"]["root"]))
+        rung = cfg.get("rung") or results.get("rung")
         evaluations = list(results["evaluations"])
         names = [str(evaluation["checkpoint"]) for evaluation in evaluations]
-    except (
-        OSError,
-        OmegaConfBaseException,
-        YAMLError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        raise InputError(
-            f"{folder}: config.yaml and results.json are not those of a run ({type(error).__name__}: {error}); "
-            "train again, or leave this folder out"
-        ) from error
     if rung is None:
         raise _SkippedError("it belongs to no rung; train with rung=NAME")
     if checkpoint not in names:
@@ -301,13 +286,7 @@ def _read(folder: Path, checkpoint: str) -> _Found:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); train again, or leave this run out") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not that of a run; train again, or leave this run out")
-    return found
+    return read_json(path, "the results of a run", "train again, or leave this run out")
 
 
 def _order(found: Sequence[_Found], baseline: str, wanted: Sequence[str]) -> list[str]:
@@ -354,9 +333,9 @@ def _run(one: _Found, protocol: str) -> Run:
     path = one.folder / "results.json"
     if protocol not in results:
         raise InputError(f"{path} has no protocol {protocol}; there are {', '.join(results)}")
-    scores = results[protocol]
-    cost = one.results.get("cost") or {}
-    try:
+    with decoding(path, "the results of a run", "train again, or leave it out"):
+        scores = results[protocol]
+        cost = one.results.get("cost") or {}
         file = one.folder / one.evaluation["per_query"][protocol]
         told = {key: float(scores[key]) for key in SCORES}
         data = str(one.evaluation["data"])
@@ -377,10 +356,6 @@ def _run(one: _Found, protocol: str) -> Run:
             step_seconds=float(seconds) if seconds else None,
             pictures=int(pictures) if pictures else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} lacks what a comparison needs ({type(error).__name__}: {error}); train again, or leave it out"
-        ) from error
 
 
 def _queries(path: Path, told: Mapping[str, float]) -> pl.DataFrame:
@@ -392,16 +367,14 @@ def _queries(path: Path, told: Mapping[str, float]) -> pl.DataFrame:
     advice = "train again, or leave this run out"
     if not path.is_file():
         raise InputError(f"{path}, with the results of each query, is missing; {advice}")
-    try:
-        table = pl.read_parquet(path, columns=["query", "person", "first_hit", "ap"], glob=False)
+    columns = ("query", "person", "first_hit", "ap")
+    table, _ = read_table(path, "the results of each query", advice, columns=columns, sealed=False)
+    with decoding(path, "the results of each query", advice):
         table = table.select(
             pl.col("query", "person").cast(pl.String),
             (pl.col("first_hit").cast(pl.Float64) <= 1).cast(pl.Float64).alias("r1"),
             pl.col("ap").cast(pl.Float64).alias("map"),
         )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} cannot be read ({reason}); {advice}") from error
     whole = not table.is_empty() and not any(column.null_count() for column in table)
     for key, value in told.items():
         mean = float(table[key].to_numpy().mean()) if whole else float("nan")

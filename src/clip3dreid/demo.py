@@ -5,7 +5,6 @@ It runs the commands that a user would type, and prints each before it runs.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from clip3dreid.config import LAST_CHECKPOINT, entry_point
-from clip3dreid.errors import InputError
 from clip3dreid.files import atomic
+from clip3dreid.formats import decoding, read_json
 from clip3dreid.tables import print_scores
 
 
@@ -59,6 +58,7 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: list[str
 @entry_point("demo")
 def main(cfg: DictConfig) -> None:
     """Makes people and bodies, trains two methods on some, finds the others; what exists is used again."""
+    from clip3dreid.body.folder import world_facts
     from clip3dreid.body.sheet import contact_sheet
 
     out = Path(str(cfg.out))
@@ -66,8 +66,7 @@ def main(cfg: DictConfig) -> None:
     _say(f"1. People who change clothes, rendered and written to {world} in the layout of LTCC")
     people = [f"{key}={cfg[key]}" for key in ("seed", "train_people", "test_people", "workers")]
     _run("synthesize", "layout=ltcc", f"out={world}", *people, *cfg.rendering)
-    facts = json.loads((world / "world.json").read_text(encoding="utf-8"))
-    digest = facts["fingerprint"][:8]
+    digest = str(world_facts(world)["fingerprint"])[:8]
     name = f"people_{digest}.jpg"
     if not (out / name).is_file():
         with atomic(out / name) as temporary:
@@ -102,12 +101,9 @@ def main(cfg: DictConfig) -> None:
 
 
 def _evaluations(results: Path) -> list[dict[str, Any]]:
-    try:
-        found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["evaluations"]
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"{results} is damaged ({error}); remove {results.parent} and start again"
-        ) from error
+    again = f"remove {results.parent} and start again"
+    with decoding(results, "the results of a run", again):
+        found: list[dict[str, Any]] = read_json(results, "the results of a run", again)["evaluations"]
     return found
 
 

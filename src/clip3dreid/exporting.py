@@ -121,7 +121,8 @@ class Graph(nn.Module):
     def __init__(self, model: ReidModel, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
-        self.student = copy.deepcopy(model.student)
+        # Files are float32, whatever the precision that the model was moved to.
+        self.student = copy.deepcopy(model.student).float()
         if settings.normalise == "outside":
             self.student.mean.zero_()
             self.student.std.fill_(1)

@@ -68,19 +68,33 @@ def atomic(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+_TORCH = re.compile(r"inline_container|PytorchStreamWriter")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def why_not_written(error: Exception) -> str | None:
     """The system's reason, if an error is of writing a file; None for any other.
 
-    Libraries that write by themselves (safetensors, polars) have errors of their own, which hold the system's number.
+    Libraries that write by themselves (safetensors, polars) have errors of their own, which hold the system's number;
+    torch's says that a file did not grow.
     """
     if isinstance(error, InputError):
         return None
     if told := _OS_ERROR.search(str(error)):
         return os.strerror(int(told[1]))
+    if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+        context = error.__context__
+        return (isinstance(context, OSError) and context.strerror) or "torch could not write all of it"
     return error.strerror or str(error) or type(error).__name__ if isinstance(error, OSError) else None
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in a few words: its text on one line, or its type where that says more."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split())[:200]
+    if not text or isinstance(error, KeyError):
+        return f"{type(error).__name__} {text}".strip()
+    return text
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -42,8 +42,9 @@ from clip3dreid.guidance import Guides, check_same_guides, guide
 from clip3dreid.language import labels as language_labels
 from clip3dreid.launch import announce, forget, launch
 from clip3dreid.loss.total import Total, Weighted, needs
+from clip3dreid.model.card import CARD_VERSION
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
+from clip3dreid.model.weights import check_same_student, load_pretrained, read_card
 from clip3dreid.module import ReidModule, limits
 from clip3dreid.record import environment, keep_earlier
 from clip3dreid.resume import changes, read_config

@@ -117,15 +117,16 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
     """The true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
     import polars as pl
 
+    from clip3dreid.formats import read_table
     from clip3dreid.language.agreement import true_words
-    from clip3dreid.table_files import read_table
 
     parts = []
     for manifest in sources:
         path = manifest.root / "truth.parquet"
         if not path.is_file():
             return None
-        table = read_table(path, str(path), ("split", "person"), "write the world anew")
+        again = "write the world anew with python -m clip3dreid.synthesize"
+        table, _ = read_table(path, "the truth about a world", again)
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

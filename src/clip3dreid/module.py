@@ -20,10 +20,11 @@ from clip3dreid.checkpoints import moved
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
+from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import CARD, HEADS
+from clip3dreid.model.weights import HEADS, add_checksum
 from clip3dreid.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.retrieval.distributed import whole
 from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
@@ -304,6 +305,12 @@ class ReidModule(EvaluationModule):
         self.schedule = schedule
         self.card = card
         self.seed = seed
+        try:
+            check_student(card.get("student"), "a checkpoint of this run")
+        except InputError as error:
+            log.warning(
+                "%s: training can use the checkpoints, and evaluation by itself and load cannot", error
+            )
         self.teacher = teacher
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
@@ -435,3 +442,4 @@ class ReidModule(EvaluationModule):
         """Adds the card, so that evaluation needs no config, and the heads that the model is shipped with."""
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
+        add_checksum(checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from clip3dreid.config import LAST_CHECKPOINT, entry_point
 from clip3dreid.errors import InputError
 from clip3dreid.files import inside, write_json, write_text
+from clip3dreid.formats import damaged, read_yaml
 from clip3dreid.run_folder import holds_checkpoint
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,10 @@ def _check_folder(cfg: DictConfig, folder: Path) -> Path | None:
     record = folder / "config.yaml"
     if not record.is_file():
         return None
-    try:
-        earlier: Any = OmegaConf.to_container(OmegaConf.load(record), resolve=True)
-    # What parses YAML has errors of its own.
-    except Exception as error:
-        raise InputError(f"{record} is damaged, or of something else; give another out") from error
+    again = "give another out"
+    earlier = read_yaml(record, "the config of a training", again)
     if not isinstance(earlier, dict):
-        raise InputError(f"{record} is of something else than a training; give another out")
+        raise damaged(record, "it holds a list", again)
     earlier = {key: value for key, value in earlier.items() if key not in _HANDLING}
     if earlier != _decides(cfg):
         changed = sorted(
@@ -68,10 +65,9 @@ def _world(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if the folder does not say.
     """
-    try:
-        facts: dict[str, Any] = json.loads((folder / "world.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'world.json'} cannot be read; write the world anew") from error
+    from clip3dreid.body.folder import world_facts
+
+    facts = world_facts(folder)
     return {key: facts[key] for key in ("fingerprint", "counts")} | {"seed": facts["config"]["seed"]}
 
 

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clip3dreid.data.images import TrainView, fit, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
+from clip3dreid.formats import damaged, decoding, read_table
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.loss.image_text import image_text_contrastive
 from clip3dreid.pictures import read_rgb
-from clip3dreid.table_files import read_table
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,17 @@ def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "trai
     for world in worlds:
         if not (world / TRUTH).is_file():
             raise InputError(f"{world} has no {TRUTH}; {again}")
-        table = read_table(world / TRUTH, str(world / TRUTH), ("path", "split", "bad_box"), again)
+        table, _ = read_table(world / TRUTH, "the truth about a world", again)
         if missing := [group for group in groups if f"word_{group}" not in table.columns]:
             raise InputError(
                 f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"
             )
-        table = table.filter((pl.col("split") == split) & ~pl.col("bad_box"))
+        with decoding(world / TRUTH, "the truth about a world", again):
+            table = table.select(
+                pl.col("path", "split", *(f"word_{group}" for group in groups)).cast(pl.String), "bad_box"
+            ).filter((pl.col("split") == split) & ~pl.col("bad_box"))
+        if any(column.null_count() for column in table):
+            raise damaged(world / TRUTH, "a picture has no name, or a person no word", again)
         files += [world / path for path in table["path"]]
         columns = {group: table[f"word_{group}"].to_list() for group in groups}
         words += [{group: column[row] for group, column in columns.items()} for row in range(len(table))]

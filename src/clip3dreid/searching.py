@@ -20,6 +20,7 @@ from clip3dreid.config import at_least
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
+from clip3dreid.formats import read_text
 from clip3dreid.language.reading import read
 from clip3dreid.model.teacher import load_teacher
 from clip3dreid.report.search_sheet import SUFFIXES, Picture, Row, draw_search
@@ -258,10 +259,7 @@ def _some(model: ReidModel) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"text_file={path} cannot be read: {error}") from error
+    return read_text(path, f"text_file={path}", "give a UTF-8 text, a query a line").splitlines()
 
 
 def _hits(shards: Shards, question: Question, rows: Tensor, scores: Tensor) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -77,13 +78,10 @@ def read_table(path: Path, name: str, needs: Sequence[str] = (), advice: str = "
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{name} is no table that is read; a table ends in {', '.join(SUFFIXES)}")
-    try:
+    with decoding(name, suffix[1:], advice):
+        with path.open("rb"):  # the system's word on a file that cannot be opened is clearer
+            pass
         table = pl.read_parquet(path, glob=False) if suffix == ".parquet" else _read_text(path, name, advice)
-    # A broken file can make the reader panic, which is no Exception.
-    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        damaged = "it is damaged, or is none" if suffix == ".parquet" else _first_line(error)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else damaged
-        raise InputError(f"{name} cannot be read as {suffix[1:]}: {reason}; {advice}") from error
     table = table.drop(column for column in table.columns if _counts_rows(table, column))
     if table.is_empty():
         raise InputError(f"{name} has a header ({', '.join(table.columns)}) and no rows; {advice}")

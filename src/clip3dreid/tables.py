@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clip3dreid.files import atomic
+from clip3dreid.formats import write_table
 
 if TYPE_CHECKING:  # only handed through here
     import polars as pl
@@ -88,5 +88,4 @@ def _range(interval: Sequence[float]) -> str:
 def save_tables(tables: Mapping[Path, pl.DataFrame]) -> None:
     """Writes tables as Parquet files, each whole or not at all."""
     for path, table in tables.items():
-        with atomic(path) as temporary:
-            table.write_parquet(temporary)
+        write_table(path, table)

@@ -1,6 +1,7 @@
 import pickle
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,35 @@ def _smpl_as_npz(folder: Path) -> Path:
     path = folder / "smpl.npz"
     np.savez(path, posedirs=np.zeros((1200, 3, 207)), **read_arrays("anny_light"))
     return path
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "told"),
+    [
+        ("kintree_table", lambda array: array + 10**6, "no tree of joints"),
+        ("kintree_table", lambda array: array[:, ::-1], "no tree of joints"),
+        ("f", lambda array: array + 7, "vertices that do not exist"),
+        ("posedirs", lambda array: array[:2], r"posedirs is \(2, 3, 486\) and must be \(4, 3, 486\)"),
+        ("shapedirs", lambda array: array[..., 0], r"shapedirs is \(4, 3\)"),
+        ("weights", lambda array: array * np.nan, "not all finite"),
+        ("v_template", lambda array: array[0, 0], r"v_template is \(\)"),
+    ],
+)
+def test_a_smplx_file_whose_arrays_do_not_fit_is_one_line(
+    tmp_path: Path, key: str, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
+    arrays = {
+        "v_template": np.zeros((4, 3)),
+        "shapedirs": np.zeros((4, 3, 20)),
+        "posedirs": np.zeros((4, 3, 486)),
+        "J_regressor": np.zeros((55, 4)),
+        "weights": np.full((4, 55), 1 / 55),
+        "kintree_table": np.array([[-1, *range(54)], range(55)]),
+        "f": np.array([[0, 1, 2]]),
+    }
+    path = tmp_path / "SMPLX_NEUTRAL.npz"
+    np.savez(path, **(arrays | {key: change(arrays[key])}))
+    with pytest.raises(InputError, match=told) as error:
+        load_smplx(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)

@@ -24,6 +24,7 @@ from clip3dreid.body.plan import Picture, Plan
 from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, write
 from clip3dreid.errors import InputError
 from clip3dreid.files import open_stage
+from clip3dreid.formats import CHECKSUM, seal
 from tests.small_disk import fill, small_disk
 
 PICTURES = 3 * CHUNK + 2
@@ -291,7 +292,9 @@ def test_a_list_that_points_out_of_the_folder_removes_nothing_there(world: Path,
     shutil.copytree(world, out)
     (tmp_path / "mine.txt").write_text("mine")
     facts = json.loads((out / "world.json").read_text())
-    (out / "world.json").write_text(json.dumps(facts | {"files": [*facts["files"], "../mine.txt"]}))
+    del facts[CHECKSUM]
+    hostile = facts | {"files": [*facts["files"], "../mine.txt"]}
+    (out / "world.json").write_text(json.dumps(seal(hostile)))
     write(commission({"seed": 9}), out, workers=0, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

@@ -132,7 +132,7 @@ def test_other_files_and_other_versions_are_refused(tmp_path: Path, monkeypatch:
     _, path = saved(tmp_path)
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "plain.parquet")
     for other in (tmp_path / "plain.parquet", tmp_path / "absent.parquet"):
-        with pytest.raises(InputError, match="is not a manifest"):
+        with pytest.raises(InputError, match="cannot be read as a manifest"):
             load(other)
     monkeypatch.setattr("clip3dreid.data.manifest.SCHEMA_VERSION", 2)
     with pytest.raises(InputError, match="has manifest version 1, this program reads 2"):

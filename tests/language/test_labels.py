@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import CHECKSUM, seal
 from clip3dreid.language.labels import (
     Labels,
     aggregate,
@@ -256,8 +257,7 @@ def test_another_vocabulary_with_the_same_words_is_noticed(
 ) -> None:
     load(csv, VOCABULARY)
     assert not caplog.text
-    content = json.loads(csv.with_suffix(".json").read_text())
-    csv.with_suffix(".json").write_text(json.dumps(content | {"vocabulary": "other"}))
+    overwrite(csv, vocabulary="other")
     load(csv, VOCABULARY)
     assert "another vocabulary" in caplog.text
 
@@ -321,8 +321,10 @@ def test_a_faulty_edit_is_refused_in_one_line_that_says_where(fault: str, csv: P
 
 
 def overwrite(path: Path, **facts: Any) -> None:
+    """Writes other facts, as a program would: with their checksum."""
     beside = path.with_suffix(".json")
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | facts))
+    content = {key: value for key, value in json.loads(beside.read_text()).items() if key != CHECKSUM}
+    beside.write_text(json.dumps(seal(content | facts)))
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -332,13 +334,16 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "labels.json, which belongs beside it, is missing",
         lambda path: path.with_suffix(".json").unlink(),
     ),
-    "other facts": ("is not a file of labels", lambda path: path.with_suffix(".json").write_text("{}")),
-    "a list of facts": ("is not a file of labels", lambda path: path.with_suffix(".json").write_text("[]")),
+    "other facts": ("labels of version None", lambda path: path.with_suffix(".json").write_text("{}")),
+    "a list of facts": (
+        "cannot be read as labels of this project",
+        lambda path: path.with_suffix(".json").write_text("[]"),
+    ),
     "a fact too few": (
         "does not tell its teacher",
         lambda path: path.with_suffix(".json").write_text('{"version": 1, "level": "person"}'),
     ),
-    "no file": ("labels.csv: the file is missing", lambda path: path.unlink()),
+    "no file": ("labels.csv cannot be read as csv: No such file", lambda path: path.unlink()),
     "no text": ("line 1 is no UTF-8 text", lambda path: path.write_bytes(b"a\xff\n\xfe")),
     "an empty file": ("labels.csv is empty; label the pictures again", lambda path: path.write_bytes(b"")),
 }
@@ -356,7 +361,7 @@ def test_a_file_that_is_no_file_of_labels_is_refused_in_one_line(fault: str, csv
 
 def test_other_parquet_files_and_suffixes_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"word": ["tall"]}).write_parquet(tmp_path / "other.parquet")
-    with pytest.raises(InputError, match="not a file of labels"):
+    with pytest.raises(InputError, match="cannot be read as labels of this project"):
         load(tmp_path / "other.parquet", VOCABULARY)
     for use in (lambda path: save(labels(), path), lambda path: load(path, VOCABULARY)):
         with pytest.raises(InputError, match=r"labels\.txt: the name must end in \.parquet or \.csv"):

@@ -11,6 +11,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, MaximumAverage
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
+from tests.conftest import STUDENT
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CONFIGS = sorted((conf_dir() / "model" / "student").glob("*.yaml"))
@@ -147,3 +148,21 @@ def test_every_configured_student_says_how_to_get_the_very_file_it_expects(path)
         # torchvision puts the first eight digits of the checksum into the name.
         assert node.pretrained.endswith(f"-{node.sha256[:8]}.pth")
         assert len(node.sha256) == 64
+
+
+@pytest.mark.parametrize("pooling", ["Average", "Maximum", "MaximumAverage", "GeneralisedMean"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_pictures_of_any_precision_go_through_a_network_of_any(pooling: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    node = STUDENT | {"pooling": {"_target_": f"clip3dreid.model.pooling.{pooling}"}}
+    network = instantiate(node).eval()
+    images = torch.rand(2, 3, 32, 16)
+    exact = network(images).embedding
+    network.to(dtype)
+    for given in (images, images.to(dtype), images.double()):
+        found = network(given)
+        assert {part.dtype for part in found} == {dtype}
+        torch.testing.assert_close(
+            found.embedding.float(), exact, atol=0.02 * float(exact.abs().max()), rtol=0
+        )

@@ -519,7 +519,7 @@ def edit(path: Path, **changes: Any) -> None:
         ({"projection_dim": 13}, "of another shape: text_projection.weight, visual_projection.weight"),
         ({"text_config__eos_token_id": 5}, "eos_token_id 5 in config.json, 3 in the tokenizer"),
         ({"text_config__eos_token_id": 2}, "they must agree, and not on 2"),
-        ({"vision_config__num_hidden_layers": "two"}, "describes no clip model"),
+        ({"vision_config__num_hidden_layers": "two"}, "cannot be read as the config of a clip model"),
         ({"model_type": "resnet"}, "holds a model of type resnet"),
         ({"model_type": None}, "give one of type clip or siglip"),
     ],
@@ -555,8 +555,8 @@ def test_pixel_statistics_that_are_none_are_refused(folder, changes):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("config.json", "config.json is damaged"),
-        ("preprocessor_config.json", "preprocessor_config.json is damaged"),
+        ("config.json", "config.json cannot be read"),
+        ("preprocessor_config.json", "preprocessor_config.json cannot be read"),
         ("tokenizer.json", "the tokenizer in"),
         ("model.safetensors", "the weights in"),
     ],

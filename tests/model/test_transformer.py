@@ -217,7 +217,7 @@ def test_a_folder_that_is_no_published_model_is_refused(tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     (tmp_path / "half" / "model.safetensors").unlink()
     for folder in (tmp_path, tmp_path / "half"):
-        with pytest.raises(InputError, match="is not a model of transformers"):
+        with pytest.raises(InputError, match="cannot be read as a model of transformers"):
             load_pretrained(student(), folder)
 
 
@@ -265,14 +265,17 @@ def test_a_published_folder_whose_weights_are_damaged_or_would_run_code_is_refus
     ViTModel(ViTConfig(**VIT)).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(InputError, match="is not a model of transformers") as error:
+    with pytest.raises(InputError, match="cannot be read as a model of transformers") as error:
         load_pretrained(student(), tmp_path)
     assert "\n" not in str(error.value)
     weights.unlink()
     torch.save({"layernorm.weight": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="is not a model of transformers") as error:
+    with pytest.raises(InputError, match="cannot be read as a model of transformers") as error:
         load_pretrained(student(), tmp_path)
     assert "\n" not in str(error.value)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"Ns.")
+    with pytest.raises(InputError, match="nested more than") as error:
+        load_pretrained(student(), tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -2,6 +2,9 @@ import functools
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -10,13 +13,18 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.model.card import CARD as KEY
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import (
+    CHECKSUM,
+    HEADS,
+    add_checksum,
     check_same_student,
     load_pretrained,
     read_card,
@@ -296,9 +304,9 @@ def test_a_checkpoint_can_build_nothing_but_our_modules(tmp_path, node, monkeypa
     [
         (None, "does not say which student"),
         ({**CARD, "version": 2}, "has checkpoint version 2, this program reads 1"),
-        ({**CARD, "student": CONFIG["backbone"]}, "describes a ResNet, not a student"),
-        ({**CARD, "student": None}, "describes a NoneType, not a student"),
-        ({**CARD, "student": {**CONFIG, "colour": "red"}}, "cannot be built: .*colour"),
+        ({**CARD, "student": CONFIG["backbone"]}, "wants to build .*ResNet, where only Student may stand"),
+        ({**CARD, "student": None}, "its student is a NoneType, where only Student may stand"),
+        ({**CARD, "student": {**CONFIG, "colour": "red"}}, "its student has no key colour"),
         (
             {**CARD, "student": {**CONFIG, "backbone": {**CONFIG["backbone"], "depth": 7}}},
             "depth 7 is not one",
@@ -355,7 +363,9 @@ def test_saved_weights_are_plain_safetensors_with_the_card_as_json(tmp_path):
     save_weights(trained().state_dict(), {"student": CONFIG}, tmp_path / "deep" / "a.safetensors")
     raw = (tmp_path / "deep" / "a.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert json.loads(header["__metadata__"]["clip3dreid"]) == {"version": 1, "student": CONFIG}
+    card = json.loads(header["__metadata__"]["clip3dreid"])
+    assert re.fullmatch("[0-9a-f]{8}", card.pop("checksum"))
+    assert card == {"version": 1, "student": CONFIG}
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         save_weights({}, {}, tmp_path / "a.pth")
 
@@ -374,3 +384,170 @@ def test_a_student_without_a_neck_is_rebuilt_from_its_checkpoint(tmp_path):
     images = torch.rand(2, 3, 64, 32)
     assert torch.equal(student_from_checkpoint(path)(images).embedding, bare(images).embedding)
     assert not [name for name in read_checkpoint(path).state if name.startswith("neck")]
+
+
+def sealed(path: Path, network: Student, heads: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint as training writes it, with its checksum."""
+    content = {
+        "state_dict": {f"student.{name}": tensor for name, tensor in network.state_dict().items()},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
+        KEY: CARD,
+        HEADS: heads,
+    }
+    add_checksum(content)
+    torch.save(content, path)
+    return path
+
+
+HEAD = {"shape.weight": torch.arange(6.0).view(2, 3), "shape.bias": torch.tensor([0.125, 0.375])}
+
+
+def damage(path: Path, value: float, other: float) -> None:
+    """One number of a tensor for another, which no reader notices."""
+    data = path.read_bytes()
+    old = np.array([value], np.float32).tobytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, np.array([other], np.float32).tobytes()))
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "last.ckpt"])
+@pytest.mark.parametrize("part", ["student", "head", "card", "dtype"])
+def test_damage_that_no_reader_notices_is_told_by_the_checksum(tmp_path, name, part):
+    network = student(3)
+    network.neck.bias.data[5] = 0.7654321
+    path = tmp_path / name
+    if name.endswith(".ckpt"):
+        sealed(path, network, HEAD)
+    else:
+        heads = {f"heads.{key}": tensor for key, tensor in HEAD.items()}
+        save_weights(network.state_dict() | heads, CARD, path)
+    read_checkpoint(path)
+    whole = path.read_bytes()
+    if part == "student":
+        damage(path, 0.7654321, 0.7654322)
+    elif part == "head":
+        damage(path, 0.375, 0.376)
+    elif part == "card":
+        assert whole.count(b"ltcc") == 1
+        path.write_bytes(whole.replace(b"ltcc", b"prcc"))
+    elif name.endswith(".ckpt"):
+        assert whole.count(b"FloatStorage") == 1
+        path.write_bytes(whole.replace(b"FloatStorage", b"Int32Storage"))
+    else:
+        # As many bytes, another kind of number.
+        path.write_bytes(whole.replace(b'"F32"', b'"I32"', 1))
+    with pytest.raises(InputError, match=r"damaged|cannot be read") as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    if part in ("student", "head"):
+        assert "its checksum is another" in str(error.value)
+
+
+def test_a_file_without_a_checksum_is_read_with_a_line_in_the_log(tmp_path, caplog):
+    lightning(tmp_path / "old.ckpt", trained())
+    assert read_card(tmp_path / "old.ckpt") == CARD
+    assert "old.ckpt has no checksum, as earlier versions wrote it" in caplog.text
+    caplog.clear()
+    content = torch.load(sealed(tmp_path / "guided.ckpt", trained(), HEAD))
+    del content[CHECKSUM]
+    torch.save(content, tmp_path / "guided.ckpt")
+    assert read_checkpoint(tmp_path / "guided.ckpt").heads.keys() == HEAD.keys()
+    assert "guided.ckpt has no checksum" in caplog.text
+    caplog.clear()
+    torch.save(trained().state_dict(), tmp_path / "theirs.pth")
+    read_checkpoint(tmp_path / "theirs.pth")
+    read_checkpoint(sealed(tmp_path / "new.ckpt", trained(), HEAD))
+    assert not caplog.text
+
+
+def test_the_name_of_a_checksum_that_was_damaged_is_no_way_around_it(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_weights(trained().state_dict(), CARD, path)
+    assert path.read_bytes().count(b"checksum") == 1
+    path.write_bytes(path.read_bytes().replace(b"checksum", b"checksun"))
+    with pytest.raises(InputError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_both_formats_of_one_model_have_one_checksum(tmp_path):
+    sealed(tmp_path / "last.ckpt", trained(), {})
+    save_weights(trained().state_dict(), CARD, tmp_path / "a.safetensors")
+    content = torch.load(tmp_path / "last.ckpt")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["clip3dreid"])["checksum"] == content[CHECKSUM]
+
+
+def replaced_pickle(path: Path, pickled: bytes) -> Path:
+    """A torch file with another pickle in it."""
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, path)
+    with zipfile.ZipFile(path) as old:
+        held = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for name, data in held.items():
+            new.writestr(name, pickled if name.endswith("data.pkl") else data)
+    return path
+
+
+HOSTILE = {
+    # Hashing it would overflow the stack.
+    "a million tuples as a key": b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"Ns.",
+    "a million lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
+    "the four billionth memo": b"\x80\x02}r\xff\xff\xff\xff.",
+    "a state for a class": b"\x80\x02cnumpy.core.multiarray\nscalar\n}X\x01\x00\x00\x00aK\x01sb.",
+    "an array of numpy": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n.",
+}
+
+
+TRY = """
+import sys
+from pathlib import Path
+from clip3dreid.errors import InputError
+from clip3dreid.model.weights import read_checkpoint
+for path in map(Path, sys.argv[1:]):
+    try:
+        read_checkpoint(path)
+        print(path.name, "was read")
+    except InputError as error:
+        print(path.name, "refused", str(error).count("\\n"))
+"""
+
+
+def test_no_torch_file_reaches_memory_that_is_not_its_own(tmp_path):
+    paths = []
+    for attack, data in HOSTILE.items():
+        paths += [replaced_pickle(tmp_path / f"{attack}.zipped", data), tmp_path / f"{attack}.plain"]
+        paths[-1].write_bytes(data)
+    # In a process of its own, which such a file may end.
+    command = [sys.executable, "-c", TRY, *map(str, paths)]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert tried.stdout.splitlines() == [f"{path.name} refused 0" for path in paths], tried.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**11),
+        torch.eye(3).to_sparse(),
+        torch.zeros(3, device="meta"),
+    ],
+    ids=["endless", "sparse", "without data"],
+)
+def test_tensors_that_are_none_of_a_student_are_refused(tmp_path, tensor):
+    torch.save({"state_dict": {"a": tensor}}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"no plain tensor|larger than the file"):
+        read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_weights({"a": torch.zeros(1)}, {}, path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("clip3dreid.model.weights.save_file", full)
+    with pytest.raises(InputError, match=r"cannot write .*a\.safetensors: .*No space left.*make room"):
+        save_weights({"a": torch.zeros(1)}, {}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -7,7 +7,6 @@ either.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import close_stages, inside, is_stage, remove
+from clip3dreid.formats import decoding, read_json, seal, unseal
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
@@ -84,13 +84,55 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
     return Found(replaced=tuple(sorted(held)))
 
 
+def world_facts(folder: Path) -> dict[str, Any]:
+    """What `world.json` says of a complete world.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    path, again = folder / WORLD, "write the world anew with python -m clip3dreid.synthesize"
+    facts = unseal(read_json(path, "the facts of a world", again), path, again)
+    with decoding(path, "the facts of a world", again):
+        _check(facts)
+    return facts
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a world's facts lack what is asked of them."""
+    kinds = {"fingerprint": str, "counts": dict, "config": dict, "files": list}
+    for key, kind in kinds.items():
+        if not isinstance(facts[key], kind):
+            raise TypeError(f"its {key} is a {type(facts[key]).__name__}")
+    facts["config"]["seed"]
+
+
+def sealed_facts(facts: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
+    """What `world.json` is to say, with its checksum.
+
+    Args:
+        facts: all but whether it is `complete`.
+        complete: all its files are there.
+    """
+    return seal({**facts, "complete": complete})
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    """What `world.json` says; None if it is none of this program's."""
+    """What `world.json` says; None if it is none of this program's.
+
+    Raises:
+        InputError: if it is one that is damaged.
+    """
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        facts = read_json(path, "the facts of a world", "")
+    except InputError:
+        return None  # whosever it is: the folder then holds something else
+    if facts.get("format") != FORMAT:
         return None
-    return facts if isinstance(facts, dict) and facts.get("format") == FORMAT else None
+    if facts.get("version") != SCHEMA_VERSION:  # and sealed in its own way
+        return facts
+    return unseal(
+        facts, path, "move the folder away, or bring that file back: what it lists would be replaced"
+    )
 
 
 def _check_work(out: Path) -> None:

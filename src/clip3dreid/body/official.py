@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip3dreid.body.smpl import PARENTS, BodyOutput, joint_transforms, read_arrays, rotation_matrices
-from clip3dreid.errors import InputError, plain_reason
+from clip3dreid.body.pickles import MOST_BYTES
+from clip3dreid.body.smpl import (
+    PARENTS,
+    BodyOutput,
+    check_shapes,
+    joint_transforms,
+    read_arrays,
+    rotation_matrices,
+)
+from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_npz
 
 
 class OfficialBody(torch.nn.Module):
@@ -137,8 +145,11 @@ def load_smpl(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
 
     # smplx picks landmarks by vertex numbers of its own; any that exists serves, since they are not used.
     landmarks = dict.fromkeys(smplx.vertex_ids.vertex_ids["smplh"], 0)
-    model = _quietly(smplx.SMPL, "", data_struct=Struct(**keep), vertex_ids=landmarks, num_betas=num_betas)
-    return OfficialBody(model, str(path), None)
+    with decoding(path, "an SMPL body", "give an SMPL file"):
+        model = _quietly(
+            smplx.SMPL, "", data_struct=Struct(**keep), vertex_ids=landmarks, num_betas=num_betas
+        )
+        return OfficialBody(model, str(path), None)
 
 
 def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
@@ -148,21 +159,24 @@ def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
         InputError: if no path is given, smplx is missing, or the file is no SMPL-X body.
     """
     path = _given(path, "SMPL-X", "https://smpl-x.is.tue.mpg.de")
-    arrays = _plain_npz(path)
+    # Names and numbers of parts are Python objects, which would be unpickled.
+    arrays = read_npz(path, path, "get it again", skip_objects=True, most_bytes=MOST_BYTES)
     wanted = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
     if missing := [key for key in wanted if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-X body; give an SMPL-X .npz")
-    if arrays["kintree_table"].shape != (2, 55):
-        raise InputError(
-            f"{path} has {arrays['kintree_table'].shape[-1]} joints and SMPL-X 55; use body=smpl for SMPL"
-        )
+    if (shape := arrays["kintree_table"].shape) != (2, 55):
+        raise InputError(f"{path} has a tree of joints {shape} and SMPL-X (2, 55); use body=smpl for SMPL")
+    check_shapes(arrays, 55, 9 * 54, path)
+    parents = arrays["kintree_table"][0].astype(np.int64)
+    if not all(0 <= parent < joint for joint, parent in enumerate(parents[1:].tolist(), start=1)):
+        raise InputError(f"{path}: kintree_table is no tree of joints; give an SMPL-X .npz")
     smplx = _smplx()
     for side in "lr":
         arrays.setdefault(f"hands_components{side}", np.eye(45))
         arrays.setdefault(f"hands_mean{side}", np.zeros(45))
     arrays.setdefault("lmk_faces_idx", np.zeros(51, np.int64))
     arrays.setdefault("lmk_bary_coords", np.full((51, 3), 1 / 3))
-    with tempfile.TemporaryDirectory() as folder:
+    with decoding(path, "an SMPL-X body", "give an SMPL-X .npz"), tempfile.TemporaryDirectory() as folder:
         # smplx reads its file with unpickling allowed, so it is given a copy that holds nothing but plain arrays.
         copy = Path(folder) / "SMPLX_NEUTRAL.npz"
         np.savez(copy, **arrays)  # type: ignore[arg-type]
@@ -175,7 +189,7 @@ def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
             flat_hand_mean=True,
             use_face_contour=False,
         )
-    return OfficialBody(model, str(path), (28, 43))
+        return OfficialBody(model, str(path), (28, 43))
 
 
 def _quietly(build: Callable[..., torch.nn.Module], *arguments: Any, **keys: Any) -> torch.nn.Module:
@@ -200,18 +214,3 @@ def _given(path: str | Path | None, what: str, where: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path} is not a file; {what} files come from {where} after registration")
     return path
-
-
-def _plain_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of an official `.npz`; those that hold Python objects are left out, unread."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {}
-            for key in file.files:
-                try:
-                    found[key] = file[key]
-                except ValueError:
-                    continue  # an object array (names and numbers of parts), which would be unpickled
-            return found
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as .npz ({plain_reason(error)}); get it again") from error

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from clip3dreid.errors import InputError, plain_reason
+from clip3dreid.errors import InputError
+from clip3dreid.formats import read_npz
 
 Array = npt.NDArray[np.float32]
 
@@ -229,18 +230,17 @@ def load_poses(path: Path | str) -> Array:
         InputError: if the file is unreadable, has neither key, or holds impossible poses.
     """
     path = Path(path).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            key = next((key for key in ("poses", "body_pose", "pose_body") if key in file.files), None)
-            if key is None:
-                raise InputError(f"{path} has no poses or body_pose; give AMASS or SMPL poses")
-            found = np.asarray(file[key], np.float32)
-    except InputError:
-        raise
-    except Exception as error:
+    names = ("poses", "body_pose", "pose_body")
+    arrays = read_npz(path, path, "give a file of SMPL poses", keys=names)
+    key = next((key for key in names if key in arrays), None)
+    if key is None:
+        raise InputError(f"{path} has no poses or body_pose; give AMASS or SMPL poses")
+    found = arrays[key]
+    if found.ndim < 2 or not len(found) or found.dtype.kind not in "fiu":
         raise InputError(
-            f"{path} cannot be read as .npz ({plain_reason(error)}); give a file of SMPL poses"
-        ) from error
+            f"{path}: {key} is {found.dtype} of shape {found.shape} and must hold numbers, a row a pose"
+        )
+    found = found.astype(np.float32)
     found = found.reshape(len(found), -1)
     skip = 3 if key == "poses" else 0
     body = found[:, skip:]

@@ -8,8 +8,8 @@ import polars as pl
 from PIL import Image
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_table
 from clip3dreid.pictures import read_rgb
-from clip3dreid.table_files import read_table
 
 GAP = 4
 """Pixels between people, and between outfits."""
@@ -36,9 +36,10 @@ def contact_sheet(
         raise InputError(
             f"{world} holds no truth.parquet; write a world there with python -m clip3dreid.synthesize"
         )
-    path = world / "truth.parquet"
-    needs = ("path", "split", "bad_box", "person_index", "outfit_index")
-    table = read_table(path, str(path), needs, advice).filter((pl.col("split") == split) & ~pl.col("bad_box"))
+    again = "write the world anew with python -m clip3dreid.synthesize"
+    needed = ("path", "split", "bad_box", "person_index", "outfit_index")
+    table, _ = read_table(world / "truth.parquet", "the truth about a world", again, columns=needed)
+    table = table.filter((pl.col("split") == split) & ~pl.col("bad_box"))
     chosen = table["person_index"].unique().sort().to_list()[:people]
     if not chosen:
         raise InputError(f"{world} has no people in split {split}")

@@ -7,8 +7,7 @@ person's left is +x, metres; the rest pose is a T with the pelvis near the origi
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from clip3dreid.body.pickles import read_pickle
-from clip3dreid.errors import InputError, plain_reason
+from clip3dreid.body.pickles import MOST_BYTES, read_pickle
+from clip3dreid.errors import InputError
+from clip3dreid.formats import read_npz
 
 JOINTS = [
     "pelvis",
@@ -267,38 +267,54 @@ class BodyModel(nn.Module):
         return BodyOutput(vertices, joints)
 
 
-def _dense(value: Any) -> npt.NDArray[Any]:
-    return np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+_REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
+_OPTIONAL = ("posedirs", "phenotype_names", "phenotype_weights")
 
 
-def _check(arrays: dict[str, npt.NDArray[Any]], path: Path) -> None:
-    """Raises InputError unless the arrays are an SMPL-format body."""
-    wanted = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
-    if missing := [key for key in wanted if key not in arrays]:
-        raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-format body; give an SMPL file")
-    vertices = len(arrays["v_template"])
+def check_shapes(arrays: Mapping[str, npt.NDArray[Any]], joints: int, correctives: int, path: Path) -> None:
+    """Raises InputError unless the arrays of a body are numbers, finite, and as large as each other asks.
+
+    Args:
+        arrays: all that a body needs, by SMPL's names; `posedirs` may be missing.
+        joints: J.
+        correctives: of the pose, 9 (J - 1).
+        path: of the file, for messages.
+    """
+    vertices = arrays["v_template"].shape[0] if arrays["v_template"].ndim else 0
     shapes = {
         "v_template": (vertices, 3),
         "shapedirs": (vertices, 3, None),
-        "J_regressor": (24, vertices),
-        "weights": (vertices, 24),
-        "kintree_table": (2, 24),
+        "J_regressor": (joints, vertices),
+        "weights": (vertices, joints),
+        "kintree_table": (2, joints),
         "f": (None, 3),
-        "posedirs": (vertices, 3, 207),
+        "posedirs": (vertices, 3, correctives),
     }
     for key, shape in shapes.items():
         if key not in arrays:
             continue
         found = arrays[key].shape
         if len(found) != len(shape) or any(w not in (None, h) for w, h in zip(shape, found, strict=True)):
-            raise InputError(f"{path}: {key} is {found} and must be {shape}; give an SMPL file of 24 joints")
+            raise InputError(
+                f"{path}: {key} is {found} and must be {shape}; give a file of a body of {joints} joints"
+            )
         if arrays[key].dtype.kind not in "fiu" or not np.isfinite(arrays[key]).all():
             raise InputError(f"{path}: {key} is not all finite numbers; the file is damaged")
+    faces = arrays["f"]
+    if faces.size and (faces.min() < 0 or faces.max() >= vertices):
+        raise InputError(f"{path}: f names vertices that do not exist; the file is damaged")
+
+
+def _check(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
+    """Raises InputError unless the arrays are an SMPL-format body."""
+    if missing := [key for key in _REQUIRED if key not in arrays]:
+        raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-format body; give an SMPL file")
+    check_shapes(arrays, len(PARENTS), 9 * (len(PARENTS) - 1), path)
     parents = tuple(int(p) for p in arrays["kintree_table"][0].astype(np.int32))
     if parents[1:] != PARENTS[1:]:
         raise InputError(f"{path}: kintree_table is not SMPL's tree of 24 joints; give an SMPL file")
-    if arrays["f"].min() < 0 or arrays["f"].max() >= vertices:
-        raise InputError(f"{path}: f names vertices that do not exist; the file is damaged")
+    if not arrays["f"].size:
+        raise InputError(f"{path}: f names no vertices; the file is damaged")
     if np.abs(arrays["weights"].astype(np.float64).sum(1) - 1).max() > 0.02:
         raise InputError(f"{path}: weights do not sum to 1 for every vertex; the file is damaged")
 
@@ -340,16 +356,9 @@ def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
     """
     path = _file(path)
     if path.suffix == ".pkl":
-        found = read_pickle(path)
+        arrays = read_pickle(path, (*_REQUIRED, *_OPTIONAL))
     else:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {key: file[key] for key in file.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path} cannot be read as .npz ({plain_reason(error)}); get it again"
-            ) from error
-    arrays = {key: _dense(value) for key, value in found.items() if not isinstance(value, str | bytes)}
+        arrays = read_npz(path, path, "get it again", keys=(*_REQUIRED, *_OPTIONAL), most_bytes=MOST_BYTES)
     _check(arrays, path)
     return arrays
 

@@ -31,10 +31,12 @@ from clip3dreid.body.folder import (
     clear,
     clear_work,
     examine,
+    sealed_facts,
 )
 from clip3dreid.body.plan import Plan
 from clip3dreid.errors import InputError
 from clip3dreid.files import at_work, open_stage, staged
+from clip3dreid.formats import read_table, write_table
 from clip3dreid.workers import spread
 
 CHUNK = 16
@@ -170,7 +172,7 @@ def write(
         if found.replaced:
             clear(out, found.replaced)
         job = _Job(commission, out, open_stage(out / WORK))
-        job.write_json(WORLD, commission.facts | {"complete": False})
+        job.write_json(WORLD, sealed_facts(commission.facts, complete=False))
         for path, text in commission.plan.side_files.items():
             job.write(path, text.encode())
         missing = job.missing()
@@ -250,7 +252,7 @@ class _Job:
 
     def write_table(self, path: str, table: pl.DataFrame) -> None:
         with staged(self.stage, self.out, path) as temporary:
-            table.write_parquet(temporary)
+            write_table(temporary, table)
 
 
 @contextmanager
@@ -266,8 +268,11 @@ def _one_thread() -> Iterator[None]:
 
 def _finish(commission: Commission, job: _Job) -> None:
     """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
-    tables = [pl.read_parquet(job.out / job.truth(chunk)) for chunk in job.chunks()]
+    again = "remove it and start again: its pictures are drawn anew"
+    tables = [
+        read_table(job.out / job.truth(chunk), "the truth about pictures", again)[0] for chunk in job.chunks()
+    ]
     # A column that is empty throughout a chunk has no type of its own there.
     job.write_table(TRUTH, commission.finish(pl.concat(tables, how="diagonal_relaxed")))
-    job.write_json(WORLD, commission.facts | {"complete": True})
+    job.write_json(WORLD, sealed_facts(commission.facts, complete=True))
     clear_work(job.out)

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from clip3dreid.data.images import TrainView, pack_paths
 from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_table
 from clip3dreid.pictures import Pixels, read_rgb
-from clip3dreid.table_files import read_table
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
@@ -62,10 +62,13 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     path = root / TRUTH
     if not path.is_file():
         raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
-    needs = ("path", "split", "person", "betas")
-    table = read_table(path, str(path), needs, f"make it anew: {command}")
-    # What is worn has columns of its own; the number of the outfit stands there for bodies too.
-    worn = [name for name in table.columns if name.startswith("outfit_") and name != "outfit_index"]
+    again = f"make it anew: {command}"
+    table, _ = read_table(path, "the truth about bodies", again, columns=("path", "split", "person", "betas"))
+    with decoding(path, "the truth about bodies", again):
+        table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
+        # What is worn has columns of its own; the number of the outfit stands there for bodies too.
+        columns = pl.read_parquet_schema(path)
+    worn = [name for name in columns if name.startswith("outfit_") and name != "outfit_index"]
     if worn:
         raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
     table = table.filter(pl.col("split") == split)

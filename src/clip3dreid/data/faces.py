@@ -34,6 +34,7 @@ from clip3dreid.files import (
     why_not_written,
     write_json,
 )
+from clip3dreid.formats import decoding, read_json
 from clip3dreid.pictures import (
     Pixels,
     UnreadablePicture,
@@ -498,31 +499,27 @@ def _clear_work(out: Path) -> None:
 
 def _settings(path: Path) -> dict[str, Any] | None:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = read_json(path, "settings", "")
+    except InputError:
         return None
-    ours = isinstance(settings, dict) and {"version", "source", "detector", "kernel"} <= settings.keys()
-    return settings if ours else None
+    return settings if {"version", "source", "detector", "kernel"} <= settings.keys() else None
 
 
 def _journal(path: Path) -> Iterator[Outcome]:
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 yield Outcome(*json.loads(line))
-            except (ValueError, TypeError):  # the line that was being written when the run was killed
+            except (ValueError, TypeError, RecursionError):  # what was being written when the run was killed
                 continue
 
 
 def _listing(path: Path) -> Iterator[Outcome]:
-    if not path.is_file():
-        return
-    try:
-        yield from map(Outcome._make, pl.read_csv(path).iter_rows())
-    except (OSError, TypeError, pl.exceptions.PolarsError) as error:
-        raise InputError(
-            f"{path} is not the list of a blurred copy, or damaged; restore it, or choose another folder"
-        ) from error
+    if path.is_file():
+        advice = "restore it, or choose another folder"
+        with decoding(path, "the list of a blurred copy", advice):
+            outcomes = [Outcome._make(row) for row in pl.read_csv(path, glob=False).iter_rows()]
+        yield from outcomes
 
 
 def _walk(source: Path) -> tuple[list[str], list[str]]:

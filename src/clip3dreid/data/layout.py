@@ -15,6 +15,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import Manifest, Published, build
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_text
 from clip3dreid.pictures import cannot_enter, is_hidden, kind_of, require_utf8, tally
 
 T = TypeVar("T")
@@ -252,12 +253,8 @@ class Tree:
         Raises:
             InputError: if it is no UTF-8 text.
         """
-        try:
-            return (self.root / file).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{self.name}: {self.root / file} is no UTF-8 text; fetch the list again"
-            ) from error
+        path = self.root / file
+        return read_text(path, f"{self.name}: {path}", "fetch the list again").splitlines()
 
     def keep_to(self, folder: str, paths: Iterable[str], depth: int = 0) -> None:
         """Takes note that a list says which pictures of a folder belong to the data set; the others are counted.
@@ -294,7 +291,7 @@ class Tree:
             path, *digits = line.strip().rsplit(separator, 1)
             if not digits or not digits[0].strip().isdecimal():
                 raise InputError(
-                    f"{self.name}: line {place} of {self.root / file} is {line!r}, not a path and a number; "
+                    f"{self.name}: line {place} of {path} is {line!r}, not a path and a number; "
                     "fetch the list again"
                 )
             pairs.append((f"{folder}/{path.strip()}", number(digits[0])))
@@ -305,7 +302,7 @@ class Tree:
         self.keep_to(folder, [path for path, _ in pairs], depth)
         if absent := [path for path, _ in pairs if path not in there]:
             raise InputError(
-                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {self.root / file} are "
+                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {path} are "
                 f"not there: {shorten(absent)}; unpack the data set again"
             )
         return pairs

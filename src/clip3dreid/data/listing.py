@@ -11,6 +11,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding
 from clip3dreid.pictures import SUFFIXES, find_pictures
 from clip3dreid.spelling import labels
 from clip3dreid.table_files import forward_slashes, read_table, take_boxes, understood, whole_numbers
@@ -58,10 +59,10 @@ def list_pictures(place: Path) -> Listing:
 def _is_manifest(path: Path) -> bool:
     """Whether a file is a saved manifest, which knows where its pictures are."""
     try:
-        facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        return isinstance(facts, dict) and {"root", "published"} <= facts.keys()
-    # A file that is none can make the reader raise almost anything.
-    except (Exception, pl.exceptions.PanicException):
+        with decoding(path, "a manifest", ""):
+            facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
+            return isinstance(facts, dict) and {"root", "published"} <= facts.keys()
+    except InputError:
         return False
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic
+from clip3dreid.formats import decoding, read_table, write_table
 from clip3dreid.pictures import require_utf8
 from clip3dreid.spelling import alike, labels, merged
 from clip3dreid.table_files import whole_numbers
@@ -37,6 +37,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "query_set": pl.String,  # where a data set has several sets of queries, as PRCC's B and C
     "data_set": pl.String,
 }
+_KIND, _AGAIN, _FACTS = "a manifest of this project", "make it anew from the data", "clip3dreid"
 REQUIRED = ("path", "person", "split", "role", "data_set")
 SPLITS = ("train", "val", "test")
 ROLES = ("train", "query", "gallery")
@@ -200,8 +201,7 @@ def save(manifest: Manifest, path: Path) -> None:
         "notes": list(manifest.notes),
         "published": [dataclasses.astuple(count) for count in manifest.published],
     }
-    with atomic(path) as temporary:
-        manifest.table.write_parquet(temporary, metadata={"clip3dreid": json.dumps(facts)})
+    write_table(path, manifest.table, {_FACTS: json.dumps(facts)})
 
 
 def load(path: Path, root: Path | None = None) -> Manifest:
@@ -212,23 +212,24 @@ def load(path: Path, root: Path | None = None) -> Manifest:
         root: where the pictures are now; by default where they were when the manifest was saved.
 
     Raises:
-        InputError: if the file is not a manifest or has another schema version.
+        InputError: if the file is not a manifest, is damaged or has another schema version.
     """
-    try:
-        facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        table = pl.read_parquet(path, glob=False)
-    except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path} is not a manifest of this project: {error}") from error
-    if facts["version"] != SCHEMA_VERSION:
+    table, metadata = read_table(path, _KIND, _AGAIN)
+    with decoding(path, _KIND, _AGAIN):
+        facts = json.loads(metadata[_FACTS])
+        version = facts["version"]
+    if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has manifest version {facts['version']}, this program reads {SCHEMA_VERSION}; "
-            "make it anew from the data"
+            f"{path} has manifest version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
+    with decoding(path, _KIND, _AGAIN):
+        table = table.select(pl.col(column).cast(kind) for column, kind in SCHEMA.items())
+        name, was, notes = str(facts["name"]), Path(facts["root"]), tuple(map(str, facts["notes"]))
+        published = tuple(Published(*count) for count in facts["published"])
     # Files of earlier versions may spell labels otherwise.
     table, _ = _spelled(table)
-    validate(table, facts["name"])
-    published = tuple(Published(*count) for count in facts["published"])
-    return Manifest(facts["name"], root or Path(facts["root"]), table, tuple(facts["notes"]), published)
+    validate(table, name)
+    return Manifest(name, root or was, table, notes, published)
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:

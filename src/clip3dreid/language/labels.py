@@ -15,10 +15,11 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json
+from clip3dreid.formats import decoding, read_json, read_table, seal, unseal, write_table
 from clip3dreid.language.prompts import closest
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.spelling import labels as spelled
-from clip3dreid.table_files import read_table
+from clip3dreid.table_files import read_table as read_user_table
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "margin": pl.Float32,  # over the second word of the group, 0 or more; null as well
 }
 _AGAIN = "label the pictures again"
+_KIND = "labels of this project"
+_FACTS = "clip3dreid_labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,21 +179,24 @@ def save(labels: Labels, path: Path) -> None:
         InputError: if the suffix is neither, or the place cannot be written.
     """
     if _suffix(path) == ".parquet":
-        with atomic(path) as temporary:
-            labels.table.write_parquet(temporary, metadata={"clip3dreid_labels": json.dumps(labels.facts)})
+        write_table(path, labels.table, {_FACTS: json.dumps(labels.facts)})
         return
     with atomic(path) as temporary:
         labels.table.write_csv(temporary)
-    write_json(path.with_suffix(".json"), labels.facts)
+    # What is sealed is not meant to be edited, as the table is.
+    write_json(path.with_suffix(".json"), seal(labels.facts))
 
 
 def is_labels(path: Path) -> bool:
     """Whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
     try:
-        if _suffix(path) == ".parquet":
-            return "clip3dreid_labels" in pl.read_parquet_metadata(path)
-        return {"data_set", "person", "group", "word"} <= set(pl.read_csv(path, n_rows=0).columns)
-    except (OSError, ValueError, pl.exceptions.PolarsError):
+        with decoding(path, _KIND, ""):
+            if _suffix(path) == ".parquet":
+                return "clip3dreid_labels" in pl.read_parquet_metadata(path)
+            return {"data_set", "person", "group", "word"} <= set(
+                pl.read_csv(path, n_rows=0, glob=False).columns
+            )
+    except InputError:
         return False
 
 
@@ -205,45 +211,54 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
         vocabulary: the words that are known now; a note goes to the log if they are not those that were scored.
 
     Raises:
-        InputError: naming file and place, if it is no file of labels, has another schema version, an unknown group or
-            word, a group of a person twice or not at all, or a score that is no number.
+        InputError: naming file and place, if it is no file of labels, is damaged, has another schema version, an
+            unknown group or word, a group of a person twice or not at all, or a score that is no number.
     """
-    try:
-        if _suffix(path) == ".parquet":
-            facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid_labels"])
-        else:
-            path.stat()  # which of the two files is missing must be told
-            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        version = facts["version"]
-    except FileNotFoundError as error:
-        beside = path.suffix == ".csv" and path.exists()
-        missing = f"{path.with_suffix('.json').name}, which belongs beside it," if beside else "the file"
-        raise InputError(f"labels {path}: {missing} is missing; give both or {_AGAIN}") from error
-    except (OSError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a file of labels of this project ({reason}); {_AGAIN}") from error
+    table, facts = _read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
+    version = facts.get("version")
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path} has labels of version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
-    table = read_table(path, f"labels {path}", advice=_AGAIN)
     if "person" in table.columns:
         table = table.with_columns(spelled(table["person"]))
     # A spreadsheet that writes semicolons writes decimal commas too.
     numbers = [name for name in ("score", "margin") if table.schema.get(name) == pl.String]
     table = table.with_columns(pl.col(numbers).str.replace(",", ".", literal=True))
-    try:
-        labels = Labels(
-            table=_checked(table, str(facts["level"]), vocabulary, str(path)),
-            **{key: facts[key] for key in ("teacher", "fingerprint", "vocabulary", "calibration", "level")},
-            data_sets=tuple(facts["data_sets"]),
-            pictures=int(facts["pictures"]),
-        )
-    except KeyError as error:
-        raise InputError(f"{path} does not tell its {error.args[0]}; {_AGAIN}") from error
+    kinds = {"teacher": str, "fingerprint": str, "vocabulary": str, "calibration": str, "level": str}
+    for key, kind in (kinds | {"data_sets": list, "pictures": int}).items():
+        if not isinstance(facts.get(key), kind):
+            raise InputError(f"{path} does not tell its {key}; {_AGAIN}")
+    labels = Labels(
+        table=_checked(table, facts["level"], vocabulary, str(path)),
+        **{key: facts[key] for key in kinds},
+        data_sets=tuple(map(str, facts["data_sets"])),
+        pictures=facts["pictures"],
+    )
     if labels.vocabulary != vocabulary.digest:
         log.warning("%s was made with another vocabulary; its words are all known still", path)
     return labels
+
+
+def _read_parquet(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    table, metadata = read_table(path, _KIND, _AGAIN)
+    with decoding(path, _KIND, _AGAIN):
+        facts = json.loads(metadata[_FACTS])
+        if not isinstance(facts, dict):
+            raise TypeError(f"{_FACTS} is no object")
+    return table, facts
+
+
+def _read_csv(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    beside = path.with_suffix(".json")
+    if path.exists() and not beside.exists():
+        raise InputError(
+            f"labels {path}: {beside.name}, which belongs beside it, is missing; give both or {_AGAIN}"
+        )
+    table = read_user_table(path, f"labels {path}", advice=_AGAIN)
+    facts = read_json(beside, _KIND, _AGAIN)
+    # Another version's may be sealed otherwise; it is refused as what it is.
+    return table, unseal(facts, beside, _AGAIN) if facts.get("version") == SCHEMA_VERSION else facts
 
 
 def tokens(
@@ -323,7 +338,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
     columns = [column for column in SCHEMA if column != "path" or column in keys]
     for column in table.columns:
         if column not in columns:
-            raise InputError(f"{where}: column {column} is unknown{closest(column, columns)}; remove it")
+            raise InputError(f"{where}: column {column[:80]} is unknown{closest(column, columns)}; remove it")
     for column in (*keys, "group", "word"):
         if column not in table.columns:
             raise InputError(
@@ -346,7 +361,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
         if wrong.any():
             row = int(wrong.arg_max() or 0)
             raise InputError(
-                f"{where}: {column} {table[column][row]!r} of {_unit(table, keys, row)} is not possible; "
+                f"{where}: {column} {_shown(table[column][row])} of {_unit(table, keys, row)} is not possible; "
                 "correct or empty it"
             )
         table = table.with_columns(cast)
@@ -368,15 +383,16 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
     owner = {word: group for group, word in vocabulary.flat}
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
-            raise InputError(
-                f"{where}: group {group!r} is not in the vocabulary{closest(group, vocabulary.groups)}; correct it"
-            )
+            hint = closest(group, vocabulary.groups)
+            raise InputError(f"{where}: group {_shown(group)} is not in the vocabulary{hint}; correct it")
         if word in vocabulary.groups[group]:
             continue
         if word in owner:
-            raise InputError(f"{where}: {word!r} is a word of {owner[word]}, not of {group}; correct it")
+            raise InputError(
+                f"{where}: {_shown(word)} is a word of {owner[word]}, not of {group}; correct it"
+            )
         hint = closest(word, vocabulary.groups[group])
-        raise InputError(f"{where}: word {word!r} is not in group {group}{hint}; correct it")
+        raise InputError(f"{where}: word {_shown(word)} is not in group {group}{hint}; correct it")
 
 
 def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
@@ -390,7 +406,13 @@ def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
 
 def _unit(table: pl.DataFrame, keys: Sequence[str], row: int) -> str:
     """`data_set/person`, or `data_set/path` of a picture."""
-    return f"{table['data_set'][row]}/{table[keys[-1]][row]}"
+    return f"{table['data_set'][row]}/{table[keys[-1]][row]}"[:200]
+
+
+def _shown(value: object) -> str:
+    """A cell in a message: short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _names(people: pl.DataFrame) -> str:

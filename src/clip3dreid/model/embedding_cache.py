@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import FileIdentity, atomic, identity_hashes, inside, sweep, write_json
+from clip3dreid.formats import damaged, decoding, read_json
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
@@ -262,16 +263,13 @@ class EmbeddingCache:
     def _read_index(self) -> dict[str, Any] | None:
         """What the folder says it holds; None for a new one."""
         path = self.folder / INDEX
-        damaged = "is damaged, or of something else; restore it, or give another model.teacher.cache_dir"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            version = found.get("version")
-        except FileNotFoundError:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is no folder; give another model.teacher.cache_dir")
+        if not path.exists():
             return None
-        except NotADirectoryError as error:
-            raise InputError(f"{self.folder} is no folder; give another model.teacher.cache_dir") from error
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} {damaged}") from error
+        again = "restore it, or give another model.teacher.cache_dir"
+        found = read_json(path, "the index of embeddings", again)
+        version = found.get("version")
         advice = f"remove {self.folder}, or give another model.teacher.cache_dir"
         if version != CACHE_VERSION:
             raise InputError(
@@ -284,8 +282,8 @@ class EmbeddingCache:
                 f"({ours}), whose files, view or dtype differ; {advice}"
             )
         if not isinstance(found.get("rows_per_part"), int) or found["rows_per_part"] < 1:
-            raise InputError(f"{path} {damaged}")
-        return dict(found)
+            raise damaged(path, f"rows_per_part is {found.get('rows_per_part')}", again)
+        return found
 
     def _refuse_unknown(self) -> None:
         """Raises InputError if a folder without an index holds what parts would be written over."""
@@ -300,11 +298,10 @@ class EmbeddingCache:
         """Where a part's embeddings lie; None if it cannot be used."""
         path, rows = self._path(part), self._rows(part)
         try:
-            with safe_open(path, framework="np") as file:
+            with decoding(path, "embeddings", ""), safe_open(path, framework="np") as file:
                 card = file.metadata() or {}
                 embedding, identity = file.get_tensor("embedding"), file.get_tensor("identity")
-        # A damaged file can make the reader raise almost anything.
-        except Exception:
+        except InputError:
             return None
         place = _place(path)
         usable = (

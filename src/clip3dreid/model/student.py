@@ -84,18 +84,23 @@ class Student(nn.Module):
         """Embeds pictures.
 
         Args:
-            images: (B, 3, H, W) RGB, floating point, 0..1, not normalised.
+            images: (B, 3, H, W) RGB, floating point, 0..1, not normalised; of any precision, which need not be the
+                network's.
 
         Returns:
-            The map (B, C, h, w), the pooled feature (B, D) and the embedding (B, D).
+            In the network's precision the map (B, C, h, w), the pooled feature (B, D) and the embedding (B, D).
 
         Raises:
             TypeError: if the pictures are still bytes 0..255.
         """
         if not images.is_floating_point():
             raise TypeError(f"pictures must be floating point in 0..1, not {images.dtype}")
-        features: BackboneOutput = self.backbone((images - self.mean) / self.std)
+        # Normalised first: half precision tells neighbouring values of a bright picture no longer apart.
+        features: BackboneOutput = self.backbone(((images - self.mean) / self.std).to(self.mean.dtype))
         pooled = self.pooling(features)
+        if self.mean.dtype != torch.float32:
+            # Poolings may answer in float32. In mixed precision the network is float32, and its layers see to it.
+            pooled = pooled.to(self.mean.dtype)
         return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
 
     def _measure(self) -> tuple[int, int]:

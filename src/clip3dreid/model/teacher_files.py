@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, read_json, scan_torch_file
 from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 
@@ -32,6 +32,7 @@ _TOKENIZER = (
 )
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLED = "pytorch_model.bin"
+_AGAIN = "download it again"
 
 
 class Family(NamedTuple):
@@ -203,13 +204,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({_first_line(error)}); download it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged (it holds a {type(content).__name__}); download it again")
-    return content
+    return read_json(path, "the config of a teacher", _AGAIN)
 
 
 def read_config(folder: Path) -> tuple[Any, Family]:
@@ -221,12 +216,8 @@ def read_config(folder: Path) -> tuple[Any, Family]:
             f"{folder} holds a model of type {found}; a teacher has an image and a text tower in one space: "
             f"give one of type {' or '.join(FAMILIES)}"
         )
-    try:
-        with quiet():
-            config = AutoConfig.for_model(**plain)
-    # Values come out of a file that may hold anything.
-    except Exception as error:
-        raise InputError(f"{folder / _CONFIG} describes no {found} model: {_first_line(error)}") from error
+    with decoding(folder / _CONFIG, f"the config of a {found} model", _AGAIN), quiet():
+        config = AutoConfig.for_model(**plain)
     return config, FAMILIES[found]
 
 
@@ -264,22 +255,21 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
     Raises:
         InputError: if the weights cannot be read, or are not those of this configuration.
     """
-    try:
-        with quiet():
-            model, report = family.model.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=_weights(folder)[0].name != _PICKLED,
-                weights_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    # A damaged or hostile file can make the readers raise almost anything.
-    except Exception as error:
-        raise InputError(f"the weights in {folder} cannot be read: {_first_line(error)}") from error
+    weights = _weights(folder)[0]
+    if weights.name == _PICKLED:
+        scan_torch_file(weights)
+    with decoding(f"the weights in {folder}", "those of a teacher", _AGAIN), quiet():
+        model, report = family.model.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=weights.name != _PICKLED,
+            weights_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     parts = {name for name, _ in model.named_children()}
     problems = {
         "missing": report["missing_keys"],
@@ -308,16 +298,14 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         InputError: if it cannot be read, or needs a package that is not installed.
     """
-    try:
-        with quiet():
+    with decoding(f"the tokenizer in {folder}", "that of a teacher", _AGAIN), quiet():
+        try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        raise InputError(
-            f"the tokenizer in {folder} needs a package that is not installed; for SigLIP and others with "
-            f"SentencePiece vocabularies: pip install sentencepiece protobuf ({_first_line(error)})"
-        ) from error
-    except Exception as error:
-        raise InputError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+        except ImportError as error:
+            raise InputError(
+                f"the tokenizer in {folder} needs a package that is not installed; for SigLIP and others with "
+                f"SentencePiece vocabularies: pip install sentencepiece protobuf ({_first_line(error)})"
+            ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, scan_torch_file
 from clip3dreid.model.backbone import Backbone, BackboneOutput, listed, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.
@@ -109,21 +110,18 @@ class TransformersBackbone(Backbone):
         """
         if not Path(source).is_dir():
             raise FileNotFoundError(source)
-        try:
-            with quiet():
-                config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-                loaded, report = type(self.model).from_pretrained(
-                    source,
-                    config=self.model.config,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                )
-        # A damaged or hostile file can make the readers raise almost anything.
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{source} is not a model of transformers: {reason[:200]}") from error
+        for pickled in sorted(Path(source).glob("*.bin")):
+            scan_torch_file(pickled)
+        with decoding(source, "a model of transformers", "download it again"), quiet():
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            loaded, report = type(self.model).from_pretrained(
+                source,
+                config=self.model.config,
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
         self._check(source, getattr(config, "vision_config", config), report)
         self.model.load_state_dict(loaded.state_dict())
 

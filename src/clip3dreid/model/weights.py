@@ -5,30 +5,32 @@ Nothing here unpickles: files are safetensors, or read by `torch.load(weights_on
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic
+from clip3dreid.formats import checksum, damaged, decoding, scan_torch_file, unsealed
 from clip3dreid.model.backbone import listed
+from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.student import Student
 
-CARD = "clip3dreid"
-"""Where a checkpoint says what it holds: a key of the file, or of a safetensors file's metadata."""
-CARD_VERSION = 1
 HEADS = "clip3dreid_heads"
 """Where a Lightning checkpoint keeps what the losses learnt for use beyond retrieval; in safetensors `heads.…`."""
+CHECKSUM = "clip3dreid_checksum"
+"""In checkpoints beside the card, in safetensors in it as `checksum`: of card, student and heads, by our names."""
+_PREFIX = "student."
+_AGAIN = "copy it anew, or save the model again"
 
 # Names in other people's files -> names in ours; the first that matches counts.
 _RENAMES = (
@@ -79,7 +81,7 @@ class Checkpoint(NamedTuple):
 
     state: dict[str, Tensor]
     """Tensors by our names: `backbone.…`, `pooling.…`, `neck.…`."""
-    card: dict[str, Any] | None
+    card: Any
     """What the file says of itself; None for other people's files."""
     heads: dict[str, Tensor]
     """Tensors that turn features into words and bodies, `joint.…` and `shape.…`; empty where nothing taught them."""
@@ -96,77 +98,140 @@ def read_checkpoint(path: Path) -> Checkpoint:
         path: a safetensors file by suffix, anything else a torch file.
 
     Raises:
-        InputError: if there is no such file, it cannot be read without unpickling, or it holds no weights.
+        InputError: if there is no such file, it cannot be read without unpickling, is damaged, or holds no weights.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of weights")
-    heads: dict[str, Tensor] = {}
-    if path.suffix == ".safetensors":
-        state, card = _read_safetensors(path)
-        if card is not None:  # in other people's files the name means something else
-            names = [name for name in state if name.startswith("heads.")]
-            heads = {name.removeprefix("heads."): state.pop(name) for name in names}
-    else:
-        container = _read_torch(path)
-        card = container.get(CARD)
-        inner = next(
-            (container[key] for key in _STATES if isinstance(container.get(key), Mapping)), container
-        )
-        state = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
-        if isinstance(kept := container.get(HEADS), Mapping):
-            heads = {str(key): value for key, value in kept.items() if isinstance(value, Tensor)}
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    state, heads, card, about = read(path)
     if not state:
         raise InputError(f"{path} holds no weights: no tensors, and no {' or '.join(_STATES)} with tensors")
-    return Checkpoint(_translate(state), card, heads)
+    _check_tensors({**state, **{f"heads.{name}": tensor for name, tensor in heads.items()}}, path)
+    ours = _translate(state)
+    if CHECKSUM in about:
+        with decoding(path, "weights", _AGAIN):
+            found = _checksum(ours, heads, card)
+        if found != about[CHECKSUM]:
+            raise damaged(path, "its checksum is another", _AGAIN)
+    elif card is not None:
+        unsealed(path, CHECKSUM, about, _AGAIN)
+    return Checkpoint(ours, card, heads)
 
 
 def has_card(path: Path) -> bool:
     """Whether a file is safetensors that this project wrote."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with decoding(path, "safetensors", ""), safe_open(path, framework="pt") as file:
             return CARD in (file.metadata() or {})
-    except (OSError, SafetensorError):
+    except InputError:
         return False
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    try:
+# State, heads, card (None in other people's files), and what else there is.
+_Content = tuple[dict[str, Tensor], dict[str, Tensor], Any, Mapping[Any, Any]]
+
+
+def _read_safetensors(path: Path) -> _Content:
+    with decoding(path, "safetensors", "get it again"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         card = json.loads(metadata[CARD]) if CARD in metadata else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
-    return state, card
+    heads: dict[str, Tensor] = {}
+    if card is not None:  # in other people's files the name means something else
+        names = [name for name in state if name.startswith("heads.")]
+        heads = {name.removeprefix("heads."): state.pop(name) for name in names}
+    about: dict[str, Any] = {}
+    if isinstance(card, dict):
+        # One entry of metadata holds both: several would be written in an order by chance.
+        about = {f"{CARD}_{key}": value for key, value in card.items()}
+        card = {key: value for key, value in card.items() if f"{CARD}_{key}" != CHECKSUM}
+    return state, heads, card, about
 
 
-def _read_torch(path: Path) -> Mapping[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_INERT):
-            # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # A damaged or hostile pickle can make the reader raise almost anything.
-    except Exception as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
+def _read_torch(path: Path) -> _Content:
+    container = _unpickled(path)
+    inner = next((container[key] for key in _STATES if isinstance(container.get(key), Mapping)), container)
+    kept = container.get(HEADS)
+    return (
+        _tensors(inner),
+        _tensors(kept) if isinstance(kept, Mapping) else {},
+        container.get(CARD),
+        container,
+    )
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
+    """What torch's own reader, which runs nothing, makes of a file."""
+    scan_torch_file(path)
+    with decoding(path, "a torch file", "get it again"):
+        try:
+            with torch.serialization.safe_globals(_INERT):
+                # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                )
+        except Exception as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if not named:
+                raise
             raise InputError(
                 f"{path} needs pickle to make a {named[1]}, which could run any code, and is refused; "
                 "save its state dict alone, or get it as safetensors"
             ) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} is not a readable torch file: {reason[0][:200]}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises InputError unless all are plain tensors, and together no larger than what the file can hold.
+
+    Several may look at the same numbers, and one at the same number many times: reading them would take for ever.
+    """
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise InputError(
+                f"{path}: {name} is no plain tensor; save its state dict alone, of dense tensors"
+            )
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if size > 4 * path.stat().st_size:
+        raise InputError(f"{path} is refused: its tensors are larger than the file ({size / 1e9:.1f} GB)")
+
+
+def _checksum(student: Mapping[str, Tensor], heads: Mapping[str, Tensor], card: Any) -> str:
+    """Of tensors by our names, and of what the file says of them."""
+    named = {**student, **{f"heads.{name}": tensor for name, tensor in heads.items()}}
+    arrays = (
+        (
+            f"{name} {tensor.dtype} {tuple(tensor.shape)}",
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(),
+        )
+        for name, tensor in sorted(named.items())
+    )
+    return checksum(card, arrays)
+
+
+def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
+    """Adds the checksum of what `read_checkpoint` reads of a Lightning checkpoint of ours.
+
+    Args:
+        checkpoint: about to be written, with `state_dict`, the card and the heads in it.
+    """
+    state = _tensors(checkpoint["state_dict"])
+    ours = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    checkpoint[CHECKSUM] = _checksum(ours, _tensors(checkpoint[HEADS]), checkpoint[CARD])
 
 
 def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames tensors to ours, leaves out what a student has no place for."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    ours = {
-        name.removeprefix("student."): tensor for name, tensor in state.items() if name.startswith("student.")
-    }
+    ours = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
     if ours:
         return ours
     renamed = {}
@@ -210,9 +275,10 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
     return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
 
 
-def _fit(
+def _check_fit(
     student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
-) -> frozenset[str]:
+) -> None:
+    """Raises InputError unless the tensors are the student's, in names and shapes."""
     own = student.state_dict()
     parts = {name.split(".")[0] for name in state}
     absent = tuple(f"{part}." for part in optional if part not in parts)
@@ -233,6 +299,12 @@ def _fit(
     found = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
     if found:
         raise InputError(f"the weights in {path} are of another architecture; {'; '.join(found)}")
+
+
+def _fit(
+    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+) -> frozenset[str]:
+    _check_fit(student, state, path, optional)
     student.load_state_dict(dict(state), strict=False)
     return frozenset(state)
 
@@ -252,29 +324,6 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     path = path.expanduser()
     return valid_card(read_checkpoint(path).card, path)
-
-
-def valid_card(card: Any, path: Path) -> dict[str, Any]:
-    """A card as it was read, if it is one of ours and of this version.
-
-    Args:
-        card: from a file that may come from anywhere.
-        path: of that file, for messages.
-
-    Raises:
-        InputError: if it is none, or another version's.
-    """
-    if not isinstance(card, dict):
-        raise InputError(
-            f"{path} does not say which student it holds, so it is no checkpoint of this project; "
-            "make it one with python -m clip3dreid.weights convert=FILE out=NAME.safetensors"
-        )
-    if card.get("version") != CARD_VERSION:
-        raise InputError(
-            f"{path} has checkpoint version {card.get('version')}, this program reads {CARD_VERSION}; "
-            "evaluate it with the release that wrote it, or train anew"
-        )
-    return card
 
 
 # How batches are normalised in training is no part of what was learnt.
@@ -349,48 +398,23 @@ def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Pa
         InputError: as `student_from_checkpoint`.
     """
     config = card.get("student")
-    _check_config(config, path)
-    try:
-        student = instantiate(config)
-    except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"{path} describes a student that cannot be built: {reason[:300]}") from error
-    if not isinstance(student, Student):
-        raise InputError(f"{path} describes a {type(student).__name__}, not a student")
+    check_student(config, path)
+    # First without memory: what it takes is then that of tensors that are there.
+    with torch.device("meta"):
+        described = _instantiated(config, path)
+    _check_fit(described, state, path)
+    student = _instantiated(config, path)
     _fit(student, state, path)
     return student.eval()
 
 
-def _check_config(node: Any, path: Path) -> None:
-    """Lets through plain values, and `_target_`s that are modules defined in `clip3dreid.model`."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "_target_":
-                _check_target(value, path)
-            elif str(key).startswith("_"):
-                raise InputError(f"{path} is refused: its student's config holds {key}")
-            else:
-                _check_config(value, path)
-    elif isinstance(node, list):
-        for value in node:
-            _check_config(value, path)
-    elif isinstance(node, str) and "${" in node:
-        raise InputError(f"{path} is refused: its student's config is not resolved ({node[:80]})")
-    elif not isinstance(node, str | int | float | None):
-        raise InputError(f"{path} is refused: its student's config holds a {type(node).__name__}")
-
-
-def _check_target(target: Any, path: Path) -> None:
-    # A prefix alone would not do: `clip3dreid.model.student.torch.hub.load` begins like ours.
-    named = re.fullmatch(r"(clip3dreid\.model\.[a-z_]+)\.([A-Za-z0-9]+)", str(target))
+def _instantiated(config: Any, path: Path) -> Student:
     try:
-        found = getattr(importlib.import_module(named[1]), named[2]) if named else None
-    except (ImportError, AttributeError):
-        found = None
-    if not (
-        named and isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == named[1]
-    ):
-        raise InputError(f"{path} is refused: it wants to build {target}, which is no part of a student")
+        student: Student = instantiate(config)
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{path} describes a student that cannot be built: {reason[:300]}") from error
+    return student
 
 
 def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> None:
@@ -407,5 +431,9 @@ def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Pat
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    whole = {"version": CARD_VERSION, **card}
+    heads = {name.removeprefix("heads."): tensors[name] for name in tensors if name.startswith("heads.")}
+    student = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.")}
+    about = {CARD: json.dumps(whole | {CHECKSUM.removeprefix(f"{CARD}_"): _checksum(student, heads, whole)})}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {CARD: json.dumps({"version": CARD_VERSION, **card})})
+        save_file(tensors, temporary, about)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding, npz_keys, read_npz
 from clip3dreid.retrieval.protocol import labels_of
 from clip3dreid.spelling import alike, labels, merged
 from clip3dreid.table_files import whole_numbers
@@ -31,6 +31,7 @@ _ARRAYS = {
     "sets": "query_set",
     "paths": "path",
 }
+_ADVICE = "save plain arrays of numbers or strings, by np.savez"
 _REQUIRED = ("pids", "camids")
 
 
@@ -55,22 +56,10 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
             features, or differs in length from the features.
     """
     path = Path(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(
-            f"features={path} cannot be read: {error.strerror or error}; give an NPZ file"
-        ) from error
-    # NumPy's own words advise to load what is none as a pickle, which runs whatever is in it.
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"features={path} cannot be read: it is no NPZ file, as np.savez writes it, or is damaged"
-        ) from error
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise InputError(f"features={path} is one array; expected an NPZ file, as np.savez writes it")
-    with loaded:
-        query_features, query_table = _load_side(path, loaded, "query")
-        gallery_features, gallery_table = _load_side(path, loaded, "gallery")
+    wanted = {f"{side}_{name}" for side in ("query", "gallery") for name in ("features", *_ARRAYS)}
+    loaded = read_npz(path, f"features={path}", _ADVICE, keys=wanted)
+    query_features, query_table = _load_side(path, loaded, "query")
+    gallery_features, gallery_table = _load_side(path, loaded, "gallery")
     for column in ("person", "camera"):
         both = pl.concat([query_table[column], gallery_table[column]])
         for note in (*merged(both, column), *alike(labels(both).drop_nulls().unique(), column)):
@@ -113,11 +102,12 @@ def equal_features(
     return len(found)
 
 
-def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
+def _load_side(path: Path, arrays: Mapping[str, npt.NDArray[Any]], side: str) -> tuple[Tensor, pl.DataFrame]:
     needed = [f"{side}_{name}" for name in ("features", *_REQUIRED)]
-    if missing := [name for name in needed if name not in arrays.files]:
-        raise InputError(f"features={path} lacks {missing}; it holds {sorted(arrays.files)}")
-    features = _array(path, arrays, f"{side}_features")
+    if missing := [name for name in needed if name not in arrays]:
+        there = npz_keys(path, f"features={path}", _ADVICE)
+        raise InputError(f"features={path} lacks {missing}; it holds {there}")
+    features = arrays[f"{side}_features"]
     if features.ndim != 2 or features.dtype.kind not in "fiu":
         raise InputError(
             f"features={path}: {side}_features is {features.dtype} of shape {features.shape}; expected real "
@@ -126,8 +116,8 @@ def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Ten
     table = {"path": pl.Series([f"{side}[{row}]" for row in range(len(features))], dtype=pl.String)}
     for suffix, column in _ARRAYS.items():
         name = f"{side}_{suffix}"
-        if name in arrays.files:
-            table[column] = _labels(path, name, _array(path, arrays, name), len(features))
+        if name in arrays:
+            table[column] = _labels(path, name, arrays[name], len(features))
         elif column != "path":
             table[column] = pl.Series([None] * len(features), dtype=pl.String)
     dtype = features.dtype if features.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float32)
@@ -143,17 +133,6 @@ def _in_one_spelling(path: Path, table: pl.DataFrame) -> pl.DataFrame:
     return spelled.with_columns(frames, clothes=pl.col("person") + "_" + pl.col("clothes"))
 
 
-def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = arrays[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"features={path}: {name} cannot be read: it is damaged or holds Python objects; "
-            "save plain arrays of numbers or strings"
-        ) from error
-    return array
-
-
 def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.Series:
     """Labels as strings, unknown ones as null."""
     if array.shape != (length,):
@@ -162,11 +141,7 @@ def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.S
         raise InputError(
             f"features={path}: {name} is {array.dtype}; labels are whole numbers or strings, -1 or '' unknown"
         )
-    try:
+    with decoding(f"features={path}: {name}", "labels", _ADVICE):
         text = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"features={path}: {name} holds bytes that are no UTF-8 text; save strings"
-        ) from error
-    found = pl.Series(text).cast(pl.String)
+        found = pl.Series(text).cast(pl.String)
     return found.set(found.str.strip_chars().is_in(["-1", ""]), None)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -34,9 +34,9 @@ from clip3dreid.files import (
     inside,
     remove,
     sweep,
-    why_not_written,
     write_json,
 )
+from clip3dreid.formats import damaged, decoding, read_json, seal, unseal
 
 SHARDS_VERSION = 1
 INDEX = "index.json"
@@ -46,8 +46,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": 
 VECTORS = ("embedding", "joint", "betas")
 """Columns of a shard that are vectors; all others are labels."""
 ROW, WORDS = "row", "words"
-# A damaged file can make its reader raise almost anything; what polars' Rust raises is no Exception.
-_BROKEN = (Exception, pl.exceptions.PanicException)
+_KIND, _AGAIN = "a shard", "run extract again, which makes it anew and keeps the others"
 
 _NAME = re.compile(r"shard-(\d{6,})\.(parquet|safetensors)")
 
@@ -126,7 +125,7 @@ class ShardWriter:
             remove(folder, (f"{_stem(folder, n).name}.{kind}" for n in beyond for kind in FORMATS))
             sweep(folder, (INDEX, UNREADABLE).__contains__)
         if found != whole:
-            write_json(inside(folder, INDEX), whole)
+            write_json(inside(folder, INDEX), seal(whole))
 
     def rows(self, number: int) -> range:
         """Rows of the list that a shard is made of."""
@@ -186,9 +185,8 @@ class ShardWriter:
         stem = _stem(self.folder, number)
         try:
             _save(stem, self._form, Shard(labels, arrays, card))
-        except (InputError, pl.exceptions.PolarsError, SafetensorError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            reason = why_not_written(cause) or " ".join(str(cause).split())
+        except InputError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
             raise InputError(
                 f"cannot write {stem.name} to {self.folder}: {reason}; make room and run again: the rest is kept"
             ) from error
@@ -337,6 +335,8 @@ class Shards:
             ours = self.facts["shards"][number], self.facts["fingerprint"], self._counts[number]
             if (shard.card["identity"], shard.card["fingerprint"], len(shard.labels)) != ours:
                 raise InputError(f"{stem} is of another extraction; run extract again")
+            if name not in shard.vectors:
+                raise damaged(stem, f"it has no {name}", _AGAIN)
             # A copy: what was read may not be written to, which torch does not know.
             yield torch.tensor(shard.vectors[name])
 
@@ -354,7 +354,7 @@ def _stem(folder: Path, number: int) -> Path:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
+    path, again = folder / INDEX, f"remove {folder} and extract again"
     needed = {
         "fingerprint": str,
         "format": str,
@@ -363,12 +363,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
         "shards": list,
         "vectors": dict,
     }
-    advice = "restore it, or extract into another folder"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found.get("version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or of something else; {advice}") from error
+    again = "restore it, or extract into another folder"
+    found = read_json(path, "the index of shards", again)
+    version = found.get("version")
     if version != SHARDS_VERSION:
         raise InputError(
             f"{path} has version {version}, this program reads {SHARDS_VERSION}; extract into another folder"
@@ -379,8 +376,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         or found["dtype"] not in DTYPES
         or found["rows_per_shard"] < 1
     ):
-        raise InputError(f"{path} is damaged, or of something else; {advice}")
-    return dict(found)
+        raise damaged(path, "a value is missing or cannot be", again)
+    return unseal(found, path, again)
 
 
 def _refuse_others(folder: Path, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -426,17 +423,8 @@ def _card(stem: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is not there or damaged, naming it.
     """
-    try:
+    with decoding(stem, _KIND, _AGAIN):
         return dict(json.loads(pl.read_parquet_metadata(stem.with_suffix(".parquet"))["clip3dreid"]))
-    except _BROKEN as error:
-        raise _damaged(stem, error) from error
-
-
-def _damaged(stem: Path, error: BaseException) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(
-        f"{stem} is damaged ({reason}); run extract again, which makes it anew and keeps the others"
-    )
 
 
 def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
@@ -445,11 +433,12 @@ def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
     if form == "safetensors" and not stem.with_suffix(".safetensors").is_file():
         return None
     try:
-        if _card(stem)["identity"] != identity:
-            return None
-        columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
-        return pl.read_parquet(path, columns=columns)
-    except _BROKEN:
+        with decoding(stem, _KIND, _AGAIN):
+            if _card(stem)["identity"] != identity:
+                return None
+            columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
+            return pl.read_parquet(path, columns=columns, glob=False)
+    except InputError:
         return None
 
 
@@ -460,9 +449,9 @@ def _load(stem: Path, form: str) -> Shard:
         InputError: if it is not there or damaged, naming it.
     """
     path = stem.with_suffix(".parquet")
-    try:
+    with decoding(stem, _KIND, _AGAIN):
         card = _card(stem)
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
         if form == "parquet":
             vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}
             table = table.drop(vectors)
@@ -471,11 +460,9 @@ def _load(stem: Path, form: str) -> Shard:
                 vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 same = json.loads(file.metadata()["clip3dreid"]) == card
             if not same:
-                raise ValueError("labels and vectors are of different goes")
+                raise damaged(stem, "labels and vectors are of different goes", _AGAIN)
+        if unknown := vectors.keys() - set(VECTORS):
+            raise damaged(stem, f"it has vectors called {min(unknown)[:80]!a}", _AGAIN)
         if card["version"] != SHARDS_VERSION or card["checksum"] != _checksum(table, vectors):
-            raise ValueError("its checksum is another")
-    except InputError:
-        raise
-    except _BROKEN as error:
-        raise _damaged(stem, error) from error
+            raise damaged(stem, "its checksum is another", _AGAIN)
     return Shard(table, vectors, card)

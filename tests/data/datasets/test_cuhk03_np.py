@@ -57,7 +57,7 @@ def test_a_missing_extracted_picture_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
     root = trees.cuhk03_np_indices(tmp_path / "cuhk03")
     (root / "cuhk03_new_protocol_config_labeled.mat").write_bytes(b"")
-    with pytest.raises(InputError, match=r"labeled\.mat is not the new protocol's config"):
+    with pytest.raises(InputError, match=r"labeled\.mat cannot be read as the new protocol's config"):
         cuhk03_np.read(root, boxes="labelled")
 
 

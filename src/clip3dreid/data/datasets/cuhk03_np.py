@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from clip3dreid.data.layout import Names, Tree, number, shorten
 from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.errors import InputError
+from clip3dreid.formats import decoding
 
 FOLDER_NAMES = Names(re.compile(r"(\d+)_c(\d)_(\d+)\.\w+"), "0001_c1_1.png")
 # Pair of cameras, person of that pair, camera of the pair, picture.
@@ -87,16 +87,12 @@ def _from_folders(tree: Tree, kind: str) -> list[dict[str, Any]]:
 def _from_indices(tree: Tree, kind: str) -> list[dict[str, Any]]:
     """Rows of torchreid's form: the config holds a list of file names, their people, and 1-based indices."""
     file, folder = tree.root / f"cuhk03_new_protocol_config_{kind}.mat", f"images_{kind}"
-    try:
+    with decoding(f"cuhk03_np: {file}", "the new protocol's config", "fetch it again"):
         config = loadmat(file)
         people = config["labels"].ravel().astype(int)
         names = [str(np.asarray(cell).item()) for cell in config["filelist"].ravel()]
         indices = {key: config[key].ravel().astype(int) - 1 for _, key, _, _ in PARTS}
         chosen = {key: [(names[i], people[i]) for i in index] for key, index in indices.items()}
-    except (MatReadError, OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise InputError(
-            f"cuhk03_np: {file} is not the new protocol's config ({error}); fetch it again"
-        ) from error
     there: dict[str, str] = {}
     for path in tree.pictures(folder):
         other = there.setdefault(path.rpartition("/")[2].partition(".")[0], path)
