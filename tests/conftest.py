@@ -14,10 +14,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from hypothesis import settings
+from omegaconf import DictConfig
 from PIL import Image
+
+from clip3dreid.config import conf_dir
 
 # A timing never decides a test: another program on the machine makes any of them slow.
 settings.register_profile("no_deadline", deadline=None)
@@ -108,6 +112,13 @@ def guided(bodies_root: Path) -> tuple[str, ...]:
         f"bodies.root={bodies_root}",
         "bodies.batch=4",
     )
+
+
+def student_config(name: str, weights_dir: str = "weights") -> DictConfig:
+    """The node `model` of `model/student=NAME`, composed."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose(overrides=[f"+model/student={name}", f"+weights_dir={weights_dir}"])
+    return cfg.model
 
 
 STUDENT = {

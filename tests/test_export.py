@@ -502,8 +502,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model/student").glob("*.yaml")))
 def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path) -> None:
-    node = OmegaConf.load(conf_dir() / "model" / "student" / f"{name}.yaml").student
-    student: Any = OmegaConf.to_container(node)
+    student: Any = OmegaConf.to_container(conftest.student_config(name).student)
     backbone, size = student["backbone"], (HEIGHT, WIDTH)
     if "config" in backbone:
         changes, size = TINY[backbone["config"]["model_type"]]

@@ -53,6 +53,7 @@ class TrainConfig:
     weights_dir: str = MISSING
     run_name: str = MISSING
     rung: str | None = None
+    teacher_cache: str = "disk"
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 0
