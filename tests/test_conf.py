@@ -11,7 +11,8 @@ from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import conf_dir, register
-from clip3dreid.model.teacher import CACHE_KEYS, Teacher
+from clip3dreid.model.teacher import NODE_KEYS, Teacher
+from clip3dreid.weights import print_needs
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -50,7 +51,7 @@ def check_bindings(cfg: DictConfig) -> int:
         target = get_object(node["_target_"])
         keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
         if target is Teacher:
-            keys = {key: value for key, value in keys.items() if key not in CACHE_KEYS}
+            keys = {key: value for key, value in keys.items() if key not in NODE_KEYS}
         signature = inspect.signature(target)
         try:
             if node.get("_partial_"):
@@ -71,9 +72,15 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("method", options("method"))
-def test_every_experiment_composes_with_every_method_and_binds(experiment: str, method: str) -> None:
+def test_every_experiment_with_every_method_composes_binds_and_says_what_it_needs(
+    experiment: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = composed("train", f"+experiment={experiment}", f"method={method}", "data.root=/nowhere")
     assert check_bindings(cfg) > 10
+    print_needs(cfg, [f"+experiment={experiment}", f"method={method}", "data.root=/nowhere"])
+    shown = capsys.readouterr().out
+    assert "/nowhere" in shown
+    assert f"Then: python -m clip3dreid.train +experiment={experiment} method={method}" in shown
 
 
 @pytest.mark.parametrize(

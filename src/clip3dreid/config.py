@@ -73,6 +73,16 @@ class TrainConfig:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class WeightsConfig(TrainConfig):
+    """Root of `conf/weights.yaml`: a training's, of which it says what it needs, and keys of its own."""
+
+    convert: str | None = None
+    out: str | None = None
+    height: int = MISSING
+    width: int = MISSING
+
+
 def at_least(cfg: DictConfig, key: str, least: int) -> float:
     """A number of a config.
 
@@ -115,6 +125,7 @@ def _run_id(folder: str) -> str:
 def register() -> None:
     """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
 from clip3dreid.callbacks import StepTimes
+from clip3dreid.checklist import check_files
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
@@ -214,6 +215,7 @@ def run(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    check_files(cfg, list(HydraConfig.get().overrides.task))
     sources = data_sources(cfg, cfg.seed)
     if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
         raise InputError(

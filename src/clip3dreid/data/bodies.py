@@ -19,6 +19,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
+COMMAND_MB = 49.0
+"""10^6 bytes that `COMMAND` writes."""
 COMMAND = "python -m clip3dreid.synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
 
 

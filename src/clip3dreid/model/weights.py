@@ -193,9 +193,9 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
     except FileNotFoundError as error:
         if path.is_dir():
             raise InputError(f"{path} is a folder; this student takes a file of weights") from error
-        if fetch is None or path.name not in fetch:
-            fetch = "see `python -m clip3dreid.weights`"
-        raise InputError(f"no weights at {path}; get them: {fetch}") from error
+        own = fetch is None or path.name not in fetch
+        advice = "give a file that is there" if own else f"get them: {fetch}"
+        raise InputError(f"no weights at {path}; {advice}") from error
     return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
 
 
