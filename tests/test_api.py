@@ -433,7 +433,7 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="empty holds no model"):
         load(tmp_path / "empty")
     for wrong in (tmp_path / "a" / "b", "a/b/c", "model", "runs/last.ckpt", Path("user/name"), "user/na me"):
-        with pytest.raises(InputError, match="is not there: no file, no folder"):
+        with pytest.raises(InputError, match="is not there; give a run's folder, a checkpoint"):
             load(wrong)
 
 
@@ -602,7 +602,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(model: ReidModel, pictures: list
 
 
 def test_what_the_hub_does_not_have_is_one_line(hub: Hub) -> None:
-    with pytest.raises(InputError, match="user/name is no file or folder here, and cannot be had") as error:
+    with pytest.raises(InputError, match="user/name is not there, and cannot be had") as error:
         load("user/name")
     assert "Cannot find it in the cache" in str(error.value)
     with pytest.raises(InputError, match="cannot be had"):

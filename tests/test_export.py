@@ -423,7 +423,7 @@ def test_the_command_writes_files_and_prints_a_table(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["checkpoint=missing"], "checkpoint=missing is not there"),
+        (["checkpoint=missing"], "missing is not there; give a run's folder"),
         (["format=tflite"], "format=tflite is unknown; choose from onnx, torch_export"),
         (["format=[]"], "no format"),
         (["outputs=[words]"], "outputs: words is unknown; choose from embedding, joint"),

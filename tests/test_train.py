@@ -320,7 +320,7 @@ def test_a_start_from_another_student_is_refused_though_its_shapes_fit(
     finished: Path, ltcc_root: Path, invoke: Command
 ) -> None:
     done = invoke(
-        "train", "data=ltcc", f"data.root={ltcc_root}", f"init_from={finished}/checkpoints/last.ckpt", *TINY,
+        "train", "data=ltcc", f"data.root={ltcc_root}", f"init_from={finished}", *TINY,
         "model.student.backbone.last_stride=2",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -330,7 +330,7 @@ def test_a_start_from_another_student_is_refused_though_its_shapes_fit(
 def test_a_converted_checkpoint_keeps_its_card_and_its_scores(
     finished: Path, ltcc_root: Path, invoke: Command, tmp_path: Path
 ) -> None:
-    done = invoke("weights", f"convert={finished}/checkpoints/last.ckpt", "out=last.safetensors")
+    done = invoke("weights", f"convert={finished}", "out=last.safetensors")
     assert done.returncode == 0, done.stderr
     done = invoke(
         "evaluate", "checkpoint=last.safetensors", "data=ltcc", f"data.root={ltcc_root}", "loader.workers=0",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +22,7 @@ from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit, upright_rgb
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
+from clip3dreid.model.places import LIBRARY, find_model
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, read_checkpoint, save_weights, valid_card
 
@@ -32,11 +31,8 @@ Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 Pictures = Picture | Iterable[Picture]
 """One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # How far floats may leave 0..1: resampling overshoots by rounding, normalised pictures by far more.
 _SLACK = 1e-3
-# A folder of training's, and the one in it.
-_LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
 
 # In a README: nobody has made it theirs yet.
 _GENERATED = "<!-- Written anew by every save_pretrained; remove this line to keep your own words. -->"
@@ -93,7 +89,7 @@ class _Head(nn.Module):
         return F.linear(features.float(), self.get_buffer("weight"), self.get_buffer("bias"))
 
 
-class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["person-re-identification"]):
+class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re-identification"]):
     """A trained student with what it learnt of words and bodies; for use, not for training.
 
     Results are on the CPU, whatever device the model is on (`model.to("cuda")` moves it).
@@ -464,24 +460,17 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         body: str | Path | None = None,
     ) -> Self:
         """Reads a model; see `load`, whose first argument is called as everywhere on the hub here."""
-        place = Path(pretrained_model_name_or_path).expanduser()
-        config: Path | None = None
-        if place.is_dir():
-            config, weights = _in_folder(place)
-        elif place.is_file():
-            weights = place
-        else:
-            config, weights = _from_hub(
-                pretrained_model_name_or_path,
-                force_download=force_download,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                revision=revision,
-            )
-        checkpoint = read_checkpoint(weights)
-        source = weights if config is None else config
-        card = valid_card(checkpoint.card if config is None else _read_config(config), source)
+        place = find_model(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        checkpoint = read_checkpoint(place.weights)
+        source = place.config or place.weights
+        card = valid_card(checkpoint.card if place.config is None else _read_config(place.config), source)
         student = build_student(card, checkpoint.state, source)
         return cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
 
@@ -523,7 +512,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         readme = save_directory / "README.md"
         if not readme.exists() or _GENERATED in readme.read_text(encoding="utf-8", errors="replace"):
             write_text(readme, str(self.generate_model_card()))
-        about = {"library": "clip3dreid", "library_version": version("clip3dreid")}
+        about = {"library": LIBRARY, "library_version": version("clip3dreid")}
         write_json(save_directory / CONFIG_NAME, about | card)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
@@ -615,48 +604,12 @@ def load(
     )
 
 
-def _in_folder(folder: Path) -> tuple[Path | None, Path]:
-    """Config, if there is one, and weights in a folder."""
-    if (folder / CONFIG_NAME).is_file():
-        return folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
-    found = next((folder / place for place in _LAST if (folder / place).is_file()), None)
-    if found is None:
-        raise InputError(
-            f"{folder} holds no model: neither {CONFIG_NAME} with {SAFETENSORS_SINGLE_FILE}, as save_pretrained "
-            f"writes them, nor {_LAST[0]} of a training run"
-        )
-    return None, found
-
-
-def _from_hub(model: str | Path, **options: Any) -> tuple[Path, Path]:
-    """Config and weights from the hub, or from its cache."""
-    if (
-        isinstance(model, Path)
-        or not _HUB_ID.fullmatch(model)
-        or Path(model).suffix in (".ckpt", ".safetensors")
-    ):
-        raise InputError(
-            f"{model} is not there: no file, no folder, and no user/name of the Hugging Face hub"
-        )
-    try:
-        config, weights = (
-            Path(huggingface_hub.hf_hub_download(model, name, **options))
-            for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
-        )
-    except Exception as error:  # the hub's, its HTTP client's, the disk's: they share no base
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{model} is no file or folder here, and cannot be had from the Hugging Face hub: {reason[:300]}"
-        ) from error
-    return config, weights
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no readable JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("library") != "clip3dreid":
+    if not isinstance(config, dict) or config.get("library") != LIBRARY:
         raise InputError(
             f"{path} is not of this project; load takes what save_pretrained wrote, or a checkpoint"
         )

@@ -131,6 +131,7 @@ def _convert(cfg: DictConfig) -> None:
     # Here, so that a listing needs no torch.
     from hydra.utils import instantiate
 
+    from clip3dreid.model.places import own_weights
     from clip3dreid.model.student import Student
     from clip3dreid.model.weights import (
         load_pretrained,
@@ -144,14 +145,10 @@ def _convert(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
     if out.exists():
         raise InputError(f"{out} is there already; delete it or choose another out")
-    own = (
-        read_checkpoint(Path(cfg.convert).expanduser()).card
-        if Path(cfg.convert).expanduser().is_file()
-        else None
-    )
+    path = own_weights(Path(cfg.convert).expanduser())
+    own = read_checkpoint(path).card if path.is_file() else None
     if own is not None:
         # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
-        path = Path(cfg.convert).expanduser()
         weights = student_from_checkpoint(path).state_dict()
         weights |= {f"heads.{name}": value for name, value in read_checkpoint(path).heads.items()}
         save_weights(weights, own, out)
@@ -159,7 +156,7 @@ def _convert(cfg: DictConfig) -> None:
         return
     student: Student = instantiate(cfg.model.student)
     # Only what the file brought: a neck at its random start is no part of a checkpoint.
-    loaded = load_pretrained(student, Path(cfg.convert))
+    loaded = load_pretrained(student, path)
     card: dict[str, Any] = {
         "student": OmegaConf.to_container(cfg.model.student, resolve=True),
         "height": int(cfg.height),
