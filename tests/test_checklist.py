@@ -158,7 +158,7 @@ def test_official_bodies_need_their_file_and_their_reader(
     assert any(
         line.startswith("# body: give body.path=FILE, from https://smpl.is.tue.mpg.de") for line in lines
     )
-    assert "pip install smplx" in lines
+    assert "pip install 'clip3dreid[smpl]'" in lines
     (making,) = [line for line in lines if "layout=bodies" in line]
     assert making.endswith("body=smpl body.path=FILE")
     (tmp_path / "SMPL.pkl").touch()

@@ -265,7 +265,7 @@ def _body(body: DictConfig) -> Iterator[Item]:
     else:
         yield _own("body's file", key, body.path, "body=anny_light needs none")
     if official is not None and not _installed("smplx"):
-        get = "pip install smplx"
+        get = "pip install 'clip3dreid[smpl]'"
         yield Item("package smplx (non-commercial research)", "body", "", "not installed", None, get)
 
 
