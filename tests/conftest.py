@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import logging
 import subprocess
@@ -22,6 +23,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from clip3dreid.config import conf_dir
+from tests.processes import PATIENCE_S
 
 # A timing never decides a test: another program on the machine makes any of them slow.
 settings.register_profile("no_deadline", deadline=None)
@@ -173,6 +175,15 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def smplx(request: pytest.FixtureRequest) -> None:
+    """For tests that need the package, which nobody gets unasked."""
+    if importlib.util.find_spec("smplx") is None:
+        pytest.skip(
+            f"{request.node.name}: smplx is not installed (make install-smpl; non-commercial research)"
+        )
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Overrides that make any recipe small enough for a test."""
@@ -183,13 +194,13 @@ def tiny() -> tuple[str, ...]:
 def command(tmp_path: Path) -> Command:
     """Runs `python -m clip3dreid.NAME arguments…` in a process of its own, in an empty folder."""
 
-    def run(name: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", f"clip3dreid.{name}", *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_S,
             stdin=subprocess.DEVNULL,
         )
 

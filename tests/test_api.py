@@ -28,6 +28,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
 from tests.conftest import STUDENT
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {"stature": ["tall", "average height", "short"], "build": ["slim", "heavy"]}
@@ -637,7 +638,7 @@ def test_the_package_offers_both_names_and_loads_torch_only_for_them() -> None:
         "import sys, clip3dreid; assert 'torch' not in sys.modules; clip3dreid.load; clip3dreid.ReidModel; "
         "from clip3dreid import load; assert 'torch' in sys.modules and 'lightning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         clip3dreid.nothing  # noqa: B018
 

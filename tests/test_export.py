@@ -28,6 +28,7 @@ from clip3dreid.export_formats import Onnx, Opened, TorchExport, prepare
 from clip3dreid.exporting import Graph, Settings, compare, crops, drawn, export, latency
 from tests import conftest
 from tests.conftest import Command
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 STUDENT = conftest.STUDENT | {"ghost_group": 4}
@@ -137,7 +138,7 @@ def alone(code: str, folder: Path, *blocked: str) -> list[float]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return [float(word) for word in done.stdout.split()]

@@ -14,6 +14,7 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from clip3dreid.pretraining import TeachingModule, recolour
 from tests.conftest import Command
+from tests.processes import PATIENCE_S
 
 TINY = (
     "trainer=cpu",
@@ -43,7 +44,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = ["layout=ltcc", "layout.outfits=2", "layout.cameras=2", "layout.seen=2", "layout.test_pictures=2"]
     few += ["layout.pictures=2"]
     subprocess.run(
-        [sys.executable, "-m", "clip3dreid.synthesize", *few, *sizes, f"out={out}"], check=True, timeout=240
+        [sys.executable, "-m", "clip3dreid.synthesize", *few, *sizes, f"out={out}"],
+        check=True,
+        timeout=PATIENCE_S,
     )
     return out
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TINY, Command, write_ltcc
+from tests.processes import PATIENCE_S
 
 RUN = "hydra.run.dir=run"
 PROTOCOLS = ("general", "same_clothes", "clothes_changing")
@@ -48,7 +49,7 @@ def finished(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     (folder / "run" / "stdout.txt").write_text(done.stdout)
@@ -160,7 +161,7 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     )
     # Lightning writes the checkpoint of an epoch first and its log after that.
     log = tmp_path / "killed" / "csv" / "metrics.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and not (log.exists() and "loss/identity" in log.read_text()):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)

@@ -203,6 +203,21 @@ def explained() -> Iterator[None]:
         sys.exit(2)
 
 
+# What the OpenMP runtimes that torch is built with (GNU's, LLVM's) read when they are loaded.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def _let_waiting_threads_yield() -> None:
+    """Has torch's threads give the processor away while they wait for each other, unless the user has chosen.
+
+    By default they spin, for milliseconds. Beside other programs the one that is waited for may not be running, and
+    two threads then keep each other off the processor: `make demo` fell to a twentieth (benchmarks/RESULTS.md).
+    """
+    # Read once, when torch is loaded: later it would do nothing here, and something to programs started from here.
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -231,6 +246,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> None:
             register()
             quieten()
+            _let_waiting_threads_yield()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             with explained():

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import DictConfig
 
-from clip3dreid.build import data_sources, read_manifest, require_data
 from clip3dreid.config import conf_dir, entry_point
 from clip3dreid.errors import InputError
 
@@ -43,6 +42,8 @@ def _output(cfg: DictConfig) -> Path:
 
 def _check_nobody_is_lost(cfg: DictConfig, sources: list[Manifest]) -> None:
     """Raises InputError if somebody has no picture left where unreadable ones were skipped."""
+    from clip3dreid.build import read_manifest
+
     nodes = [cfg.data, *cfg.data.also.values()]
     for node, manifest in zip(nodes, sources, strict=True):
         if node.on_error == "skip" and not node.val_people:
@@ -131,8 +132,10 @@ def label(cfg: DictConfig) -> Path:
     Raises:
         InputError: if data, teacher or vocabulary are missing or do not fit.
     """
+    # Here and not above, so that torch is loaded after `entry_point` has said how its threads wait.
     from hydra.utils import instantiate
 
+    from clip3dreid.build import data_sources, require_data
     from clip3dreid.language.agreement import agreement
     from clip3dreid.language.labels import Labels, aggregate, choose, save
     from clip3dreid.language.prompts import word_embeddings

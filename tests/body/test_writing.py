@@ -23,6 +23,7 @@ from clip3dreid.body import writing
 from clip3dreid.body.plan import Picture, Plan
 from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, write
 from clip3dreid.errors import InputError
+from tests.processes import PATIENCE_S, await_end
 
 PICTURES = 3 * CHUNK + 2
 CONFIG = {"seed": 7, "layout": {"cameras": 2}}
@@ -164,16 +165,17 @@ def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: in
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:
             if int(line.split()[0]) >= CHUNK:
                 break
         run.send_signal(signal_number)
-        run.wait(60)
+        run.wait(PATIENCE_S)
     out = tmp_path / "w"
-    # The workers notice at once that their parent is gone; let what they were writing come to an end.
-    time.sleep(0.5)
+    # The workers notice that their parent is gone; what they were writing comes to an end.
+    await_end(run.pid)
     for path in out.rglob("*.png"):
         if ".world" not in path.parts:
             Image.open(path).load()

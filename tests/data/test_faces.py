@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
 from clip3dreid.data.images import read_rgb
 from clip3dreid.errors import InputError
+from tests.processes import PATIENCE_S, await_end
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
 
@@ -281,15 +281,12 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.Popen(command, env=environment, start_new_session=True)
     train = tmp_path / "out/query/deep"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (train.is_dir() and len(list(train.iterdir())) > 4) and time.monotonic() < deadline:
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    # A worker ends with its parent: nobody is left in the session.
-    while _session(run.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _session(run.pid)
+    await_end(run.pid)
     left = tree(tmp_path / "out")
     assert ".blur_faces/settings.json" in left
     blur(source, tmp_path / "whole", BrightFaces(0.02))
@@ -299,19 +296,6 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(
     assert all(left[path] == whole[path] for path in made)
     blur(source, tmp_path / "out", BrightFaces(0.02))
     assert tree(tmp_path / "out") == whole
-
-
-def _session(leader):
-    """Processes that live in a session."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it ended in between
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(process.name)
-    return found
 
 
 def drawn_face():
