@@ -269,3 +269,14 @@ def test_bodies_weigh_what_the_list_says(command: Command, tmp_path: Path) -> No
     measured = sum(file.stat().st_size for file in (tmp_path / "bodies").rglob("*.jpg")) * 100 / 1e6
     assert "train_people=2000 test_people=200" in COMMAND
     assert 0.8 * measured < COMMAND_MB < 1.25 * measured
+
+
+def test_a_further_data_set_without_its_folder_is_asked_for_by_its_own_key(
+    ltcc_root: Path, invoke: Command
+) -> None:
+    done = invoke("train", "+experiment=ltcc", "method=ce", f"data.root={ltcc_root}", "model.pretrained=null",
+                  "+data@data.also.prcc=prcc", "logger=csv")  # fmt: skip
+    assert done.returncode == 2
+    assert (
+        "data.also.prcc.root is not set; give the folder of prcc as data.also.prcc.root=FOLDER" in done.stderr
+    )

@@ -64,17 +64,19 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:150]
         raise InputError(
-            f"{path} is not the truth about bodies ({reason}); make it anew: {command}"
+            f"{path} is not the truth about bodies ({reason}); make it anew: {command} overwrite=true"
         ) from error
     # What is worn has columns of its own; the number of the outfit stands there for bodies too.
     worn = [
         name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"
     ]
     if worn:
-        raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
+        raise InputError(
+            f"{root} (bodies.root) shows clothed people; give textureless bodies: {COMMAND.format(root='FOLDER')}"
+        )
     table = table.filter(pl.col("split") == split)
     if table.is_empty():
-        raise InputError(f"{root} holds no bodies to {split} on; make some: {command}")
+        raise InputError(f"{root} holds no bodies to {split} on; make some: {command} overwrite=true")
     names = table["person"].unique(maintain_order=True)
     body = table["person"].replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64)
     try:
@@ -83,7 +85,7 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         betas = np.empty(0, np.float32)
     if betas.ndim != 2 or not np.isfinite(betas).all():
         raise InputError(
-            f"{path}: betas are not as many finite numbers for every body; make it anew: {command}"
+            f"{path}: betas are not as many finite numbers for every body; make it anew: {command} overwrite=true"
         )
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 

@@ -264,7 +264,7 @@ def valid_card(card: Any, path: Path) -> dict[str, Any]:
     if card.get("version") != CARD_VERSION:
         raise InputError(
             f"{path} has checkpoint version {card.get('version')}, this program reads {CARD_VERSION}; "
-            "evaluate it with the release that wrote it, or train anew"
+            "use it with the release that wrote it, or train anew"
         )
     return card
 
