@@ -196,7 +196,11 @@ BAD = {
     "unknown re-ranking": ({}, ["rerank=k_reciprocl"], "k_reciprocl"),
     "no rate": ({}, ["open_set=[1.5]"], "open_set"),
     "no list": ({}, ["open_set=0.01"], "open_set"),
-    "open set of a re-ranking": ({}, ["open_set=[0.01]", "rerank=aqe"], "leave the re-ranking out"),
+    "open set of a re-ranking": (
+        {},
+        ["open_set=[0.01]", "rerank=aqe"],
+        "leave open_set or the re-ranking out",
+    ),
 }
 
 

@@ -192,3 +192,17 @@ def test_a_mistyped_key_of_a_recipe_is_refused_as_training_refuses_it(run):
     status, _, err = run("+experiment=ltcc", "epohcs=3")
     assert status == 2
     assert "epohcs" in err
+
+
+@pytest.mark.parametrize("experiment", ["pku", "demo", "ltcc"])
+def test_a_students_yaml_of_ones_own_keeps_its_weights_in_every_recipe(run, tmp_path, experiment):
+    mine = tmp_path / "myconf" / "model" / "student"
+    mine.mkdir(parents=True)
+    (mine / "mine.yaml").write_text(
+        "# @package model\ndefaults:\n  - resnet18@_here_\n  - _self_\npretrained: mine.pth\n"
+    )
+    status, out, err = run(
+        f"--config-dir={tmp_path}/myconf", f"+experiment={experiment}", "model/student=mine"
+    )
+    assert status == 0, err
+    assert any("mine.pth" in line and "missing" in line for line in out.splitlines())
