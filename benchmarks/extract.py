@@ -63,7 +63,7 @@ def write_pictures(folder, count):
 
 
 def floor(model, files, batch):
-    view = TestView(model.height, model.width)
+    view = TestView(model.height, model.width, model.square)
     start = time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(files), batch):

@@ -146,6 +146,22 @@ def test_features_are_those_of_evaluation(
     torch.testing.assert_close(model.embed(pictures, flip=flip, batch_size=2), found)
 
 
+@torch.no_grad()
+def test_a_model_of_padded_pictures_pads_whatever_it_is_shown(
+    checkpoint: Checkpoint, student: Student, pictures: list[Path], tmp_path: Path
+) -> None:
+    size = {"height": HEIGHT, "width": HEIGHT}
+    padded, squashed = load(checkpoint(CARD | size | {"square": True})), load(checkpoint(CARD | size))
+    view = TestView(HEIGHT, HEIGHT, square=True)
+    images = to_unit(torch.from_numpy(np.stack([view(read_rgb(path)) for path in pictures])))
+    expected = EvaluationModule(student, protocols={}, metric="cosine", flip=True).embed(images)
+    assert torch.equal(padded.embed(pictures), expected)
+    assert not torch.allclose(squashed.embed(pictures), expected)
+    assert padded.fingerprint != squashed.fingerprint
+    padded.save_pretrained(tmp_path / "copy")
+    assert torch.equal(load(tmp_path / "copy").embed(pictures), expected)
+
+
 def test_every_kind_of_picture_gives_the_same_features(model: ReidModel, pictures: list[Path]) -> None:
     wanted = model.embed(pictures)
     arrays = [read_rgb(path) for path in pictures]
@@ -448,6 +464,7 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path, monkeypatch: pyte
         ({"student": {**STUDENT, "backbone": {**STUDENT["backbone"], "width": 4}}}, "another architecture"),
         ({"height": 0}, "its height is 0"),
         ({"width": "wide"}, "its width is wide"),
+        ({"square": "yes"}, "its square is yes"),
         ({"vocabulary": {"groups": {"build": "slim"}}}, "list of words"),
         ({"vocabulary": {"groups": {"build": ["slim"]}}}, r"joint\.words is \(5, 6\), but must be \(1, 6\)"),
         ({"vocabulary": None}, r"joint\.words is \(5, 6\), but must be \(0, 6\)"),

@@ -1,11 +1,14 @@
 """Every YAML composes, and every node fits its target: a mistyped key fails here, not in the third hour."""
 
 import inspect
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +33,12 @@ def composed(root: str, *overrides: str) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return cfg
+
+
+@cache
+def experiment_config(experiment: str) -> DictConfig:
+    """An experiment as it is, shared and so never to be changed; to compose takes a quarter of a second."""
+    return composed("train", f"+experiment={experiment}", "data.root=/nowhere")
 
 
 def nodes(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,6 +203,13 @@ def test_no_method_changes_anything_in_what_the_user_chose(
     check_choices(mine, (*TRAINING, "loss"), "train", "data=ltcc", f"method={method}")
 
 
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_no_recipe_behind_an_experiment_changes_anything_in_what_the_user_chose(
+    recipe: str, mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, (*TRAINING, "loss"), "train", "+experiment=ltcc", f"+recipe={recipe}")
+
+
 @pytest.mark.parametrize("rung", options("ladder"))
 def test_no_rung_of_the_ladder_changes_anything_in_what_the_user_chose(
     rung: str, mine: tuple[Path, dict[str, Any]]
@@ -300,10 +316,13 @@ def test_a_second_data_set_joins_by_composition() -> None:
 @pytest.mark.parametrize("optimizer", options("optimizer"))
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_can_be_trained_with_every_optimizer(experiment: str, optimizer: str) -> None:
-    cfg = composed("train", f"+experiment={experiment}", f"optimizer={optimizer}", "data.root=/nowhere")
+    cfg = experiment_config(experiment).copy()
+    cfg.optimizer = OmegaConf.load(conf_dir() / "optimizer" / f"{optimizer}.yaml")
     rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in range(cfg.epochs)]
     assert all(0 <= rate <= 1 for rate in rates)
-    assert rates[-1] < 0.1
+    assert max(rates) == 1
+    # The release's steps are small: 0.85 every ten epochs.
+    assert rates[-1] < (0.9 if optimizer == "adam_step" else 0.1)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -312,6 +331,152 @@ def test_every_recipe_cites_its_source_command_cost_and_score(experiment: str) -
     for word in ("paper:", "command:", "cost:", "score:"):
         assert word in text, f"{experiment} lacks `{word}`"
     assert f"+experiment={experiment}" in text
+
+
+def header(experiment: str) -> str:
+    """The comments of an experiment as one line."""
+    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    return " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+
+
+def test_every_override_that_a_header_names_composes() -> None:
+    tried: set[tuple[str, str]] = set()
+    for experiment in EXPERIMENTS:
+        named = re.findall(r"(?<![\w/=])(\+?[a-z][\w./]*)=([\w./|-]+)", header(experiment))
+        assert ("+experiment", experiment) in named
+        for key, value in ((key, value) for key, values in named for value in values.rstrip(".").split("|")):
+            if key not in ("+experiment", "data.root") and (key, value) not in tried:
+                composed("train", f"+experiment={experiment}", "data.root=/nowhere", f"{key}={value}")
+                tried.add((key, value))
+    assert {("method", "cal_triplet"), ("trainer", "debug"), ("data.clothes_from_day", "true")} <= tried
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_sizes_schedule_optimiser_and_cost_of_a_header_are_what_is_composed(experiment: str) -> None:
+    text, cfg = header(experiment), experiment_config(experiment)
+    if "base recipe: ResNet-50" in text:
+        said = re.search(r"base recipe: ResNet-50, (\d+)x(\d+), Adam, (\d+) epochs", text)
+        assert said is not None
+        assert [int(number) for number in said.groups()] == [cfg.loader.height, cfg.loader.width, cfg.epochs]
+        assert cfg.model.student.backbone.depth == 50
+        assert cfg.optimizer.optimizer["_target_"] == "torch.optim.Adam"
+    for size in re.findall(r"\b(\d{2,3}x\d{2,3})\b", text):
+        assert size == f"{cfg.loader.height}x{cfg.loader.width}"
+    for epochs in re.findall(r"\b(\d+) epochs", text):
+        assert int(epochs) == cfg.epochs
+    cost = re.search(r"about (\d+) PFLOP .*\((\d+) epochs x ([\d,]+) pictures x 3 x ([\d.]+) GFLOP\)", text)
+    if cost is not None:
+        peta, epochs, pictures, giga = (float(number.replace(",", "")) for number in cost.groups())
+        assert peta == pytest.approx(epochs * pictures * 3 * giga * 1e9 / 1e15, abs=0.5)
+        hour = re.search(r"an hour at (\d+) TFLOP/s", text)
+        assert hour is not None
+        assert float(hour[1]) == pytest.approx(peta * 1000 / 3600, abs=0.6)
+
+
+CAL = {
+    "ltcc": ("cal", 8),
+    "prcc": ("cal", 8),
+    "vc_clothes": ("cal", 8),
+    "deepchange": ("cal", 4),
+    "last": ("cal_triplet", 4),
+}
+"""Experiments with a score of CAL in their header: the method that its code trains there, and pictures a person."""
+
+
+def test_every_score_of_cal_names_the_method_that_gives_it() -> None:
+    for experiment in EXPERIMENTS:
+        score = header(experiment).partition("score:")[2]
+        named = re.findall(r"method=(\w+)", score) if "CAL" in score else []
+        assert named == ([CAL[experiment][0]] if experiment in CAL else []), experiment
+
+
+@pytest.mark.parametrize("experiment", CAL)
+def test_the_method_beside_a_score_of_cal_composes_the_recipe_of_its_code(experiment: str) -> None:
+    method, pictures = CAL[experiment]
+    cfg = composed("train", f"+experiment={experiment}", f"method={method}", "data.root=/nowhere")
+    losses = ["identity", "clothes_adversarial", *(["triplet"] if method == "cal_triplet" else [])]
+    assert list(cfg.loss) == losses
+    assert all(entry.weight == 1 and entry.warmup_epochs == 0 for entry in cfg.loss.values())
+    assert cfg.loss.identity.term.smoothing == 0.1
+    adversarial = cfg.loss.clothes_adversarial
+    assert (adversarial.start_epoch, adversarial.term.scale, adversarial.term.epsilon) == (25, 16, 0.1)
+    if method == "cal_triplet":
+        assert (cfg.loss.triplet.term.margin, cfg.loss.triplet.term.distance) == (0.3, "cosine")
+    optimizer = instantiate(cfg.optimizer.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (3.5e-4, 5e-4)
+    rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in (0, 19, 20, 39, 40, 59)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert (cfg.epochs, cfg.seed) == (60, 1)
+    loader = cfg.loader
+    assert (loader.height, loader.width, loader.square, loader.rule) == (384, 192, False, "chunks")
+    # Two processes of 32 there; groups of as many here.
+    assert (loader.people * loader.pictures, loader.pictures) == (64, pictures)
+    student = cfg.model.student
+    assert (student.ghost_group, student.neck_bias, student.get("neck", True)) == (32, True, True)
+    assert (student.backbone.depth, student.backbone.last_stride) == (50, 1)
+    assert student.pooling["_target_"].endswith(".MaximumAverage")
+    assert (cfg.retrieval.metric, cfg.retrieval.flip, cfg.retrieval.rerank) == ("cosine", True, None)
+
+
+def test_sgd_of_the_base_code_is_nesterov_with_steps() -> None:
+    cfg = composed("train", "+experiment=last", "optimizer=sgd_base", "data.root=/nowhere")
+    optimizer = instantiate(cfg.optimizer.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    assert type(optimizer) is torch.optim.SGD
+    found = {key: optimizer.defaults[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    assert found == {"lr": 3.5e-4, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in (0, 19, 20, 40)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.01])
+
+
+REAL = sorted(set(EXPERIMENTS) - {"demo", "pku"})
+"""Experiments whose student starts from published weights."""
+
+
+@cache
+def release_method() -> DictConfig:
+    return composed("train", "+experiment=ltcc", "method=clip3dreid_release", "data.root=/nowhere")
+
+
+@pytest.mark.parametrize("experiment", REAL)
+def test_the_recipe_of_the_release_is_the_whole_of_it_over_any_experiment(experiment: str) -> None:
+    cfg = composed("train", f"+experiment={experiment}", "+recipe=clip3dreid_release", "data.root=/nowhere")
+    assert check_bindings(cfg) > 10
+    alone = release_method()
+    assert cfg.loss == alone.loss
+    assert cfg.model.teacher.cache == "off_erased"
+    assert (cfg.model.teacher.name, cfg.model.teacher.view.size) == ("clip_vit_l14", 224)
+    optimizer = instantiate(cfg.optimizer.optimizer)([torch.nn.Parameter(torch.ones(1))])
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (3.5e-4, 0)
+    rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in range(100)]
+    assert rates == pytest.approx([0.85 ** (epoch // 10) for epoch in range(100)])
+    assert (cfg.epochs, cfg.seed, cfg.evaluate_every) == (100, 42, 5)
+    loader = cfg.loader
+    assert (loader.height, loader.width, loader.square) == (224, 224, True)
+    assert (loader.people * loader.pictures, loader.pictures, loader.rule) == (32, 8, "chunks")
+    student = cfg.model.student
+    assert student.backbone["_target_"].endswith(".TinyViT")
+    assert not student.neck
+    mean, deviation = student.mean, student.std
+    assert mean == [0.48145466, 0.4578275, 0.40821073]
+    fill = [0.4914, 0.4822, 0.4465]
+    raw = [m + d * f for m, d, f in zip(mean, deviation, fill, strict=True)]
+    assert list(loader.train_view.erase_fill) == pytest.approx(raw, abs=1e-4)
+    assert (cfg.retrieval.metric, cfg.retrieval.flip) == ("cosine", True)
+    assert cfg.data == experiment_config(experiment).data
+    assert cfg.run_name == f"{cfg.data.name}_release"
+
+
+def test_the_command_line_wins_over_a_recipe() -> None:
+    cfg = composed(
+        "train", "+experiment=ltcc", "+recipe=clip3dreid_release", "data.root=/nowhere", "seed=3", "epochs=7",
+        "model/student=resnet18", "method=ce", "optimizer=adam",
+    )  # fmt: skip
+    assert (cfg.seed, cfg.epochs, list(cfg.loss)) == (3, 7, ["identity"])
+    assert cfg.model.student.backbone.depth == 18
+    assert cfg.optimizer.optimizer.weight_decay == 5e-4
 
 
 def test_every_loss_has_a_package_of_its_own() -> None:

@@ -358,6 +358,14 @@ def test_crops_are_spread_over_the_folder(tmp_path: Path) -> None:
     assert crops(tmp_path, 8, 4)[:, 0, 0, 0].tolist() == list(range(0, 63, 2))
 
 
+def test_crops_are_padded_for_a_model_of_padded_pictures(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 20, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    assert crops(tmp_path, 8, 8).min() == 200
+    padded = crops(tmp_path, 8, 8, square=True)
+    assert padded[0, 0, 4].tolist()[0] == padded[0, 0, 4].tolist()[-1] == 0
+    assert padded[0, 0, 4, 4] == 200
+
+
 def test_times_are_medians_taken_by_turns_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     order = []
@@ -489,7 +497,7 @@ def test_weights_that_one_onnx_file_cannot_hold_are_refused(model: ReidModel, tm
         Onnx().write(Huge(), {}, tmp_path / "model.onnx")  # type: ignore[arg-type]
 
 
-# Backbone's class and model_type: what makes it tiny, and a size of pictures with a grid unlike its own.
+# model_type or class of a backbone: what makes it tiny, and a size of pictures with a grid unlike its own.
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "vit": (VIT, (128, 64)),
@@ -497,6 +505,8 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "dinov2": ({**VIT, "mlp_ratio": 2}, (126, 56)),
     "swin": ({"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}, (128, 64)),
     "convnext": ({"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 2, 1]}, (128, 64)),
+    "ResNet": ({"width": 8}, (HEIGHT, WIDTH)),
+    "TinyViT": ({"widths": [4, 8, 8, 12], "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 3]}, (128, 64)),
 }
 
 
@@ -504,12 +514,13 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model/student").glob("*.yaml")))
 def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path) -> None:
     student: Any = OmegaConf.to_container(conftest.student_config(name).student)
-    backbone, size = student["backbone"], (HEIGHT, WIDTH)
-    if "config" in backbone:
-        changes, size = TINY[backbone["config"]["model_type"]]
-        backbone["config"] |= changes
-    else:
-        backbone["width"] = 8
+    backbone = student["backbone"]
+    shape = backbone.get("config", backbone)
+    changes, size = TINY[shape.get("model_type") or backbone["_target_"].rpartition(".")[2]]
+    shape |= changes
+    if student["pooling"]["_target_"].endswith(".WeighedPositions"):
+        # Weights of places fit one size of pictures.
+        student["pooling"]["channels"], size = backbone["widths"][-1], (224, 224)
     model = made(student, size)
     formats = {"onnx": Onnx(), "torch_export": TorchExport()}
     record = export(model, Settings(outputs=BOTH), formats, tmp_path, timing=0)

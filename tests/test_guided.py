@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from clip3dreid.model.teacher import Teacher
+from clip3dreid.module import ReidModule
+from clip3dreid.types import Batch, Features
 from tests.conftest import TINY, Command, write_bodies, write_ltcc
 from tests.test_train import column, rows, weights
 
@@ -107,7 +109,40 @@ def test_the_checkpoint_ships_heads_and_names_its_guides_but_no_teacher(full: Pa
     assert heads["shape.weight"].shape[0] == 10
 
 
-@pytest.mark.parametrize("cache", ["off", "disk"])
+@pytest.mark.parametrize(("cache", "sees_erased"), [("off", False), ("off_erased", True)])
+def test_without_a_cache_the_teacher_sees_the_student_s_picture_before_or_after_erasing(
+    cache: str,
+    sees_erased: bool,
+    ltcc_root: Path,
+    invoke: Command,
+    guided: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[torch.Tensor] = []
+    learnt: list[torch.Tensor] = []
+    embed, learn = Teacher.forward, ReidModule._see
+
+    def teacher(self: Teacher, images: torch.Tensor) -> torch.Tensor:
+        shown.append(images)
+        return embed(self, images)
+
+    def student(self: ReidModule, batch: Batch) -> tuple[Features, Batch]:
+        learnt.append(batch.images)
+        return learn(self, batch)
+
+    monkeypatch.setattr(ReidModule, "_see", student)
+    monkeypatch.setattr(Teacher, "forward", teacher)
+    done = invoke(
+        "train", *arguments(ltcc_root, "method=clip3dreid_release", "epochs=1"), *guided,
+        f"model.teacher.cache={cache}", "loader.train_view.erase_probability=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert learnt
+    pairs = zip(shown[-len(learnt) :], learnt, strict=True)
+    assert [torch.equal(*pair) for pair in pairs] == [sees_erased] * len(learnt)
+
+
+@pytest.mark.parametrize("cache", ["off", "off_erased", "disk"])
 def test_the_teacher_is_the_same_after_training_and_gets_no_gradient(
     cache: str, ltcc_root: Path, invoke: Command, guided: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +263,10 @@ def test_the_last_good_state_can_be_gone_on_from(
 BAD: dict[str, tuple[list[str], str]] = {
     "no teacher's files": (["model/teacher=clip_vit_l14"], "hf download openai/clip-vit-large-patch14"),
     "no teacher": (["model.teacher=null"], "model/teacher=NAME"),
+    "no teacher, and a method that says how it looks": (
+        ["~model/teacher", "method=clip3dreid_release"],
+        "model/teacher=NAME",
+    ),
     "no bodies": (["bodies.root=/nowhere"], "python -m clip3dreid.synthesize layout=bodies out=/nowhere"),
     "fewer bodies than a batch": (["bodies.batch=64"], "fewer than bodies.batch=64"),
     "betas of another length": (["body.num_betas=5"], "have 10 shape coefficients and body anny_light has 5"),
@@ -262,7 +301,7 @@ def test_bad_guides_get_one_line_and_status_two_and_leave_nothing(
     changes = [change.replace("OTHERS", str(others)) for change in changes]
     keys = {change.split("=")[0] for change in changes}
     kept = [override for override in guided if override.split("=")[0] not in keys]
-    if "model.teacher=null" in changes:
+    if {"model.teacher=null", "~model/teacher"} & set(changes):
         kept = [override for override in kept if not override.startswith("model.teacher")]
     done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *kept, *changes))
     assert done.returncode == 2, done.stderr

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from omegaconf import OmegaConf
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.module import EvaluationModule, ReidModule, share_buffers
+from clip3dreid.module import EvaluationModule, ReidModule, limits, share_buffers
 from clip3dreid.retrieval.protocol import Protocol, nothing
 from clip3dreid.retrieval.rerank import QueryExpansion
 
@@ -58,6 +59,55 @@ def test_training_reranks_in_tests_alone_and_evaluation_wherever_it_is_asked(
             scores, queries = module._score(data, features, protocols, (0, 1), stage)
             assert (scores["all"][name] is not None) == expected
             assert queries["all"]["query"].to_list() == list("uvwx")
+
+
+@pytest.fixture
+def evaluating() -> tuple[EvaluationModule, SimpleNamespace]:
+    """A module that has embedded two of three pictures, and the trainer that it asks how that came."""
+    module = EvaluationModule(nn.Identity(), protocols={}, metric="euclidean", flip=False)
+    trainer = SimpleNamespace(
+        sanity_checking=False, limit_test_batches=1.0, limit_val_batches=1.0, fast_dev_run=False
+    )
+    module._trainer = trainer
+    return module, trainer
+
+
+SET = SimpleNamespace(name="ltcc", files=["a.png", "b.png", "c.png"])
+
+
+def test_features_that_were_never_computed_are_not_scored(
+    evaluating: tuple[EvaluationModule, SimpleNamespace], caplog: pytest.LogCaptureFixture
+) -> None:
+    module, trainer = evaluating
+    assert module._complete(SET, torch.ones(3))
+    # As after a loader that lost a part of its pictures.
+    with pytest.raises(
+        InputError, match=r"1 of 3 pictures of ltcc were never embedded, first b.png.*run it again"
+    ):
+        module._complete(SET, torch.tensor([1, 0, 1]))
+    trainer.limit_test_batches = 1
+    with pytest.raises(InputError, match=r"leave trainer\.limit_test_batches=1 out"):
+        module._complete(SET, torch.tensor([1, 0, 1]))
+    module.trials = True
+    assert not module._complete(SET, torch.tensor([1, 0, 1]))
+    assert "no score exists" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({}, []),
+        ({"limit_test_batches": 1.0, "limit_val_batches": None}, []),
+        ({"limit_test_batches": 1}, ["trainer.limit_test_batches=1"]),
+        ({"limit_val_batches": 0.5}, ["trainer.limit_val_batches=0.5"]),
+        ({"fast_dev_run": 2, "limit_test_batches": 2}, ["trainer.fast_dev_run"]),
+    ],
+)
+def test_lightning_s_switches_for_trials_are_known_in_a_config_and_in_a_trainer(
+    keys: dict[str, object], found: list[str]
+) -> None:
+    assert limits(OmegaConf.create(keys)) == found
+    assert limits(SimpleNamespace(**keys)) == found
 
 
 def test_bad_rates_are_refused_before_anything_is_embedded() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from clip3dreid.optimizer import cosine, multistep, optimise
+from clip3dreid.errors import InputError
+from clip3dreid.optimizer import cosine, multistep, optimise, step
 
 
 def test_multistep_multiplies_at_each_milestone() -> None:
@@ -23,6 +24,23 @@ def test_cosine_is_half_way_down_in_the_middle_and_ends_at_the_floor() -> None:
     assert cosine(5, epochs=10, floor=0.2) == pytest.approx(0.6)
     assert cosine(10, epochs=10, floor=0.2) == pytest.approx(0.2)
     assert cosine(99, epochs=10, floor=0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("every", "gamma"), [(10, 0.85), (1, 0.5), (7, 1.0)])
+def test_step_is_the_step_schedule_of_torch(every: int, gamma: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, every, gamma)
+    for epoch in range(100):
+        assert step(epoch, every=every, gamma=gamma) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_step_warms_up_and_refuses_steps_of_no_epoch() -> None:
+    rates = [step(epoch, every=2, gamma=0.5, warmup_epochs=2) for epoch in range(5)]
+    assert rates == pytest.approx([0.5, 1.0, 0.5, 0.5, 0.25])
+    with pytest.raises(InputError, match=r"optimizer\.schedule\.every is 0"):
+        step(0, every=0, gamma=0.5)
 
 
 def test_unscheduled_parameters_keep_their_rate_while_the_others_decay() -> None:

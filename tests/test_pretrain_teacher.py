@@ -1,6 +1,8 @@
 """A teacher from nothing, through the command line: tiny, resumable, the same twice."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +73,14 @@ def test_a_killed_training_goes_on_to_the_same_teacher(
     def killed(self: TeachingModule, *batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        if steps > 5:  # in the second epoch of four steps
-            raise KeyboardInterrupt
+        if steps == 13:  # in the second epoch of eight steps
+            os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
     monkeypatch.setattr(TeachingModule, "training_step", killed)
-    invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
+    stopped = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "stopped by SIGTERM in epoch 1 after batch 5 of 8, saved" in stopped.stdout
     assert not (tmp_path / "parts" / "teacher").exists()
     monkeypatch.setattr(TeachingModule, "training_step", step)
     again = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)

@@ -11,7 +11,7 @@ from tests.conftest import TINY, Command
 from tests.data.datasets import trees
 from tests.data.datasets.test_data_configs import TREES
 
-METHODS = ("clip3dreid", "clip3dreid_cal", "clip3dreid_release", "ce", "cal")
+METHODS = ("clip3dreid", "clip3dreid_cal", "clip3dreid_release", "ce", "cal", "cal_triplet")
 PAPER = (
     "celeb_reid",
     "celeb_reid_light",
@@ -87,7 +87,7 @@ def check(experiment: str, method: str, invoke: Command, guided: tuple[str, ...]
         "train", f"+experiment={experiment}", f"data.root={root}", f"method={method}", "model/student=resnet18",
         *SMALL, *guided,
     )  # fmt: skip
-    if method.endswith("cal") and experiment in WITHOUT_CLOTHES:
+    if "cal" in method and experiment in WITHOUT_CLOTHES:
         assert done.returncode == 2
         assert "clothes" in done.stderr
         return
@@ -112,6 +112,14 @@ def test_every_method_trains_or_says_which_labels_are_missing(
     check(experiment, method, invoke, guided, tmp_path)
 
 
+def test_the_recipe_of_last_trains_with_its_triplet(
+    invoke: Command, guided: tuple[str, ...], tmp_path: Path
+) -> None:
+    check("last", "cal_triplet", invoke, guided, tmp_path)
+    logged = next((tmp_path / "run").rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
+    assert {"loss/identity", "loss/triplet", "loss/clothes_adversarial/adversarial"} <= set(logged)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("experiment", [name for name in PAPER if name not in ("ltcc", "market1501")])
@@ -119,3 +127,27 @@ def test_every_method_on_every_data_set(
     experiment: str, method: str, invoke: Command, guided: tuple[str, ...], tmp_path: Path
 ) -> None:
     check(experiment, method, invoke, guided, tmp_path)
+
+
+def test_the_whole_release_trains_at_tiny_sizes_and_its_model_pads_in_evaluation_too(
+    invoke: Command, guided: tuple[str, ...], ltcc_root: Path, tmp_path: Path
+) -> None:
+    kept = ("loader.workers", "loader.evaluation_batch", "trainer", "logger", "model.pretrained")
+    done = invoke(
+        "train", "+experiment=ltcc", "+recipe=clip3dreid_release", f"data.root={ltcc_root}", *guided,
+        *(override for override in TINY if override.startswith(kept)),
+        # Pictures stay as large as they are: its weights of places belong to them.
+        "loader.pictures=2", "epochs=1", "hydra.run.dir=run", "model.teacher.cache=off_erased",
+        "model.student.backbone.widths=[4,8,8,12]", "model.student.backbone.depths=[1,1,1,1]",
+        "model.student.backbone.heads=[1,2,2,3]", "model.student.pooling.channels=12",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][0]["results"]
+    done = invoke(
+        "evaluate", "checkpoint=run/checkpoints/last.ckpt", "data=ltcc", f"data.root={ltcc_root}", "trainer=cpu",
+        "loader.workers=0", "out=again.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "again.json").read_text())["results"]
+    for protocol, scores in trained.items():
+        assert [again[protocol][key] for key in ("r1", "map")] == [scores[key] for key in ("r1", "map")]

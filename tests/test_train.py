@@ -1,5 +1,6 @@
 """Whole runs on a tiny data set, through the command line, as a user starts them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,13 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from clip3dreid.errors import InputError
+from clip3dreid.fit import _check_ghost
+from clip3dreid.model.normalisation import FrozenBatchNorm1d
 from tests.conftest import TINY, Command, write_ltcc
 from tests.processes import PATIENCE_S
 
@@ -245,6 +251,48 @@ def test_the_trial_run_learns_a_batch_by_heart_and_estimates_the_real_cost(
     assert not list(Path("run").glob("results.json"))
 
 
+@pytest.mark.parametrize("switch", ["+trainer.limit_test_batches=1", "+trainer.fast_dev_run=true"])
+def test_a_smoke_test_that_leaves_pictures_out_has_no_score_and_says_so(
+    switch: str, ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    # Euclidean distances to features that are zeros would give a table.
+    arguments = ["data=ltcc", f"data.root={ltcc_root}", "epochs=1", "retrieval.metric=euclidean", *TINY]
+    done = invoke("train", *arguments, RUN, switch)
+    assert done.returncode == 0, done.stderr
+    assert "16 of 32 pictures of ltcc were never embedded" in done.stdout
+    assert "no score exists, and none is written" in done.stdout
+    assert "chance" not in done.stdout
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_two_runs_that_are_started_at_once_have_a_folder_each(ltcc_root: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "clip3dreid.train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY,
+        "run_name=twins", "hydra.run.dir=runs/${run_name}/${launched:now}",
+    ]  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [*command, f"rung={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for name in "AB"
+    ]
+    outputs = [process.communicate()[0] for process in both]
+    # A folder that is asked for by name is one run's; the other is told whose.
+    assert sorted(process.returncode for process in both) == [0, 2], outputs
+    assert b"is in use: process" in b"".join(outputs) or b"holds a run already" in b"".join(outputs)
+    facts = json.loads((tmp_path / "runs" / "twins" / "now" / "results.json").read_text())
+    overrides = (tmp_path / "runs" / "twins" / "now" / ".hydra" / "overrides.yaml").read_text()
+    assert f"rung={facts['rung']}" in overrides
+
+
+def test_a_wrong_argument_costs_nobody_s_files(invoke: Command, tmp_path: Path) -> None:
+    (tmp_path / "mylogs").mkdir()
+    (tmp_path / "mylogs" / "of_last_year.log").write_text("precious")
+    done = invoke("train", "data=ltcc", "data.root=/nowhere/ltcc", *TINY, "hydra.run.dir=mylogs")
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "mylogs").iterdir()] == ["of_last_year.log"]
+
+
 BAD = {
     "no data": ([], "no data set"),
     "no root": (["data=ltcc"], "data.root is not set"),
@@ -278,6 +326,24 @@ BAD = {
         ],
         "no variance",
     ),
+    "a batch of one picture": (
+        ["data=ltcc", "data.root=ROOT", "loader.people=1", "loader.pictures=1"],
+        "loader.people=1 and loader.pictures=1 in 1 process(es) leave batch norm one picture",
+    ),
+    "a batch of one picture without ghost groups": (
+        [
+            "data=ltcc",
+            "data.root=ROOT",
+            "loader.people=1",
+            "loader.pictures=1",
+            "model.student.ghost_group=null",
+        ],
+        "leave batch norm one picture at a time",
+    ),
+    "a recipe before its experiment": (
+        ["+recipe=clip3dreid_release", "+experiment=ltcc", "data.root=ROOT"],
+        "give the experiment first",
+    ),
     "not a run": (["resume=/nowhere"], "not a run"),
 }
 
@@ -300,6 +366,58 @@ def test_bad_input_gets_one_line_and_status_two_and_leaves_nothing(
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize(
+    ("pictures", "bodies", "shared", "student", "losses", "refused"),
+    [
+        (2, 0, False, "neck", "none", True),  # one picture for each of the two processes
+        (4, 0, False, "neck", "none", False),
+        (2, 0, False, "none", "none", False),
+        (2, 0, False, "frozen", "none", False),
+        (2, 0, False, "none", "neck", True),  # the head of a distillation has a norm of its own
+        (2, 4, False, "neck", "none", True),
+        (
+            2,
+            4,
+            True,
+            "neck",
+            "none",
+            False,
+        ),  # both streams are one batch for the student, and not for the losses
+        (2, 4, True, "neck", "neck", True),
+    ],
+)
+def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_alone(
+    group: int | None, pictures: int, bodies: int, shared: bool, student: str, losses: str, refused: bool
+) -> None:
+    parts = {"neck": torch.nn.BatchNorm1d(3), "none": torch.nn.BatchNorm2d(3), "frozen": FrozenBatchNorm1d(3)}
+    parts["frozen"].eval()
+    cfg = OmegaConf.create(
+        {
+            # Groups refuse streams that are one batch, whatever their size.
+            "model": {"student": {"ghost_group": None if shared else group}},
+            "loader": {"people": pictures, "pictures": 1},
+            "bodies": {"batch_norm": "shared" if shared else "separate"},
+        }
+    )
+    module: Any = SimpleNamespace(student=parts[student], losses=parts[losses])
+    with pytest.raises(InputError, match="one picture at a time") if refused else contextlib.nullcontext():
+        _check_ghost(cfg, module, 2, bodies)
+
+
+def test_a_student_without_a_neck_trains_on_one_picture_at_a_time(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    done = invoke(
+        "train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.run.dir=run", *TINY,
+        "loader.people=1", "loader.pictures=1", "model.student.neck=false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    assert not [name for name in state if name.startswith("student.neck")]
 
 
 def test_an_unreadable_picture_is_named_or_skipped_and_counted(invoke: Command, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re
         card: the same, as plain JSON values.
         height: H, in pixels, that pictures are resized to.
         width: W.
+        square: whether pictures are padded to a square before they are resized.
         groups: group -> words of the vocabulary; empty where the model knows none.
 
     Raises:
@@ -129,7 +130,8 @@ class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re
         self.height, self.width = (_positive(self.card, key, name) for key in ("height", "width"))
         self.groups = _groups(self.card, name)
         self._name = name
-        self._view = TestView(self.height, self.width)
+        self.square = _flag(self.card, "square", name)
+        self._view = TestView(self.height, self.width, self.square)
         self._body_card = _body_card(self.card, name)
         _check_heads(heads, student, sum(map(len, self.groups.values())), self._body_card, name)
         self.student = student
@@ -159,7 +161,14 @@ class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that results depend on: network, weights, heads, words and the size of pictures."""
-        facts = [self.card["student"], self.height, self.width, self.groups]
+        # What is padded is named only where it is, so that other models keep their fingerprints.
+        facts = [
+            self.card["student"],
+            self.height,
+            self.width,
+            self.groups,
+            *(["square"] if self.square else []),
+        ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             # The number of batches seen in training changes no result, and is absent in older files.
@@ -620,6 +629,14 @@ def _positive(card: Mapping[str, Any], key: str, name: str) -> int:
     value = card.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}: its {key} is {value}, but must be a number of pixels")
+    return value
+
+
+def _flag(card: Mapping[str, Any], key: str, name: str) -> bool:
+    """What a card says, false where it says nothing: those of older releases have no flags."""
+    value = card.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: its {key} is {value}, but must be true or false")
     return value
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress, TaskID
 
 from clip3dreid.config import conf_dir
-from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.manifest import Manifest, load, save
 from clip3dreid.data.selection import drop_unreadable, hold_out
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import count
@@ -64,7 +65,7 @@ def _readable(manifest: Manifest, workers: int, bar: Progress, task: TaskID) -> 
     return drop_unreadable(manifest, workers, lambda done: bar.update(task, completed=done))
 
 
-def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
+def data_sources(cfg: DictConfig, seed: int, prepared: Path | None = None) -> list[DataSource]:
     """The data sets of a run: `cfg.data` first, then those in `cfg.data.also`.
 
     Held-out people are drawn, and unreadable pictures dropped where `on_error` says so.
@@ -72,6 +73,8 @@ def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
     Args:
         cfg: a root config with `data`, `protocol` (overrides every set's own where not empty) and `loader`.
         seed: of the draw of held-out people.
+        prepared: folder where another process of this run has put its manifests with `share_sources`: they are taken
+            as they are, and nothing is looked for on the data's disk.
     """
     require_data(cfg)
     sources = []
@@ -80,17 +83,35 @@ def data_sources(cfg: DictConfig, seed: int) -> list[DataSource]:
     for key, data in nodes.items():
         if data.on_error not in ("fail", "skip"):
             raise InputError(f"{key}.on_error={data.on_error} is unknown; choose fail or skip")
-        manifest = read_manifest(data, key)
-        if data.on_error == "skip":
-            with Progress(transient=True) as bar:
-                task = bar.add_task(f"decoding {manifest.name}", total=len(manifest.table))
-                manifest = _readable(manifest, max(1, int(cfg.loader.workers)), bar, task)
-        manifest = hold_out(manifest, int(data.val_people), seed)
-        for note in manifest.notes:
-            log.info("%s: %s", manifest.name, note)
+        shared = None if prepared is None else prepared / _file(str(data.name))
+        manifest = _look(cfg, data, seed, key) if shared is None else load(shared)
         own, own_val = instantiate_protocols(data.protocols), instantiate_protocols(data.val_protocols)
         sources.append(DataSource(manifest, chosen or own, chosen or own_val))
     return sources
+
+
+def _look(cfg: DictConfig, data: DictConfig, seed: int, key: str) -> Manifest:
+    """Reads one data set from its disk, and says what there is to know of it."""
+    manifest = read_manifest(data, key)
+    if data.on_error == "skip":
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"decoding {manifest.name}", total=len(manifest.table))
+            manifest = _readable(manifest, max(1, int(cfg.loader.workers)), bar, task)
+    manifest = hold_out(manifest, int(data.val_people), seed)
+    for note in manifest.notes:
+        log.info("%s: %s", manifest.name, note)
+    return manifest
+
+
+def share_sources(sources: Sequence[DataSource], folder: Path) -> None:
+    """Writes what was found on the data's disk to a folder, for the other processes of a run."""
+    for source in sources:
+        save(source.manifest, folder / _file(source.manifest.name))
+
+
+def _file(name: str) -> str:
+    # A data set may have any name.
+    return f"manifest-{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
 
 
 def protocols_of(sources: list[DataSource]) -> dict[str, Protocols]:

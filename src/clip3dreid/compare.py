@@ -18,7 +18,7 @@ import polars as pl
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from clip3dreid.config import entry_point, explained
 from clip3dreid.errors import InputError

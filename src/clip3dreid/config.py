@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clip3dreid.errors import InputError
+from clip3dreid.launch import launch
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Where a run's folder has the checkpoint that it can go on from."""
@@ -102,6 +103,13 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A resumed run's own; what they warn of is kept, and the batches that are left are the right ones.
+    for message in (
+        "Checkpoint directory .*",
+        "Experiment logs directory .*",
+        ".*dataloader is not resumable.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
     # What it computes goes to files.
     warnings.filterwarnings("ignore", message="predict returned None.*")
     # No held-out people, so nothing to validate on.
@@ -122,12 +130,18 @@ def _run_id(folder: str) -> str:
     return hashlib.sha256(folder.encode()).hexdigest()[:8]
 
 
+def _launched(now: str) -> str:
+    """What the run's folder is called after: the scheduler's job, which all processes share, or else the time."""
+    return launch().name or now
+
+
 def register() -> None:
     """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("launched", _launched, replace=True)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -154,6 +168,10 @@ def foreseen(error: BaseException) -> str | None:
                 # From a loader's worker: torch puts the whole traceback into the message; its last line has ours.
                 message = message.strip().splitlines()[-1].partition(": ")[2]
             return " ".join(message.split())
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in _DISK:
+            what = link.filename or "what the run has to say"
+            return f"cannot write {what}: {link.strerror}; make room, or choose another place"
     if isinstance(error, OverrideParseException):
         return " ".join(f"{error.override}: {error}".split())
     configuration = (HydraException, OmegaConfBaseException)
@@ -170,24 +188,30 @@ def foreseen(error: BaseException) -> str | None:
     return "; ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
-@contextmanager
-def _no_empty_run(folder: Path) -> Iterator[None]:
-    """Removes a run's folder, and parents that this leaves empty, if the block fails before writing anything.
+# What a disk refuses, whichever library was just writing.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_AFTERWARDS: list[Callable[[bool], None]] = []
 
-    Hydra makes the folder, with the overrides and an empty log in it, before the task starts.
+
+def afterwards(call: Callable[[bool], None]) -> None:
+    """Has something done when the command that is running ends.
+
+    Args:
+        call: gets whether the command failed.
     """
+    _AFTERWARDS.append(call)
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Does what was to be done afterwards, last first, however the block ends."""
+    failed = True
     try:
         yield
-    except Exception:
-        made = [path for path in folder.rglob("*") if path.is_file()] if folder != Path.cwd() else []
-        if made and all(path.parent.name == ".hydra" or path.suffix == ".log" for path in made):
-            shutil.rmtree(folder)
-            parents = (parent for parent in folder.parents if parent.is_relative_to(Path.cwd()))
-            for parent in parents:
-                if parent == Path.cwd() or any(parent.iterdir()):
-                    break
-                parent.rmdir()
-        raise
+        failed = False
+    finally:
+        while _AFTERWARDS:
+            _AFTERWARDS.pop()(failed)
 
 
 @contextmanager
@@ -237,7 +261,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             # Alone, the error is explained here, before Hydra adds a line of its own.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return task(cfg)
-            with explained(), _no_empty_run(Path(HydraConfig.get().runtime.output_dir)):
+            with explained():
                 return task(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
@@ -249,7 +273,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             _let_waiting_threads_yield()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            with explained():
+            with explained(), _ended():
                 run()
 
         return main

@@ -168,6 +168,7 @@ def contract_of(model: ReidModel, settings: Settings) -> Contract:
         "input": {"name": INPUT, "dtype": settings.input, "channels": "RGB"},
         "height": model.height,
         "width": model.width,
+        "square": model.square,
         "normalise": settings.normalise,
         "mean": values(model.student.mean),
         "std": values(model.student.std),
@@ -212,13 +213,14 @@ def drawn(count: int, height: int, width: int) -> Array:
     return np.stack(found)
 
 
-def crops(folder: Path, height: int, width: int) -> Array:
+def crops(folder: Path, height: int, width: int, square: bool = False) -> Array:
     """Real pictures to compare on: up to 32, spread evenly over a folder and what is below it.
 
     Args:
         folder: of pictures of single people.
         height: H, in pixels, that they are resized to.
         width: W, in pixels.
+        square: as in `TestView`.
 
     Returns:
         (N, 3, H, W) uint8.
@@ -230,7 +232,7 @@ def crops(folder: Path, height: int, width: int) -> Array:
     if not found:
         raise InputError(f"pictures={folder} holds no pictures ({', '.join(sorted(PICTURES))})")
     rows = np.unique(np.linspace(0, len(found) - 1, MOST_PICTURES).round().astype(int))
-    view = TestView(height, width)
+    view = TestView(height, width, square)
     try:
         return np.stack([view(read_rgb(found[row])) for row in rows])
     except UnreadablePicture as error:
@@ -333,7 +335,7 @@ def export(
     # As many as the batches take: one of each size.
     checks = drawn(sum(BATCHES), *size)
     if pictures is not None:
-        checks = np.concatenate([checks, crops(pictures, *size)])
+        checks = np.concatenate([checks, crops(pictures, *size, model.square)])
     new = not out.exists()
     try:
         with _threads(threads), ExitStack() as stack:

@@ -167,7 +167,7 @@ def extract(cfg: DictConfig) -> Extracted:
         [listing.root / path for path in paths],
         listing.table.select(BOX).to_numpy() if boxed else None,
         batches,
-        TestView(model.height, model.width),
+        TestView(model.height, model.width, model.square),
         skip=cfg.on_error == "skip",
     )
     start = time.perf_counter()

@@ -118,6 +118,26 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False) -> Iterator[N
         os.close(handle)
 
 
+def is_locked(folder: Path | str) -> bool:
+    """Whether a process is at work in a folder; True where nobody can say, as on a file system without locks."""
+    path = Path(folder) / LOCK
+    if _held_as(path) in _HELD:
+        return True
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)  # and with it the lock, if there was none
+    return False
+
+
 def _held_as(path: Path) -> tuple[int, int, int]:
     """This process and the file; a file that is not there is nobody's."""
     try:

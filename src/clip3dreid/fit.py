@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import polars
 import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
@@ -19,31 +21,50 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, read_write
+from torch import nn
 
-from clip3dreid.build import DataSource, check_protocols, counts, data_sources, plain, protocols_of
+from clip3dreid.build import (
+    DataSource,
+    check_protocols,
+    counts,
+    data_sources,
+    plain,
+    protocols_of,
+    share_sources,
+)
 from clip3dreid.callbacks import StepTimes
 from clip3dreid.checklist import check_files
-from clip3dreid.config import LAST_CHECKPOINT
+from clip3dreid.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.guidance import Guides, check_same_guides, guide
 from clip3dreid.language import labels as language_labels
+from clip3dreid.launch import announce, forget, launch
 from clip3dreid.loss.total import Total, Weighted, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD_VERSION, check_same_student, load_pretrained, read_card
-from clip3dreid.module import ReidModule
-from clip3dreid.record import environment, keep_metrics
+from clip3dreid.module import ReidModule, limits
+from clip3dreid.record import environment, keep_earlier
+from clip3dreid.resume import changes, read_config
+from clip3dreid.run_folder import (
+    job_folder,
+    prepared,
+    record_overrides,
+    remove_prepared,
+    say_prepared,
+    wait_prepared,
+)
+from clip3dreid.signals import SaveWhenTold, StopWatch
 from clip3dreid.tables import print_scores, save_tables
 from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
 
 RESULTS_VERSION = 2
-RESCUE = "last_good.ckpt"
 LABELS = "labels.parquet"
+CONFIG = "config.yaml"
 QUERIES = "per_query"
 
 
@@ -62,14 +83,21 @@ def make_student(cfg: DictConfig) -> Student:
     return student
 
 
-def make_card(cfg: DictConfig, guides: Guides) -> dict[str, Any]:
+def make_card(cfg: DictConfig, data: ReidDataModule, guides: Guides) -> dict[str, Any]:
     """What a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
+    rows = polars.concat([manifest.part("train") for manifest in data.manifests])
+    labels = rows.select("data_set", "path", "person", "clothes", "camera").write_csv()
     return {
         "version": CARD_VERSION,
         "student": plain(cfg.model.student),
         "height": int(cfg.loader.height),
         "width": int(cfg.loader.width),
+        "square": bool(cfg.loader.square),
         "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
+        "training": {
+            "pictures": len(rows),
+            "sha256": hashlib.sha256(labels.encode(errors="surrogateescape")).hexdigest(),
+        },
         **guides.facts,
     }
 
@@ -79,9 +107,9 @@ def headline(source: DataSource, validation: bool) -> str:
     return list(source.val_protocols if validation else source.protocols)[-1]
 
 
-def _callbacks(cfg: DictConfig, monitor: str | None) -> list[Callback]:
-    """All of `cfg.callbacks`, and the clock; `best` only where there is something to select by."""
-    callbacks: list[Callback] = [StepTimes()]
+def _callbacks(cfg: DictConfig, monitor: str | None, watch: StopWatch) -> list[Callback]:
+    """All of `cfg.callbacks`, the clock and the watch; `best` only where there is something to select by."""
+    callbacks: list[Callback] = [StepTimes(), SaveWhenTold(watch)]
     for name, node in cfg.callbacks.items():
         if name == "best":
             if monitor is not None:
@@ -97,6 +125,22 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
     return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
 
 
+def _known_labels(folder: Path, resumed: bool) -> Path | None:
+    """The labels that guide this run already: of a resumed run its own, in a further process those of the first."""
+    if not resumed and launch().first:
+        return None
+    labels = folder / LABELS if resumed else prepared(folder) / LABELS
+    return labels if labels.is_file() else None
+
+
+def _several(cfg: DictConfig) -> bool:
+    """Whether this run may have more processes than this one; asked before there is a trainer that knows."""
+    given = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    devices, nodes = plain(cfg.trainer.get("devices", 1)), int(cfg.trainer.get("num_nodes", 1))
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    return given > 1 or nodes > 1 or not one
+
+
 def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
     """Refuses a loss that would never take part."""
     needs(terms)  # whose entries are whole
@@ -108,11 +152,21 @@ def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
             )
 
 
-def _check_ghost(cfg: DictConfig, processes: int, bodies: int) -> None:
-    """Says so where batch norm sees other groups of pictures than one process would show it."""
+def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: int) -> None:
+    """Says so where batch norm sees one picture, or other groups of them than one process would show it."""
     group = cfg.model.student.get("ghost_group")
     batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
     mine = bodies // processes
+    shared = mine if cfg.bodies.batch_norm == "shared" else 0
+    for part, pictures in ((module.student, batch + shared), (module.losses, batch)):
+        # Norms of maps have a picture's positions to go by.
+        if pictures == 1 and any(
+            isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()
+        ):
+            raise InputError(
+                f"loader.people={cfg.loader.people} and loader.pictures={cfg.loader.pictures} in {processes} "
+                "process(es) leave batch norm one picture at a time, which has no variance; raise one of the two"
+            )
     if bodies and (mine == 1 or (group is not None and mine > group and mine % group == 1)):
         raise InputError(
             f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
@@ -144,7 +198,7 @@ def _record(cfg: DictConfig, folder: Path, data: ReidDataModule, guides: Guides)
     """Saves beside the run what its numbers depend on."""
     if guides.labels is not None:
         language_labels.save(guides.labels, folder / LABELS)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     facts = environment() | {
         "seed": int(cfg.seed),
         "guides": guides.facts,
@@ -203,20 +257,34 @@ def run(cfg: DictConfig) -> float | None:
 
     Raises:
         InputError: if the config asks for something that the data, the weights or the losses cannot give.
-        SystemExit: with 130 or 143 if the run was stopped by Ctrl-C or a scheduler.
+        SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
-    with _own_launch():
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    watch = StopWatch(folder, f"python -m clip3dreid.train resume={folder}")
+    with _own_launch(), job_folder(folder):
         try:
-            return _run(cfg)
+            with watch.reporting():
+                found = _run(cfg, folder, watch)
+            if launch().first:
+                remove_prepared(folder)
+            return found
         finally:
             _finish_wandb()
+            forget()
 
 
-def _run(cfg: DictConfig) -> float | None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    check_files(cfg, list(HydraConfig.get().overrides.task))
-    sources = data_sources(cfg, cfg.seed)
+    if launch().first:
+        check_files(cfg, list(HydraConfig.get().overrides.task))
+    start = None
+    if cfg.resume:
+        start = _check_resumed(cfg, folder) if launch().first else newest_whole(folder).path
+    announce()
+    several = _several(cfg)
+    if not launch().first:
+        wait_prepared(folder)
+    sources = data_sources(cfg, cfg.seed, None if launch().first else prepared(folder))
     if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
         raise InputError(
             "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
@@ -235,7 +303,18 @@ def _run(cfg: DictConfig) -> float | None:
         )
     terms = instantiate(cfg.loss)
     _check_starts(terms, int(cfg.epochs))
-    guides = guide(cfg, data, needs(terms))
+    guides = guide(
+        cfg,
+        data,
+        needs(terms),
+        labels=_known_labels(folder, resumed=start is not None),
+        shared=prepared(folder) if several else None,
+    )
+    if several and launch().first:
+        share_sources(sources, prepared(folder))
+        if guides.labels is not None:
+            language_labels.save(guides.labels, prepared(folder) / LABELS)
+        say_prepared(folder)
     data.bodies = guides.bodies
     losses = Total(
         terms,
@@ -256,12 +335,14 @@ def _run(cfg: DictConfig) -> float | None:
             # A compiled backward pass may else reuse what a second one of the same step needs.
             torch._functorch.config.donated_buffer = False
         student.compile()  # in place: names of weights stay as they are
+    card = make_card(cfg, data, guides)
     module = ReidModule(
         student,
         losses,
         optimizer=instantiate(cfg.optimizer.optimizer),
         schedule=instantiate(cfg.optimizer.schedule),
-        card=make_card(cfg, guides),
+        card=card,
+        seed=int(cfg.seed),
         protocols=protocols_of(sources),
         metric=cfg.retrieval.metric,
         flip=cfg.retrieval.flip,
@@ -270,42 +351,61 @@ def _run(cfg: DictConfig) -> float | None:
         teacher=guides.embeddings,
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
-        rescue=folder / "checkpoints" / RESCUE,
+        checkpoints=folder / "checkpoints",
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None
-    if selecting:
+    # In a trial that leaves pictures out there is no score to select by.
+    if selecting and not limits(cfg.trainer):
         chosen = next(source for source in sources if source.manifest.name == selecting[0])
         monitor = f"val/{selecting[0]}/{headline(chosen, not cfg.select_on_test)}/r1"
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        callbacks=_callbacks(cfg, monitor),
+        callbacks=_callbacks(cfg, monitor, watch),
         logger=_loggers(cfg),
+        plugins=[*(instantiate(cfg.trainer.get("plugins")) or ()), CheckpointFiles()],
     )
+    watch.take_over(trainer)
     # Asked now, what loader and evaluator would refuse later is refused before anything is written or launched.
     data.sampler(0, trainer.world_size)
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, data.validation_split, "test")
-    _check_ghost(cfg, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
-    if cfg.resume:
-        check_same_guides(read_card(folder / LAST_CHECKPOINT), guides)
-        rank_zero_only(keep_metrics)(folder)
+    _check_ghost(cfg, module, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
+    if start is not None:
+        check_same_guides(read_card(start), card)
+        rank_zero_only(keep_earlier)(folder)
+        rank_zero_only(record_overrides)(folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
     _record(cfg, folder, data, guides)
-    resume = folder / LAST_CHECKPOINT if cfg.resume else None
-    # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:
-        # Lightning leaves with status 0 when a scheduler sends SIGTERM, as if the run were done.
-        log.error("stopped in epoch %d; go on with resume=%s", trainer.current_epoch, folder)
-        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from stop
+        # Checkpoints hold plain data only, so nothing in them is ever unpickled.
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except BaseException:
+        watch.end_children()
+        raise
     if data.overfit_batches:
         log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
         return None
     return _report(cfg, folder, trainer, module, data, sources, monitor)
+
+
+def _check_resumed(cfg: DictConfig, folder: Path) -> Path:
+    """The checkpoint to go on from; says where that is, and what the run changes.
+
+    Raises:
+        InputError: if there is none, or the run would train another model than it began with.
+    """
+    at = newest_whole(folder)
+    changed = changes(read_config(folder / CONFIG), plain(cfg))
+    if at.epochs > int(cfg.epochs):
+        raise InputError(f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them; give more")
+    within = f" and {at.batches} batches" if at.batches else ""
+    log.info("going on after %d epochs%s, from %s", at.epochs, within, at.path)
+    if changed:
+        log.info("changed since the run began: %s", "; ".join(changed))
+    return at.path
 
 
 def _report(
@@ -333,6 +433,9 @@ def _report(
     for name, selected_by, path in candidates:
         module.test_prefix = f"test/{name}"
         trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        if limits(trainer) and not module.results["test"]:
+            log.warning("a trial with %s: no score exists, and none is written", ", ".join(limits(trainer)))
+            return None
         for data_set, results in module.results["test"].items():
             queries = module.queries["test"][data_set]
             files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}

@@ -41,6 +41,8 @@ LABEL_OPTIONS = {
     "level": ("person", "image"),
     "calibration": ("zscore", "none"),
 }
+FRESH = ("off", "off_erased")
+"""Values of `model.teacher.cache` with which the teacher looks at every augmented picture."""
 ROWS = 8192
 """Embeddings read at a time."""
 
@@ -60,13 +62,24 @@ class Guides(NamedTuple):
     """What a checkpoint must say of its guides, as plain values."""
 
 
-def guide(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guides:
+def guide(
+    cfg: DictConfig,
+    data: ReidDataModule,
+    needs: frozenset[Need],
+    *,
+    labels: Path | None = None,
+    shared: Path | None = None,
+) -> Guides:
     """Reads, embeds and labels whatever the losses need.
 
     Args:
         cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`.
         data: the training people.
         needs: of `loss.total.needs`.
+        labels: those that the run has had before, or that another process of it has chosen; None: they are chosen, or
+            read from `cfg.labels.path`.
+        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
+            each; None: this is the only one.
 
     Raises:
         InputError: if teacher, labels or bodies are missing or do not fit each other.
@@ -76,25 +89,36 @@ def guide(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need]) -> Guid
     if "bodies" in needs:
         guides = _body_side(cfg, guides)
     if needs & {"words", "teacher"}:
-        guides = _teacher_side(cfg, data, needs, guides)
+        guides = _teacher_side(cfg, data, needs, guides, labels, shared)
     return guides
 
 
-def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need], guides: Guides) -> Guides:
+def _teacher_side(
+    cfg: DictConfig,
+    data: ReidDataModule,
+    needs: frozenset[Need],
+    guides: Guides,
+    chosen: Path | None,
+    shared: Path | None,
+) -> Guides:
     for key, options in LABEL_OPTIONS.items():
         if cfg.labels[key] not in options:
             raise InputError(f"labels.{key}={cfg.labels[key]} is unknown; choose {' or '.join(options)}")
-    if cfg.model.get("teacher") is None:
+    # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
+    if "_target_" not in (cfg.model.get("teacher") or {}):
         names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
         raise InputError(f"this method needs a teacher: give model/teacher=NAME; NAME is one of {names}")
     teacher = load_teacher(cfg.model.teacher).to(_device(cfg))
     vocabulary: Vocabulary = instantiate(cfg.language, _convert_="all")
     cache = None
-    if "teacher" in needs or cfg.labels.path is None:
-        cache = _embed(cfg, data, teacher)
+    chosen = chosen or (None if cfg.labels.path is None else Path(str(cfg.labels.path)).expanduser())
+    if "teacher" in needs or chosen is None:
+        cache = _embed(cfg, data, teacher, shared)
     words = labels = None
     if "words" in needs:
-        labels = _labels(cfg, data, teacher, vocabulary, cache)
+        labels = (
+            _labels(cfg, data, teacher, vocabulary, cache) if chosen is None else load(chosen, vocabulary)
+        )
         words = _targets(cfg, data, teacher, vocabulary, labels)
     space = embeddings = None
     if "teacher" in needs:
@@ -102,8 +126,8 @@ def _teacher_side(cfg: DictConfig, data: ReidDataModule, needs: frozenset[Need],
         rows = torch.split(torch.arange(len(data.train_table)), ROWS)
         mean = torch.stack([cache.read(some).double().sum(0) for some in rows]).sum(0) / len(data.train_table)
         space = TeacherSpace(teacher.width, mean.float())
-        if cfg.model.teacher.cache == "off":
-            data.train_view.keep_view = True
+        if cfg.model.teacher.cache in FRESH:
+            data.train_view.keep_view = cfg.model.teacher.cache == "off"
             embeddings = TeacherEmbeddings(teacher)
         else:
             embeddings = TeacherEmbeddings(cache=cache)
@@ -128,10 +152,14 @@ def _device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
 
 
-def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
+def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher, shared: Path | None) -> Cache:
     """The training pictures through the teacher, as they are on disk."""
     node = cfg.model.teacher
+    # Without a cache the teacher looks at every augmented picture; labels and mean still take one pass.
+    cache = "memory" if node.cache in FRESH else str(node.cache)
     folder = Path(str(node.cache_dir))
+    if cache == "memory" and shared is not None:
+        cache, folder = "disk", shared / "teacher"
     joined = concatenate(data.manifests)
     if len(data.manifests) > 1:
         folder = folder.with_name(joined.name)
@@ -142,8 +170,7 @@ def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
             teacher,
             joined,
             data.train_table,
-            # Without a cache the teacher looks at every augmented picture; labels and mean still take one pass.
-            cache="memory" if node.cache == "off" else str(node.cache),
+            cache=cache,
             folder=folder,
             batch=int(cfg.loader.evaluation_batch),
             workers=int(cfg.loader.workers),
@@ -154,9 +181,7 @@ def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher) -> Cache:
 def _labels(
     cfg: DictConfig, data: ReidDataModule, teacher: Teacher, vocabulary: Vocabulary, cache: Cache | None
 ) -> Labels:
-    """The labels of a file, or those that the teacher gives now."""
-    if cfg.labels.path is not None:
-        return load(Path(str(cfg.labels.path)).expanduser(), vocabulary)
+    """The labels that the teacher gives now."""
     assert cache is not None
     words = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
     rows = torch.split(torch.arange(len(data.train_table)), ROWS)
@@ -229,6 +254,11 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
             f"bodies.view makes {view.height}x{view.width} pictures, loader.height and loader.width say "
             f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
         )
+    if view.square != cfg.loader.square:
+        raise InputError(
+            f"bodies.view has square={view.square}, loader.square says {cfg.loader.square}; both streams go through "
+            "one student"
+        )
     stream = BodyStream(table, int(cfg.bodies.batch), view)
     # A file by its name alone: where it lies is nobody's business but this machine's.
     name = Path(str(cfg.body.path)).name
@@ -245,24 +275,26 @@ _SAME = {
     ("vocabulary", "digest"): "language",
     ("body", "sha256"): "body",
     ("bodies", "sha256"): "bodies.root",
+    ("training", "sha256"): "what is trained on (data.root, or labels, people or pictures in it)",
 }
 
 
-def check_same_guides(card: Mapping[str, Any], guides: Guides) -> None:
-    """Refuses to go on with other guides than a run began with: its heads were made for those.
+def check_same_guides(card: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to go on with other people or other guides than a run began with: it would be another training.
 
     Args:
         card: of the run's checkpoint.
-        guides: as they are now.
+        now: the card that the next one would have.
 
     Raises:
         InputError: naming what differs.
     """
     for (part, key), where in _SAME.items():
-        before, now = (facts.get(part, {}).get(key) for facts in (card, guides.facts))
-        if before != now:
+        before, here = (facts.get(part, {}).get(key) for facts in (card, now))
+        # Checkpoints of before there was a checksum of the training pictures say nothing of them.
+        if before != here and not (part == "training" and before is None):
             raise InputError(
-                f"{where} is not what this run began with ({str(before)[:12]} then, {str(now)[:12]} now); "
+                f"{where} is not what this run began with ({str(before)[:12]} then, {str(here)[:12]} now); "
                 "restore it, or start a new run"
             )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
+import numpy as np
 import polars as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
+from clip3dreid.checkpoints import moved
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
@@ -20,12 +24,17 @@ from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import CARD, HEADS
-from clip3dreid.optimizer import optimise
+from clip3dreid.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.retrieval.distributed import whole
 from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
 from clip3dreid.retrieval.ranking import Distance
 from clip3dreid.types import Batch, Features
+
+log = logging.getLogger(__name__)
+
+RESCUE = "last_good.ckpt"
+"""What the state before a loss that is not finite is saved as."""
 
 # Rows that travel between processes at a time when features are exchanged: 64 MB at 4,096 float32 columns.
 EXCHANGE_ROWS = 4096
@@ -40,6 +49,23 @@ def share_buffers(module: nn.Module) -> None:
     """
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
+
+
+def limits(trainer: Any) -> list[str]:
+    """Lightning's own switches for smoke tests that are set, with which not everything is embedded.
+
+    Args:
+        trainer: a Trainer, or the config of one.
+    """
+    if getattr(trainer, "fast_dev_run", None):
+        return ["trainer.fast_dev_run"]
+    values = {
+        f"limit_{part}_batches": getattr(trainer, f"limit_{part}_batches", None) for part in ("val", "test")
+    }
+    # The number 1 is one batch, the fraction 1.0 all of them.
+    return [
+        f"trainer.{key}={value}" for key, value in values.items() if value is not None and str(value) != "1.0"
+    ]
 
 
 class EvaluationModule(LightningModule):
@@ -61,6 +87,8 @@ class EvaluationModule(LightningModule):
 
     refined: tuple[str, ...] = ("val", "test")
     """Stages with re-ranking and open-set scores, where these are asked for."""
+    trials = False
+    """Whether a smoke test that leaves pictures out may go on without a score."""
 
     def __init__(
         self,
@@ -86,6 +114,7 @@ class EvaluationModule(LightningModule):
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
         self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
         self._features: list[Tensor] = []
+        self._embedded: list[Tensor] = []
 
     @property
     def data(self) -> ReidDataModule:
@@ -105,9 +134,12 @@ class EvaluationModule(LightningModule):
         # Preallocated: a list of batches and its concatenation would need twice the memory.
         sizes = [len(evaluation.files) for evaluation in self.data.evaluations(split)]
         self._features = [torch.zeros(size, self.student.width) for size in sizes]
+        self._embedded = [torch.zeros(size, dtype=torch.int32) for size in sizes]
 
     def _keep(self, batch: Batch, loader: int) -> None:
-        self._features[loader][batch.row.cpu()] = self.embed(batch.images).cpu()
+        rows = batch.row.cpu()
+        self._features[loader][rows] = self.embed(batch.images).cpu()
+        self._embedded[loader][rows] += 1
 
     def _exchange(self, features: Tensor) -> Tensor:
         """Fills in the rows that other processes embedded (theirs are zero here, so the sum is the union)."""
@@ -121,7 +153,11 @@ class EvaluationModule(LightningModule):
     def _finish(self, split: str, stage: str, prefix: str) -> None:
         share = (self.trainer.global_rank, self.trainer.world_size)
         self.results[stage], self.queries[stage] = {}, {}
-        for evaluation, features in zip(self.data.evaluations(split), self._features, strict=True):
+        for evaluation, features, embedded in zip(
+            self.data.evaluations(split), self._features, self._embedded, strict=True
+        ):
+            if not self._complete(evaluation, self._exchange(embedded)):
+                continue
             protocols = self.protocols[split][evaluation.name]
             scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
             self.results[stage][evaluation.name] = scores
@@ -132,7 +168,29 @@ class EvaluationModule(LightningModule):
                 }
                 # Equal in all processes, and known to all, since each asks which checkpoint is the best.
                 self.log_dict(shown, sync_dist=True)
-        self._features = []
+        self._features, self._embedded = [], []
+
+    def _complete(self, evaluation: EvaluationSet, embedded: Tensor) -> bool:
+        """Whether every picture has a feature; those that were never computed are zeros, and are not scored.
+
+        Args:
+            evaluation: whose pictures.
+            embedded: (N,) how often each was embedded.
+
+        Raises:
+            InputError: naming the first picture that was not, unless this is a trial that leaves some out on purpose.
+        """
+        missing = (embedded == 0).nonzero().flatten()
+        if not len(missing) or self.trainer.sanity_checking:
+            return not len(missing)
+        what = f"{len(missing)} of {len(embedded)} pictures of {evaluation.name} were never embedded"
+        switches = limits(self.trainer)
+        if switches and self.trials:
+            log.warning("%s (%s): no score exists", what, ", ".join(switches))
+            return False
+        advice = f"leave {', '.join(switches)} out" if switches else "run it again"
+        first = evaluation.files[int(missing[0])]
+        raise InputError(f"{what}, first {first}: there is no score; {advice}")
 
     def _score(
         self,
@@ -197,6 +255,7 @@ class ReidModule(EvaluationModule):
         optimizer: makes an optimiser from parameter groups.
         schedule: multiplier of the learning rate for a 0-based epoch.
         card: plain data that every checkpoint carries, from which the student can be rebuilt.
+        seed: of what is drawn in training steps.
         protocols: see `EvaluationModule`.
         metric: see `EvaluationModule`.
         flip: see `EvaluationModule`.
@@ -207,10 +266,12 @@ class ReidModule(EvaluationModule):
             statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
         gradient_norms_every: steps between measurements of the gradient that each term sends into the backbone, each
             of which costs a backward pass a term; 0: never.
-        rescue: file for the last good state, should a loss become NaN or infinite; None: nothing is saved.
+        checkpoints: folder of the run's checkpoints, to which the last good state is saved should a loss become NaN
+            or infinite; None: nothing is saved.
     """
 
     refined = ("test",)
+    trials = True
 
     def __init__(
         self,
@@ -220,6 +281,7 @@ class ReidModule(EvaluationModule):
         optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
         schedule: Callable[[int], float],
         card: Mapping[str, Any],
+        seed: int,
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
@@ -228,7 +290,7 @@ class ReidModule(EvaluationModule):
         teacher: TeacherEmbeddings | None = None,
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
-        rescue: Path | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
@@ -241,16 +303,30 @@ class ReidModule(EvaluationModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
+        self.seed = seed
         self.teacher = teacher
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
-        self.rescue = rescue
+        self.checkpoints = checkpoints
+        self._settings: list[dict[str, Any]] = []
         # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
         # that every process made for itself, and a table of tokens can be large.
         state = set(self.state_dict())
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name not in state
         ]
+
+    def on_train_start(self) -> None:
+        """Gives a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
+        schedule = cast(LambdaLR, self.lr_schedulers())
+        restore_settings(schedule, self._settings, self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds what is drawn in this step, dropout for one, so that it is drawn again if a run is resumed here."""
+        rank = self.trainer.global_rank
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of the losses of a batch; every term is logged raw and weighted.
@@ -333,10 +409,11 @@ class ReidModule(EvaluationModule):
         kept = "the weights are not finite either; go on from the last epoch's checkpoint with resume="
         if self._anywhere(not finite):
             finite = False
-        if finite and self.rescue is not None:
-            self.trainer.save_checkpoint(self.rescue)
+        if finite and self.checkpoints is not None:
+            rescue = self.checkpoints / RESCUE
+            self.trainer.save_checkpoint(rescue)
             # Batch norm's running statistics have seen the batch, the weights have not.
-            kept = f"the weights before this batch are in {self.rescue} (init_from= starts from them)"
+            kept = f"the weights before this batch are in {rescue} (init_from= starts from them)"
         raise FloatingPointError(
             f"{what} at epoch {self.current_epoch}, batch {batch_idx}; {kept}; files: {files}"
         ) from failure
@@ -346,7 +423,13 @@ class ReidModule(EvaluationModule):
         optimizer, schedule = optimise(
             self.parameters(), self.losses.unscheduled_parameters(), self.optimizer, self.schedule
         )
+        self._settings = settings_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lets a run that was moved find the checkpoint that was selected before."""
+        if self.checkpoints is not None:
+            moved(checkpoint, self.checkpoints)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the card, so that evaluation needs no config, and the heads that the model is shipped with."""

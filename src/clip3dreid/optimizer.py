@@ -1,11 +1,14 @@
 """Learning-rate schedules as functions of the epoch, and parameter groups."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from clip3dreid.errors import InputError
 
 
 def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epochs: int = 0) -> float:
@@ -19,6 +22,25 @@ def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epo
     """
     warmup = min(1.0, (epoch + 1) / warmup_epochs) if warmup_epochs else 1.0
     return float(warmup * gamma ** sum(epoch >= milestone for milestone in milestones))
+
+
+def step(epoch: int, *, every: int, gamma: float, warmup_epochs: int = 0) -> float:
+    """Multiplier of the learning rate: times `gamma` after each `every` epochs, after a linear warm-up.
+
+    Args:
+        epoch: 0-based.
+        every: epochs from one lowering to the next, 1 or more.
+        gamma: factor at each.
+        warmup_epochs: epochs over which the rate rises linearly to its value; 0 starts at full rate.
+
+    Raises:
+        InputError: if `every` is less than 1.
+    """
+    if every < 1:
+        raise InputError(f"optimizer.schedule.every is {every}; give a number of epochs, 1 or more")
+    return multistep(
+        epoch, milestones=range(every, epoch + 1, every), gamma=gamma, warmup_epochs=warmup_epochs
+    )
 
 
 def cosine(epoch: int, *, epochs: int, warmup_epochs: int = 0, floor: float = 0.0) -> float:
@@ -61,3 +83,29 @@ def optimise(
     groups = [group for group in groups if group[0]]
     built = optimizer([{"params": members} for members, _ in groups])
     return built, LambdaLR(built, [multiplier for _, multiplier in groups])
+
+
+def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Settings of each parameter group, `initial_lr` among them once a schedule has been made: all but parameters."""
+    return [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+
+
+def restore_settings(schedule: LambdaLR, settings: Sequence[Mapping[str, Any]], epoch: int) -> None:
+    """Gives an optimiser whose state came from a checkpoint the settings that it was built with, and its rate.
+
+    A checkpoint holds the settings of the run that wrote it, and the rate that its schedule had for the next epoch; a
+    resumed run may have other ones.
+
+    Args:
+        schedule: of the optimiser.
+        settings: of each parameter group, as `settings_of` found them before anything was restored.
+        epoch: 0-based: the one that is trained next.
+    """
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
+    schedule.last_epoch = epoch
+    for group, own, multiplier in zip(
+        schedule.optimizer.param_groups, settings, schedule.lr_lambdas, strict=True
+    ):
+        group.update(own)
+        group["lr"] = own["initial_lr"] * multiplier(epoch)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]

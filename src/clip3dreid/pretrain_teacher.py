@@ -10,8 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config import LAST_CHECKPOINT, entry_point
+from clip3dreid.config import entry_point
 from clip3dreid.errors import InputError
+from clip3dreid.run_folder import holds_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,13 @@ def _check_folder(cfg: DictConfig, folder: Path) -> Path | None:
             key for key in {**earlier, **_decides(cfg)} if earlier.get(key) != _decides(cfg).get(key)
         )
         raise InputError(f"{folder} holds a training with another {', '.join(changed)}; give another out")
-    checkpoint = folder / LAST_CHECKPOINT
-    return checkpoint if checkpoint.is_file() else None
+    if not holds_checkpoint(folder):
+        return None
+    from clip3dreid.checkpoints import newest_whole
+
+    at = newest_whole(folder)
+    log.info("going on after %d epochs and %d batches, from %s", at.epochs, at.batches, at.path)
+    return at.path
 
 
 def _world(folder: Path) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def train(cfg: DictConfig) -> Path:
     from rich.progress import Progress
 
     from clip3dreid.build import plain
+    from clip3dreid.checkpoints import CheckpointFiles
     from clip3dreid.files import write_json, write_text
     from clip3dreid.model.small_clip import (
         check_place,
@@ -87,7 +94,8 @@ def train(cfg: DictConfig) -> Path:
         train_tokenizer,
     )
     from clip3dreid.pretraining import TeachingData, TeachingModule, read_crowd, tokenizer_texts
-    from clip3dreid.record import environment, keep_metrics
+    from clip3dreid.record import environment, keep_earlier
+    from clip3dreid.signals import SaveWhenTold, StopWatch
 
     folder = Path(str(cfg.out))
     start = _check_folder(cfg, folder)
@@ -127,18 +135,23 @@ def train(cfg: DictConfig) -> Path:
     with Progress(transient=True) as bar:
         task = bar.add_task("decoding pictures", total=len(crowd.files))
         data.setup("fit", lambda done: bar.update(task, completed=done))
+    watch = StopWatch(folder, f"the same command (out={folder})")
+    callbacks = [instantiate(node) for name, node in cfg.callbacks.items() if name != "best"]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        callbacks=[instantiate(node) for name, node in cfg.callbacks.items() if name != "best"],
+        callbacks=[SaveWhenTold(watch), *callbacks],
         logger=[instantiate(node) for node in cfg.logger.values()],
         reload_dataloaders_every_n_epochs=1,
+        plugins=[CheckpointFiles()],
     )
+    watch.take_over(trainer)
     if trainer.is_global_zero:
-        keep_metrics(folder)
+        keep_earlier(folder)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json(folder / "environment.json", environment())
     begun = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    with watch.reporting():
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     card = {
         "version": CARD_VERSION,
         "trained_on": taught,

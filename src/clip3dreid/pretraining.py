@@ -16,9 +16,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip3dreid.data.images import TrainView, read_rgb, resize, to_unit
+from clip3dreid.data.images import TrainView, fit, read_rgb, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
 from clip3dreid.language.sentences import Sentences
@@ -134,6 +134,19 @@ class _Pictures(Dataset[tuple[int, npt.NDArray[np.uint8], list[str]]]):
         )
 
 
+class _Left(Sampler[list[int]]):
+    """The batches of an epoch that a resumed training has left to do; as many as the whole epoch to who asks."""
+
+    def __init__(self, batches: list[list[int]], done: int) -> None:
+        self._batches, self._done = batches, done
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches[self._done :])
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
 class TeachingData(LightningDataModule):
     """Batches of pictures with sentences.
 
@@ -180,7 +193,8 @@ class TeachingData(LightningDataModule):
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """A picture (H, W, 3) as the view wants it."""
-        return resize(read_rgb(self.crowd.files[row]), self.train_view.height, self.train_view.width)
+        view = self.train_view
+        return fit(read_rgb(self.crowd.files[row]), view.height, view.width, view.square)
 
     def setup(self, stage: str, progress: Callable[[int], None] | None = None) -> None:
         """Decodes the pictures, if they are to be kept."""
@@ -205,8 +219,11 @@ class TeachingData(LightningDataModule):
         # A last, smaller batch would have fewer negatives.
         order = order[: len(order) // self.batch * self.batch].reshape(-1, self.batch)
         mine = [batch[list(share(self.batch, rank, processes))].tolist() for batch in order]
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        left = _Left(mine, done if progress.processed < progress.started else 0)
         return DataLoader(
-            _Pictures(self, epoch), batch_sampler=mine, num_workers=self.workers, collate_fn=self.collate
+            _Pictures(self, epoch), batch_sampler=left, num_workers=self.workers, collate_fn=self.collate
         )
 
     def collate(self, samples: Sequence[tuple[int, npt.NDArray[np.uint8], list[str]]]) -> Pairs:

@@ -28,6 +28,9 @@ PACKAGES = (
 )
 
 
+_KEPT = ("config.yaml", "environment.json", "results.json")
+
+
 def _git(*arguments: str) -> str | None:
     """Output of git in the folder of this package, None where it is not a checkout or git is missing."""
     try:
@@ -68,8 +71,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def keep_metrics(folder: Path) -> None:
-    """Moves the CSV of a killed run aside as `metrics.1.csv`, `metrics.2.csv` …; Lightning would delete it."""
-    for csv in folder.rglob("metrics.csv"):
-        parts = len(list(csv.parent.glob("metrics.*.csv")))
-        csv.rename(csv.with_name(f"metrics.{parts + 1}.csv"))
+def keep_earlier(folder: Path) -> None:
+    """Keeps what the earlier part of a resumed run wrote: `metrics.csv` as `metrics.1.csv`, and so on.
+
+    So too `config.yaml` and `environment.json`, which say how that part was run, and `results.json`. Lightning would
+    delete the first, and this program write over the others.
+    """
+    for path in (*folder.rglob("metrics.csv"), *(folder / name for name in _KEPT)):
+        if path.is_file():
+            parts = len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
+            path.rename(path.with_name(f"{path.stem}.{parts + 1}{path.suffix}"))

@@ -77,6 +77,7 @@ def score(cfg: DictConfig) -> dict[str, Any]:
     student, card, name = _student(cfg)
     cfg.loader.height = cfg.height or card.get("height") or cfg.loader.height
     cfg.loader.width = cfg.width or card.get("width") or cfg.loader.width
+    cfg.loader.square = card.get("square", False) if card else cfg.loader.square
     sources = data_sources(cfg, cfg.seed)
     data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
     if cfg.split not in ("test", "val"):

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from clip3dreid.config import LAST_CHECKPOINT, entry_point, explained
+from clip3dreid.config import entry_point, explained
 from clip3dreid.errors import InputError
+from clip3dreid.run_folder import resumed
 
 
-def resumed(arguments: list[str]) -> list[str]:
-    """The command line of a resumed run: the killed run's own overrides, then what was added now.
+def in_order(arguments: list[str]) -> list[str]:
+    """The command line as it is; of an experiment and a recipe on it, the later one wins key by key.
 
     Args:
-        arguments: of this command; only `resume=FOLDER` is looked for.
+        arguments: of this command.
 
     Raises:
-        InputError: if the folder is not a run, or holds no checkpoint yet.
+        InputError: if a recipe stands before an experiment, which would undo a part of it without a word.
     """
-    found = [argument for argument in arguments if argument.startswith("resume=")]
-    if not found:
-        return arguments
-    # Quoted where this is a process that another one started with its own, already rewritten, command line.
-    folder = Path(found[-1].removeprefix("resume=").strip("'")).expanduser().absolute()
-    overrides = folder / ".hydra" / "overrides.yaml"
-    if not overrides.is_file():
-        raise InputError(f"resume={folder} is not a run: {overrides} is missing; give the folder of a run")
-    if not (folder / LAST_CHECKPOINT).is_file():
+    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
+    if "recipe" in keys and "experiment" in keys[keys.index("recipe") :]:
         raise InputError(
-            f"{folder} holds no {LAST_CHECKPOINT}: the run ended before its first epoch; start it anew"
+            "+recipe= stands before +experiment=, which would set sizes and student anew; give the experiment first"
         )
-    saved = [str(line) for line in OmegaConf.load(overrides) if not str(line).startswith("resume=")]
-    added = [argument for argument in arguments if argument not in found and argument not in saved]
-    return [*saved, *added, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    return arguments
 
 
 @entry_point("train")
@@ -48,7 +39,7 @@ def _train(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Console script."""
     with explained():
-        sys.argv[1:] = resumed(sys.argv[1:])
+        sys.argv[1:] = in_order(resumed(sys.argv[1:]))
     _train()
 
 

@@ -311,6 +311,11 @@ def module(ltcc_root: Path, root: Path, **changes) -> ReidDataModule:
     return data
 
 
+def test_views_that_pad_otherwise_than_the_loader_says_are_refused(ltcc_root: Path, root: Path) -> None:
+    with pytest.raises(InputError, match=r"TrainView has square=False, loader\.square says True"):
+        module(ltcc_root, root, square=True)
+
+
 def both(data: ReidDataModule) -> list:
     return [pair for pair, _, _ in data.train_dataloader()]
 

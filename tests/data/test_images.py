@@ -10,6 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -22,7 +24,9 @@ from clip3dreid.data.images import (
     UnreadablePicture,
     collate,
     find_unreadable,
+    keep,
     read_rgb,
+    squared,
     to_unit,
 )
 from clip3dreid.errors import InputError
@@ -153,6 +157,56 @@ class TestResizing:
         stripes = np.zeros((120, 60, 3), np.uint8)
         stripes[::2] = 255
         assert np.abs(TestView(40, 20)(stripes).astype(int)[:, 1:-1] - 127.5).max() < 20
+
+
+class TestSquares:
+    @given(height=st.integers(1, 40), width=st.integers(1, 40))
+    def test_a_square_is_the_picture_in_the_middle_of_black(self, height, width):
+        picture = np.full((height, width, 3), (9, 8, 7), np.uint8)
+        square = squared(picture)
+        side = max(height, width)
+        assert square.shape == (side, side, 3)
+        filled = (square == (9, 8, 7)).all(2)
+        assert filled.sum() == height * width
+        assert not square[~filled].any()
+        rows, columns = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
+        for place, length in ((rows, height), (columns, width)):
+            before, after = place[0], side - 1 - place[-1]
+            assert len(place) == length
+            assert after - before in (0, 1)
+
+    def test_views_pad_before_they_resize(self):
+        picture = smooth(120, 44)
+        by_hand = np.zeros((120, 120, 3), np.uint8)
+        by_hand[:, 38:82] = picture
+        expected = TestView(48, 48)(by_hand)
+        np.testing.assert_array_equal(TestView(48, 48, square=True)(picture), expected)
+        np.testing.assert_array_equal(train_view(48, 48, square=True)(picture, 3)[0], expected)
+        assert (TestView(48, 48)(picture) != expected).any()
+
+    def test_what_is_cut_out_and_erased_counts_in_the_square(self):
+        # As high as wide, so that rectangles of the whole height fit that would not fit into the crop itself.
+        picture = np.full((96, 24, 3), 77, np.uint8)
+        options = {"erase_probability": 1, "erase_area": (0.3, 0.3), "erase_aspect": (1.0, 1.0)}
+        got, _ = train_view(96, 96, square=True, **options)(picture, 0)
+        erased = (got == np.array([255, 0, 128], np.uint8)[:, None, None]).all(0)
+        assert erased.any(0).sum() == erased.any(1).sum() == round((0.3 * 96 * 96) ** 0.5)
+
+    def test_pictures_that_are_kept_are_padded_once(self, tmp_path):
+        paths = [tmp_path / f"{number}.png" for number in range(2)]
+        for path, size in zip(paths, ((70, 30), (30, 70)), strict=True):
+            Image.fromarray(noise(*size)).save(path)
+        held = keep(paths, 48, 48, 1, square=True)
+        view = train_view(48, 48, square=True, enlarge_probability=1, flip_probability=0.5)
+        for seed, (path, kept) in enumerate(zip(paths, held, strict=True)):
+            np.testing.assert_array_equal(view(kept, seed)[0], view(read_rgb(path), seed)[0])
+
+    def test_squares_must_be_square_and_asked_for_by_true(self):
+        for make in (lambda *size, **how: TestView(*size, **how), train_view):
+            with pytest.raises(InputError, match=r"loader\.square=true .* say 48x24; make the two equal"):
+                make(48, 24, square=True)
+            with pytest.raises(InputError, match=r"loader\.square is no; give true or false"):
+                make(48, 48, square="no")
 
 
 class TestTrainViewGeometry:

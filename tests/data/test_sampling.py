@@ -206,3 +206,22 @@ def test_evaluation_shares_cover_everything_once_and_evenly(count, world_size):
     parts = [share(count, rank, world_size) for rank in range(world_size)]
     assert [row for part in parts for row in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_training_that_goes_on_is_given_the_batches_that_are_left_and_then_whole_epochs(rule):
+    person = labels(COUNTS)
+    undisturbed = batches(person, rule=rule)
+    epochs = []
+    for epoch in range(4):
+        undisturbed.set_epoch(epoch)
+        epochs.append(list(undisturbed))
+    resumed = batches(person, rule=rule)
+    resumed.seek(2, 1)
+    # Workers fetch from an iterator that is made before the epoch is told.
+    early = list(resumed)
+    resumed.set_epoch(2)
+    assert early == list(resumed) == epochs[2][1:]
+    assert len(resumed) == len(epochs[2])  # of a whole epoch, or the progress would be another
+    resumed.set_epoch(3)
+    assert list(resumed) == epochs[3]

@@ -146,8 +146,8 @@ def test_clothes_head_starts_with_rows_of_length_one_and_keeps_its_learning_rate
     assert [id(p) for p in term.unscheduled_parameters()] == [id(term.head.weight)]
 
 
-def memory(momentum: float) -> ClothesMemory:
-    return ClothesMemory(TWO_BY_TWO, scale=2.0, epsilon=0.1, momentum=momentum).double()
+def memory(momentum: float, keep: str = "mean") -> ClothesMemory:
+    return ClothesMemory(TWO_BY_TWO, scale=2.0, epsilon=0.1, momentum=momentum, keep=keep).double()
 
 
 def test_memory_without_momentum_holds_the_last_mean_of_each_outfit():
@@ -165,6 +165,69 @@ def test_memory_with_momentum_starts_at_the_first_mean_and_then_moves_slowly():
     torch.testing.assert_close(term.memory[0], points[0])
     term(features(points[1:]), batch([0], [0]))
     torch.testing.assert_close(term.memory[0], 0.75 * points[0] + 0.25 * points[1])
+
+
+class BaseMemory:
+    """What the memory bank of the base code computes, in plain numbers: every picture is filed by itself, since a
+    tensor is equal to no other as a key, and until all outfits are met each one overwrites what was there.
+    """
+
+    def __init__(self, owners, momentum):
+        self.owners, self.momentum = owners, momentum
+        self.held, self.full = {}, False
+
+    def loss(self, points, person, clothes):
+        for point, worn in zip(points.tolist(), clothes, strict=True):
+            old = self.held.get(worn, point) if self.full else point
+            kept = self.momentum if self.full else 0.0
+            self.held[worn] = [kept * a + (1 - kept) * b for a, b in zip(old, point, strict=True)]
+        self.full = len(self.held) == len(self.owners)
+        met = sorted(self.held)
+
+        def cosine(a, b):
+            return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+        rows = [[2.0 * cosine(point, self.held[c]) for c in met] for point in points.tolist()]
+        owners = [self.owners[c] for c in met]
+        return plain(
+            torch.tensor(rows, dtype=torch.float64), person, [met.index(c) for c in clothes], owners, 0.1
+        )
+
+
+SCRIPT = [  # person and outfit of each picture: repeats, then the last outfit met, then momentum at work
+    ([0, 0, 1, 0], [0, 0, 3, 0]),
+    ([1, 0, 1], [3, 0, 3]),
+    ([0, 1, 0, 0], [1, 2, 1, 0]),
+    ([1, 1, 0, 0, 1], [2, 3, 1, 1, 2]),
+    ([0, 0, 0], [0, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
+def test_keeping_the_last_is_the_memory_of_the_base_code_on_a_scripted_sequence(momentum):
+    term, base = memory(momentum, "last"), BaseMemory([0, 0, 1, 1], momentum)
+    for number, (person, clothes) in enumerate(SCRIPT):
+        points = random_embedding(len(person), 4, seed=number)
+        loss = term(features(points), batch(person, clothes))
+        assert loss.item() == pytest.approx(base.loss(points, person, clothes), rel=1e-9)
+        for outfit, held in base.held.items():
+            torch.testing.assert_close(term.memory[outfit], torch.tensor(held, dtype=torch.float64))
+        assert term.met.tolist() == [outfit in base.held for outfit in range(4)]
+    assert base.full
+
+
+def test_the_two_memories_differ_where_an_outfit_has_several_pictures():
+    points, labels = random_embedding(3, 4), batch([0, 0, 1], [0, 0, 3])
+    mean, last = memory(0.0), memory(0.0, "last")
+    assert mean(features(points), labels).item() != last(features(points), labels).item()
+    torch.testing.assert_close(mean.memory[0], points[:2].mean(0))
+    torch.testing.assert_close(last.memory[0], points[1])
+    torch.testing.assert_close(mean.memory[3], last.memory[3])
+
+
+def test_an_unknown_memory_is_refused():
+    with pytest.raises(InputError, match=r"^ClothesMemory: keep is first; choose mean or last$"):
+        memory(0.0, "first")
 
 
 def test_memory_loss_is_the_adversarial_loss_over_the_outfits_met():

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -176,13 +177,19 @@ def test_variance_between_people_has_no_gradient():
 PERSON = [0, 0, 1, 1, 2, 2]
 
 
+RELEASE = {"squared": False, "distance": "unit_euclidean", "detach": False}
+"""What the partial release of Liu et al. does and this term does not by itself."""
+
+
 def distilled(
-    *, temperature=2.0, margin: float | None = 0.3, smoothing=0.1, width=5, teacher=4, student=3
+    *, temperature=2.0, margin: float | None = 0.3, smoothing=0.1, width=5, teacher=4, student=3, **more
 ) -> tuple[LogitDistillation, CrossEntropy]:
     """The term in double and the student's classifier that it reads, with weights that tell people apart."""
     torch.manual_seed(0)
     at = dimensions(student, 3)._replace(teacher=TeacherSpace(teacher, torch.zeros(teacher)))
-    term = LogitDistillation(at, width=width, temperature=temperature, margin=margin, smoothing=smoothing)
+    term = LogitDistillation(
+        at, width=width, temperature=temperature, margin=margin, smoothing=smoothing, **more
+    )
     classifier = CrossEntropy(at, smoothing=0.0).double()
     term = term.double()
     with torch.no_grad():
@@ -230,6 +237,99 @@ def test_parts_are_those_of_a_plain_implementation(temperature, smoothing, margi
     assert set(found) == {"teacher", "kl"}
     by_hand = plain_parts(term, classifier, embedding, teacher, **how)
     assert (found["teacher"].item(), found["kl"].item()) == pytest.approx(by_hand, rel=1e-8)
+
+
+def released_parts(weights, embedding, teacher):
+    """The release's two losses in numpy, from its code's formulas."""
+    linear, shift, scale, offset, head, head_bias, own, own_bias = weights
+    reduced = teacher @ linear.T + shift
+    reduced = (reduced - reduced.mean(0)) / np.sqrt(reduced.var(0) + 1e-5) * scale + offset
+    logits, taught = embedding @ own.T + own_bias, reduced @ head.T + head_bias
+
+    def log_softmax(values):
+        values = values - values.max(1, keepdims=True)
+        return values - np.log(np.exp(values).sum(1, keepdims=True))
+
+    target, found = log_softmax(taught / 2), log_softmax(logits / 2)
+    kl = (np.exp(target) * (target - found)).sum() / len(teacher)
+    wanted = 0.1 / 3 + 0.9 * np.eye(3)[PERSON]
+    cross_entropy = -(wanted * log_softmax(taught)).sum(1).mean()
+    unit = reduced / np.linalg.norm(reduced, axis=1, keepdims=True)
+    apart = np.sqrt(((unit[:, None] - unit) ** 2).sum(2))
+    same = np.equal.outer(PERSON, PERSON)
+    hinge = np.where(same, apart, -1).max(1) - np.where(same, 9, apart).min(1) + 0.3
+    return cross_entropy + hinge.clip(min=0).mean(), kl
+
+
+def own_classifier(**more) -> LogitDistillation:
+    """The term with the release's values, in double, with random weights."""
+    term, _ = distilled(classifier=None, **RELEASE, **more)
+    assert term.student is not None
+    with torch.no_grad():
+        term.student.weight.normal_()
+        term.student.bias.normal_()
+    return term
+
+
+def test_with_the_release_s_values_both_parts_are_the_release_s():
+    term = own_classifier()
+    embedding, teacher = random_embedding(6, 3, seed=1), random_embedding(6, 4, seed=2)
+    found = term(features(embedding), labelled(PERSON, teacher))
+    by_hand = released_parts(
+        [parameter.detach().numpy() for parameter in term.parameters()], embedding.numpy(), teacher.numpy()
+    )
+    assert (found["teacher"].item(), found["kl"].item()) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_square_of_the_temperature_is_all_that_squared_changes():
+    embedding, labels = random_embedding(6, 3, seed=1), labelled(PERSON, random_embedding(6, 4, seed=2))
+    plain, squared = (
+        distilled(temperature=3.0, squared=squared)[0](features(embedding), labels)
+        for squared in (False, True)
+    )
+    assert squared["kl"].item() == pytest.approx(9 * plain["kl"].item(), rel=1e-12)
+    assert squared["teacher"].item() == plain["teacher"].item()
+
+
+def test_the_two_parts_are_weighed_apart():
+    points, labels = random_embedding(6, 3, seed=1), labelled(PERSON, random_embedding(6, 4, seed=2))
+    plain = distilled()[0](features(points), labels)
+    weighed = distilled(kl_weight=0.25, teacher_weight=3.0)[0](features(points), labels)
+    assert weighed["kl"].item() == pytest.approx(0.25 * plain["kl"].item(), rel=1e-12)
+    assert weighed["teacher"].item() == pytest.approx(3 * plain["teacher"].item(), rel=1e-12)
+
+
+def test_undetached_the_divergence_moves_the_head_with_the_gradient_of_both_sides():
+    term = own_classifier()
+    embedding, teacher = random_embedding(6, 3, seed=1), random_embedding(6, 4, seed=2)
+    weights = [parameter.detach().numpy() for parameter in term.parameters()]
+    kl = term(features(embedding), labelled(PERSON, teacher))["kl"]
+    gradients = torch.autograd.grad(kl, list(term.parameters()))
+    for place, gradient in enumerate(gradients):
+        moved = [weight.copy() for weight in weights]
+        numeric = np.zeros_like(weights[place])
+        for index in np.ndindex(numeric.shape):
+            for sign in (1, -1):
+                moved[place][index] = weights[place][index] + sign * 1e-6
+                numeric[index] += sign * released_parts(moved, embedding.numpy(), teacher.numpy())[1] / 2e-6
+            moved[place][index] = weights[place][index]
+        np.testing.assert_allclose(gradient.numpy(), numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_a_classifier_of_its_own_is_trained_by_the_divergence_alone_and_needs_no_other_loss():
+    term = own_classifier()
+    term.connect({"global": term})
+    parts = term(features(random_embedding(6, 3, seed=1)), labelled(PERSON, random_embedding(6, 4, seed=2)))
+    own = list(term.student.parameters())
+    assert all(
+        gradient.abs().sum() > 0 for gradient in torch.autograd.grad(parts["kl"], own, retain_graph=True)
+    )
+    assert torch.autograd.grad(parts["teacher"], own, allow_unused=True) == (None, None)
+    fresh = LogitDistillation(
+        taught(4, people=3), width=5, temperature=2.0, margin=None, smoothing=0.1, classifier=None
+    )
+    assert fresh.student.weight.std().item() == pytest.approx(0.001, rel=0.7)
+    assert not fresh.student.bias.any()
 
 
 def test_divergence_is_0_where_the_student_s_logits_are_the_head_s():
@@ -281,7 +381,10 @@ def test_gradient_of_the_divergence_in_the_embedding():
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({}, r"logits of loss\.identity, which is not there; add loss=\[identity,…\] or set classifier"),
+        (
+            {},
+            r"logits of loss\.identity, which is not there; add loss=\[identity,…\], set classifier, or .*null",
+        ),
         ({"arcface": CrossEntropy}, r"loss\.identity, which is not there"),
         ({"identity": ArcFace}, r"loss\.identity, which is no CrossEntropy"),
     ],
@@ -336,6 +439,9 @@ def test_the_student_s_classifier_is_trained_and_kept_once():
         ({"temperature": 0.0}, "LogitDistillation: temperature is 0.0; give a value above 0"),
         ({"temperature": float("nan")}, "LogitDistillation: temperature is nan"),
         ({"smoothing": 1.5}, r"smoothing is 1\.5; give a value in 0\.\.1"),
+        ({"kl_weight": -1.0}, r"LogitDistillation: kl_weight is -1\.0; give 0 or more"),
+        ({"teacher_weight": 0.0}, r"LogitDistillation: teacher_weight is 0\.0; give a value above 0"),
+        ({"distance": "manhattan"}, r"Triplet: unknown distance 'manhattan'"),
     ],
 )
 def test_values_out_of_range_are_refused(change, message):

@@ -32,6 +32,7 @@ TERMS = {
     "pairwise_circle": partial(PairwiseCircle, scale=4.0, margin=0.35),
     "clothes_adversarial": partial(ClothesAdversarial, scale=8.0, epsilon=0.1),
     "clothes_memory": partial(ClothesMemory, scale=8.0, epsilon=0.1, momentum=0.5),
+    "clothes_memory_last": partial(ClothesMemory, scale=8.0, epsilon=0.1, momentum=0.5, keep="last"),
 }
 AT_ONCE = {"weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}
 LATE = {"late": {"term": TERMS["arcface"], **AT_ONCE, "start_epoch": 5}}

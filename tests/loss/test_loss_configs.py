@@ -16,6 +16,7 @@ VARIANTS = {
     "local_geomloss": "local",
     "local_unbalanced": "local",
     "global_kl": "global",
+    "clothes_memory_base": "clothes_memory",
 }
 """Files that take the place of another loss, and so its name."""
 BESIDE = {"global_kl": ["identity"]}
@@ -94,6 +95,24 @@ def test_method_cal_adds_the_adversarial_loss_with_the_values_of_the_paper(losse
     assert node.clothes_adversarial.term.epsilon == 0.1
 
 
+def test_method_cal_triplet_is_cal_with_the_triplet_of_the_base_recipe(losses):
+    node = losses("method=cal_triplet")
+    assert list(node) == ["identity", "clothes_adversarial", "triplet"]
+    assert {name: node[name] for name in ("identity", "clothes_adversarial")} == losses("method=cal")
+    triplet = node.triplet
+    assert (triplet.weight, triplet.start_epoch) == (1.0, 0)
+    assert (triplet.term.margin, triplet.term.distance) == (0.3, "cosine")
+
+
+def test_the_memory_of_the_base_code_differs_from_ours_in_what_it_keeps_alone(losses):
+    ours, theirs = (
+        losses(f"loss=[{name}]").clothes_memory for name in ("clothes_memory", "clothes_memory_base")
+    )
+    assert (ours.term.keep, theirs.term.keep) == ("mean", "last")
+    assert {**ours.term, "keep": "last"} == theirs.term
+    assert theirs.term.momentum == 0
+
+
 def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
     node = losses("method=clip3dreid")
     assert list(node) == ["identity", "local", "global", "body"]
@@ -111,19 +130,29 @@ def test_method_clip3dreid_cal_adds_the_adversarial_loss(losses):
 
 def test_method_clip3dreid_release_has_the_values_of_the_release_and_no_bodies(losses):
     node = losses("method=clip3dreid_release")
-    assert list(node) == ["identity", "local", "global"]
+    # No loss of the student's own: its classifier belongs to the distillation.
+    assert list(node) == ["local", "global"]
+    assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
     local = node.local
     assert local.weight == 0.3
     assert (local.term.projection, local.term.centre) == ("text", False)
-    assert (local.term.solver.eps, local.term.solver.iterations, local.term.solver.tolerance) == (
-        0.1,
-        100,
-        0.01,
-    )
+    assert (local.term.positions, local.term.tokens) == ("uniform", "uniform")
+    solver = local.term.solver
+    assert (solver.eps, solver.iterations, solver.tolerance) == (0.1, 100, 0.01)
     release = node["global"]
-    assert release.term["_target_"].endswith(".LogitDistillation")
-    assert (release.weight, release.term.width, release.term.temperature) == (1.0, 512, 2.0)
-    assert release.term.classifier == "identity"
+    assert release.weight == 1.0
+    assert {key: value for key, value in release.term.items() if not key.startswith("_")} == {
+        "width": 512,
+        "temperature": 2.0,
+        "squared": False,
+        "margin": 0.3,
+        "distance": "unit_euclidean",
+        "smoothing": 0.1,
+        "detach": False,
+        "classifier": None,
+        "kl_weight": 1.0,
+        "teacher_weight": 1.0,
+    }
 
 
 def test_command_line_overrides_the_method_of_an_experiment(losses):

@@ -24,6 +24,7 @@ ROOT = math.sqrt(3) / 2  # cosine of 30 degrees
 ALL = [
     Triplet(NONE, margin=0.3, distance="cosine"),
     Triplet(NONE, margin=0.3, distance="euclidean"),
+    Triplet(NONE, margin=0.3, distance="unit_euclidean"),
     Triplet(NONE, margin=None, distance="euclidean"),
     Contrastive(NONE, scale=16.0),
     PairwiseCosFace(NONE, scale=16.0, margin=0.1),
@@ -54,6 +55,51 @@ def test_euclidean_triplet_measures_features_as_they_are():
     assert hard.item() == pytest.approx(2.3 / 4, rel=1e-6)
     soft = Triplet(NONE, margin=None, distance="euclidean")(features(points), labels)
     assert soft.item() == pytest.approx(sum(map(softplus, differences)) / 4, rel=1e-6)
+
+
+def test_unit_euclidean_triplet_measures_chords_whatever_the_lengths():
+    # The chord between two directions at an angle a is 2 sin(a / 2); people at 0, 60 and at 90, 180.
+    points = torch.tensor([[1.0], [9.0], [0.1], [3.0]]).double() * on_circle(0, 60, 90, 180)
+    loss = Triplet(NONE, margin=0.3, distance="unit_euclidean")(features(points), batch([0, 0, 1, 1]))
+
+    def chord(degrees):
+        return 2 * math.sin(math.radians(degrees) / 2)
+
+    near = [(60, 90), (60, 30), (90, 30), (90, 120)]
+    hinges = [max(0.0, chord(own) - chord(other) + 0.3) for own, other in near]
+    assert loss.item() == pytest.approx(sum(hinges) / 4, rel=1e-9)
+
+
+def within_processes(points, person, margin):
+    """The triplet of two processes in the base code: anchors of one's own, distances to the pictures of both, and no
+    gradient into those of the other; the mean over processes, as DistributedDataParallel takes it.
+    """
+    half, total = len(points) // 2, 0.0
+    for own in (slice(0, half), slice(half, None)):
+        gallery = points.detach().clone()
+        gallery[own] = points[own]
+        unit = gallery / gallery.norm(dim=1, keepdim=True)
+        apart = 1 - unit[own] @ unit.T
+        same = person[own][:, None] == person
+        hardest = (apart - 9.0 * ~same).amax(1) - (apart + 9.0 * same).amin(1)
+        total = total + (hardest + margin).clamp(min=0).mean() / 2
+    return total
+
+
+def test_the_base_code_s_gradient_over_two_processes_is_a_part_of_ours():
+    # What docs/method.md says of it: the loss is the same, its gradient points nearly the same way and is shorter.
+    person, cosines_, lengths = torch.arange(16).repeat_interleave(4), [], []
+    for seed in range(10):
+        middle = random_embedding(16, 64, seed=seed).repeat_interleave(4, 0)
+        points = (0.5 * middle + random_embedding(64, 64, seed=100 + seed)).requires_grad_()
+        ours = Triplet(NONE, margin=0.3, distance="cosine")(features(points), batch(person.tolist()))
+        theirs = within_processes(points, person, 0.3)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+        whole, part = (torch.autograd.grad(loss, points)[0].flatten() for loss in (ours, theirs))
+        cosines_.append((whole @ part / whole.norm() / part.norm()).item())
+        lengths.append((part.norm() / whole.norm()).item())
+    assert sum(cosines_) / 10 == pytest.approx(0.95, abs=0.02)
+    assert sum(lengths) / 10 == pytest.approx(0.9, abs=0.05)
 
 
 def test_contrastive_sets_each_positive_against_the_negatives_alone():
@@ -172,7 +218,7 @@ def test_a_picture_drawn_twice_gives_a_finite_gradient(term):
 
 
 def test_unknown_distance_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'manhattan'.*cosine, euclidean"):
+    with pytest.raises(InputError, match=r"'manhattan'.*cosine, euclidean, unit_euclidean"):
         Triplet(NONE, margin=0.3, distance="manhattan")
 
 

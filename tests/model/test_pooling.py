@@ -3,7 +3,14 @@ import torch
 
 from clip3dreid.errors import InputError
 from clip3dreid.model.backbone import BackboneOutput
-from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, Maximum, MaximumAverage
+from clip3dreid.model.pooling import (
+    Average,
+    ClassToken,
+    GeneralisedMean,
+    Maximum,
+    MaximumAverage,
+    WeighedPositions,
+)
 
 # One picture, two channels, a map of 1 x 2 positions.
 SMALL = BackboneOutput(torch.tensor([[[[1.0, 3.0]], [[2.0, 8.0]]]]), torch.tensor([[7.0, 9.0]]))
@@ -44,3 +51,20 @@ def test_generalised_mean_learns_p_and_survives_zeros_and_half_precision():
 def test_class_token_of_a_backbone_without_one_is_an_input_error():
     with pytest.raises(InputError, match="class token"):
         ClassToken()(BackboneOutput(SMALL.map, None))
+
+
+def test_weighed_positions_sum_places_and_reduce_channels():
+    pooling = WeighedPositions(positions=2, channels=2, width=3)
+    with torch.no_grad():
+        pooling.weight.copy_(torch.tensor([10.0, -1.0]))
+        pooling.reduce.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
+        pooling.reduce.bias.copy_(torch.tensor([0.0, 0, 5]))
+    # Channels: 10 x 1 - 3 = 7 and 10 x 2 - 8 = 12.
+    torch.testing.assert_close(pooling(SMALL), torch.tensor([[7.0, 12.0, 24.0]]))
+
+
+def test_weighed_positions_refuse_a_map_of_another_size():
+    with pytest.raises(InputError, match=r"2 channels and 49 positions, the map has 2 and 2.*loader\.height"):
+        WeighedPositions(positions=49, channels=2, width=3)(SMALL)
+    with pytest.raises(InputError, match="at least 1"):
+        WeighedPositions(positions=0, channels=2, width=3)

@@ -49,6 +49,15 @@ def test_the_neck_starts_as_the_base_recipe_says():
     assert not small(neck_bias=False).neck.bias.requires_grad
 
 
+def test_without_a_neck_the_embedding_is_the_pooled_feature_in_training_and_after():
+    student = small(neck=False, ghost_group=4)
+    for mode in (True, False):
+        features = student.train(mode)(torch.rand(2, 3, 64, 32))
+        assert features.embedding is features.pooled
+    assert {name.split(".")[0] for name in student.state_dict()} == {"backbone"}
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in student.modules())
+
+
 @pytest.mark.parametrize(
     ("pooling", "width"), [(Average(), 64), (MaximumAverage(), 128), (GeneralisedMean(), 64)]
 )

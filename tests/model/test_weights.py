@@ -17,6 +17,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import (
+    check_same_student,
     load_pretrained,
     read_card,
     read_checkpoint,
@@ -357,3 +358,19 @@ def test_saved_weights_are_plain_safetensors_with_the_card_as_json(tmp_path):
     assert json.loads(header["__metadata__"]["clip3dreid"]) == {"version": 1, "student": CONFIG}
     with pytest.raises(InputError, match=r"must end in \.safetensors"):
         save_weights({}, {}, tmp_path / "a.pth")
+
+
+def test_a_config_that_says_nothing_of_the_neck_has_one(tmp_path):
+    save_weights(trained().state_dict(), CARD, tmp_path / "old.safetensors")
+    check_same_student(tmp_path / "old.safetensors", CONFIG | {"neck": True})
+    with pytest.raises(InputError, match=r"model\.student\.neck is True there, False here"):
+        check_same_student(tmp_path / "old.safetensors", CONFIG | {"neck": False})
+
+
+def test_a_student_without_a_neck_is_rebuilt_from_its_checkpoint(tmp_path):
+    bare = student(2, neck=False).eval()
+    path = tmp_path / "bare.safetensors"
+    save_weights(bare.state_dict(), CARD | {"student": CONFIG | {"neck": False}}, path)
+    images = torch.rand(2, 3, 64, 32)
+    assert torch.equal(student_from_checkpoint(path)(images).embedding, bare(images).embedding)
+    assert not [name for name in read_checkpoint(path).state if name.startswith("neck")]

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from clip3dreid.data.images import Pixels, TrainView, pack_paths, read_rgb
-from clip3dreid.data.sampling import exchanged
+from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.errors import InputError
 from clip3dreid.types import Bodies
 
@@ -135,7 +135,7 @@ def collate_bodies(samples: Sequence[BodySample]) -> Bodies:
     )
 
 
-class BodyBatches(Sampler[list[tuple[int, int]]]):
+class BodyBatches(ResumableBatches):
     """Batches of S bodies, as many an epoch as the people's stream has, for a loader's `batch_sampler`.
 
     The pictures are shuffled and dealt out; when they run out they are shuffled again. A global batch depends on seed
@@ -156,6 +156,7 @@ class BodyBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, count: int, *, batch: int, batches: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
+        super().__init__()
         if batch < 1 or batch % world_size:
             raise InputError(
                 f"bodies.batch={batch} cannot be divided among {world_size} process(es); give a positive multiple"
@@ -167,22 +168,12 @@ class BodyBatches(Sampler[list[tuple[int, int]]]):
             )
         self.count, self.batch, self.batches, self.seed = count, batch, batches, seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    @property
-    def sampler(self) -> BodyBatches:
-        """Itself: Lightning tells the epoch to `dataloader.batch_sampler.sampler`."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration; without it every iteration is that of epoch 0."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return self.batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def plan(self) -> Iterator[list[tuple[int, int]]]:
         """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
         # A third number keeps these draws apart from those of `IdentityBatches`.
         rng = np.random.default_rng([self.seed, self.epoch, 2])

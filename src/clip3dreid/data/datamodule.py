@@ -24,7 +24,7 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
-from clip3dreid.data.sampling import IdentityBatches, share
+from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
 from clip3dreid.errors import InputError
 from clip3dreid.types import Batch, Bodies
 
@@ -50,7 +50,7 @@ class BodyStream(NamedTuple):
 class _SameBatches(Sampler[list[tuple[int, int]]]):
     """The first `count` batches of epoch 0 in every epoch: a model that cannot learn these has a defect."""
 
-    def __init__(self, batches: IdentityBatches | BodyBatches, count: int) -> None:
+    def __init__(self, batches: ResumableBatches, count: int) -> None:
         self._batches = [batch for batch, _ in zip(batches, range(count), strict=False)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -97,6 +97,7 @@ class ReidDataModule(LightningDataModule):
         test_view: TestView,
         keep_pictures: bool = False,
         overfit_batches: int = 0,
+        square: bool = False,
     ) -> None:
         super().__init__()
         for view in (train_view, test_view):
@@ -104,6 +105,10 @@ class ReidDataModule(LightningDataModule):
                 raise InputError(
                     f"{type(view).__name__} makes {view.height}x{view.width} pictures, loader.height and "
                     f"loader.width say {height}x{width}; set those two alone"
+                )
+            if view.square != square:
+                raise InputError(
+                    f"{type(view).__name__} has square={view.square}, loader.square says {square}; set that alone"
                 )
         self.manifests = list(manifests)
         self.seed = seed
@@ -219,10 +224,24 @@ class ReidDataModule(LightningDataModule):
     def _kept(self, files: Sequence[Path], view: TrainView) -> Pixels | None:
         if not self.keep_pictures:
             return None
-        return keep(files, view.height, view.width, self.workers or 1)
+        return keep(files, view.height, view.width, self.workers or 1, view.square)
 
-    def _batches(self, all_of_them: IdentityBatches | BodyBatches) -> Sampler[Any]:
-        return _SameBatches(all_of_them, self.overfit_batches) if self.overfit_batches else all_of_them
+    def _batches(self, all_of_them: ResumableBatches) -> Sampler[Any]:
+        if self.overfit_batches:
+            return _SameBatches(all_of_them, self.overfit_batches)
+        all_of_them.seek(*self._progress())
+        return all_of_them
+
+    def _progress(self) -> tuple[int, int]:
+        """Epoch to train next, and how many of its batches have been trained on before."""
+        if self.trainer is None:
+            return 0, 0
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        within = epochs.processed < epochs.started
+        return (
+            epochs.processed,
+            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if within else 0,
+        )
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
         rank, world_size = self._place()

@@ -119,6 +119,32 @@ def resize(rgb: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def squared(rgb: Pixels) -> Pixels:
+    """Pads (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
+    height, width = rgb.shape[:2]
+    down, right = max(width - height, 0), max(height - width, 0)
+    if not (down or right):
+        return rgb
+    square = np.zeros((height + down, width + right, 3), np.uint8)
+    square[down // 2 : down // 2 + height, right // 2 : right // 2 + width] = rgb
+    return square
+
+
+def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
+    """(h, w, 3) to (height, width, 3), padded to a square before it is resized if so asked."""
+    return resize(squared(rgb) if square else rgb, height, width)
+
+
+def _check_square(square: bool, height: int, width: int) -> None:
+    if not isinstance(square, bool):
+        raise InputError(f"loader.square is {square}; give true or false")
+    if square and height != width:
+        raise InputError(
+            f"loader.square=true pads pictures to squares, and loader.height and loader.width say {height}x{width}; "
+            "make the two equal, or set loader.square=false"
+        )
+
+
 def _planes(rgb: Pixels) -> Pixels:
     """(H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
     planes = np.empty((3, *rgb.shape[:2]), np.uint8)
@@ -126,7 +152,7 @@ def _planes(rgb: Pixels) -> Pixels:
     return planes
 
 
-def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels:
+def keep(paths: Sequence[Path], height: int, width: int, workers: int, square: bool = False) -> Pixels:
     """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
 
     What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
@@ -137,6 +163,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels
         height: H, in pixels.
         width: W, in pixels.
         workers: threads (decoders let go of Python's lock).
+        square: of the view that they are kept for.
 
     Raises:
         UnreadablePicture: if one cannot be read.
@@ -144,7 +171,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int) -> Pixels
     kept = np.empty((len(paths), height, width, 3), np.uint8)
 
     def put(row: int) -> None:
-        kept[row] = resize(read_rgb(paths[row]), height, width)
+        kept[row] = fit(read_rgb(paths[row]), height, width, square)
 
     with ThreadPool(max(workers, 1)) as pool:
         pool.map(put, range(len(paths)), chunksize=16)
@@ -157,13 +184,19 @@ class TestView:
     Args:
         height: H, in pixels.
         width: W, in pixels.
+        square: pad the picture with black to a square before it is resized, so that it keeps its proportions.
+
+    Raises:
+        InputError: if it is to be padded to a square, and H is not W.
     """
 
     __test__ = False  # pytest takes the name for a test
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, square: bool = False) -> None:
+        _check_square(square, height, width)
         self.height = height
         self.width = width
+        self.square = square
 
     def __call__(self, rgb: Pixels) -> Pixels:
         """Resizes a picture.
@@ -174,7 +207,7 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
-        return _planes(resize(rgb, self.height, self.width))
+        return _planes(fit(rgb, self.height, self.width, self.square))
 
 
 class TrainView:
@@ -192,9 +225,11 @@ class TrainView:
         erase_fill: RGB in 0..1 that the rectangle is filled with.
         keep_view: whether to return the picture before erasing as well, for a teacher.
         extra: albumentations transforms applied between mirroring and erasing; they must keep the size.
+        square: as in `TestView`; padding comes first, so that what is cut, extra and erased counts in the square.
 
     Raises:
-        InputError: if a value is out of its range, or `extra` changes the picture's shape or type.
+        InputError: if a value is out of its range, it is to be padded to a square and H is not W, or `extra`
+            changes the picture's shape or type.
 
     Source: Gu et al., "Clothes-Changing Person Re-identification with RGB Modality Only" (CVPR 2022),
     released code; erasing: Zhong et al., "Random Erasing Data Augmentation" (AAAI 2020), Algorithm 1, where
@@ -215,9 +250,12 @@ class TrainView:
         erase_fill: Sequence[float],
         keep_view: bool = False,
         extra: Sequence[albumentations.BasicTransform] = (),
+        square: bool = False,
     ) -> None:
+        _check_square(square, height, width)
         self.height = height
         self.width = width
+        self.square = square
         self.enlarged = round(height * enlarge), round(width * enlarge)
         self.probability = enlarge_probability, flip_probability, erase_probability
         self.keep_view = keep_view
@@ -249,7 +287,7 @@ class TrainView:
         # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
         enlarge, down, right, flip, erase = rng.random(5)
         enlarge_probability, flip_probability, erase_probability = self.probability
-        rgb = resize(rgb, self.height, self.width)
+        rgb = fit(rgb, self.height, self.width, self.square)
         if enlarge < enlarge_probability:
             height, width = self.enlarged
             top = int(down * (height - self.height + 1))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,50 @@ Ints = npt.NDArray[np.int64]
 RULES = ("distinct", "chunks")
 
 
-class IdentityBatches(Sampler[list[tuple[int, int]]]):
+class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
+    """Batches of `(row, seed of the augmentation)` that follow from an epoch and a place in it alone.
+
+    A loader's workers fetch the first batches when its iterator is made, so a resumed training has to `seek` before
+    that; the epochs after it are told by `set_epoch`, as Lightning does.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._first = 0
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: Lightning tells the epoch to `dataloader.batch_sampler.sampler`."""
+        return self
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Begins in the middle: the next iteration yields the batches of an epoch from a place on.
+
+        Args:
+            epoch: 0-based.
+            batch: how many of its batches are left out because they have been trained on.
+        """
+        self.epoch, self._first = epoch, batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the batches of the next iteration: all of another epoch's, or those left of the one sought."""
+        if epoch != self.epoch:
+            self.seek(epoch, 0)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches a whole epoch, the same in every epoch and process."""
+
+    @abstractmethod
+    def plan(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields this process's slice of each global batch of the epoch, from its first batch on."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields the batches that are left of the epoch."""
+        return islice(self.plan(), self._first, None)
+
+
+class IdentityBatches(ResumableBatches):
     """Batches of P people with K pictures each, for a loader's `batch_sampler`.
 
     Each epoch every person's pictures are shuffled and cut into chunks of K; the n mod K that are left over
@@ -58,6 +104,7 @@ class IdentityBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__()
         if rule not in RULES:
             raise InputError(f"loader.rule={rule} is not one of {', '.join(RULES)}")
         if people < 1 or pictures < 1:
@@ -74,7 +121,6 @@ class IdentityBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
         self._distinct = rule == "distinct"
         self._person = np.unique(person, return_inverse=True)[1]
         self._count = np.bincount(self._person)
@@ -87,22 +133,13 @@ class IdentityBatches(Sampler[list[tuple[int, int]]]):
         most = most_batches(self._chunks, people)
         self._batches = most if self._distinct else int(self._chunks.sum()) // people
 
-    @property
-    def sampler(self) -> IdentityBatches:
-        """Itself: Lightning tells the epoch to `dataloader.batch_sampler.sampler`."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration; without it every iteration is that of epoch 0."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         """Batches an epoch, the same in every epoch and process."""
         return self._batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def plan(self) -> Iterator[list[tuple[int, int]]]:
         """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
-        rows = self._plan()
+        rows = self._rows()
         # Drawn apart from the plan, so that a draw's seed follows from seed, epoch and position alone.
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(2**63, size=rows.shape)
         size = rows.shape[1] // self.world_size
@@ -110,7 +147,7 @@ class IdentityBatches(Sampler[list[tuple[int, int]]]):
         for batch, seed in zip(rows[:, mine], seeds[:, mine], strict=True):
             yield list(zip(batch.tolist(), seed.tolist(), strict=True))
 
-    def _plan(self) -> Ints:
+    def _rows(self) -> Ints:
         """Rows of all global batches of the epoch, (T, P K), each person's K pictures side by side."""
         rng = np.random.default_rng([self.seed, self.epoch, 0])
         chunks, owner = self._cut(rng)

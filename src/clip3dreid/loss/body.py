@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.loss.identity import linear_classifier
 from clip3dreid.loss.term import Need, Term, fraction, not_negative
 from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace
 
@@ -157,9 +158,7 @@ class BodyIdentity(Term):
         """
         super().__init__()
         self.smoothing = fraction("BodyIdentity: smoothing", smoothing)
-        self.head = nn.Linear(dimensions.width, _space(dimensions).bodies)
-        nn.init.normal_(self.head.weight, std=0.001)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear_classifier(dimensions.width, _space(dimensions).bodies)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy over the bodies, a scalar."""

@@ -4,6 +4,7 @@ Source: Gu et al., "Clothes-Changing Person Re-identification with RGB Modality 
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,13 +101,28 @@ class ClothesAdversarial(Term):
 class ClothesMemory(Term):
     """The adversarial loss against a memory of outfit features in place of a learned head.
 
-    The memory is updated first, with the mean feature of each outfit in the global batch, then compared.
-    Outfits not yet met count neither as own nor as rivals.
+    The memory is updated first, with the pictures of the global batch, then compared. Outfits not yet met count
+    neither as own nor as rivals. What is kept is one of two:
 
-    Source: the memory-bank variant in the code of Gu et al., CVPR 2022; not in the paper.
+    - `mean`: an outfit's mean feature in the batch takes the place of what was remembered of it, but for the share
+      that `momentum` keeps from the second meeting on.
+    - `last`: pictures take that place one after the other, in the order of the global batch; the momentum counts
+      once every outfit has been met, and before that each picture replaces what was there. At momentum 0 an
+      outfit's last picture is all that is remembered of it.
+
+    Source: the memory-bank variant in the code of Gu et al., CVPR 2022; not in the paper. The code sets out to take
+    means too, but files each picture under a key of its own, so that what it computes is `last`; `mean` is ours.
     """
 
-    def __init__(self, dimensions: Dimensions, *, scale: float, epsilon: float, momentum: float) -> None:
+    def __init__(
+        self,
+        dimensions: Dimensions,
+        *,
+        scale: float,
+        epsilon: float,
+        momentum: float,
+        keep: Literal["mean", "last"] = "mean",
+    ) -> None:
         """Makes an empty memory.
 
         Args:
@@ -114,11 +130,15 @@ class ClothesMemory(Term):
             scale: factor on the cosines, above 0.
             epsilon: share of the target spread over all met outfits of the person, 0..1.
             momentum: share of the old memory that an update keeps, 0..1; 0 remembers the last batch only.
+            keep: `mean` or `last`, what of a batch is remembered.
 
         Raises:
             InputError: if the data has no clothes labels, or a value is out of range.
         """
         super().__init__()
+        if keep not in ("mean", "last"):
+            raise InputError(f"ClothesMemory: keep is {keep}; choose mean or last")
+        self.keep = keep
         self.scale = positive("ClothesMemory: scale", scale)
         self.epsilon = fraction("ClothesMemory: epsilon", epsilon)
         self.momentum = fraction("ClothesMemory: momentum", momentum)
@@ -141,9 +161,16 @@ class ClothesMemory(Term):
         known = clothes >= 0
         embedding, clothes = embedding[known], clothes[known]
         alike = (clothes[:, None] == clothes).to(embedding.dtype)
-        mean = alike @ embedding / alike.sum(1, keepdim=True)  # (M, D), equal rows for equal outfits
-        kept = self.momentum * self.met[clothes, None]
-        self.memory[clothes] = (kept * self.memory[clothes] + (1 - kept) * mean).to(self.memory.dtype)
+        if self.keep == "mean":
+            kept = self.momentum * self.met[clothes, None]
+            new = (1 - kept) * (alike @ embedding / alike.sum(1, keepdim=True))  # (M, D)
+        else:
+            momentum = self.momentum * self.met.all().to(embedding.dtype)
+            # A picture's share shrinks with each later one of its outfit; 0 to the power of 0 is 1.
+            share = (1 - momentum) * momentum ** alike.triu(1).sum(1)
+            kept, new = momentum ** alike.sum(1, keepdim=True), alike @ (share[:, None] * embedding)
+        # Rows of the same outfit are equal.
+        self.memory[clothes] = (kept * self.memory[clothes] + new).to(self.memory.dtype)
         self.met[clothes] = True
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
-from clip3dreid.loss.identity import CrossEntropy
+from clip3dreid.loss.identity import CrossEntropy, linear_classifier
 from clip3dreid.loss.pairwise import Triplet
-from clip3dreid.loss.term import Need, Term, between_person_variance, positive
+from clip3dreid.loss.term import Need, Term, between_person_variance, not_negative, positive
 from clip3dreid.types import Batch, Dimensions, Features, TeacherSpace
 
 
@@ -76,13 +76,16 @@ class GlobalAlignment(Term):
 class LogitDistillation(Term):
     """The student's identity logits are drawn to those of a head that is trained on the frozen teacher.
 
-    Three parts: `teacher`, the cross-entropy of that head (linear, batch norm, classifier) and, with a margin, the
-    batch-hard triplet of its features; `kl`, Kullback-Leibler divergence of the student's distribution over people
-    from the head's at a temperature, times its square. The head's logits teach and are not taught by `kl`.
+    Two parts: `teacher`, the cross-entropy of that head (linear, batch norm, classifier) and, with a margin, the
+    batch-hard triplet of its features, times `teacher_weight`; `kl`, Kullback-Leibler divergence of the student's
+    distribution over people from the head's, both at a temperature, times `kl_weight` and, with `squared`, the square
+    of the temperature.
 
-    Source: the partial release of Liu et al., CVPR 2024: width 512, temperature 2, weight 1, cross-entropy and
-    triplet for the head; Hinton et al., 2015, for the square. That `kl` leaves the head alone is ours. The head's
-    batch norm takes its statistics from each process's own pictures.
+    Source: the partial release of Liu et al., CVPR 2024, which takes the divergence as it is, measures the triplet
+    between features of length 1, lets the divergence move the head too, and whose student has a classifier that
+    nothing else trains; `method=clip3dreid_release` has its values. Hinton et al., "Distilling the Knowledge in a
+    Neural Network", 2015, section 2, for the square, without which the temperature scales the gradient down. The
+    head's batch norm takes its statistics from each process's own pictures.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
@@ -95,17 +98,28 @@ class LogitDistillation(Term):
         temperature: float,
         margin: float | None,
         smoothing: float,
-        classifier: str = "identity",
+        classifier: str | None = "identity",
+        distance: str = "cosine",
+        squared: bool = True,
+        detach: bool = True,
+        kl_weight: float = 1.0,
+        teacher_weight: float = 1.0,
     ) -> None:
-        """Builds the teacher's head.
+        """Builds the teacher's head, and the student's where it has none.
 
         Args:
-            dimensions: number of people, and the teacher's space.
+            dimensions: number of people, width of the embedding, and the teacher's space.
             width: of the head's feature.
             temperature: above 0.
-            margin: of the head's triplet on the cosine distance; null: no triplet.
+            margin: of the head's triplet, in units of `distance`; null: no triplet.
             smoothing: of the labels in the head's cross-entropy, 0..1.
-            classifier: the loss term whose logits are the student's: a `CrossEntropy`.
+            classifier: the loss term whose logits are the student's: a `CrossEntropy`; null: a classifier of this
+                term's own, which the divergence alone trains.
+            distance: of the head's triplet, one of `Triplet`'s.
+            squared: the divergence counts times the square of the temperature.
+            detach: the divergence teaches the student alone; false: it moves the head as well.
+            kl_weight: of the divergence within this term, 0 or more.
+            teacher_weight: of the head's own loss within this term, above 0: what it does not train knows nobody.
 
         Raises:
             InputError: if a value is out of its range.
@@ -115,27 +129,37 @@ class LogitDistillation(Term):
         if width < 1:
             raise InputError(f"LogitDistillation: width is {width}; give at least 1")
         self.temperature = positive("LogitDistillation: temperature", temperature)
-        self.reduce = nn.Sequential(nn.Linear(space.width, width), nn.BatchNorm1d(width))
+        self.kl_weight = not_negative("LogitDistillation: kl_weight", kl_weight)
+        self.teacher_weight = positive("LogitDistillation: teacher_weight", teacher_weight)
+        self.squared = squared
+        self.detach = detach
+        norm = nn.BatchNorm1d(width)
+        nn.init.normal_(norm.weight, 1.0, 0.02)
+        self.reduce = nn.Sequential(nn.Linear(space.width, width), norm)
         head = dimensions._replace(width=width)
         self.identity = CrossEntropy(head, smoothing=smoothing)
-        self.triplet = None if margin is None else Triplet(head, margin=margin, distance="cosine")
+        self.triplet = None if margin is None else Triplet(head, margin=margin, distance=distance)
         self.classifier = classifier
+        self.student = linear_classifier(dimensions.width, dimensions.people) if classifier is None else None
         # In a list, so that the other term's head is not part of this one too.
-        self._student: list[CrossEntropy] = []
+        self._student: list[nn.Linear] = [] if self.student is None else [self.student]
 
     def connect(self, others: Mapping[str, Term]) -> None:
-        """Finds the term whose logits are the student's.
+        """Finds the term whose logits are the student's, unless this one has a classifier of its own.
 
         Raises:
             InputError: if there is no such term, or it is no cross-entropy.
         """
+        if self.classifier is None:
+            return
         other = others.get(self.classifier)
         if not isinstance(other, CrossEntropy):
             raise InputError(
                 f"LogitDistillation reads the logits of loss.{self.classifier}, which is "
-                f"{'not there' if other is None else 'no CrossEntropy'}; add loss=[identity,…] or set classifier"
+                f"{'not there' if other is None else 'no CrossEntropy'}; add loss=[identity,…], set classifier, or "
+                "give it a classifier of its own (classifier: null)"
             )
-        self._student = [other]
+        self._student = [other.head]
 
     def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Returns `teacher` and `kl`, means over the batch."""
@@ -144,8 +168,13 @@ class LogitDistillation(Term):
         taught = self.identity(own, batch)
         if self.triplet is not None:
             taught = taught + self.triplet(own, batch)
-        target = F.log_softmax(self.identity.head(reduced).detach() / self.temperature, dim=1)
-        logits = self._student[0].head(features.embedding)
-        student = F.log_softmax(logits / self.temperature, dim=1)
-        divergence = F.kl_div(student, target, log_target=True, reduction="batchmean")
-        return {"teacher": taught, "kl": divergence * self.temperature**2}
+        target = self.identity.head(reduced) / self.temperature
+        logits = self._student[0](features.embedding) / self.temperature
+        divergence = F.kl_div(
+            F.log_softmax(logits, dim=1),
+            F.log_softmax(target.detach() if self.detach else target, dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        scale = self.kl_weight * (self.temperature**2 if self.squared else 1.0)
+        return {"teacher": self.teacher_weight * taught, "kl": scale * divergence}

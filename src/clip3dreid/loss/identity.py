@@ -7,13 +7,24 @@ from clip3dreid.loss.term import Term, fraction
 from clip3dreid.types import Batch, Dimensions, Features
 
 
+def linear_classifier(width: int, classes: int) -> nn.Linear:
+    """Builds a linear classifier of embeddings of `width` numbers.
+
+    Bias and initial weights (normal, standard deviation 0.001) are those of the base recipe of Gu et al., CVPR 2022.
+    """
+    head = nn.Linear(width, classes)
+    nn.init.normal_(head.weight, std=0.001)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class CrossEntropy(Term):
     """Softmax cross-entropy of a linear head on the embedding, with label smoothing.
 
     The target of a picture of person y is `(1 - smoothing) [k = y] + smoothing / people` for each person k.
 
-    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7;
-    bias and initial weights (normal, standard deviation 0.001) as in the base recipe of Gu et al., CVPR 2022.
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7; the
+    head as in the base recipe of Gu et al., CVPR 2022.
     """
 
     def __init__(self, dimensions: Dimensions, *, smoothing: float) -> None:
@@ -28,9 +39,7 @@ class CrossEntropy(Term):
         """
         super().__init__()
         self.smoothing = fraction("CrossEntropy: smoothing", smoothing)
-        self.head = nn.Linear(dimensions.width, dimensions.people)
-        nn.init.normal_(self.head.weight, std=0.001)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear_classifier(dimensions.width, dimensions.people)
 
     def forward(self, features: Features, batch: Batch) -> Tensor:
         """Returns the mean cross-entropy over the batch, a scalar."""

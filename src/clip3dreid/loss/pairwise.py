@@ -23,6 +23,7 @@ _DISTANCES = {
     "cosine": CosineSimilarity,
     # The field's Euclidean triplet takes features of any length; the library normalises unless told not to.
     "euclidean": lambda: LpDistance(normalize_embeddings=False),
+    "unit_euclidean": LpDistance,
 }
 
 
@@ -33,7 +34,9 @@ class Triplet(Term):
     `mean(log(1 + exp(d(positive) - d(negative))))`.
 
     Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017, equation 5
-    and the soft margin below it; on the cosine distance 1 - cos as in the code of Gu et al., CVPR 2022.
+    and the soft margin below it; on the cosine distance 1 - cos as in the code of Gu et al., CVPR 2022; on the
+    Euclidean distance of features of length 1, the root of twice that, as in the partial release of Liu et al.,
+    CVPR 2024.
     """
 
     def __init__(self, dimensions: Dimensions, *, margin: float | None, distance: str) -> None:
@@ -42,10 +45,11 @@ class Triplet(Term):
         Args:
             dimensions: unused; a triplet needs no head.
             margin: in units of the distance; None for the soft margin.
-            distance: "cosine" (1 - cos, in 0..2) or "euclidean".
+            distance: "cosine" (1 - cos, in 0..2), "euclidean" (of features as they are) or "unit_euclidean" (of
+                features brought to length 1, in 0..2).
 
         Raises:
-            InputError: if `distance` is neither.
+            InputError: if `distance` is none of them.
         """
         super().__init__()
         if distance not in _DISTANCES:

@@ -305,8 +305,8 @@ class TeacherEmbeddings(nn.Module):
     """What a training loop asks for the teacher's embeddings: from a cache, or fresh.
 
     Args:
-        teacher: embeds the very pictures that the student is shown, before erasing, if there is no cache. It moves
-            with this module and is part of nobody's state.
+        teacher: embeds the very pictures that the student is shown, before erasing where a batch has that view, if
+            there is no cache. It moves with this module and is part of nobody's state.
         cache: answers by row, if given: the embedding of the picture as it is on disk.
 
     Attributes:

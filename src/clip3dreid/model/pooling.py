@@ -54,6 +54,46 @@ class GeneralisedMean(nn.Module):
         return features.map.float().clamp(min=self.eps).pow(p).mean((2, 3)).pow(1.0 / p)
 
 
+class WeighedPositions(nn.Module):
+    """Sum over positions, each with a weight of its own that is learnt, and a linear layer: (B, width).
+
+    Weights belong to places, so the map must always have the same number of positions: pictures of one size. They
+    begin as draws from a standard normal distribution.
+
+    Args:
+        positions: h x w of the map.
+        channels: C of the map.
+        width: of the feature.
+
+    Source: the partial release of Liu et al., CVPR 2024.
+    """
+
+    def __init__(self, positions: int, channels: int, width: int) -> None:
+        super().__init__()
+        if min(positions, channels, width) < 1:
+            raise InputError(
+                f"WeighedPositions: positions {positions}, channels {channels} and width {width} must be at least 1"
+            )
+        self.weight = nn.Parameter(torch.randn(positions))
+        self.reduce = nn.Linear(channels, width)
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pools the map.
+
+        Raises:
+            InputError: if its positions or channels are others than it was made for.
+        """
+        maps = features.map.flatten(2)
+        wanted = self.reduce.in_features, len(self.weight)
+        if maps.shape[1:] != wanted:
+            raise InputError(
+                f"pooling WeighedPositions is made for {wanted[0]} channels and {wanted[1]} positions, the map has "
+                f"{maps.shape[1]} and {maps.shape[2]}; change loader.height and loader.width, or the pooling"
+            )
+        reduced: Tensor = self.reduce(maps @ self.weight)
+        return reduced
+
+
 class ClassToken(nn.Module):
     """The backbone's own summary of the picture, its class token: (B, C)."""
 

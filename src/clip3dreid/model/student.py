@@ -16,8 +16,8 @@ from clip3dreid.types import Features
 class Student(nn.Module):
     """Pictures to retrieval features: normalisation, backbone, pooling, batch-norm neck.
 
-    The embedding is the neck's output, for losses and retrieval alike (Gu et al., CVPR 2022, released code:
-    scale drawn from N(1, 0.02), shift 0 and trained).
+    The embedding is the neck's output, if there is one, for losses and retrieval alike (Gu et al., CVPR 2022,
+    released code: scale drawn from N(1, 0.02), shift 0 and trained).
 
     Args:
         backbone: from pictures to a feature map.
@@ -27,6 +27,8 @@ class Student(nn.Module):
         std: likewise.
         neck_bias: train the neck's shift; without it the neck is that of Luo et al., CVPRW 2019, whose
             shift stays 0.
+        neck: False leaves the neck out: embedding and pooled feature are one and the same, for losses and
+            retrieval (the partial release of Liu et al., CVPR 2024, builds a neck and never calls it).
         ghost_group: normalise over groups of this many pictures (see `normalisation.use_ghost`); None: over
             the batch.
         freeze_batch_norm: keep the backbone's batch norms as loaded (see `normalisation.freeze`). The neck
@@ -55,6 +57,7 @@ class Student(nn.Module):
         neck_bias: bool = True,
         ghost_group: int | None = None,
         freeze_batch_norm: bool = False,
+        neck: bool = True,
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -68,9 +71,10 @@ class Student(nn.Module):
         self.pooling = pooling
         self.neck: nn.Module = nn.Identity()
         self.channels, self.width = self._measure()
-        self.neck = nn.BatchNorm1d(self.width)
-        nn.init.normal_(self.neck.weight, 1.0, 0.02)
-        self.neck.bias.requires_grad_(neck_bias)
+        if neck:
+            self.neck = nn.BatchNorm1d(self.width)
+            nn.init.normal_(self.neck.weight, 1.0, 0.02)
+            self.neck.bias.requires_grad_(neck_bias)
         if freeze_batch_norm:
             freeze(self.backbone)
         if ghost_group is not None:

@@ -44,9 +44,11 @@ _RENAMES = (
     (re.compile(r"^globalpooling\."), "pooling."),
     # torchvision, and AIM, which keeps torchvision's names and calls the neck `bn` too.
     (re.compile(r"^(conv1|bn1|layer[1-4])\."), r"backbone.\1."),
+    # TinyViT.
+    (re.compile(r"^(patch_embed|layers|norm_head)\."), r"backbone.\1."),
 )
-# ImageNet's classifier.
-_LEFT_OUT = re.compile(r"^fc\.(weight|bias)$")
+# ImageNet's classifier, of torchvision and of TinyViT, whose files may hold a table of indices too.
+_LEFT_OUT = re.compile(r"^(fc|head)\.(weight|bias)$|^layers\..*\.attention_bias_idxs$")
 # Where a file keeps the network's state: CAL and AIM, Lightning, and the field's other habits.
 _STATES = ("model_state_dict", "state_dict", "model")
 
@@ -87,8 +89,8 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a file of weights, ours or published, on the CPU, without running anything in it.
 
-    Understood are torchvision's ImageNet files, the checkpoints of CAL (Simple-CCReID) and AIM (of which
-    the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
+    Understood are the ImageNet files of torchvision and TinyViT, the checkpoints of CAL (Simple-CCReID) and AIM
+    (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
     checkpoints of this project (of which the student is taken) and its safetensors.
 
     Args:
@@ -271,6 +273,8 @@ def valid_card(card: Any, path: Path) -> dict[str, Any]:
 
 # How batches are normalised in training is no part of what was learnt.
 _FREE = ("ghost_group", "freeze_batch_norm")
+# What a config that does not say so means.
+_UNSAID = {"neck": True}
 
 
 def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
@@ -289,7 +293,7 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     card = read_checkpoint(path).card if path.is_file() else None
     if card is None:
         return
-    there, here = _flatten(valid_card(card, path).get("student")), _flatten(config)
+    there, here = (_UNSAID | _flatten(node) for node in (valid_card(card, path).get("student"), config))
     wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
     if wrong:
         shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])

@@ -1,0 +1,113 @@
+"""How this process was started: alone, or as one of several of a run, and for which time."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from datetime import timedelta
+from typing import NamedTuple
+
+from clip3dreid.errors import InputError
+
+ID = "CLIP3DREID_LAUNCH"
+"""Environment variable by which a run's first process names the launch to those that it starts itself."""
+_MEETING_S = 600
+
+
+class Launch(NamedTuple):
+    """One start of a run, the same for all of its processes but for the rank."""
+
+    id: str
+    """Tells it from any other run; a scheduler's restarts of a run have one id."""
+    rank: int = 0
+    """This process, 0 the first."""
+    attempt: int = 0
+    """How often the scheduler has started the run again."""
+    name: str | None = None
+    """What the run's folder is to be called in the place of the time, which processes do not share."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process does what is done once for all."""
+        return self.rank == 0
+
+
+@functools.cache
+def launch() -> Launch:
+    """Finds out how this process was started, from what Lightning, torchrun or SLURM leave in the environment.
+
+    Raises:
+        InputError: if torchrun's meeting place does not answer, or nodes were started one by one.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        agreed = _agreed()
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        return Launch(agreed, int(os.environ["RANK"]), restarts, agreed)
+    if _by_slurm():
+        job = _job()
+        return Launch(
+            job, int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", 0)), job
+        )
+    if int(os.environ.get("NODE_RANK", 0)) > 0 and ID not in os.environ:
+        raise InputError(
+            "this is node "
+            + os.environ["NODE_RANK"]
+            + " of several (NODE_RANK): start the processes of all nodes with "
+            "torchrun or srun, so that they find each other's folder"
+        )
+    if ID in os.environ:
+        return Launch(os.environ[ID], int(os.environ.get("LOCAL_RANK", 0)))
+    return Launch(uuid.uuid4().hex, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def announce() -> None:
+    """Lets processes that this one will start know which launch they belong to."""
+    os.environ[ID] = launch().id
+
+
+def forget() -> None:
+    """Makes the next run of a sweep, or of a test, a launch of its own."""
+    os.environ.pop(ID, None)
+    launch.cache_clear()
+
+
+def _by_slurm() -> bool:
+    """Whether `srun` started this process; in an interactive allocation a command is a command."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys() and not interactive
+
+
+def _job() -> str:
+    """Name of SLURM's job, with the task of an array and the step where these say more."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"job-{array}-{task}" if array and task else f"job-{os.environ['SLURM_JOB_ID']}"
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    return name if step == "0" or not step.isdecimal() else f"{name}.{step}"
+
+
+def _agreed() -> str:
+    """A name that all processes of torchrun's launch agree on, kept by its agent through restarts."""
+    # Only here: nobody else needs torch this early.
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise InputError(
+            "torchrun keeps no meeting place for this run (TORCHELASTIC_USE_AGENT_STORE is not True); give all "
+            "processes one folder with hydra.run.dir=FOLDER and leave TORCHELASTIC_RUN_ID out of the environment"
+        )
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = TCPStore(*where, is_master=False, timeout=timedelta(seconds=_MEETING_S))
+        # The first to come sets the name, the others find it.
+        agreed: bytes = store.compare_set("clip3dreid/launch", "", _stamp())
+    except DistError as error:
+        raise InputError(
+            f"torchrun's meeting place {where[0]}:{where[1]} does not answer: {error}"
+        ) from error
+    return agreed.decode()
+
+
+def _stamp() -> str:
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{uuid.uuid4().hex[:4]}"
