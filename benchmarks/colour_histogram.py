@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 
 from clip3dreid.build import read_manifest
 from clip3dreid.config import conf_dir, register
-from clip3dreid.data.images import read_rgb
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.pictures import read_rgb
 
 STRIPES, BINS = 6, 8
 

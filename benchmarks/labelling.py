@@ -20,9 +20,9 @@ from hydra import compose, initialize_config_dir
 
 from clip3dreid.config import conf_dir, register
 from clip3dreid.data.datasets import ltcc
-from clip3dreid.data.images import read_rgb
 from clip3dreid.embed import embed_pictures
 from clip3dreid.model.teacher import load_teacher
+from clip3dreid.pictures import read_rgb
 from clip3dreid.tables import print_table
 
 BATCH = 64

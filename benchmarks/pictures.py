@@ -30,7 +30,7 @@ from hydra.utils import instantiate
 from PIL import Image, ImageOps
 
 from clip3dreid.config import conf_dir
-from clip3dreid.data.images import read_rgb
+from clip3dreid.pictures import read_rgb
 
 HEIGHT, WIDTH = 384, 192
 SOURCES = ((128, 64), (384, 192), (720, 300))

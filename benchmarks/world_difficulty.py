@@ -30,8 +30,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from clip3dreid.config import conf_dir, register
-from clip3dreid.data.images import read_rgb
 from clip3dreid.model.student import Student
+from clip3dreid.pictures import read_rgb
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.tables import print_table
 

@@ -675,3 +675,23 @@ def test_the_example_of_the_documentation_runs(
     assert -1 <= scope["similar"] <= 1
     with safe_open("copy/model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["clip3dreid"]) == CARD
+
+
+def test_what_cannot_be_read_is_no_matter_of_a_config_key(model: ReidModel, tmp_path: Path) -> None:
+    for path in (tmp_path / "nope.jpg", tmp_path):
+        with pytest.raises(InputError, match=r"; give one that can be read$") as caught:
+            model.embed(path)
+        assert "on_error" not in str(caught.value)
+
+
+def test_cut_outs_that_look_the_same_have_the_same_features(model: ReidModel, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layers = np.zeros((64, 32, 4), np.uint8)
+    layers[10:50, 8:24] = 255
+    layers[10:50, 8:24, :3] = rng.integers(0, 255, (40, 16, 3))
+    other = np.where(layers[..., 3:] == 0, np.array([255, 0, 255, 0], np.uint8), layers)
+    for name, picture in (("a", layers), ("b", other)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    first, second = model.embed([tmp_path / "a.png", tmp_path / "b.png"])
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.embed(Image.fromarray(other))[0], first, atol=1e-5, rtol=1e-4)

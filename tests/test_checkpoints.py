@@ -1,9 +1,6 @@
 """Checkpoints survive kills, full disks and damage."""
 
-import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from clip3dreid import checkpoints
 from clip3dreid.checkpoints import PREVIOUS, CheckpointFiles, damage, moved, newest_whole
 from clip3dreid.errors import InputError
+from tests.runs import tmpfs
 
 
 def content(step: int, processed: int = 1, started: int = 1, ready: int = 0) -> dict[str, Any]:
@@ -92,21 +90,6 @@ def test_what_reads_back_otherwise_does_not_take_the_place_of_a_good_one(
         write(tmp_path, 2)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
-
-
-@contextlib.contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own; needs the right to mount one."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=False)
 
 
 def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one(tmp_path: Path) -> None:

@@ -271,3 +271,23 @@ def test_a_missing_piece_is_named(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_queries_in_the_gallery_stand_beside_the_score(invoke: Command, tmp_path: Path) -> None:
+    paths = {"query_paths": ["a", "b"], "gallery_paths": ["a", "x", "y", "z", "v"]}
+    path = features(tmp_path / "f.npz", **paths, gallery_camids=[2, 2, 3, 2, 2])
+    done = invoke("evaluate", f"features={path}", "protocol=general", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 queries are in the gallery themselves, by path or by bytes: dropped there" in done.stdout
+    assert "same_picture=drop" in done.stdout
+    scores = json.loads((tmp_path / "o.json").read_text())["results"]["general"]
+    assert (scores["queries_in_gallery"], scores["same_picture"]) == (1, "drop")
+    kept = invoke("evaluate", f"features={path}", "protocol=general", "+protocol.general.same_picture=keep")
+    assert "KEPT, so that they find themselves" in kept.stdout, kept.stderr
+
+
+def test_equal_features_without_paths_are_said(invoke: Command, tmp_path: Path) -> None:
+    same = np.array([[0, 1], [2, 1], [3, 1], [4, 1], [0.5, 1]], np.float32)
+    done = invoke("evaluate", f"features={features(tmp_path / 'f.npz', gallery_features=same)}", "out=o.json")
+    assert "1 of 2 queries have the very features of a gallery item of their person" in done.stdout
+    assert len(json.loads((tmp_path / "o.json").read_text())["notes"]) == 1

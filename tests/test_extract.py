@@ -104,7 +104,7 @@ def test_boxes_of_a_table_and_chosen_outputs(invoke, saved_model, ltcc_root, tmp
     assert done.returncode == 0, done.stderr
     shards = Shards(tmp_path / "shards")
     assert shards.facts["vectors"] == {"embedding": 128, "betas": 4}
-    assert shards.labels["person"].to_list() == ["007", None]
+    assert shards.labels["person"].to_list() == ["7", None]
     model = clip3dreid.load(saved_model)
     with Image.open(path) as picture:
         expected = model.embed([picture.crop((2, 4, 14, 30)), picture])
@@ -187,7 +187,7 @@ def test_odd_names_and_links_in_circles(invoke, saved_model, ltcc_root, tmp_path
     (crops / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
     refused = invoke("extract", *arguments)
     assert refused.returncode == 2
-    assert "is not UTF-8; rename it" in refused.stderr
+    assert "1 file names are not UTF-8" in refused.stderr
 
 
 def start(arguments: tuple[str, ...], cwd: Path) -> subprocess.Popen:

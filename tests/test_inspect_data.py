@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from clip3dreid.data.manifest import load
 from tests.conftest import Command, write_ltcc
 
@@ -49,3 +52,36 @@ def test_a_wrong_root_is_told_the_layout_and_the_nearest_match(invoke: Command, 
     assert done.stderr.count("\n") == 1
     assert "train/" in done.stderr
     assert "LTCC_ReID" in done.stderr
+
+
+def test_queries_that_are_in_the_gallery_are_counted_by_path_and_by_bytes(
+    invoke: Command, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        Image.fromarray(rng.integers(0, 255, (8, 4, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "b.png").read_bytes())
+    (tmp_path / "t.csv").write_text(
+        "path,person,split,role\na.png,1,test,query\nb.png,1,test,query\na.png,1,test,gallery\n"
+        "copy.png,1,test,gallery\nc.png,1,test,gallery\n"
+    )
+    done = invoke("inspect_data", "data=custom", "data.root=t.csv", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "o.json").read_text())["protocols"]
+    assert (entry["queries_in_gallery"], entry["junk_per_query"], entry["same_picture"]) == (2, 1, "drop")
+    assert entry["in_gallery"] == ["a.png", "b.png"]
+    assert "2 of 2 queries are in the gallery themselves" in " ".join((done.stdout + done.stderr).split())
+
+
+def test_what_is_passed_over_is_counted_in_the_report(invoke: Command, tmp_path: Path) -> None:
+    root = write_ltcc(tmp_path / "LTCC_ReID", train=range(2), test=range(3))
+    for name in ("train/Thumbs.db", "query/.DS_Store", "info/ids.txt", "README"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    done = invoke("inspect_data", "data=ltcc", f"data.root={root}", "out=o.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "o.json").read_text())["notes"] == [
+        "3 files that are no pictures are passed over: 1 *.db such as train/Thumbs.db, 1 README, 1 hidden such as "
+        "query/.DS_Store",
+        "1 folders beside the data set's are not looked at: info/",
+    ]

@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 
 from clip3dreid.config import conf_dir
 from clip3dreid.data.datasets import ltcc
-from clip3dreid.data.images import read_rgb
 from clip3dreid.language.labels import aggregate, choose, load
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
+from clip3dreid.pictures import read_rgb
 from tests.conftest import Command, write_ltcc
 from tests.model.test_small_clip import CONFIG, MEAN, STD
 

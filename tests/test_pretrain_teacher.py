@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
-from clip3dreid.pretraining import TeachingModule, recolour
+from clip3dreid.pretraining import TeachingModule, read_crowd, recolour
 from tests.conftest import Command
 from tests.processes import PATIENCE_S
 
@@ -141,3 +142,14 @@ def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
     assert "holds no teacher of ours" in done.stderr
     assert mine.read_text() == "keep"
     assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "truth.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        InputError, match=r"truth\.parquet cannot be read as parquet: .*; write a world there with"
+    ):
+        read_crowd([tmp_path], [])
+    pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")
+    with pytest.raises(InputError, match="has no column split, bad_box"):
+        read_crowd([tmp_path], [])

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.resume import changes, may_change
 from clip3dreid.signals import SaveWhenTold
 from tests.conftest import TINY, Command
-from tests.runs import Killer, assert_same, differences
+from tests.runs import Killer, assert_same, differences, tmpfs
 from tests.test_train import column
 
 # With loader workers, as by default: they fetch ahead of what is trained.
@@ -269,3 +270,38 @@ def test_two_processes_killed_and_resumed_end_where_two_undisturbed_ones_do(
     whole, killed = killer.undisturbed(), killer.killed(signum, kills=6, span=0.8)
     assert killer.kills >= 3
     assert differences(whole, killed) == []
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_costs_no_epoch_that_was_saved(ltcc_root: Path, tmp_path: Path) -> None:
+    """The run's folder is a small file system of its own, TMPDIR another: a cluster's usual case."""
+    arguments = overrides("ce", ltcc_root, ())
+    whole = Killer(tmp_path, [*arguments, "epochs=40", "milestones=[20]"], 0).undisturbed()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with tmpfs(tmp_path / "disk", "12m") as disk:
+        killer = Killer(disk.parent, [*arguments, "epochs=40", "milestones=[20]"], 0)
+        os.environ["TMPDIR"] = str(elsewhere)
+        try:
+            process = killer.start(*killer.arguments, f"hydra.run.dir={disk}/run", log="full.log")
+        finally:
+            del os.environ["TMPDIR"]
+        last = disk / "run" / "checkpoints" / "last.ckpt"
+        while not last.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        filler = disk / "filler"
+        with filler.open("ab", buffering=0) as file:
+            while process.poll() is None:
+                try:
+                    file.write(b"x" * 65536)
+                except OSError:
+                    time.sleep(0.001)
+        said = (tmp_path / "full.log").read_text(errors="replace")
+        assert process.returncode == 2, said[-3000:]
+        assert "No space left on device" in said
+        assert "Traceback" not in said
+        assert not list(elsewhere.rglob("*.ckpt*"))
+        filler.unlink()
+        assert killer.start(f"resume={disk}/run", log="resumed.log").wait() == 0
+        assert_same(whole, disk / "run")

@@ -99,6 +99,7 @@ def test_a_worker_of_a_loader_leaves_the_decision_to_the_process_that_started_it
 BLOCKED = """
 import os, signal, sys, threading
 from pathlib import Path
+from clip3dreid import signals
 signals.GRACE_S = 1.0
 read, _ = os.pipe()
 with signals.StopWatch(Path(sys.argv[1]), "command resume=run") as watch:
@@ -195,7 +196,7 @@ class Pair:
 
 
 # Ten times the minute that is promised: a busy machine is slow, and a hang is for ever.
-LIMIT = 600.0
+LIMIT = PATIENCE_S
 
 
 @pytest.mark.slow
@@ -259,3 +260,56 @@ def test_under_torchrun_all_processes_use_one_folder_and_a_restart_goes_on_there
         assert len(list((tmp_path / "runs" / "together").iterdir())) == 1
     finally:
         pair.end()
+
+
+@pytest.mark.slow
+def test_slurm_s_signal_saves_and_requeues_and_the_restart_goes_on_in_the_same_folder(
+    ltcc_root: Path, tmp_path: Path
+) -> None:
+    """SLURM is played here: two tasks of a step, its environment, and a `scontrol` that notes what it is asked."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    step = {
+        "SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0", "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1", "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+
+    def srun(attempt: int, log: str, epochs: int) -> list[subprocess.Popen[bytes]]:
+        restart = {"SLURM_RESTART_COUNT": str(attempt)} if attempt else {}
+        command = [
+            sys.executable, "-m", "clip3dreid.train", "data=ltcc", f"data.root={ltcc_root}", *TINY, "run_name=job",
+            f"epochs={epochs}", "trainer.devices=2", "trainer.strategy=ddp", "model.student.ghost_group=4",
+        ]  # fmt: skip
+        found = []
+        for rank in "01":
+            with (tmp_path / f"{log}{rank}").open("wb") as file:
+                found.append(
+                    subprocess.Popen(
+                        command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                        env=os.environ | step | restart | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+                    )
+                )  # fmt: skip
+        return found
+
+    def said(log: str) -> str:
+        return (tmp_path / f"{log}0").read_text(errors="replace")
+
+    tasks = srun(0, "first", 2000)
+    while "Epoch 2" not in said("first"):
+        assert {task.poll() for task in tasks} == {None}, said("first")[-3000:]
+        time.sleep(0.05)
+    tasks[1].send_signal(signal.SIGUSR1)
+    assert [task.wait(LIMIT) for task in tasks] == [128 + signal.SIGUSR1] * 2
+    assert (tmp_path / "asked").read_text() == "requeue 4242\n"
+    # The same command, as SLURM repeats it: it goes on without being told.
+    tasks = srun(1, "second", 2000)
+    while "Epoch 3" not in said("second"):
+        assert {task.poll() for task in tasks} == {None}, said("second")[-3000:]
+        time.sleep(0.05)
+    assert "going on after" in said("second")
+    tasks[0].send_signal(signal.SIGTERM)
+    assert [task.wait(LIMIT) for task in tasks] == [128 + signal.SIGTERM] * 2
+    assert [path.name for path in (tmp_path / "runs" / "job").iterdir()] == ["job-4242_seed1"]

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
-from clip3dreid.data.images import Pixels, TestView, read_rgb, to_unit, upright_rgb
+from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
 from clip3dreid.model.places import LIBRARY, find_model
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, read_checkpoint, save_weights, valid_card
+from clip3dreid.pictures import Pixels, read_rgb, unreadable, upright_rgb
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 """A file; an image of Pillow; (H, W, 3) uint8 RGB; or a tensor (3, H, W) RGB, uint8 or floating point 0..1."""
@@ -348,7 +349,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re
         elif isinstance(picture, Image.Image):
             rgb = _from_pillow(picture, number)
         elif isinstance(picture, str | Path):
-            rgb = read_rgb(Path(picture).expanduser())
+            rgb = read_rgb(Path(picture).expanduser(), "give one that can be read")
         else:
             raise InputError(
                 f"picture {number} is a {type(picture).__name__}; give a path, an image of Pillow, an array "
@@ -714,8 +715,8 @@ def _checked(pictures: Tensor, which: str) -> Tensor:
 
 
 def _from_pillow(image: Image.Image, number: int) -> Pixels:
-    """As `read_rgb` has it from a file: upright, 16-bit grey scaled down, transparency dropped."""
+    """As `read_rgb` has it from a file, and as little of the image itself is changed."""
     try:
         return upright_rgb(image)
     except Exception as error:  # files are decoded only here, and decoders raise a dozen types
-        raise InputError(f"picture {number} cannot be decoded: {' '.join(str(error).split())}") from error
+        raise InputError(f"picture {number} cannot be decoded: {unreadable('', error).reason}") from error

@@ -364,6 +364,8 @@ def _run(one: _Found, protocol: str) -> Run:
         seconds, pictures = cost.get("step_seconds"), cost.get("pictures_per_step")
         setting = {key: one.results.get(key) for key in ("metric", "flip")}
         setting |= {key: scores.get(key) for key in ("drop", "shots", "average_precision", "rerank")}
+        # Where no query is in the gallery it decides nothing, as before there was such a key.
+        setting["same_picture"] = scores.get("same_picture") if scores.get("queries_in_gallery") else None
         return Run(
             folder=one.folder,
             rung=one.rung,

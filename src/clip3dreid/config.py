@@ -110,6 +110,8 @@ def quieten() -> None:
         ".*dataloader is not resumable.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    # Ours is the lower limit, and says so in one line.
+    warnings.filterwarnings("ignore", message=".*could be decompression bomb.*")
     # What it computes goes to files.
     warnings.filterwarnings("ignore", message="predict returned None.*")
     # No held-out people, so nothing to validate on.

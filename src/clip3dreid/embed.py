@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip3dreid.data.images import read_rgb
+from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
 from clip3dreid.files import identify
@@ -23,6 +23,7 @@ from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import Cache, EmbeddingCache, MemoryCache
 from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
 from clip3dreid.model.teacher_view import View
+from clip3dreid.pictures import read_rgb
 from clip3dreid.types import TextTargets
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _Viewed(Dataset[Tensor]):
 
     def __getitem__(self, row: int) -> Tensor:
         # A copy in rows of pixels: torch does not take Pillow's read-only memory.
-        planes = torch.from_numpy(np.ascontiguousarray(read_rgb(self._files[row]).transpose(2, 0, 1)))
+        planes = torch.from_numpy(np.ascontiguousarray(read_rgb(self._files[row], ADVICE).transpose(2, 0, 1)))
         return self._view(planes[None])[0]
 
 

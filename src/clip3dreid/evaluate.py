@@ -20,7 +20,7 @@ def _features(cfg: DictConfig) -> dict[str, Any]:
 
     from clip3dreid.build import instantiate_protocols, plain
     from clip3dreid.retrieval.evaluation import evaluate, query_table
-    from clip3dreid.retrieval.feature_file import load_features
+    from clip3dreid.retrieval.feature_file import equal_features, load_features
     from clip3dreid.tables import print_scores, save_tables
 
     query, asked, gallery, gallery_table = load_features(Path(cfg.features))
@@ -49,8 +49,14 @@ def _features(cfg: DictConfig) -> dict[str, Any]:
                 for name, evaluation in found.items()
             }
         )
-    print_scores(f"{cfg.features}, {cfg.metric}", results)
-    return {"features": str(cfg.features), "metric": str(cfg.metric), "results": results}
+    notes = []
+    if equal := equal_features(query, asked, gallery, gallery_table):
+        notes.append(
+            f"{equal} of {len(query)} queries have the very features of a gallery item of their person: if these are "
+            "the same pictures, say so with equal query_paths and gallery_paths, and they are dropped"
+        )
+    print_scores(f"{cfg.features}, {cfg.metric}", results, notes)
+    return {"features": str(cfg.features), "metric": str(cfg.metric), "notes": notes, "results": results}
 
 
 @entry_point("evaluate")

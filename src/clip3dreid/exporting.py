@@ -21,8 +21,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from clip3dreid.api import ReidModel
-from clip3dreid.data.images import TestView, UnreadablePicture, read_rgb, to_unit
-from clip3dreid.data.layout import PICTURES
+from clip3dreid.data.images import TestView, to_unit
+from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.export_formats import (
     CONTRACT_VERSION,
@@ -35,6 +35,7 @@ from clip3dreid.export_formats import (
     quiet,
 )
 from clip3dreid.files import atomic
+from clip3dreid.pictures import read_rgb
 
 COSINE = 1 - 1e-4
 """Least cosine, for each picture and output, of what a file and the model make of it."""
@@ -228,16 +229,12 @@ def crops(folder: Path, height: int, width: int, square: bool = False) -> Array:
     Raises:
         InputError: if there is none, or one cannot be read.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-    if not found:
-        raise InputError(f"pictures={folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+    listing = list_pictures(folder)
+    found = listing.table["path"]
     rows = np.unique(np.linspace(0, len(found) - 1, MOST_PICTURES).round().astype(int))
     view = TestView(height, width, square)
-    try:
-        return np.stack([view(read_rgb(found[row])) for row in rows])
-    except UnreadablePicture as error:
-        reason = str(error).partition("; replace it")[0]
-        raise InputError(f"{reason}; replace it, or give another pictures=FOLDER") from error
+    advice = "replace it, or give another pictures=FOLDER"
+    return np.stack([view(read_rgb(listing.root / found[int(row)], advice)) for row in rows])
 
 
 def compare(opened: Opened, model: ReidModel, settings: Settings, pictures: Array) -> Parity:

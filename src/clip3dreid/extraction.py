@@ -22,10 +22,11 @@ from clip3dreid.build import read_manifest
 from clip3dreid.config import at_least
 from clip3dreid.data.crops import CropBatch, CropBatches
 from clip3dreid.data.images import TestView, to_unit
-from clip3dreid.data.listing import BOX, Listing, list_pictures
+from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, identify
 from clip3dreid.retrieval.shards import VECTORS, WORDS, ShardWriter, unreadable
+from clip3dreid.table_files import BOX
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from clip3dreid.build import instantiate_protocols, read_manifest, require_data
 from clip3dreid.config import entry_point
 from clip3dreid.data.inspection import inspect
 from clip3dreid.data.manifest import Manifest, save
+from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.selection import hold_out
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
@@ -27,9 +28,15 @@ def protocol_report(manifest: Manifest, split: str, protocols: dict[str, Protoco
     query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
     if not (len(query) and len(gallery)):
         return []
+    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
     reports = []
     for name, protocol in protocols.items():
-        report = {"split": split, "protocol": name, "description": protocol.description}
+        report = {
+            "split": split,
+            "protocol": name,
+            "description": protocol.description,
+            "same_picture": protocol.same_picture,
+        }
         try:
             reports.append(report | count(protocol, query, gallery)._asdict())
         except InputError as error:
@@ -41,11 +48,14 @@ def print_protocols(reports: list[dict[str, Any]]) -> None:
     """Prints a table of what each protocol makes of the data, and what each protocol is."""
     if not reports:
         return
-    header = ["split", "protocol", "queries", "valid", "gallery"]
+    header = ["split", "protocol", "queries", "valid", "in gallery", "gallery"]
     header += ["positives a query", "junk a query", "junk, % of gallery", "chance R1, %"]
     rows = [
         [
-            *(report[key] for key in ("split", "protocol", "queries", "valid_queries", "gallery")),
+            *(
+                report[key]
+                for key in ("split", "protocol", "queries", "valid_queries", "queries_in_gallery", "gallery")
+            ),
             *(report[key] for key in ("positives_per_query", "junk_per_query")),
             *(100 * report[key] for key in ("junk_share", "chance_r1")),
         ]
@@ -55,6 +65,12 @@ def print_protocols(reports: list[dict[str, Any]]) -> None:
     told = {report["protocol"]: report for report in reports}
     print_table("", ["protocol", "what it does"], [[name, r["description"]] for name, r in told.items()])
     for report in reports:
+        if some := report["queries_in_gallery"]:
+            log.warning(
+                "%s, %s: %d of %d queries are in the gallery themselves, by path or bytes (same_picture=%s): %s",
+                *(report["split"], report["protocol"], some, report["queries"], report["same_picture"]),
+                ", ".join(report["in_gallery"]) + (", …" if some > len(report["in_gallery"]) else ""),
+            )
         if names := ", ".join(report["without_positive"]):
             count = report["queries"] - report["valid_queries"]
             log.info(

@@ -106,13 +106,14 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
     import polars as pl
 
     from clip3dreid.language.agreement import true_words
+    from clip3dreid.table_files import read_table
 
     parts = []
     for manifest in sources:
         path = manifest.root / "truth.parquet"
         if not path.is_file():
             return None
-        table = pl.read_parquet(path)
+        table = read_table(path, str(path), ("split", "person"), "write the world anew")
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

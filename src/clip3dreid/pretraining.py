@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip3dreid.data.images import TrainView, fit, read_rgb, to_unit
+from clip3dreid.data.images import TrainView, fit, to_unit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.loss.image_text import image_text_contrastive
+from clip3dreid.pictures import read_rgb
+from clip3dreid.table_files import read_table
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +69,11 @@ def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "trai
     """
     files: list[Path] = []
     words: list[dict[str, str]] = []
+    again = "write a world there with python -m clip3dreid.synthesize"
     for world in worlds:
         if not (world / TRUTH).is_file():
-            raise InputError(
-                f"{world} has no {TRUTH}; write a world there with python -m clip3dreid.synthesize"
-            )
-        table = pl.read_parquet(world / TRUTH)
+            raise InputError(f"{world} has no {TRUTH}; {again}")
+        table = read_table(world / TRUTH, str(world / TRUTH), ("path", "split", "bad_box"), again)
         if missing := [group for group in groups if f"word_{group}" not in table.columns]:
             raise InputError(
                 f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clip3dreid.api import ReidModel, load
 from clip3dreid.build import plain
 from clip3dreid.config import at_least
-from clip3dreid.data.listing import BOX, list_pictures
+from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json
 from clip3dreid.language.reading import read
@@ -26,6 +26,7 @@ from clip3dreid.report.search_sheet import SUFFIXES, Picture, Row, draw_search
 from clip3dreid.retrieval.filters import Filter
 from clip3dreid.retrieval.nearest import Nearest
 from clip3dreid.retrieval.shards import Shards
+from clip3dreid.table_files import BOX
 from clip3dreid.tables import print_table
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ def _some(model: ReidModel) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text_file={path} cannot be read: {error}") from error
 

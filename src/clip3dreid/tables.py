@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # only handed through here
     import polars as pl
 
 
+_SAME_PICTURE = {"drop": "dropped there", "keep": "KEPT, so that they find themselves"}
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
     # As text: brackets in a file's name are no markup.
@@ -38,7 +41,8 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
         title: data set and checkpoint.
         results: protocol name -> `r1`, `r5`, `r10`, `r20`, `map`, `minp`, `chance_r1` in 0..1 and the counts
             `valid_queries`, `queries`, `gallery`, and what the protocol is: `shots`, `average_precision`,
-            `metric`, `description`; also `interval`, `tpr_at_fpr` and `rerank`, each of which may be None.
+            `metric`, `same_picture`, `description`; `queries_in_gallery`; also `interval`, `tpr_at_fpr` and `rerank`,
+            each of which may be None.
         notes: what must be known of the data, printed below.
     """
     header = ["protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery"]
@@ -55,9 +59,16 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
     print_table(title, header, rows)
     for name, scores in results.items():
         how = f"{scores['shots']}, {scores['average_precision']} AP, {scores['metric']}"
+        same = scores.get("same_picture", "keep")  # as results without the key were made
+        how += f", same_picture={same}"
         if scores["rerank"] is not None:
             how += ", re-ranked: " + ", ".join(f"{key}={value}" for key, value in scores["rerank"].items())
         print(f"  {name} ({how}): {scores['description']}")  # noqa: T201
+        if found := scores.get("queries_in_gallery"):
+            where = (
+                f"{found} of {scores['queries']} queries are in the gallery themselves, by path or by bytes"
+            )
+            print(f"    {where}: {_SAME_PICTURE[same]}")  # noqa: T201
         if scores["interval"] is not None:
             spread = {"R1": "r1", "mAP": "map", "mINP": "minp"}
             cells = (f"{title} {_range(scores['interval'][key])}" for title, key in spread.items())

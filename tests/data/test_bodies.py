@@ -121,7 +121,9 @@ def no_betas(path: Path) -> None:
 @pytest.mark.parametrize("damage", [text, half, no_betas])
 def test_a_damaged_truth_is_refused_in_one_line(damage, root: Path) -> None:
     damage(root / "truth.parquet")
-    with pytest.raises(InputError, match=r"is not the truth about bodies \(.*\); make it anew: py") as caught:
+    with pytest.raises(
+        InputError, match=r"truth\.parquet (cannot be read|has no column betas).*; make it anew: py"
+    ) as caught:
         read_bodies(root)
     assert "\n" not in str(caught.value)
 
@@ -401,3 +403,11 @@ def test_more_bodies_to_a_batch_than_there_are_is_said_before_the_training(
     data.bodies = data.bodies._replace(batch=5)
     with pytest.raises(InputError, match=r"4 pictures of textureless bodies, fewer than bodies\.batch=5"):
         data.train_dataloader()
+
+
+def test_a_broken_picture_of_a_body_is_told_what_helps(root: Path) -> None:
+    table = read_bodies(root)
+    table.files[0].write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"make the folder of bodies \(bodies\.root\) anew$") as caught:
+        BodyPictures(table, view())[0, 1]
+    assert "data.on_error" not in str(caught.value)

@@ -3,8 +3,9 @@ import pytest
 from PIL import Image
 
 from clip3dreid.data.crops import CropBatches
-from clip3dreid.data.images import TestView, read_rgb
+from clip3dreid.data.images import TestView
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import read_rgb
 
 VIEW = TestView(8, 4)
 
@@ -25,7 +26,7 @@ def test_batches_hold_what_can_be_read_and_say_what_cannot(files):
     assert (first.rows.tolist(), second.rows.tolist()) == ([0], [2])
     assert np.array_equal(second.images[0].numpy(), VIEW(read_rgb(files[2])))
     assert [row for row, _ in first.skipped + second.skipped] == [1, 3]
-    assert "No such file" in second.skipped[0][1]
+    assert "no such file" in second.skipped[0][1]
     nothing = CropBatches(files, None, [range(1, 2)], VIEW, skip=True)[0]
     assert nothing.images.shape == (0, 3, 8, 4)
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
-from clip3dreid.data.images import read_rgb
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import read_rgb
 from tests.processes import PATIENCE_S, await_end
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
@@ -402,3 +402,32 @@ class TestDetectors:
         with pytest.raises(InputError, match=r"bad\.onnx") as caught:
             YuNet(str(tmp_path / "bad.onnx"), 0.6, 512)(drawn_face())
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a.gif", "a.dat", "a"])
+def test_a_picture_is_blurred_whatever_its_suffix(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise(0)).save(tmp_path / "in" / name, "PNG")
+    report = blur_folder(
+        tmp_path / "in", tmp_path / "out", BrightFaces(), margin=0.1, strength=0.3, workers=0
+    )
+    assert (report.pictures, report.copied, report.boxes) == (1, 0, 1)
+    assert (tmp_path / "out" / name).read_bytes() != (tmp_path / "in" / name).read_bytes()
+
+
+def test_a_picture_that_cannot_be_read_is_never_copied_with_its_faces(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.heic").write_bytes(b"somebody's face")
+    settings = {"margin": 0.1, "strength": 0.3, "workers": 0}
+    with pytest.raises(InputError, match=r"a\.heic.* leave it out with on_error=skip"):
+        blur_folder(tmp_path / "in", tmp_path / "out", BrightFaces(), **settings)
+    report = blur_folder(tmp_path / "in", tmp_path / "out", BrightFaces(), on_error="skip", **settings)
+    assert (report.unreadable, report.copied) == (1, 0)
+    assert not (tmp_path / "out/a.heic").exists()
+
+
+def test_names_that_are_not_utf8_are_refused_before_anything_is_copied(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.png")).touch()
+    with pytest.raises(InputError, match="1 file names are not UTF-8"):
+        blur_folder(tmp_path / "in", tmp_path / "out", BrightFaces(), margin=0.1, strength=0.3, workers=0)

@@ -1,4 +1,4 @@
-"""Decoding is checked against pictures made here, geometry against cases worked by hand or slow plain versions."""
+"""Geometry is checked against cases worked by hand or slow plain versions."""
 
 import subprocess
 import sys
@@ -21,15 +21,14 @@ from clip3dreid.data.images import (
     TestView,
     TrainPictures,
     TrainView,
-    UnreadablePicture,
     collate,
     find_unreadable,
     keep,
-    read_rgb,
     squared,
     to_unit,
 )
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import UnreadablePicture, read_rgb
 
 RNG = np.random.default_rng(0)
 
@@ -55,80 +54,7 @@ def train_view(height=48, width=24, **changes):
     return TrainView(height, width, **(settings | changes))
 
 
-class TestDecoding:
-    @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_every_exif_orientation_comes_out_upright(self, tmp_path, orientation):
-        upright = smooth(32, 16)
-        # How a camera stores a picture so that the tag's instruction makes it upright again.
-        stored = {
-            1: upright,
-            2: upright[:, ::-1],
-            3: upright[::-1, ::-1],
-            4: upright[::-1],
-            5: upright.transpose(1, 0, 2),
-            6: np.rot90(upright, 1),
-            7: np.rot90(upright, 2).transpose(1, 0, 2),
-            8: np.rot90(upright, -1),
-        }[orientation]
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), upright)
-
-    def test_jpeg_data_under_a_png_name_is_read_as_what_it_is(self, tmp_path):
-        picture = smooth(32, 16)
-        Image.fromarray(picture).save(tmp_path / "a.png", "JPEG", quality=95, subsampling=0)
-        Image.fromarray(picture).save(tmp_path / "b.jpg", "JPEG", quality=95, subsampling=0)
-        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), read_rgb(tmp_path / "b.jpg"))
-        assert np.abs(read_rgb(tmp_path / "a.png").astype(int) - picture).mean() < 5
-
-    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-    def test_every_mode_becomes_three_channels_of_the_same_colour(self, tmp_path, mode):
-        # Black, white and a grey survive every mode but the two-level one, where grey may be either.
-        grey = 0 if mode == "1" else 128
-        picture = np.zeros((9, 6, 3), np.uint8)
-        picture[3:6], picture[6:] = grey, 255
-        suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
-        Image.fromarray(picture).convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / f"a.{suffix}")
-        rgb = read_rgb(tmp_path / f"a.{suffix}")
-        assert rgb.dtype == np.uint8
-        np.testing.assert_allclose(rgb, picture, atol=1)
-
-    def test_transparency_is_dropped_and_colour_kept(self, tmp_path):
-        rgba = np.dstack([noise(8, 4), np.full((8, 4), 10, np.uint8)])
-        Image.fromarray(rgba).save(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), rgba[..., :3])
-
-    def test_cmyk_jpeg_keeps_its_colours(self, tmp_path):
-        picture = np.full((16, 16, 3), (200, 40, 90), np.uint8)
-        Image.fromarray(picture).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-        np.testing.assert_allclose(read_rgb(tmp_path / "a.jpg"), picture, atol=6)
-
-    def test_sixteen_bit_grey_is_scaled_and_not_clipped(self, tmp_path):
-        deep = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-        Image.fromarray(deep).save(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_rgb(tmp_path / "a.png")[..., 1], deep // 256)
-
-    @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
-    def test_truncated_picture_is_refused_by_name(self, tmp_path, suffix):
-        whole = tmp_path / f"whole.{suffix}"
-        Image.fromarray(noise(64, 32)).save(whole)
-        (tmp_path / f"half.{suffix}").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-        with pytest.raises(UnreadablePicture, match=rf"half\.{suffix}.*on_error=skip") as caught:
-            read_rgb(tmp_path / f"half.{suffix}")
-        assert "\n" not in str(caught.value)
-        assert isinstance(caught.value, InputError)
-
-    @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-    def test_what_is_no_picture_is_refused_by_name(self, tmp_path, content):
-        (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UnreadablePicture, match=r"a\.png"):
-            read_rgb(tmp_path / "a.png")
-
-    def test_missing_file_is_refused_by_name(self, tmp_path):
-        with pytest.raises(UnreadablePicture, match=r"gone\.png"):
-            read_rgb(tmp_path / "gone.png")
-
+class TestFindingUnreadable:
     def test_find_unreadable_names_the_bad_ones_in_order_and_counts_all(self, tmp_path):
         paths = [tmp_path / f"{i}.png" for i in range(40)]
         for i, path in enumerate(paths):
@@ -406,7 +332,9 @@ class TestLoading:
         )
         with pytest.raises(UnreadablePicture) as caught:
             list(loader)
-        assert files[3].name in str(caught.value).strip().splitlines()[-1]
+        line = str(caught.value).strip().splitlines()[-1]
+        assert files[3].name in line
+        assert line.endswith("leave it out with data.on_error=skip")
 
     def test_to_unit_divides_bytes_and_leaves_floats(self):
         images = torch.tensor([0, 51, 255], dtype=torch.uint8)

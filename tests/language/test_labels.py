@@ -230,6 +230,16 @@ def test_a_spreadsheets_habits_change_nothing(csv: Path) -> None:
     assert load(csv, VOCABULARY).table.equals(expected)
 
 
+def test_semicolons_decimal_commas_zeros_and_space_change_nothing_either(csv: Path) -> None:
+    expected = load(csv, VOCABULARY).table
+    lines = [line.split(",") for line in csv.read_text(encoding="utf-8").splitlines()]
+    for cells in lines[1:]:
+        cells[1] = f" 00{cells[1]}"
+        cells[4:] = [cell.replace(".", ",") for cell in cells[4:]]
+    csv.write_text("\n".join(";".join(cells) for cells in lines) + "\n\n", encoding="utf-16")
+    assert load(csv, VOCABULARY).table.equals(expected)
+
+
 def test_a_table_without_scores_is_enough(csv: Path) -> None:
     pl.read_csv(csv, infer_schema=False).drop("score", "margin").write_csv(csv)
     table = load(csv, VOCABULARY).table
@@ -295,11 +305,7 @@ EDITS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
         "has no column word",
         lambda lines: lines.__setitem__(slice(None), [",".join(x.split(",")[:3]) for x in lines]),
     ),
-    "semicolons": (
-        "column data_set;person;group;word;score;margin is unknown",
-        lambda lines: lines.__setitem__(slice(None), [line.replace(",", ";") for line in lines]),
-    ),
-    "no rows": ("has no rows", lambda lines: lines.__delitem__(slice(1, None))),
+    "no rows": ("and no rows; label the pictures again", lambda lines: lines.__delitem__(slice(1, None))),
 }
 
 
@@ -333,8 +339,8 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         lambda path: path.with_suffix(".json").write_text('{"version": 1, "level": "person"}'),
     ),
     "no file": ("labels.csv: the file is missing", lambda path: path.unlink()),
-    "no text": ("is not a file of labels", lambda path: path.write_bytes(b"\xff\x00\n\xfe")),
-    "an empty file": ("is not a file of labels", lambda path: path.write_bytes(b"")),
+    "no text": ("line 1 is no UTF-8 text", lambda path: path.write_bytes(b"a\xff\n\xfe")),
+    "an empty file": ("labels.csv is empty; label the pictures again", lambda path: path.write_bytes(b"")),
 }
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from clip3dreid.data.images import read_rgb
 from clip3dreid.model.small_clip import check_sums
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_files import locate
 from clip3dreid.model.teacher_view import Native
+from clip3dreid.pictures import read_rgb
 from tests.processes import PATIENCE_S
 
 FOLDER = locate("package:body_clip", "body_clip")

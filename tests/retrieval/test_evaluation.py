@@ -214,3 +214,39 @@ def test_the_table_of_queries_has_the_valid_ones_and_their_means_are_the_results
     for column, score in {"r1": "r1", "ap": "map", "inp": "minp"}.items():
         assert table[column].mean() == pytest.approx(result[score], abs=1e-12)
     assert ((table["first_hit"] <= 1) == (table["r1"] == 1)).all()
+
+
+def test_a_query_that_finds_itself_is_no_hit_and_is_counted():
+    # Each query lies in the gallery; the person's other picture is behind a stranger's.
+    table = pl.DataFrame({"path": ["a1", "b1"], "person": ["a", "b"]})
+    gallery = pl.DataFrame({"path": ["a1", "a2", "b1", "b2"], "person": ["a", "a", "b", "b"]})
+    at = torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [5.0], [3.0], [9.0]])
+    protocols = {
+        "drop": NO_REMOVAL,
+        "keep": dataclasses.replace(NO_REMOVAL, same_picture="keep"),
+    }
+    found = evaluate(at[0], table, at[1], gallery, protocols, metric="euclidean")
+    kept, dropped = (found[name].result() for name in ("keep", "drop"))
+    assert kept["r1"] == 1
+    assert dropped["r1"] == 0
+    assert found["drop"].per_query.first_hit.tolist() == [2, 3]
+    assert [r["queries_in_gallery"] for r in (kept, dropped)] == [2, 2]
+    assert kept["in_gallery"] == ["a1", "b1"]
+    assert [r["same_picture"] for r in (kept, dropped)] == ["keep", "drop"]
+    assert (kept["junk_per_query"], dropped["junk_per_query"]) == (0, 1)
+
+
+def test_where_only_the_queries_themselves_are_left_that_is_said():
+    table = pl.DataFrame({"path": ["a"], "person": ["a"]})
+    with pytest.raises(
+        InputError, match="its rule nothing \\(and same_picture=drop the queries' own pictures\\)"
+    ):
+        count(NO_REMOVAL, table, table)
+
+
+def test_the_same_picture_of_another_person_is_a_stranger():
+    query = pl.DataFrame({"path": ["x"], "person": ["a"]})
+    gallery = pl.DataFrame({"path": ["x", "y"], "person": ["b", "a"]})
+    found = evaluate(torch.ones(1, 1), query, torch.ones(2, 1), gallery, {"n": NO_REMOVAL})["n"]
+    assert found.per_query.first_hit.tolist() == [2]
+    assert found.counts.queries_in_gallery == 0

@@ -1,10 +1,15 @@
+import logging
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import count, evaluate
-from clip3dreid.retrieval.feature_file import load_features
+from clip3dreid.retrieval.feature_file import equal_features, load_features
 from clip3dreid.retrieval.protocol import (
     Protocol,
     same_camera,
@@ -136,3 +141,61 @@ def test_a_truncated_archive_is_an_input_error(tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match="query_features cannot be read"):
         load_features(path)
+
+
+SPELLINGS = (str, "{:02d}".format, "{:04d}".format, " {}".format, "{} ".format, "{}.0".format)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 200), min_size=5, max_size=5), st.data())
+def test_ids_match_however_they_are_spelled(tmp_path, ids, data):
+    def spelled(numbers):
+        if data.draw(st.booleans()):
+            return np.array(numbers)
+        return np.array([data.draw(st.sampled_from(SPELLINGS))(number) for number in numbers])
+
+    plain = {"query_pids": np.array(ids[:2]), "gallery_pids": np.array(ids[2:])}
+    cameras = {"query_camids": np.array(ids[:2]), "gallery_camids": np.array(ids[2:])}
+    other = {name: spelled(array.tolist()) for name, array in (plain | cameras).items()}
+    _, query, _, gallery = load_features(saved(tmp_path, **plain, **cameras))
+    _, asked, _, items = load_features(saved(tmp_path, **other))
+    for before, after in ((query, asked), (gallery, items)):
+        assert before.select("person", "camera").equals(after.select("person", "camera"))
+
+
+def test_ids_that_are_spelled_in_several_ways_or_nearly_alike_are_told(tmp_path, caplog):
+    pids = {"query_pids": np.array(["08", "Ann"]), "gallery_pids": np.array(["8", "ann", "Bob"])}
+    with caplog.at_level(logging.WARNING):
+        load_features(saved(tmp_path, **pids))
+    one, two = (record.getMessage() for record in caplog.records)
+    assert "'08', '8' are '8'" in one
+    assert "'Ann' and 'ann'" in two
+
+
+def test_frames_that_are_no_numbers_are_refused_and_not_unknown(tmp_path):
+    with pytest.raises(InputError, match=r"features\.npz: frame 'soon' .* must be a whole number"):
+        load_features(saved(tmp_path, query_frames=np.array(["1", "soon"])))
+
+
+def test_equal_paths_are_the_same_picture(tmp_path):
+    paths = {"query_paths": np.array(["a", "b"]), "gallery_paths": np.array(["a", "b", "c"])}
+    found = evaluate(*load_features(saved(tmp_path, **paths)), {"general": GENERAL})["general"]
+    assert (found.counts.queries_in_gallery, found.counts.valid_queries) == (2, 1)
+
+
+def test_equal_features_of_a_person_are_counted_where_paths_do_not_tell(tmp_path):
+    assert equal_features(*load_features(saved(tmp_path))) == 2
+    paths = {"query_paths": np.array(["a", "b"]), "gallery_paths": np.array(["a", "x", "y"])}
+    assert equal_features(*load_features(saved(tmp_path, **paths))) == 1
+    others = {"gallery_features": np.eye(3, dtype=np.float32) * 2}
+    assert equal_features(*load_features(saved(tmp_path, **others))) == 0
+    assert equal_features(*load_features(saved(tmp_path, gallery_pids=np.array([2, 1, 1])))) == 0
+
+
+@pytest.mark.parametrize("content", [b"1.0 0.0\n0.0 1.0\n", pickle.dumps({"a": 1})])
+def test_what_is_no_archive_is_never_advised_to_be_unpickled(tmp_path, content):
+    (tmp_path / "f.npz").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_features(tmp_path / "f.npz")
+    assert "pickle" not in str(caught.value)
+    assert "unsafe" not in str(caught.value)

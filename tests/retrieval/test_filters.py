@@ -45,7 +45,7 @@ def test_only_rows_with_all_the_labels_are_left(where, rows):
 )
 def test_a_filter_that_asks_for_nothing_allows_everything(where):
     assert Filter(**where).mask(TABLE) is None
-    assert Filter(**where).sql() is None
+    assert Filter(**where).sql(TABLE) is None
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,18 @@ def test_sql_selects_what_the_mask_does_whatever_is_in_the_labels(values, data):
     database = sqlite3.connect(":memory:")
     database.execute("CREATE TABLE gallery (`my ``label'\"` TEXT, frame INTEGER)")
     database.executemany("INSERT INTO gallery VALUES (?, ?)", table.rows())
-    found = database.execute(f"SELECT frame FROM gallery WHERE {where.sql()} ORDER BY frame").fetchall()
+    found = database.execute(f"SELECT frame FROM gallery WHERE {where.sql(table)} ORDER BY frame").fetchall()
     assert [row for (row,) in found] == where.mask(table).nonzero()[:, 0].tolist()
 
 
 def test_a_filter_is_equal_to_another_that_asks_the_same():
     assert Filter(camera=1, frame=3) == Filter(camera=["1"], frame=[3, 3])
+
+
+def test_labels_are_found_in_any_spelling_on_either_side():
+    table = pl.DataFrame({"camera": ["1", "01", "1.0", "10", "c1", None]})
+    for asked in (1, "1", "001", " 1 "):
+        where = Filter(camera=asked)
+        assert where.mask(table).nonzero()[:, 0].tolist() == [0, 1, 2]
+        assert where.sql(table) == "`camera` IN ('1', '01', '1.0')"
+    assert Filter(camera="7").sql(table) == "1 = 0"

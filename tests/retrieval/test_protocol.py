@@ -17,6 +17,7 @@ from clip3dreid.retrieval.protocol import (
     same_camera,
     same_camera_or_clothes,
     same_first_digit,
+    same_picture,
     select,
 )
 from tests.retrieval.drawn import EXAMPLES, GALLERY, QUERIES
@@ -171,3 +172,34 @@ def test_facts_tell_protocols_apart_that_differ_in_shots_or_filters():
         "1 picture(s) a person, mean of 10 draw(s), seed 0"
     )
     assert load("prcc_clothes_changing").facts()["shots"] == "multi-shot"
+
+
+SAME = {"person": ["1", "1"], "camera": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery"),
+    [
+        ({"path": ["x", "y"]}, {"path": ["y", "z"]}),
+        ({"path": ["x", "y"], "picture": ["p", "q"]}, {"path": ["v", "w"], "picture": ["q", "r"]}),
+    ],
+)
+def test_the_querys_own_picture_is_junk_by_default_and_kept_on_request(query, gallery):
+    asked, items = encode(pl.DataFrame(SAME | query), pl.DataFrame(SAME | gallery))
+    asked = asked.at(torch.arange(2)[:, None])
+    dropped = Protocol("x", nothing, "").junk(asked, items)
+    assert dropped.tolist() == [[False, False], [True, False]]
+    assert not Protocol("x", nothing, "", same_picture="keep").junk(asked, items).any()
+
+
+def test_pictures_without_a_path_are_never_the_same():
+    query, gallery = encode(pl.DataFrame(SAME), pl.DataFrame(SAME))
+    assert not same_picture(query.at(torch.arange(2)[:, None]), gallery).any()
+
+
+def test_what_becomes_of_the_same_picture_stands_with_the_protocol():
+    assert all(load(name).facts()["same_picture"] == "drop" for name in EXAMPLES)
+    with pytest.raises(InputError, match="same_picture='maybe' is neither drop nor keep"):
+        Protocol("x", nothing, "", same_picture="maybe")
+    with pytest.raises(InputError, match="needs"):
+        Protocol("x", nothing, "", needs=["picture"])

@@ -5,6 +5,7 @@ A canvas is a camera's view of a place; the background of a picture is a window 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,18 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clip3dreid.body.places import KINDS, PLACES, Pixels, scene
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import SUFFIXES, find_pictures, read_rgb
+
+log = logging.getLogger(__name__)
 
 __all__ = ["KINDS", "PLACES", "Backgrounds", "Pictures", "Procedural", "canvas_size", "scene", "window"]
 
 
 SPLITS = ("train", "test")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 class Backgrounds(Protocol):
@@ -118,7 +121,10 @@ class Pictures:
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise InputError(f"the folder of backgrounds {root} is not there; give a folder of pictures")
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        listed = find_pictures(root, f"the folder of backgrounds {root}")
+        for what in listed.left_out():
+            log.warning("the folder of backgrounds %s: %s", root, what)
+        found = [root / path for path in listed.pictures]
         if len(found) < len(SPLITS):
             raise InputError(
                 f"the folder of backgrounds {root} has {len(found)} pictures, and training and test need one each; "
@@ -134,11 +140,7 @@ class Pictures:
         """
         own = self.files[SPLITS.index(split) :: len(SPLITS)]
         path = own[int(rng.integers(len(own)))]
-        try:
-            with Image.open(path) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # decoders raise a dozen types on broken data
-            raise InputError(f"cannot read the background {path}: {error}; replace or remove it") from error
+        picture = Image.fromarray(read_rgb(path, "replace or remove this background"))
         # The largest part with the canvas's shape, at a place by chance.
         tall = min(picture.height, picture.width * height / width)
         wide = tall * width / height

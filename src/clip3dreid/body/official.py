@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.body.smpl import PARENTS, BodyOutput, joint_transforms, read_arrays, rotation_matrices
-from clip3dreid.errors import InputError
+from clip3dreid.errors import InputError, plain_reason
 
 
 class OfficialBody(torch.nn.Module):
@@ -214,4 +214,4 @@ def _plain_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
                     continue  # an object array (names and numbers of parts), which would be unpickled
             return found
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as .npz ({error}); get it again") from error
+        raise InputError(f"{path} cannot be read as .npz ({plain_reason(error)}); get it again") from error

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from clip3dreid.errors import InputError
+from clip3dreid.errors import InputError, plain_reason
 
 Array = npt.NDArray[np.float32]
 
@@ -238,7 +238,9 @@ def load_poses(path: Path | str) -> Array:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} cannot be read as .npz ({error}); give a file of SMPL poses") from error
+        raise InputError(
+            f"{path} cannot be read as .npz ({plain_reason(error)}); give a file of SMPL poses"
+        ) from error
     found = found.reshape(len(found), -1)
     skip = 3 if key == "poses" else 0
     body = found[:, skip:]

@@ -8,6 +8,8 @@ import polars as pl
 from PIL import Image
 
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import read_rgb
+from clip3dreid.table_files import read_table
 
 GAP = 4
 """Pixels between people, and between outfits."""
@@ -29,11 +31,14 @@ def contact_sheet(
     Raises:
         InputError: if the folder is no world or its split is empty.
     """
+    advice = "write the world anew with python -m clip3dreid.synthesize"
     if not (world / "truth.parquet").is_file():
         raise InputError(
             f"{world} holds no truth.parquet; write a world there with python -m clip3dreid.synthesize"
         )
-    table = pl.read_parquet(world / "truth.parquet").filter((pl.col("split") == split) & ~pl.col("bad_box"))
+    path = world / "truth.parquet"
+    needs = ("path", "split", "bad_box", "person_index", "outfit_index")
+    table = read_table(path, str(path), needs, advice).filter((pl.col("split") == split) & ~pl.col("bad_box"))
     chosen = table["person_index"].unique().sort().to_list()[:people]
     if not chosen:
         raise InputError(f"{world} has no people in split {split}")
@@ -48,16 +53,16 @@ def contact_sheet(
                 for outfit in outfits[:columns]
             ]
         )
-    with Image.open(rows[0][0][0]) as first:
-        width = round(first.width * height / first.height)
+    first = read_rgb(rows[0][0][0], advice)
+    width = round(first.shape[1] * height / first.shape[0])
     across = max(sum(len(outfit) * width + GAP for outfit in row) for row in rows)
     sheet = Image.new("RGB", (across - GAP, len(rows) * (height + GAP) - GAP), "white")
     for line, row in enumerate(rows):
         x = 0
         for outfit in row:
             for path in outfit:
-                with Image.open(path) as picture:
-                    sheet.paste(picture.convert("RGB").resize((width, height)), (x, line * (height + GAP)))
+                picture = Image.fromarray(read_rgb(path, advice))
+                sheet.paste(picture.resize((width, height)), (x, line * (height + GAP)))
                 x += width
             x += GAP
     sheet.save(target, quality=92)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clip3dreid.body.pickles import read_pickle
-from clip3dreid.errors import InputError
+from clip3dreid.errors import InputError, plain_reason
 
 JOINTS = [
     "pelvis",
@@ -346,7 +346,9 @@ def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
             with np.load(path, allow_pickle=False) as file:
                 found = {key: file[key] for key in file.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} cannot be read as .npz ({error}); get it again") from error
+            raise InputError(
+                f"{path} cannot be read as .npz ({plain_reason(error)}); get it again"
+            ) from error
     arrays = {key: _dense(value) for key, value in found.items() if not isinstance(value, str | bytes)}
     _check(arrays, path)
     return arrays

@@ -13,15 +13,20 @@ import polars as pl
 import torch
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import Pixels, TrainView, pack_paths, read_rgb
+from clip3dreid.data.images import TrainView, pack_paths
 from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import Pixels, read_rgb
+from clip3dreid.table_files import read_table
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
 COMMAND_MB = 49.0
 """10^6 bytes that `COMMAND` writes."""
 COMMAND = "python -m clip3dreid.synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
+
+ADVICE = "make the folder of bodies (bodies.root) anew"
+"""What to do about a body whose picture cannot be read."""
 
 
 class BodyTable(NamedTuple):
@@ -59,17 +64,10 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     path = root / TRUTH
     if not path.is_file():
         raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
-    try:
-        table = pl.read_parquet(path, columns=["path", "split", "person", "betas"])
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(
-            f"{path} is not the truth about bodies ({reason}); make it anew: {command} overwrite=true"
-        ) from error
+    needs = ("path", "split", "person", "betas")
+    table = read_table(path, str(path), needs, f"make it anew: {command} overwrite=true")
     # What is worn has columns of its own; the number of the outfit stands there for bodies too.
-    worn = [
-        name for name in pl.read_parquet_schema(path) if name.startswith("outfit_") and name != "outfit_index"
-    ]
+    worn = [name for name in table.columns if name.startswith("outfit_") and name != "outfit_index"]
     if worn:
         raise InputError(
             f"{root} (bodies.root) shows clothed people; give textureless bodies: {COMMAND.format(root='FOLDER')}"
@@ -120,7 +118,7 @@ class BodyPictures(Dataset[BodySample]):
 
     def __getitem__(self, index: tuple[int, int]) -> BodySample:
         row, seed = index
-        rgb = read_rgb(os.fsdecode(self._paths[row])) if self._kept is None else self._kept[row]
+        rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
         image, _ = self._view(rgb, seed)
         return BodySample(image, self._betas[row], int(self._body[row]))
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import Pixels, TestView, UnreadablePicture, pack_paths, read_rgb
-from clip3dreid.errors import InputError
+from clip3dreid.data.images import TestView, pack_paths
+from clip3dreid.pictures import Pixels, UnreadablePicture, read_rgb
+
+ADVICE = "replace it, or leave it out with on_error=skip"
+"""What extraction can do about a picture that cannot be read."""
 
 
 class CropBatch(NamedTuple):
@@ -61,23 +64,20 @@ class CropBatches(Dataset[CropBatch]):
                 rows.append(row)
             except UnreadablePicture as error:
                 if not self._skip:
-                    raise InputError(str(error).replace("data.on_error", "on_error")) from error
-                # What the decoder said, without our advice.
-                reason = str(error.__cause__ or str(error).partition("; ")[0])
-                skipped.append((row, " ".join(reason.split())))
+                    raise
+                skipped.append((row, error.reason))
         shape = (0, 3, self._view.height, self._view.width)
         planes = np.stack(images) if images else np.empty(shape, np.uint8)
         return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)
 
     def _crop(self, row: int) -> Pixels:
         path = os.fsdecode(self._paths[row])
-        rgb = read_rgb(path)
+        rgb = read_rgb(path, ADVICE)
         if self._boxes is None:
             return rgb
         left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
         if left >= right or top >= bottom:
-            raise UnreadablePicture(
-                f"the box {self._boxes[row].tolist()} lies outside {path}, {rgb.shape[1]} x {rgb.shape[0]} pixels; "
-                "correct it, or leave it out with on_error=skip"
-            )
+            size = f"{rgb.shape[1]} x {rgb.shape[0]}"
+            reason = f"the box {self._boxes[row].tolist()} lies outside {path}, {size} pixels"
+            raise UnreadablePicture(f"{reason}; correct it, or leave it out with on_error=skip", reason)
         return np.ascontiguousarray(rgb[top:bottom, left:right])

@@ -12,10 +12,11 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Sampler, Subset
 
+from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
 from clip3dreid.data.images import (
+    ADVICE,
     EvaluationPictures,
-    Pixels,
     TestView,
     TrainPictures,
     TrainView,
@@ -24,13 +25,18 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
+from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import Pixels
 from clip3dreid.types import Batch, Bodies
 
 
 class EvaluationSet(NamedTuple):
-    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery."""
+    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery.
+
+    The tables have the manifest's columns and `picture`, as `mark_same_pictures` makes it.
+    """
 
     name: str
     query: pl.DataFrame
@@ -140,6 +146,7 @@ class ReidDataModule(LightningDataModule):
             for manifest in self.manifests:
                 query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
                 if len(query) and len(gallery):
+                    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
                     files = manifest.files(query) + manifest.files(gallery)
                     found.append(EvaluationSet(manifest.name, query, gallery, files))
             self._evaluations[split] = found
@@ -214,17 +221,17 @@ class ReidDataModule(LightningDataModule):
             BodyPictures(
                 self.bodies.table,
                 self.bodies.view,
-                kept=self._kept(self.bodies.table.files, self.bodies.view),
+                kept=self._kept(self.bodies.table.files, self.bodies.view, BODY_ADVICE),
             ),
             joined=collate_bodies,
             batch_sampler=self._batches(self.body_sampler(*self._place())),
         )
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
-    def _kept(self, files: Sequence[Path], view: TrainView) -> Pixels | None:
+    def _kept(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> Pixels | None:
         if not self.keep_pictures:
             return None
-        return keep(files, view.height, view.width, self.workers or 1, view.square)
+        return keep(files, view.height, view.width, self.workers or 1, view.square, advice)
 
     def _batches(self, all_of_them: ResumableBatches) -> Sampler[Any]:
         if self.overfit_batches:

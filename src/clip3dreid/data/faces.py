@@ -25,10 +25,17 @@ import numpy as np
 import polars as pl
 from PIL import Image, JpegImagePlugin
 
-from clip3dreid.data.images import Pixels, UnreadablePicture, read_rgb
-from clip3dreid.data.layout import PICTURES
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json
+from clip3dreid.pictures import (
+    Pixels,
+    UnreadablePicture,
+    is_hidden,
+    kind_of,
+    open_picture,
+    read_rgb,
+    require_utf8,
+)
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
@@ -214,7 +221,7 @@ class Outcome(NamedTuple):
     path: str
     """Relative to the source, with forward slashes."""
     outcome: str
-    """`blurred`, `no_face` (picture copied as it is), `copied` (not a picture) or `unreadable` (left out)."""
+    """`blurred`, `no_face` (picture copied as it is), `copied` (no picture) or `unreadable` (left out)."""
     boxes: int
     """Boxes that the detector gave; several may lie on one face."""
 
@@ -247,11 +254,11 @@ class _Job:
 
     def __call__(self, path: str) -> Outcome:
         source, target = self.source / path, self.out / path
-        if source.suffix.lower() not in PICTURES:
+        if not _shows_people(source):
             self._write(target, lambda temporary: shutil.copyfile(source, temporary))
             return Outcome(path, "copied", 0)
         try:
-            rgb = read_rgb(source)
+            rgb = read_rgb(source, "replace it, or leave it out with on_error=skip")
         except UnreadablePicture:
             if self.skip:
                 return Outcome(path, "unreadable", 0)
@@ -274,9 +281,22 @@ class _Job:
             raise InputError(f"cannot write {target}: {error.strerror or error}; make room for it") from error
 
 
+def _shows_people(source: Path) -> bool:
+    """Whether a file is a picture, whatever its suffix: one that is taken for something else keeps its faces."""
+    if kind_of(source.name) != "other":
+        return True
+    try:
+        with open_picture(source):
+            return True
+    except UnreadablePicture:  # a picture, and too large
+        return True
+    except Exception:  # decoders raise a dozen types on what is none
+        return False
+
+
 def _save_like(source: Path, rgb: Pixels, path: Path) -> None:
     """Writes `rgb` in the format of the picture `source`, without losing more than that format must."""
-    with Image.open(source) as original:
+    with open_picture(source) as original:
         picture = Image.fromarray(rgb)
         if isinstance(original, JpegImagePlugin.JpegImageFile):
             # The same tables and subsampling, so that what was not blurred changes as little as JPEG lets it;
@@ -302,10 +322,10 @@ def blur_folder(
 ) -> Report:
     """Makes a face-blurred copy of a folder tree: same folders, same names, same formats.
 
-    Pictures in which no face was found, and files that are not pictures, are copied byte for byte; hidden
-    files are left out. `blur_faces.csv` in the copy says what became of each file and how many boxes were blurred,
-    `blur_faces.json` holds counts, detector and kernel. A run that was interrupted is continued by running
-    it again; until the copy is finished it holds a folder `.blur_faces`.
+    Pictures in which no face was found, and files that are not pictures by suffix and content, are copied byte for
+    byte; hidden files are left out. `blur_faces.csv` in the copy says what became of each file and how many boxes
+    were blurred, `blur_faces.json` holds counts, detector and kernel. A run that was interrupted is continued by
+    running it again; until the copy is finished it holds a folder `.blur_faces`.
 
     Args:
         source: folder to copy.
@@ -410,10 +430,11 @@ def _walk(source: Path) -> tuple[list[str], list[str]]:
         place = Path(here)
         if place.is_symlink() and place.resolve() in (parent.resolve() for parent in place.parents):
             raise InputError(f"{place} links to a folder that holds it; remove the link")
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = sorted(name for name in inside if not is_hidden(name))
         relative = place.relative_to(source)
         folders.append(relative.as_posix())
-        files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+        files += [(relative / name).as_posix() for name in names if not is_hidden(name)]
+    require_utf8([*folders, *files], f"source={source}")
     return folders, sorted(path for path in files if path not in (REPORT, LISTING))
 
 

@@ -1,4 +1,4 @@
-"""Pictures: from a file to RGB, from RGB to what a network sees.
+"""Pictures: from RGB to what a network sees.
 
 The base recipe's augmentation (Simple-CCReID's: resize, enlarge and crop, mirror, erase) is written here
 and not taken from albumentations 2.0.8: its `Erasing` never covers more than 15 % of a crop twice as high as
@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import Pixels, UnreadablePicture, read_rgb
 from clip3dreid.types import Batch
 
 # albumentations asks the network for its newest version when it is imported.
@@ -33,47 +34,10 @@ if TYPE_CHECKING:
 # Pictures are small and loaders have a worker per core: OpenCV's own threads would only fight over them.
 cv2.setNumThreads(0)
 
-Pixels = npt.NDArray[np.uint8]
-
 ERASE_ATTEMPTS = 100
 
-
-class UnreadablePicture(InputError):  # noqa: N818 - it is one of the InputErrors
-    """A picture that cannot be decoded to its last row; the message names it."""
-
-
-def read_rgb(path: Path | str) -> Pixels:
-    """Decodes a picture by its content, whatever its suffix says.
-
-    Args:
-        path: file in any format and colour mode that Pillow knows.
-
-    Returns:
-        (H, W, 3) uint8 RGB, turned upright as its EXIF orientation asks. Transparency is dropped, 16-bit grey
-        is reduced to 8 bits.
-
-    Raises:
-        UnreadablePicture: if the file is missing, is no picture, or ends early.
-    """
-    try:
-        with Image.open(path) as image:
-            return upright_rgb(image)
-    except Exception as error:  # decoders raise a dozen types on broken data
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadablePicture(
-            f"cannot read the picture {path}: {reason}; replace it, or leave it out with data.on_error=skip"
-        ) from error
-
-
-def upright_rgb(image: Image.Image) -> Pixels:
-    """(H, W, 3) uint8 RGB of an image of Pillow; see `read_rgb`. Whatever a decoder raises comes through."""
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.stack([grey] * 3, axis=-1)
-    return np.asarray(image.convert("RGB"))
+ADVICE = "replace it, or leave it out with data.on_error=skip"
+"""What a run on a data set can do about a picture that cannot be read."""
 
 
 def find_unreadable(
@@ -152,7 +116,14 @@ def _planes(rgb: Pixels) -> Pixels:
     return planes
 
 
-def keep(paths: Sequence[Path], height: int, width: int, workers: int, square: bool = False) -> Pixels:
+def keep(
+    paths: Sequence[Path],
+    height: int,
+    width: int,
+    workers: int,
+    square: bool = False,
+    advice: str = ADVICE,
+) -> Pixels:
     """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
 
     What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
@@ -164,6 +135,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int, square: b
         width: W, in pixels.
         workers: threads (decoders let go of Python's lock).
         square: of the view that they are kept for.
+        advice: what to do about a picture that cannot be read, for the message.
 
     Raises:
         UnreadablePicture: if one cannot be read.
@@ -171,7 +143,7 @@ def keep(paths: Sequence[Path], height: int, width: int, workers: int, square: b
     kept = np.empty((len(paths), height, width, 3), np.uint8)
 
     def put(row: int) -> None:
-        kept[row] = fit(read_rgb(paths[row]), height, width, square)
+        kept[row] = fit(read_rgb(paths[row], advice), height, width, square)
 
     with ThreadPool(max(workers, 1)) as pool:
         pool.map(put, range(len(paths)), chunksize=16)
@@ -391,7 +363,7 @@ class TrainPictures(Dataset[Sample]):
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         row, seed = index
-        rgb = read_rgb(os.fsdecode(self._paths[row])) if self._kept is None else self._kept[row]
+        rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
         image, view = self._view(rgb, seed)
         person, clothes, camera = self._labels[row].tolist()
         return Sample(image, person, clothes, camera, row, view)
@@ -413,7 +385,7 @@ class EvaluationPictures(Dataset[Sample]):
         return len(self._paths)
 
     def __getitem__(self, row: int) -> Sample:
-        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]))), -1, -1, -1, row, None)
+        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-from PIL import Image, UnidentifiedImageError
 
-from clip3dreid.data.images import UnreadablePicture, read_rgb
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.pictures import open_picture, read_rgb, unreadable
 
 REPORT_VERSION = 1
 SHOWN = 20
@@ -259,7 +258,7 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
     looks: list[tuple[int, int] | Unreadable] = []
     for path in paths:
         try:
-            with Image.open(root / path) as picture:
+            with open_picture(root / path) as picture:
                 width, height = picture.size
                 turned = picture.getexif().get(ORIENTATION) in TURNED
             if decode:
@@ -267,19 +266,10 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
                 read_rgb(root / path)
         # Decoders raise whatever they like on broken bytes; all of it means that the picture is unreadable.
         except Exception as error:
-            looks.append(Unreadable(path, _reason(error)))
+            looks.append(Unreadable(path, unreadable(path, error).reason))
         else:
             looks.append((height, width) if turned else (width, height))
     return looks
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, UnreadablePicture) and error.__cause__:
-        return _reason(error.__cause__)
-    if isinstance(error, FileNotFoundError):
-        return "not there"
-    # Pillow's message repeats the whole path, which stands beside it already.
-    return "not a picture" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
 
 
 def _spread(values: pl.Series) -> Spread:

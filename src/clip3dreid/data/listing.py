@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from clip3dreid.data.layout import PICTURES
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
+from clip3dreid.pictures import SUFFIXES, find_pictures
+from clip3dreid.spelling import labels
+from clip3dreid.table_files import forward_slashes, read_table, take_boxes, understood, whole_numbers
 
-BOX = ("left", "top", "right", "bottom")
-"""Columns of a crop in a picture, in pixels; right and bottom lie outside."""
+log = logging.getLogger(__name__)
 
 
 class Listing(NamedTuple):
@@ -31,12 +32,13 @@ def list_pictures(place: Path) -> Listing:
 
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
-            `left`, `top`, `right` and `bottom`, the box of a person in a larger picture, and any of the manifest's
-            label columns, which search can filter by. Other columns are left out. A manifest that `inspect_data`
-            wrote knows where its pictures are, wherever it lies.
+            the box of a person in a larger picture (see `table_files.take_boxes`) and any of the manifest's label
+            columns, which search can filter by. Other columns are left out, and named in the log. A manifest that
+            `inspect_data` wrote knows where its pictures are, wherever it lies.
 
     Returns:
-        Crops: a folder's sorted by path, a table's in its own order.
+        Crops: a folder's sorted by path, a table's in its own order. Pictures in formats that are not read are among
+        them: whoever opens them says so. Other files are counted in the log.
 
     Raises:
         InputError: if there is nothing, no picture in it, or the table lacks a column or holds other values.
@@ -64,65 +66,33 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> list[str]:
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    for where, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_enter):
-        status = Path(where).stat()
-        if (
-            status.st_dev,
-            status.st_ino,
-        ) in seen:  # a link to a folder that was visited, its own parent perhaps
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            (Path(where) / name).relative_to(folder).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-        ]
-    if not found:
-        raise InputError(f"pictures={folder} holds no pictures ({', '.join(sorted(PICTURES))})")
-    for path in found:
-        try:
-            path.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"pictures={folder}: the name {path!a} is not UTF-8; rename it") from error
-    return sorted(found)
-
-
-def _cannot_enter(error: OSError) -> None:
-    raise InputError(
-        f"{error.filename} cannot be looked into: {error.strerror}; make it readable, or move it away"
-    )
+    name = f"pictures={folder}"
+    found = find_pictures(folder, name)
+    for what in found.left_out():
+        # Those of formats that are not read are listed all the same, so that on_error decides about them.
+        log.info("%s: %s", name, what)
+    if not found.pictures and not found.unread:
+        raise InputError(f"{name} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return sorted([*found.pictures, *found.unread])
 
 
 def _read_table(path: Path) -> pl.DataFrame:
-    readers = {
-        ".csv": lambda: pl.read_csv(path, infer_schema=False),  # person 007 stays 007
-        ".parquet": lambda: pl.read_parquet(path),
-    }
-    if path.suffix.lower() not in readers:
-        raise InputError(f"pictures={path} is no folder and no table; a table ends in .csv or .parquet")
-    try:
-        table = readers[path.suffix.lower()]()
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise InputError(f"pictures={path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if "path" not in table.columns or table.is_empty():
-        raise InputError(
-            f"pictures={path} has no column path, or no rows; its columns are {', '.join(table.columns)}"
-        )
-    boxed = [name for name in BOX if name in table.columns]
-    if boxed and len(boxed) < len(BOX):
-        raise InputError(f"pictures={path} has {', '.join(boxed)} alone; a box has {', '.join(BOX)}")
-    kinds: dict[str, type[pl.DataType]] = {**dict.fromkeys(boxed, pl.Int32), **SCHEMA}
-    try:
-        table = table.select(pl.col(name).cast(kinds[name]) for name in kinds if name in table.columns)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(
-            f"pictures={path}: a column has values of the wrong kind: {' '.join(str(error).split())[:200]}"
-        ) from error
-    for name in ("path", *boxed):
-        if nulls := table[name].null_count():
-            raise InputError(f"pictures={path}: {nulls} rows have no {name}")
-    return table
+    name = f"pictures={path}"
+    table = understood(read_table(path, name), name)
+    if "path" not in table.columns:
+        raise InputError(f"{name} has no column path; its columns are {', '.join(table.columns)}")
+    box, table = take_boxes(table, name)
+    known = [column for column in SCHEMA if column in table.columns]
+    if others := [column for column in table.columns if column not in known]:
+        log.info("%s: columns that mean nothing here are left out: %s", name, ", ".join(others))
+    columns = [_column(table, column, name, path.parent) for column in known]
+    if nulls := columns[known.index("path")].null_count():
+        raise InputError(f"{name}: {nulls} rows have no path")
+    return pl.DataFrame([*([] if box is None else box.get_columns()), *columns])
+
+
+def _column(table: pl.DataFrame, column: str, name: str, folder: Path) -> pl.Series:
+    """A column as the manifest has it."""
+    if column == "path":
+        return forward_slashes(table[column].cast(pl.String), folder)
+    return whole_numbers(table[column], name) if column == "frame" else labels(table[column])

@@ -1,9 +1,8 @@
 """The manifest: one table of facts for every data set.
 
-A row is one picture in one role. The columns are `SCHEMA`; labels are strings as the data set spells them
-(number strings without leading zeros), so that nothing is renumbered before it has to be, and null means
-"the data set does not say". Protocols decide what to do with the facts; `training_labels` makes the class
-indices that training needs.
+A row is one picture in one role. The columns are `SCHEMA`; labels are strings as the data set spells them, by the one
+rule of `spelling.label`, so that nothing is renumbered before it has to be, and null means "the data set does not
+say". Protocols decide what to do with the facts; `training_labels` makes the class indices that training needs.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import atomic
+from clip3dreid.pictures import require_utf8
+from clip3dreid.spelling import alike, labels, merged
+from clip3dreid.table_files import whole_numbers
 
 SCHEMA_VERSION = 1
 
@@ -38,6 +40,8 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 REQUIRED = ("path", "person", "split", "role", "data_set")
 SPLITS = ("train", "val", "test")
 ROLES = ("train", "query", "gallery")
+LABELS = ("person", "camera", "clothes", "tracklet", "query_set")
+"""Columns that hold labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +128,28 @@ def build(
         raise InputError(f"{name}: unknown columns {unknown}; the columns are {list(SCHEMA)}")
     frame = frame.with_columns(pl.lit(name).alias("data_set"))
     missing = [pl.lit(None).alias(column) for column in SCHEMA if column not in frame.columns]
+    frame = frame.with_columns(missing)
+    frame = frame.with_columns(whole_numbers(frame["frame"], name))
     try:
-        table = frame.with_columns(missing).select(pl.col(c).cast(t) for c, t in SCHEMA.items())
+        table = frame.select(pl.col(c).cast(t) for c, t in SCHEMA.items())
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{name}: a column has values of the wrong kind: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: a column has values of the wrong kind: {reason}") from error
+    require_utf8([str(root)], name)
+    table, spelled = _spelled(table)
     table = table.sort("split", "role", "query_set", "path")
     validate(table, name)
-    return Manifest(name, root, table, tuple(notes), tuple(published))
+    return Manifest(name, root, table, (*notes, *spelled), tuple(published))
+
+
+def _spelled(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """Spells labels by the one rule, and says of people and cameras where that was, or may be, in question."""
+    notes = []
+    spelled = table.with_columns(labels(table[column]) for column in LABELS)
+    for column in ("person", "camera"):
+        notes += merged(table[column], column)
+        notes += alike(spelled[column].drop_nulls().unique(), column)
+    return spelled, notes
 
 
 def validate(table: pl.DataFrame, name: str) -> None:
@@ -197,7 +216,7 @@ def load(path: Path, root: Path | None = None) -> Manifest:
     """
     try:
         facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{path} is not a manifest of this project: {error}") from error
     if facts["version"] != SCHEMA_VERSION:
@@ -205,6 +224,8 @@ def load(path: Path, root: Path | None = None) -> Manifest:
             f"{path} has manifest version {facts['version']}, this program reads {SCHEMA_VERSION}; "
             "make it anew from the data"
         )
+    # Files of earlier versions may spell labels otherwise.
+    table, _ = _spelled(table)
     validate(table, facts["name"])
     published = tuple(Published(*count) for count in facts["published"])
     return Manifest(facts["name"], root or Path(facts["root"]), table, tuple(facts["notes"]), published)

@@ -17,6 +17,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.files import atomic, write_json
 from clip3dreid.language.prompts import closest
 from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.spelling import labels as spelled
+from clip3dreid.table_files import read_table
 
 log = logging.getLogger(__name__)
 
@@ -199,10 +201,8 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
     try:
         if _suffix(path) == ".parquet":
             facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid_labels"])
-            table = pl.read_parquet(path)
         else:
-            # All as text: a person called 0012 must stay one.
-            table = pl.read_csv(path, infer_schema=False)
+            path.stat()  # which of the two files is missing must be told
             facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         version = facts["version"]
     except FileNotFoundError as error:
@@ -216,6 +216,12 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
         raise InputError(
             f"{path} has labels of version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
+    table = read_table(path, f"labels {path}", advice=_AGAIN)
+    if "person" in table.columns:
+        table = table.with_columns(spelled(table["person"]))
+    # A spreadsheet that writes semicolons writes decimal commas too.
+    numbers = [name for name in ("score", "margin") if table.schema.get(name) == pl.String]
+    table = table.with_columns(pl.col(numbers).str.replace(",", ".", literal=True))
     try:
         labels = Labels(
             table=_checked(table, str(facts["level"]), vocabulary, str(path)),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageFont, ImageOps
 
+from clip3dreid.pictures import UnreadablePicture, read_rgb
+
 BLUE = "#3b6ea5"
 GREY = "#8a8f98"
 INK = "#1f2430"
@@ -29,9 +31,8 @@ def readable(
         if len(found) == count:
             break
         try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except Exception:  # decoders raise a dozen types on broken data
+            upright = Image.fromarray(read_rgb(path))
+        except UnreadablePicture:
             continue
         if box is not None:
             across, down = upright.size

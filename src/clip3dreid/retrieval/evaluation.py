@@ -63,6 +63,11 @@ class Counts(NamedTuple):
     """The same as a share of the gallery, 0..1."""
     chance_r1: float
     """R1 to be expected of a random ranking, 0..1."""
+    queries_in_gallery: int
+    """Queries whose own picture, by path or byte for byte, is in the gallery: dropped there, or kept, as the
+    protocol's `same_picture` says."""
+    in_gallery: tuple[str, ...]
+    """The first ten of these, named as those without a positive are."""
     without_positive: tuple[str, ...]
     """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
@@ -124,7 +129,8 @@ class Evaluation:
         """
         whole = self.whole() if whole is None else whole
         counts = self.counts._asdict()
-        counts["without_positive"] = list(self.counts.without_positive)
+        for named in ("without_positive", "in_gallery"):
+            counts[named] = list(counts[named])
         return {
             **whole.scores,
             "interval": intervals(whole.numbers),
@@ -295,8 +301,9 @@ def _prepare(
     queries, valid, gallery = (int(mask.sum()) for mask in (job.queries, job.valid, job.gallery))
     junk = int(job.junk.sum())
     if not valid:
+        alone = " (and same_picture=drop the queries' own pictures)" if bool(job.in_gallery.any()) else ""
         reason = (
-            f"its rule {protocol.rule} drops all {junk} gallery pictures of the queries' own people"
+            f"its rule {protocol.rule}{alone} drops all {junk} gallery pictures of the queries' own people"
             if junk
             else f"no person of its {queries} queries is among its {gallery} gallery pictures"
         )
@@ -304,7 +311,6 @@ def _prepare(
             f"protocol {protocol.name}: no query of {data_name(query_table)} has a positive, because "
             f"{reason}; choose another protocol or check the labels"
         )
-    without = (job.queries & ~job.valid).nonzero()[:NAMED, 0].tolist()
     return job, Counts(
         queries,
         valid,
@@ -313,7 +319,9 @@ def _prepare(
         junk_per_query=junk / queries,
         junk_share=junk / queries / gallery,
         chance_r1=_chance_r1(job, pairs),
-        without_positive=tuple(_name(query_table, row) for row in without),
+        queries_in_gallery=int(job.in_gallery.sum()),
+        in_gallery=_names(query_table, job.in_gallery),
+        without_positive=_names(query_table, job.queries & ~job.valid),
     )
 
 
@@ -330,6 +338,11 @@ def _ranked(job: Job, pairs: SamePerson) -> tuple[Tensor, Tensor]:
     if job.protocol.draws:
         positives, own, pictures = (x.clamp(max=job.protocol.per_person) for x in (positives, own, pictures))
     return pictures.sum() - own + positives, positives
+
+
+def _names(table: pl.DataFrame, rows: Tensor) -> tuple[str, ...]:
+    """The first ten of the rows where (N,) `rows` is true."""
+    return tuple(_name(table, row) for row in rows.nonzero()[:NAMED, 0].tolist())
 
 
 def _name(table: pl.DataFrame, row: int) -> str:

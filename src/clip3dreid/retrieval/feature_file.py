@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.protocol import labels_of
+from clip3dreid.spelling import alike, labels, merged
+from clip3dreid.table_files import whole_numbers
+
+log = logging.getLogger(__name__)
 
 # Arrays of a feature file, after `query_` or `gallery_`, and the manifest column that each becomes.
 _ARRAYS = {
@@ -34,9 +39,9 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
 
     The file holds `query_features` (Q, D), `query_pids` (Q,) and `query_camids` (Q,), and the same for
     `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`) and
-    `…_paths` are optional. Labels are whole numbers or strings; -1 or an empty string is unknown. Clothes
-    need only tell the outfits of one person apart. Gallery items with pid -1 are left out: Market-1501's
-    junk, which counts neither as a hit nor as a miss.
+    `…_paths` are optional. Labels are whole numbers or strings, spelled by the one rule of `spelling.label`: person
+    "08" and person 8 are one. -1 or an empty string is unknown. Clothes need only tell the outfits of one person
+    apart. Gallery items with pid -1 are left out: Market-1501's junk, which counts neither as a hit nor as a miss.
 
     Args:
         path: the file; pickled objects in it are refused.
@@ -52,16 +57,60 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
     path = Path(path)
     try:
         loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"features={path} cannot be read as an NPZ file: {error}") from error
+    except OSError as error:
+        raise InputError(
+            f"features={path} cannot be read: {error.strerror or error}; give an NPZ file"
+        ) from error
+    # NumPy's own words advise to load what is none as a pickle, which runs whatever is in it.
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"features={path} cannot be read: it is no NPZ file, as np.savez writes it, or is damaged"
+        ) from error
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise InputError(f"features={path} is one array; expected an NPZ file, as np.savez writes it")
     with loaded:
         query_features, query_table = _load_side(path, loaded, "query")
         gallery_features, gallery_table = _load_side(path, loaded, "gallery")
+    for column in ("person", "camera"):
+        both = pl.concat([query_table[column], gallery_table[column]])
+        for note in (*merged(both, column), *alike(labels(both).drop_nulls().unique(), column)):
+            log.warning("features=%s: %s", path, note)
+    query_table, gallery_table = _in_one_spelling(path, query_table), _in_one_spelling(path, gallery_table)
     known = labels_of(gallery_table, "person").is_not_null()
     kept = torch.from_numpy(known.to_numpy().copy())
     return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
+
+
+def equal_features(
+    query_features: Tensor, query_table: pl.DataFrame, gallery_features: Tensor, gallery_table: pl.DataFrame
+) -> int:
+    """Counts queries with a gallery item of the same person and the very same features under another path.
+
+    They are the same pictures, or a model that tells nothing apart: without paths nobody can say which.
+
+    Args:
+        query_features: (Q, D).
+        query_table: Q rows with `person` and `path`.
+        gallery_features: (G, D).
+        gallery_table: G rows, likewise.
+    """
+    # A few columns tell nearly all rows apart, and few rows are then compared in full.
+    width = min(4, query_features.shape[1], gallery_features.shape[1])
+    if not width or query_features.dtype != gallery_features.dtype:
+        return 0
+    heads = [features[:, :width].contiguous().numpy() for features in (query_features, gallery_features)]
+    keys = [head.view(np.dtype((np.void, head.dtype.itemsize * width)))[:, 0] for head in heads]
+    queries, items = (np.isin(own, other).nonzero()[0] for own, other in (keys, keys[::-1]))
+    asked: dict[tuple[str, bytes], list[int]] = {}
+    for row in queries.tolist():
+        key = (query_table["person"][row], query_features[row].numpy().tobytes())
+        asked.setdefault(key, []).append(row)
+    found: set[int] = set()
+    for item in items.tolist():
+        key = (gallery_table["person"][item], gallery_features[item].numpy().tobytes())
+        path = gallery_table["path"][item]
+        found.update(row for row in asked.get(key, ()) if query_table["path"][row] != path)
+    return len(found)
 
 
 def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Tensor, pl.DataFrame]:
@@ -81,11 +130,17 @@ def _load_side(path: Path, arrays: np.lib.npyio.NpzFile, side: str) -> tuple[Ten
             table[column] = _labels(path, name, _array(path, arrays, name), len(features))
         elif column != "path":
             table[column] = pl.Series([None] * len(features), dtype=pl.String)
-    # An outfit is one person's in the manifest, and files often number them anew for each person.
-    table["clothes"] = table["person"] + "_" + table["clothes"]
-    table["frame"] = table["frame"].cast(pl.Int64, strict=False)
     dtype = features.dtype if features.dtype in (np.float16, np.float32, np.float64) else np.dtype(np.float32)
     return torch.from_numpy(features.astype(dtype, copy=False)), pl.DataFrame(table)
+
+
+def _in_one_spelling(path: Path, table: pl.DataFrame) -> pl.DataFrame:
+    """The manifest's columns of labels as they were read."""
+    # Paths are no labels.
+    spelled = table.with_columns(labels(table[column]) for column in _ARRAYS.values() if column != "path")
+    frames = whole_numbers(spelled["frame"], f"features={path}")
+    # An outfit is one person's in the manifest, and files often number them anew for each person.
+    return spelled.with_columns(frames, clothes=pl.col("person") + "_" + pl.col("clothes"))
 
 
 def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[Any]:
@@ -93,7 +148,8 @@ def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> npt.NDArray[A
         array: npt.NDArray[Any] = arrays[name]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"features={path}: {name} cannot be read ({error}); save plain arrays of numbers or strings"
+            f"features={path}: {name} cannot be read: it is damaged or holds Python objects; "
+            "save plain arrays of numbers or strings"
         ) from error
     return array
 
@@ -106,6 +162,11 @@ def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.S
         raise InputError(
             f"features={path}: {name} is {array.dtype}; labels are whole numbers or strings, -1 or '' unknown"
         )
-    labels = pl.Series(np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array).cast(pl.String)
-    unknown = labels.is_in(["-1", ""])
-    return labels.set(unknown, None)
+    try:
+        text = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"features={path}: {name} holds bytes that are no UTF-8 text; save strings"
+        ) from error
+    found = pl.Series(text).cast(pl.String)
+    return found.set(found.str.strip_chars().is_in(["-1", ""]), None)

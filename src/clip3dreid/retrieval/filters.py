@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.spelling import label
 
 Value: TypeAlias = str | int
 FRAME = "frame"
@@ -32,8 +33,8 @@ class Condition(NamedTuple):
 class Filter:
     """Gallery pictures whose labels are all among those asked for.
 
-    A picture whose label is unknown is not among them. Labels compare as strings, as manifests hold them: camera 1 is
-    "1".
+    A picture whose label is unknown is not among them. Labels compare as manifests hold them, in the one spelling of
+    `spelling.label`: camera 1 is "1" and "01".
 
     Args:
         frame: (from, to), both included, null for an open end; or one frame. A number, in the data set's own time.
@@ -72,7 +73,7 @@ class Filter:
                     f"where.{column}: {wrong[0]!r} is no label; give a word or a whole number, in quotes"
                 )
             if several:
-                allowed[column] = tuple(map(str, several))
+                allowed[column] = tuple(label(str(value)) for value in several)
         object.__setattr__(self, "labels", allowed)
         object.__setattr__(self, "frames", _range(frame))
 
@@ -91,7 +92,7 @@ class Filter:
         """
         kept = pl.repeat(True, len(table), eager=True)
         before: list[str] = []
-        for condition in self.conditions():
+        for condition in self.conditions(table):
             values = _known(table, condition.column)
             still = kept & table.select(condition.expression).to_series()
             if not still.any():
@@ -107,20 +108,29 @@ class Filter:
             before.append(condition.text)
         return torch.from_numpy(kept.to_numpy().copy()) if before else None
 
-    def sql(self) -> str | None:
-        """The filter as an SQL condition, for engines that read one; None where it allows everything."""
-        return " AND ".join(condition.sql for condition in self.conditions()) or None
+    def sql(self, table: pl.DataFrame) -> str | None:
+        """The filter as an SQL condition, for engines that read one; None where it allows everything.
 
-    def conditions(self) -> Iterator[Condition]:
-        """Yields what is asked for, one column at a time."""
+        Args:
+            table: G rows of labels: SQL compares them as they are spelled there.
+
+        Raises:
+            InputError: if the table lacks a column.
+        """
+        return " AND ".join(condition.sql for condition in self.conditions(table)) or None
+
+    def conditions(self, table: pl.DataFrame) -> Iterator[Condition]:
+        """Yields what is asked for of a table, one column at a time."""
         for column, values in self.labels.items():
-            quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+            known = _known(table, column).cast(pl.String).drop_nulls().unique(maintain_order=True)
+            spelled = [text for text in known if label(text) in values]
+            quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in spelled)
             yield Condition(
                 column,
                 f"where.{column}=[{','.join(values)}]",
                 # Unknown is not among them, whatever polars makes of null.
-                pl.col(column).cast(pl.String).is_in(list(values)).fill_null(False),
-                f"{_identifier(column)} IN ({quoted})",
+                pl.col(column).cast(pl.String).is_in(spelled).fill_null(False),
+                f"{_identifier(column)} IN ({quoted})" if spelled else "1 = 0",
             )
         ends = [(sign, end) for sign, end in zip((">=", "<="), self.frames, strict=True) if end is not None]
         if ends:

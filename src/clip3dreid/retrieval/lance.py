@@ -121,7 +121,7 @@ class Lance:
         vectors = unit(query.cpu(), "query").float().numpy()
         mask = where.mask(self._labels)
         allowed = len(self._labels) if mask is None else int(mask.sum())
-        condition = where.sql()
+        condition = where.sql(self._labels)
         rows, scores = torch.full((len(query), k), -1), torch.full((len(query), k), -torch.inf)
 
         def answer(place: int) -> None:

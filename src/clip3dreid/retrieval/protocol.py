@@ -20,6 +20,7 @@ from torch import Tensor
 from clip3dreid.errors import InputError
 
 AveragePrecision: TypeAlias = Literal["plain", "trapezoid"]
+SamePicture: TypeAlias = Literal["drop", "keep"]
 
 
 class Labels(NamedTuple):
@@ -31,10 +32,13 @@ class Labels(NamedTuple):
     tracklet: Tensor
     frame: Tensor
     """The frame or picture number itself, not a code."""
+    picture: Tensor = torch.tensor(-1)
+    """Equal where the pictures themselves are: one file, or two with the same bytes. A single -1 is unknown for
+    all."""
 
     def at(self, index: Tensor) -> Labels:
         """The labels at `index`, in the shape of `index`."""
-        return Labels(*(column[index] for column in self))
+        return Labels(*(column[index] if column.ndim else column for column in self))
 
 
 Rule: TypeAlias = Callable[[Labels, Labels], Tensor]
@@ -43,6 +47,11 @@ Rule: TypeAlias = Callable[[Labels, Labels], Tensor]
 def _same(query: Tensor, gallery: Tensor) -> Tensor:
     """Known and equal: two unknown labels are not the same label."""
     return (query == gallery) & (query >= 0)
+
+
+def same_picture(query: Labels, gallery: Labels) -> Tensor:
+    """Which gallery items are the query's own picture: no rule, but asked beside each by `Protocol.junk`."""
+    return _same(query.picture, gallery.picture)
 
 
 def nothing(query: Labels, gallery: Labels) -> Tensor:
@@ -100,6 +109,8 @@ class Protocol:
         per_person: gallery pictures of each person in a draw.
         seed: of the draws.
         average_precision: `plain` or `trapezoid`, as `metrics.score_ranks` defines them.
+        same_picture: `drop`: a query's own picture in the gallery (one path, or the same bytes) is junk, whatever the
+            rule; `keep`: the rule alone decides. A query that finds itself is a hit that says nothing.
     """
 
     name: str
@@ -112,6 +123,7 @@ class Protocol:
     per_person: int = 1
     seed: int = 0
     average_precision: AveragePrecision = "plain"
+    same_picture: SamePicture = "drop"
 
     def __post_init__(self) -> None:
         """Takes OmegaConf's containers and numbers as well, and checks the values."""
@@ -119,9 +131,12 @@ class Protocol:
         for side in ("queries", "gallery"):
             filters = {str(column): tuple(map(str, values)) for column, values in getattr(self, side).items()}
             object.__setattr__(self, side, filters)
-        if unknown := sorted(set(self.needs) - set(Labels._fields)):
+        known = [field for field in Labels._fields if field != "picture"]
+        if unknown := sorted(set(self.needs) - set(known)):
+            raise InputError(f"protocol {self.name}: needs {unknown}, but the labels are {known}")
+        if self.same_picture not in ("drop", "keep"):
             raise InputError(
-                f"protocol {self.name}: needs {unknown}, but the labels are {list(Labels._fields)}"
+                f"protocol {self.name}: same_picture={self.same_picture!r} is neither drop nor keep"
             )
         if self.average_precision not in ("plain", "trapezoid"):
             raise InputError(
@@ -133,6 +148,11 @@ class Protocol:
                 f"protocol {self.name}: draws={self.draws}, per_person={self.per_person}; draws must be 0 "
                 "(the whole gallery) or more, per_person at least 1"
             )
+
+    def junk(self, query: Labels, gallery: Labels) -> Tensor:
+        """Which gallery items of a query's own person are junk: what the rule drops, and the query's own picture."""
+        dropped = self.drop(query, gallery)
+        return dropped | same_picture(query, gallery) if self.same_picture == "drop" else dropped
 
     @property
     def rule(self) -> str:
@@ -156,6 +176,7 @@ class Protocol:
             "gallery_filter": {column: list(values) for column, values in self.gallery.items()},
             "shots": self.shots,
             "average_precision": self.average_precision,
+            "same_picture": self.same_picture,
         }
 
 
@@ -179,7 +200,8 @@ def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Labe
     unknown.
 
     Args:
-        query_table: Q rows with columns as in the manifest; `person` is required.
+        query_table: Q rows with columns as in the manifest; `person` is required. Two rows show the same picture
+            where their `picture` is equal, or, without that column, their `path`.
         gallery_table: G rows, likewise.
 
     Returns:
@@ -191,9 +213,11 @@ def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Labe
     for side, table in (("query", query_table), ("gallery", gallery_table)):
         if unknown := labels_of(table, "person").null_count():
             raise InputError(f"{unknown} {side} pictures have no person label; leave them out or label them")
-    coded = [_codes(query_table, gallery_table, column) for column in Labels._fields[:-1]]
-    frames = [_tensor(labels_of(table, "frame").cast(pl.Int64)) for table in (query_table, gallery_table)]
-    query, gallery = zip(*coded, frames, strict=True)
+    tables = (query_table, gallery_table)
+    coded = [_codes(*tables, column) for column in ("person", "camera", "clothes", "tracklet")]
+    frames = [_tensor(labels_of(table, "frame").cast(pl.Int64)) for table in tables]
+    pictures = _codes(*tables, "picture" if all("picture" in table.columns for table in tables) else "path")
+    query, gallery = zip(*coded, frames, pictures, strict=True)
     return Labels(*query), Labels(*gallery)
 
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from clip3dreid.retrieval.counting import Desk, Items, strangers_ahead
 from clip3dreid.retrieval.counting import Scores as Scores
 from clip3dreid.retrieval.metrics import RANKS, PerQuery, score_ranks
-from clip3dreid.retrieval.protocol import Labels, Protocol, Selection
+from clip3dreid.retrieval.protocol import Labels, Protocol, Selection, same_picture
 
 Distance: TypeAlias = Literal["cosine", "euclidean"]
 
@@ -145,6 +145,8 @@ class Job(NamedTuple):
     """(Q,) int64: zero for queries that it does not ask."""
     junk: Tensor
     """(Q,) int64: likewise."""
+    in_gallery: Tensor
+    """(Q,) bool: queries that it asks whose own picture is in the gallery that it asks them of."""
 
     @property
     def valid(self) -> Tensor:
@@ -162,13 +164,16 @@ def plan(protocol: Protocol, pairs: SamePerson, selection: Selection) -> Job:
     """
     asked = selection.queries.nonzero()[:, 0]
     positives, junk = (torch.zeros(len(selection.queries), dtype=torch.int64) for _ in range(2))
+    in_gallery = torch.zeros(len(selection.queries), dtype=torch.bool)
     for rows in _blocks(asked, block_rows(0, pairs.width(asked), 0)):
         columns, known = pairs.of(rows)
         inside = known & selection.gallery[columns]
-        dropped = inside & protocol.drop(pairs.query.at(rows[:, None]), pairs.gallery.at(columns))
+        query, gallery = pairs.query.at(rows[:, None]), pairs.gallery.at(columns)
+        dropped = inside & protocol.junk(query, gallery)
         positives[rows] = (inside & ~dropped).sum(1)
         junk[rows] = dropped.sum(1)
-    return Job(protocol, selection.queries, selection.gallery, positives, junk)
+        in_gallery[rows] = (inside & same_picture(query, gallery)).any(1)
+    return Job(protocol, selection.queries, selection.gallery, positives, junk, in_gallery)
 
 
 def block_rows(gallery: int, own: int, itemsize: int, memory: int = MEMORY) -> int:
@@ -318,7 +323,7 @@ def _rank_block(
         for member in members:
             job = results[member].job
             mine = (
-                known & job.queries[queries, None] & job.gallery[columns] & ~job.protocol.drop(query, gallery)
+                known & job.queries[queries, None] & job.gallery[columns] & ~job.protocol.junk(query, gallery)
             )
             kept.append(mine if lots is None else _draw_own(mine, lots[columns], job.protocol.per_person))
         needed = torch.stack(kept).any(0)

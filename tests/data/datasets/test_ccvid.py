@@ -48,7 +48,7 @@ def test_the_same_label_of_two_people_is_two_outfits(tmp_path: Path) -> None:
 def test_frames_are_chosen_evenly_and_a_note_says_so(tmp_path: Path) -> None:
     manifest = ccvid.read(tree(tmp_path / "d", frames=9), frames=3)
     assert manifest.part("test", "query")["frame"].to_list() == [1, 4, 7]
-    assert "3 frames" in manifest.notes[-1]
+    assert "3 frames" in trees.said(manifest)[-1]
     assert not any(count.what == "pictures" for count in manifest.published)
 
 
@@ -98,4 +98,18 @@ def test_a_frame_of_another_name_is_listed(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"do not parse \(expected such as 00001\.jpg\): session1/076_12/face_1"
     ):
+        ccvid.read(root)
+
+
+def test_tracklets_that_no_list_names_are_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    assert not any("not looked at" in note for note in ccvid.read(root).notes)
+    trees.plant(root, "session2/099_01/00001.jpg")
+    assert "1 folders beside the data set's are not looked at: session2/099_01/" in ccvid.read(root).notes
+
+
+def test_pictures_of_a_tracklet_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    (root / "session1/001_01/00003.heic").touch()
+    with pytest.raises(InputError, match=r"session1/001_01: 1 pictures are in formats that are not read"):
         ccvid.read(root)

@@ -19,7 +19,7 @@ def test_folders_like_market_are_read_for_either_kind_of_boxes(
         (f"{folder}/bounding_box_train/0001_c1_1.png", "1", "1", 1, "train"),
         (f"{folder}/bounding_box_train/0001_c2_6.png", "1", "2", 6, "train"),
     ]
-    assert manifest.notes == (f"{boxes} boxes, read from folders",)
+    assert trees.said(manifest) == (f"{boxes} boxes, read from folders",)
 
 
 def test_indices_of_the_new_protocol_are_one_based_and_people_come_from_its_labels(tmp_path: Path) -> None:
@@ -58,4 +58,15 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
     root = trees.cuhk03_np_indices(tmp_path / "cuhk03")
     (root / "cuhk03_new_protocol_config_labeled.mat").write_bytes(b"")
     with pytest.raises(InputError, match=r"labeled\.mat is not the new protocol's config"):
+        cuhk03_np.read(root, boxes="labelled")
+
+
+def test_pictures_of_no_index_are_counted_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    root = trees.cuhk03_np_indices(tmp_path / "cuhk03")
+    notes = cuhk03_np.read(root, boxes="labelled").notes
+    assert "1 pictures of images_labeled are in no list and left out: images_labeled/1_002_1_01.png" in notes
+    (root / "images_labeled/1_001_1_01.jpg").touch()
+    with pytest.raises(
+        InputError, match=r"1_001_1_01\.jpg and .*1_001_1_01\.png are one picture by their names"
+    ):
         cuhk03_np.read(root, boxes="labelled")

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import polars as pl
@@ -19,14 +20,14 @@ def table(root: Path, text: str, name: str = "people.csv") -> Path:
     return root / name
 
 
-def test_folders_of_people_keep_their_names_and_label_nothing_else(tmp_path: Path) -> None:
+def test_folders_of_people_are_spelled_by_the_one_rule_and_label_nothing_else(tmp_path: Path) -> None:
     root = trees.custom(trees.misleading(tmp_path, "shop"))
     trees.plant(root, "val_query/v/1.png", "val_gallery/v/2.png")
     manifest = custom.read(root, name="shop")
     assert manifest.table.select("path", "person", "split", "role", "data_set").rows() == [
-        ("gallery/007/g.jpg", "007", "test", "gallery", "shop"),
+        ("gallery/007/g.jpg", "7", "test", "gallery", "shop"),
         ("gallery/zoe/g.jpg", "zoe", "test", "gallery", "shop"),
-        ("query/007/q.jpg", "007", "test", "query", "shop"),
+        ("query/007/q.jpg", "7", "test", "query", "shop"),
         ("train/Ann B/x.jpg", "Ann B", "train", "train", "shop"),
         ("val_gallery/v/2.png", "v", "val", "gallery", "shop"),
         ("val_query/v/1.png", "v", "val", "query", "shop"),
@@ -34,16 +35,16 @@ def test_folders_of_people_keep_their_names_and_label_nothing_else(tmp_path: Pat
     assert manifest.table.select("camera", "clothes", "tracklet", "frame").null_count().row(0) == (6, 6, 6, 6)
 
 
-def test_a_csv_keeps_people_as_they_are_written_and_reads_what_columns_it_has(tmp_path: Path) -> None:
+def test_a_csv_keeps_words_as_they_are_written_and_reads_what_columns_it_has(tmp_path: Path) -> None:
     file = table(
         tmp_path / "my_ccreid",
-        "path,person,split,role,camera,frame\na/1.jpg,007,train,train,left,12\nb.png,7,train,train,,\n",
+        "path,person,split,role,camera,frame\na/1.jpg,007,train,train,left,12\nb.png,Ann B,train,train,,\n",
     )
     manifest = custom.read(file)
     assert manifest.root == file.parent
     assert manifest.table.select("path", "person", "camera", "frame", "clothes").rows() == [
-        ("a/1.jpg", "007", "left", 12, None),
-        ("b.png", "7", None, None, None),
+        ("a/1.jpg", "7", "left", 12, None),
+        ("b.png", "Ann B", None, None, None),
     ]
 
 
@@ -108,7 +109,7 @@ BAD = {
         "path,person,split,role,cloths\n1.jpg,a,train,train,1\n",
         r"unknown columns \['cloths'\]",
     ),
-    "unknown split": ("path,person,split,role\n1.jpg,a,Train,train\n", r"split \['Train'\] is not one of"),
+    "unknown split": ("path,person,split,role\n1.jpg,a,trian,train\n", r"split \['trian'\] is not one of"),
     "no person": ("path,person,split,role\n1.jpg,,train,train\n", "1 rows have no person"),
     "frame of letters": ("path,person,split,role,frame\n1.jpg,a,train,train,x\n", "wrong kind"),
     "queries alone": ("path,person,split,role\n1.jpg,a,test,query\n", "has only query pictures"),
@@ -141,7 +142,9 @@ def test_pictures_of_a_table_that_are_not_there_are_listed_up_to_ten(tmp_path: P
 
 def test_other_files_than_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "people.xlsx").touch()
-    with pytest.raises(InputError, match=r"suffix=\.xlsx is not one of \.csv, \.parquet"):
+    with pytest.raises(
+        InputError, match=r"people\.xlsx is no table that is read; a table ends in \.csv, \.tsv, \.parquet"
+    ):
         custom.read(tmp_path / "people.xlsx")
 
 
@@ -157,8 +160,88 @@ def test_drawing_queries_where_there_are_some_is_refused(tmp_path: Path) -> None
 
 
 def test_a_folder_without_parts_says_which_parts_there_are(tmp_path: Path) -> None:
-    trees.plant(tmp_path / "x", "Train/ann/1.jpg")
+    trees.plant(tmp_path / "x", "notes/1.txt")
     with pytest.raises(
-        InputError, match=r"expected train/ or query/, gallery/; the nearest match to train is .*Train"
+        InputError, match=r"no pictures in the folders of .*/x; expected are folders train/PERSON"
     ):
         custom.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("folder", "role"),
+    [("Train", ("train", "train")), ("TRAINING", ("train", "train")), ("Valid-Query", ("val", "query"))],
+)
+def test_parts_may_go_by_other_common_names(tmp_path: Path, folder: str, role: tuple[str, str]) -> None:
+    others = (
+        ("Val Query/ann/1.jpg", "val-gallery/ann/2.jpg") if role[0] != "val" else ("val_gallery/ann/2.jpg",)
+    )
+    trees.plant(tmp_path, f"{folder}/ann/1.jpg", *others, "probe/bob/1.jpg", "gallery/bob/2.jpg")
+    table = custom.read(tmp_path).table
+    assert (*role,) in set(
+        table.filter(pl.col("path").str.starts_with(folder)).select("split", "role").rows()
+    )
+    assert ("test", "query") in set(table.select("split", "role").rows())
+
+
+@pytest.mark.parametrize("part", ["valid", "val", "test", "more/deep"])
+def test_a_folder_of_pictures_that_is_no_part_is_refused_by_name(tmp_path: Path, part: str) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg", f"{part}/ann/1.jpg")
+    name = part.partition("/")[0]
+    with pytest.raises(
+        InputError, match=rf"1 folders of .* hold pictures and are no part: {name}; the parts are train"
+    ):
+        custom.read(tmp_path)
+
+
+def test_two_folders_that_are_one_part_are_refused(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg", "Training/ann/1.jpg")
+    with pytest.raises(InputError, match=r"Training and train .* are both train; join them"):
+        custom.read(tmp_path)
+
+
+def test_folders_of_people_without_a_part_are_told_what_to_do_and_no_neighbour(tmp_path: Path) -> None:
+    trees.plant(tmp_path / "people", "ann/1.jpg", "bob/1.jpg")
+    trees.plant(tmp_path / "bodies", "train/1.png", "test/1.png")
+    with pytest.raises(InputError, match=r"holds pictures in ann, bob and none of the parts") as caught:
+        custom.read(tmp_path / "people")
+    assert "data.query_per_person=1" in str(caught.value)
+    assert "bodies" not in str(caught.value)
+
+
+def test_a_root_that_is_not_there_is_told_the_nearest_match(tmp_path: Path) -> None:
+    trees.plant(tmp_path / "people", "train/ann/1.jpg")
+    with pytest.raises(
+        InputError, match=rf"poeple is not there; the nearest match to poeple is {tmp_path}/people"
+    ):
+        custom.read(tmp_path / "poeple")
+
+
+def test_names_that_are_not_utf8_are_refused_in_one_line(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "train/ann/1.jpg")
+    (tmp_path / os.fsdecode(b"train/ann/caf\xe9.jpg")).touch()
+    with pytest.raises(InputError, match="1 file names are not UTF-8"):
+        custom.read(tmp_path)
+    trees.plant(tmp_path / os.fsdecode(b"n\xe9"), "train/ann/1.jpg")
+    with pytest.raises(InputError, match="1 file names are not UTF-8"):
+        custom.read(tmp_path / os.fsdecode(b"n\xe9"))
+
+
+def test_words_and_columns_of_other_programs_are_understood(tmp_path: Path) -> None:
+    trees.plant(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "t.csv").write_text(
+        "\ufeff;File Name;PID;Split;Role;cam\n0;1.jpg;08;Validation;Probe;A \n1;2.jpg;8.0;valid;gallery;B\n\n"
+    )
+    manifest = custom.read(tmp_path / "t.csv")
+    assert manifest.table.select("path", "person", "camera", "split", "role").rows() == [
+        ("2.jpg", "8", "B", "val", "gallery"),
+        ("1.jpg", "8", "A", "val", "query"),
+    ]
+    assert manifest.notes == (
+        "1 person labels are spelled in several ways and read as one: '08', '8.0' are '8'",
+    )
+
+
+def test_people_that_differ_by_case_alone_are_told(tmp_path: Path) -> None:
+    text = "path,person,split,role\n1.jpg,Ann,test,query\n2.jpg,ann,test,gallery\n"
+    (note,) = custom.read(table(tmp_path, text)).notes
+    assert "'Ann' and 'ann'" in note

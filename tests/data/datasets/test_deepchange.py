@@ -16,7 +16,7 @@ def test_tracklets_come_from_the_lists_and_days_are_no_clothes(tmp_path: Path) -
     assert rows["val-set-gallery"] == ("451", "2", None, "6", "val", "gallery")
     assert rows["test-set-gallery"] == ("602", "17", None, "9", "test", "gallery")
     assert manifest.part("train")["tracklet"].to_list() == ["17", "18"]
-    assert manifest.notes == ()
+    assert trees.said(manifest) == ()
 
 
 def test_a_tracklet_spelled_with_zeros_is_the_same_tracklet(tmp_path: Path) -> None:

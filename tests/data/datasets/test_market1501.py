@@ -17,7 +17,7 @@ def test_junk_is_left_out_everywhere_and_distractors_stay_in_the_gallery_alone(t
 
 
 def test_what_was_left_out_is_counted(tmp_path: Path) -> None:
-    assert market1501.read(trees.market1501(tmp_path / "market")).notes == (
+    assert trees.said(market1501.read(trees.market1501(tmp_path / "market"))) == (
         "1 pictures of person 0 (distractors) in bounding_box_train are left out",
         "1 pictures of person 0 (distractors) in query are left out",
         "2 pictures of person -1 (junk) are left out",

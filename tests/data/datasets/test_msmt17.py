@@ -43,3 +43,14 @@ def test_the_folder_above_is_told_where_the_version_lies(tmp_path: Path) -> None
     root = trees.msmt17(tmp_path / "msmt" / "MSMT17_V2", "V2")
     with pytest.raises(InputError, match=rf"set data\.root={root}$"):
         msmt17.read(root.parent)
+
+
+@pytest.mark.parametrize("val_in_train", [False, True])
+def test_only_pictures_that_no_list_names_are_counted(tmp_path: Path, val_in_train: bool) -> None:
+    root = trees.msmt17(tmp_path / "MSMT17_V1")
+    assert not any("in no list" in note for note in msmt17.read(root, val_in_train).notes)
+    trees.plant(root, "train/0009/0009_000_01_0303morning_0015_0.jpg")
+    notes = msmt17.read(root, val_in_train).notes
+    assert any(
+        note.startswith("1 pictures of train are in no list and left out: train/0009/") for note in notes
+    )

@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
+from clip3dreid.data.manifest import Manifest
+
 STRAYS = ("Thumbs.db", ".DS_Store", "._0001_c1s1_000001_00.jpg", "readme.txt", "desktop.ini")
+
+
+def said(manifest: Manifest) -> tuple[str, ...]:
+    """Notes of a manifest, without the last one, which counts the strays."""
+    *notes, strays = manifest.notes
+    assert "are no pictures are passed over" in strays
+    return tuple(notes)
 
 
 def misleading(tmp_path: Path, name: str) -> Path:

@@ -7,8 +7,8 @@ al., "Gait Recognition via Disentangled Representation Learning", CVPR 2019.
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import PICTURES, Names, Tree, number, shorten
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.layout import Names, Tree, number, shorten
+from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.errors import InputError
 
 # A tracklet's folder: the session, then person and walk.
@@ -57,7 +57,7 @@ def read(root: Path, frames: int = 0) -> Manifest:
     rows, absent = [], []
     for file, split, role in PARTS:
         for folder, person, label, walk in _listed(tree, file):
-            pictures = _frames(root, folder)
+            pictures = tree.held(folder)
             if not pictures:
                 absent.append(folder)
                 continue
@@ -84,7 +84,7 @@ def read(root: Path, frames: int = 0) -> Manifest:
     notes = ["cameras are the numbers of walks, 12 more in session 3: sessions 1 and 2 share them"]
     if frames:
         notes.append(f"up to {frames} frames of each tracklet, evenly spread")
-    return build(tree.name, root, rows, notes, PUBLISHED if not frames else _without_pictures())
+    return tree.manifest(rows, notes, PUBLISHED if not frames else _without_pictures())
 
 
 def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
@@ -93,9 +93,8 @@ def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
     Raises:
         InputError: if the list is empty or a line is another.
     """
-    lines = (tree.root / file).read_text(encoding="utf-8-sig").splitlines()
     tracklets = []
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(tree.lines(file), start=1):
         if not line.strip():
             continue
         folder, *labels = line.split()
@@ -109,14 +108,6 @@ def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
     if not tracklets:
         raise InputError(f"ccvid: {tree.root / file} lists no tracklets; fetch the list again")
     return tracklets
-
-
-def _frames(root: Path, folder: str) -> list[str]:
-    """Paths of a tracklet's pictures, sorted; none where the folder is not there."""
-    if not (root / folder).is_dir():
-        return []
-    names = (path.name for path in (root / folder).iterdir() if path.suffix.lower() in PICTURES)
-    return sorted(f"{folder}/{name}" for name in names if not name.startswith("."))
 
 
 def _spread(pictures: list[str], count: int) -> list[str]:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 # PERSON_IMAGE_ANYTHING: the last part means nothing, and CCDA does not always have it.
 NAMES = Names(re.compile(r"(-?\d+)_(\d+)(?:_.*)?\.\w+"), "12_3_0.jpg")
@@ -76,4 +76,4 @@ def read(root: Path, variant: str = "celeb_reid") -> Manifest:
             rows.append({"path": path, "person": person, "frame": frame, "split": split, "role": role})
     if junk:
         notes = (*notes, f"{junk} pictures of person -1 (junk) are left out")
-    return build(variant, root, rows, notes, published)
+    return tree.manifest(rows, notes, published)

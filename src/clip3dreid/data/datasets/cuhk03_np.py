@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from clip3dreid.data.layout import Names, Tree, number, shorten
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.errors import InputError
 
 FOLDER_NAMES = Names(re.compile(r"(\d+)_c(\d)_(\d+)\.\w+"), "0001_c1_1.png")
@@ -66,7 +66,7 @@ def read(root: Path, boxes: str = "detected") -> Manifest:
     )
     rows = FORMS[form](tree, kind)
     notes = [f"{boxes} boxes, read from {'folders' if form == 'folders' else config}"]
-    return build(tree.name, root, rows, notes, (*PEOPLE, *PICTURES[kind]))
+    return tree.manifest(rows, notes, (*PEOPLE, *PICTURES[kind]))
 
 
 def _from_folders(tree: Tree, kind: str) -> list[dict[str, Any]]:
@@ -97,8 +97,14 @@ def _from_indices(tree: Tree, kind: str) -> list[dict[str, Any]]:
         raise InputError(
             f"cuhk03_np: {file} is not the new protocol's config ({error}); fetch it again"
         ) from error
-    there = {path.rpartition("/")[2].partition(".")[0]: path for path in tree.pictures(folder)}
-    rows = []
+    there: dict[str, str] = {}
+    for path in tree.pictures(folder):
+        other = there.setdefault(path.rpartition("/")[2].partition(".")[0], path)
+        if other != path:
+            raise InputError(
+                f"cuhk03_np: {other} and {path} are one picture by their names; remove one of them"
+            )
+    rows: list[dict[str, Any]] = []
     for _, key, split, role in PARTS:
         stems = [name.partition(".")[0] for name, _ in chosen[key]]
         if absent := [stem for stem in stems if stem not in there]:
@@ -110,6 +116,7 @@ def _from_indices(tree: Tree, kind: str) -> list[dict[str, Any]]:
         for (path, name), (_, person) in zip(parsed, chosen[key], strict=True):
             facts = {"path": path, "person": str(person), "camera": number(name[3]), "frame": int(name[4])}
             rows.append(facts | {"split": split, "role": role})
+    tree.keep_to(folder, [row["path"] for row in rows])
     return rows
 
 

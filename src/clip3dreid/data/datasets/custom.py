@@ -1,13 +1,16 @@
 """Anybody's own pictures: a table of them, or folders of people."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from clip3dreid.data.layout import Tree, shorten
+from clip3dreid.data.layout import Tree, holds_pictures, look_alike, shorten
 from clip3dreid.data.manifest import Manifest, build
 from clip3dreid.errors import InputError
+from clip3dreid.spelling import labels
+from clip3dreid.table_files import forward_slashes, read_table, understood
 
 PARTS = {
     "train": ("train", "train"),
@@ -16,7 +19,25 @@ PARTS = {
     "val_query": ("val", "query"),
     "val_gallery": ("val", "gallery"),
 }
-READERS = {".csv": "csv", ".parquet": "parquet"}
+PART_NAMES: dict[str, Collection[str]] = {
+    "train": ("training",),
+    "query": ("queries", "probe", "probes"),
+    "gallery": ("galleries",),
+    "val_query": ("valid_query", "validation_query", "val_queries", "val_probe"),
+    "val_gallery": ("valid_gallery", "validation_gallery", "val_galleries"),
+}
+"""What else the parts' folders are called, written small and with underscores. `test` and `val` alone are none: they
+do not say which pictures ask and which are searched."""
+SPLITS: dict[str, Collection[str]] = {
+    "train": ("training",),
+    "val": ("valid", "validation"),
+    "test": ("testing",),
+}
+ROLES: dict[str, Collection[str]] = {
+    "train": ("training",),
+    "query": ("queries", "probe"),
+    "gallery": ("galleries",),
+}
 
 
 def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed: int = 0) -> Manifest:
@@ -25,8 +46,9 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
     A table (CSV or Parquet) has the manifest's columns or some of them: `path` (relative to the table's
     folder), `person`, `split` (train, val, test) and `role` (train, query, gallery) are needed, `camera`,
     `clothes`, `tracklet`, `frame` and `query_set` may be there. A folder's parts are `train`, `query`,
-    `gallery`, `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are free strings
-    and stay as they are written. Pictures without query or gallery can be split by `query_per_person`.
+    `gallery`, `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are free strings,
+    spelled by the one rule for labels (`spelling.label`). Columns and parts may go by other common names. Pictures
+    without query or gallery can be split by `query_per_person`.
 
     Args:
         root: the table or the folder.
@@ -51,59 +73,113 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
                 f"{name}: the {split} split of {root} has only {roles.pop()} pictures; add the others, or "
                 "draw queries from the gallery with data.query_per_person=1"
             )
-    return build(name, root.parent if is_table else root, table, notes)
+    return build(name, root.parent, table, notes) if is_table else tree.manifest(table, notes)
 
 
 def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
-    kind = tree.option("a table's suffix", tree.root.suffix.lower(), READERS)
-    try:
-        # Everything stays a string, so that person 007 does not become 7.
-        table = pl.read_csv(tree.root, infer_schema=False) if kind == "csv" else pl.read_parquet(tree.root)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{tree.name}: {tree.root} cannot be read as {kind}: {reason}") from error
+    what = f"{tree.name}: {tree.root}"
+    table = understood(read_table(tree.root, what), what)
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
-        raise InputError(
-            f"{tree.name}: {tree.root} has no column {', '.join(absent)}; it has {', '.join(table.columns)}"
-        )
+        raise InputError(f"{what} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
-        raise InputError(f"{tree.name}: {tree.root} holds several data sets; keep one to a table")
+        raise InputError(f"{what} holds several data sets; keep one to a table")
     folder = tree.root.parent
+    table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
     if lost := [path for path in table["path"].drop_nulls().unique().sort() if not (folder / path).is_file()]:
         raise InputError(
             f"{tree.name}: {len(lost)} pictures of {tree.root} are not in {folder}: {shorten(lost)}; paths "
             "are relative to the table's folder"
         )
-    table = table.with_columns(pl.col(column).cast(pl.String) for column in ("person", "split", "role"))
+    table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
     return _own_clothes(table)
+
+
+def _known(column: pl.Series, others: dict[str, Collection[str]]) -> pl.Series:
+    """A column of few words, which may be spelled in other common ways."""
+    words = {other: word for word, known in others.items() for other in (word, *known)}
+    column = column.cast(pl.String)
+    found = {text: words.get(text.strip().casefold(), text) for text in column.drop_nulls().unique()}
+    return column.replace(found)
 
 
 def _own_clothes(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     """Makes outfits belong to one person each: tables often number them anew for every person."""
     if "clothes" not in table.columns:
         return table, []
-    owners = table.drop_nulls("clothes").group_by("split", "clothes").agg(pl.col("person").n_unique())
+    # Spelled first: what is put together of two labels is spelled by no rule any more.
+    table = table.with_columns(clothes=labels(table["clothes"]))
+    person = labels(table["person"])
+    owners = (
+        table.with_columns(person=person)
+        .drop_nulls("clothes")
+        .group_by("split", "clothes")
+        .agg(pl.col("person").n_unique())
+    )
     if (owners["person"] < 2).all():
         return table, []
-    owned = pl.concat_str("person", pl.col("clothes").cast(pl.String), separator="_")
+    owned = person + "_" + table["clothes"]
     return table.with_columns(clothes=owned), [
         "people share clothes labels, so they are read as person_clothes"
     ]
 
 
 def _from_folders(tree: Tree, query_per_person: int) -> tuple[pl.DataFrame, list[str]]:
-    parts = {part: place for part, place in PARTS.items() if (tree.root / part).is_dir()}
-    if not parts and query_per_person and tree.root.is_dir():
+    parts, others = _parts(tree)
+    if not parts and query_per_person and others:
         # A flat folder of people is a gallery to draw queries from.
-        parts = {"": PARTS["gallery"]}
-    if not parts:
-        tree.choose({"train": ["train/"], "test": ["query/", "gallery/"]})
+        parts = {"": "gallery"}
+    elif others and parts:
+        raise InputError(
+            f"{tree.name}: {len(others)} folders of {tree.root} hold pictures and are no part: {shorten(others, 3)}; "
+            f"the parts are {', '.join(PARTS)}: rename them, or move them away"
+        )
+    elif not parts:
+        raise InputError(f"{tree.name}: {_no_parts(tree, others)}")
     rows = [
-        {"path": path, "person": path.split("/")[-2], "split": split, "role": role}
-        for part, (split, role) in parts.items()
-        for path in tree.pictures(part, depth=1)
+        {"path": path, "person": path.split("/")[-2], "split": PARTS[part][0], "role": PARTS[part][1]}
+        for folder, part in parts.items()
+        for path in tree.pictures(folder, depth=1)
     ]
     return pl.DataFrame(rows), []
+
+
+def _parts(tree: Tree) -> tuple[dict[str, str], list[str]]:
+    """The folders that are parts, with the part's name, and the others that hold pictures.
+
+    Raises:
+        InputError: if two folders are the same part.
+    """
+    known = {_key(other): part for part, names in PART_NAMES.items() for other in (part, *names)}
+    parts: dict[str, str] = {}
+    others = []
+    for folder in tree.folders():
+        part = known.get(_key(folder))
+        if part is None and holds_pictures(tree.root / folder):
+            others.append(folder)
+        elif part in parts.values():
+            first = next(name for name, own in parts.items() if own == part)
+            raise InputError(f"{tree.name}: {first} and {folder} of {tree.root} are both {part}; join them")
+        elif part is not None:
+            parts[folder] = part
+    return parts, others
+
+
+def _key(name: str) -> str:
+    return name.casefold().replace("-", "_").replace(" ", "_")
+
+
+def _no_parts(tree: Tree, others: list[str]) -> str:
+    """Why a folder holds no part, in one line."""
+    where = tree.root
+    expected = "expected are folders train/PERSON, or query/PERSON and gallery/PERSON"
+    if not where.is_dir():
+        return f"the data root {where} is not there; {look_alike(where, [])}"
+    if others:
+        return (
+            f"{where} holds pictures in {shorten(others, 3)} and none of the parts {', '.join(PARTS)}; {expected}. "
+            "If these are people, put them into train/ to train on them, or draw queries with data.query_per_person=1"
+        )
+    return f"no pictures in the folders of {where}; {expected}"
 
 
 def _draw_queries(tree: Tree, table: pl.DataFrame, per_person: int, seed: int) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 # Letter and person, letter and camera, day, hour, two more: nothing readable says what the last two are.
 NAMES = Names(re.compile(r"[A-Za-z](\d+)_[A-Za-z](\d+)_([^_.]+)_.+\.\w+"), "P0001_C05_12_09_00031_0.jpg")
@@ -64,4 +64,4 @@ def read(root: Path, clothes_from_day: bool = False) -> Manifest:
                 }
             )
     notes = ["clothes stand for days: DeepChange has no clothes labels"] if clothes_from_day else []
-    return build(tree.name, root, rows, notes, PUBLISHED)
+    return tree.manifest(rows, notes, PUBLISHED)

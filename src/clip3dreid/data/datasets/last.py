@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 # First part the person, last part the outfit; both end before the first dot.
 NAMES = Names(re.compile(r"(\d+)_(?:[^.]*_)?([^_.]+)\..+"), "000001_0012_3.jpg")
@@ -55,4 +55,4 @@ def read(root: Path) -> Manifest:
         for folder, split, role, depth in PARTS
         for path, name in tree.read(folder, NAMES, depth)
     ]
-    return build(tree.name, root, rows, published=PUBLISHED)
+    return tree.manifest(rows, published=PUBLISHED)

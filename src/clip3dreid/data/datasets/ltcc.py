@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 NAMES = Names(re.compile(r"(\d+)_(\d+)_c(\d+)_(\d+)\.\w+"), "000_1_c11_015833.png")
 PARTS = (("train", "train", "train"), ("query", "test", "query"), ("test", "test", "gallery"))
@@ -54,4 +54,4 @@ def read(root: Path, name: str = "ltcc") -> Manifest:
         for folder, split, role in PARTS
         for path, parsed in tree.read(folder, NAMES)
     ]
-    return build(tree.name, root, rows, published=PUBLISHED if name == "ltcc" else ())
+    return tree.manifest(rows, published=PUBLISHED if name == "ltcc" else ())

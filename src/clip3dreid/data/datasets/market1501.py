@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 NAMES = Names(re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)(?:\.\w+)+"), "0002_c1s1_000451_03.jpg")
 PARTS = (
@@ -60,4 +60,4 @@ def read(root: Path) -> Manifest:
                     "role": role,
                 }
             )
-    return build(tree.name, root, rows, [f"{count} {what}" for what, count in seen.items()], PUBLISHED)
+    return tree.manifest(rows, [f"{count} {what}" for what, count in seen.items()], PUBLISHED)

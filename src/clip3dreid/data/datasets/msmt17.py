@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 NAMES = Names(re.compile(r"\d+_\d+_(\d+)_.+\.\w+"), "0000_000_01_0303morning_0015_0.jpg")
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
@@ -40,13 +40,18 @@ def read(root: Path, val_in_train: bool = False) -> Manifest:
         {version: [*(f"{folder}/" for folder in folders), *LISTS] for version, folders in VERSIONS.items()}
     )
     train, test = VERSIONS[version]
-    parts = [("list_train.txt", train, "train", "train")]
-    if val_in_train:
-        parts.append(("list_val.txt", train, "train", "train"))
-    parts += [("list_query.txt", test, "test", "query"), ("list_gallery.txt", test, "test", "gallery")]
+    parts = [
+        ("list_train.txt", train, "train", "train"),
+        ("list_val.txt", train, "train", "train"),
+        ("list_query.txt", test, "test", "query"),
+        ("list_gallery.txt", test, "test", "gallery"),
+    ]
     rows = []
     for file, folder, split, role in parts:
+        # Read whether it is used or not: its pictures are left out on purpose, and not for want of a list.
         pairs = tree.listed(file, folder, depth=1)
+        if file == "list_val.txt" and not val_in_train:
+            continue
         names = tree.parse([path for path, _ in pairs], NAMES)
         for (path, person), (_, name) in zip(pairs, names, strict=True):
             rows.append(
@@ -65,4 +70,4 @@ def read(root: Path, val_in_train: bool = False) -> Manifest:
     ]
     # The sum is printed in public code, the parts are remembered.
     pictures = Published("train", "pictures", 32_621 if val_in_train else 30_248, remembered=not val_in_train)
-    return build(tree.name, root, rows, notes, (pictures, *PUBLISHED))
+    return tree.manifest(rows, notes, (pictures, *PUBLISHED))

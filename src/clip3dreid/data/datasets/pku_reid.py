@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.errors import InputError
 
 # Person, camera, orientation. The pictures are JPEG data whatever the suffix: decoders look at the content.
@@ -61,4 +61,4 @@ def read(root: Path, train_fraction: float = 0.5, split_seed: int = 0) -> Manife
         )
     draw = f"train_fraction {train_fraction}, split_seed {split_seed}"
     notes = [f"{len(train)} of {len(people)} people train ({draw})"]
-    return build(tree.name, root, rows, notes, PUBLISHED)
+    return tree.manifest(rows, notes, PUBLISHED)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 # The camera leads the names of train and val; in test it is a folder and the names do not tell.
 PERSON, FRAME = r"(?P<person>\d+)/", r".*?(?P<frame>\d*)\.\w+"
@@ -56,7 +56,7 @@ def read(root: Path, use_val: str = "ignore") -> Manifest:
     left = "left out" if use_val == "ignore" else "trained on"
     notes = [f"the val folder shows the training people, so it is {left} and validates nothing"]
     published = (Published("train", "pictures", TRAIN_PICTURES[use_val]), *PUBLISHED)
-    return build(tree.name, root, rows, notes, published)
+    return tree.manifest(rows, notes, published)
 
 
 def _row(path: str, name: re.Match[str], camera: str, **part: str) -> dict[str, Any]:

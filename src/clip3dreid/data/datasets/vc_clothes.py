@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.layout import Names, Tree, number
-from clip3dreid.data.manifest import Manifest, Published, build
+from clip3dreid.data.manifest import Manifest, Published
 
 NAMES = Names(re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.\w+"), "001-02-03-04.jpg")
 PARTS = (("train", "train", "train"), ("query", "test", "query"), ("gallery", "test", "gallery"))
@@ -47,4 +47,4 @@ def read(root: Path) -> Manifest:
         for folder, split, role in PARTS
         for path, name in tree.read(folder, NAMES)
     ]
-    return build(tree.name, root, rows, published=PUBLISHED)
+    return tree.manifest(rows, published=PUBLISHED)
