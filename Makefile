@@ -4,6 +4,7 @@
 #   make test                      set up .venv, run the tests
 #   make test-all                  and the slow ones
 #   make lint                      ruff, mypy, import rules
+#   make install-smpl              add smplx, which reads official SMPL files; its licence: non-commercial research
 #   make install TORCH_INDEX=URL   choose a build of torch: the --index-url that pytorch.org's selector prints
 #   make PYTHON=python3.12 test    choose the interpreter
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 # Another index is another installation: its stamp is another one.
 STAMP := $(VENV)/.installed$(if $(TORCH_INDEX),-$(subst :,_,$(subst /,_,$(TORCH_INDEX))))
 
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install install-smpl demo test test-all lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +29,10 @@ $(STAMP): pyproject.toml constraints.txt
 		$(if $(TORCH_INDEX),--force-reinstall --index-url $(TORCH_INDEX)) torch==$(TORCH_VERSION)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Asked for by name, because of its licence; its tests run where it is, and say that they are skipped where it is not.
+install-smpl: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[smpl]'
 
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import logging
 import subprocess
@@ -14,12 +15,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from hypothesis import settings
+from omegaconf import DictConfig
 from PIL import Image
 
+from clip3dreid.config import conf_dir
 from clip3dreid.formats import write_table
+from tests.processes import PATIENCE_S
 
 # A timing never decides a test: another program on the machine makes any of them slow.
 settings.register_profile("no_deadline", deadline=None)
@@ -112,6 +117,13 @@ def guided(bodies_root: Path) -> tuple[str, ...]:
     )
 
 
+def student_config(name: str, weights_dir: str = "weights") -> DictConfig:
+    """The node `model` of `model/student=NAME`, composed."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose(overrides=[f"+model/student={name}", f"+weights_dir={weights_dir}"])
+    return cfg.model
+
+
 STUDENT = {
     "_target_": "clip3dreid.model.student.Student",
     "backbone": {"_target_": "clip3dreid.model.resnet.ResNet", "depth": 18, "width": 8},
@@ -164,6 +176,15 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def smplx(request: pytest.FixtureRequest) -> None:
+    """For tests that need the package, which nobody gets unasked."""
+    if importlib.util.find_spec("smplx") is None:
+        pytest.skip(
+            f"{request.node.name}: smplx is not installed (make install-smpl; non-commercial research)"
+        )
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[str, ...]:
     """Overrides that make any recipe small enough for a test."""
@@ -174,13 +195,13 @@ def tiny() -> tuple[str, ...]:
 def command(tmp_path: Path) -> Command:
     """Runs `python -m clip3dreid.NAME arguments…` in a process of its own, in an empty folder."""
 
-    def run(name: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", f"clip3dreid.{name}", *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_S,
             stdin=subprocess.DEVNULL,
         )
 

@@ -41,7 +41,7 @@ from clip3dreid.data import listing, manifest
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.data.images import read_rgb
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity
+from clip3dreid.files import FileIdentity, write_json
 from clip3dreid.formats import write_table
 from clip3dreid.language import labels
 from clip3dreid.language.vocabulary import Vocabulary

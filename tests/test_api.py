@@ -28,6 +28,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
 from tests.conftest import STUDENT
+from tests.processes import PATIENCE_S
 from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[1]
@@ -450,7 +451,7 @@ def test_places_without_a_model_are_told_apart(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(InputError, match="empty holds no model"):
         load(tmp_path / "empty")
     for wrong in (tmp_path / "a" / "b", "a/b/c", "model", "runs/last.ckpt", Path("user/name"), "user/na me"):
-        with pytest.raises(InputError, match="is not there: no file, no folder"):
+        with pytest.raises(InputError, match="is not there; give a run's folder, a checkpoint"):
             load(wrong)
 
 
@@ -709,7 +710,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(model: ReidModel, pictures: list
 
 
 def test_what_the_hub_does_not_have_is_one_line(hub: Hub) -> None:
-    with pytest.raises(InputError, match="user/name is no file or folder here, and cannot be had") as error:
+    with pytest.raises(InputError, match="user/name is not there, and cannot be had") as error:
         load("user/name")
     assert "Cannot find it in the cache" in str(error.value)
     with pytest.raises(InputError, match="cannot be had"):
@@ -744,7 +745,7 @@ def test_the_package_offers_both_names_and_loads_torch_only_for_them() -> None:
         "import sys, clip3dreid; assert 'torch' not in sys.modules; clip3dreid.load; clip3dreid.ReidModel; "
         "from clip3dreid import load; assert 'torch' in sys.modules and 'lightning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         clip3dreid.nothing  # noqa: B018
 

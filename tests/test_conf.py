@@ -14,7 +14,8 @@ from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config import conf_dir, register
-from clip3dreid.model.teacher import CACHE_KEYS, Teacher
+from clip3dreid.model.teacher import NODE_KEYS, Teacher
+from clip3dreid.weights import print_needs
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -59,7 +60,7 @@ def check_bindings(cfg: DictConfig) -> int:
         target = get_object(node["_target_"])
         keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
         if target is Teacher:
-            keys = {key: value for key, value in keys.items() if key not in CACHE_KEYS}
+            keys = {key: value for key, value in keys.items() if key not in NODE_KEYS}
         signature = inspect.signature(target)
         try:
             if node.get("_partial_"):
@@ -80,9 +81,15 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("method", options("method"))
-def test_every_experiment_composes_with_every_method_and_binds(experiment: str, method: str) -> None:
+def test_every_experiment_with_every_method_composes_binds_and_says_what_it_needs(
+    experiment: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg = composed("train", f"+experiment={experiment}", f"method={method}", "data.root=/nowhere")
     assert check_bindings(cfg) > 10
+    print_needs(cfg, [f"+experiment={experiment}", f"method={method}", "data.root=/nowhere"])
+    shown = capsys.readouterr().out
+    assert "/nowhere" in shown
+    assert f"Then: python -m clip3dreid.train +experiment={experiment} method={method}" in shown
 
 
 @pytest.mark.parametrize(
@@ -96,6 +103,160 @@ def test_every_experiment_composes_with_every_method_and_binds(experiment: str, 
 def test_every_option_of_every_group_composes_and_binds(group: str, option: str) -> None:
     cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"{group}={option}")
     assert check_bindings(cfg) > 10
+
+
+CHOSEN = "chosen by the user"
+CHOICES = {
+    "loader": "loader",
+    "model/student": "model",
+    "model/teacher": "model.teacher",
+    "language": "language",
+    "body": "body",
+    "optimizer": "optimizer",
+    "trainer": "trainer",
+    "callbacks": "callbacks",
+    "logger": "logger.mine",
+    "world": "world",
+    "layout": "layout",
+    "engine": "engine",
+    "loss": "loss.local",
+}
+"""Groups that a user may choose from with YAML of his own -> the node that it makes."""
+
+
+def every_key(files: list[Path]) -> Any:
+    """What these files set, all leaves with one value that no config of ours has."""
+
+    def marked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: marked(below) for key, below in value.items() if key != "defaults"}
+        return CHOSEN
+
+    # Nested keys win over plain values, whichever comes first.
+    merged: dict[str, Any] = {}
+
+    def add(into: dict[str, Any], node: dict[str, Any]) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                below = into.get(key)
+                into[key] = below if isinstance(below, dict) else {}
+                add(into[key], value)
+            elif not isinstance(into.get(key), dict):
+                into[key] = value
+
+    for file in files:
+        add(merged, marked(OmegaConf.to_container(OmegaConf.load(file))))
+    return merged
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A user's folder with an option `mine` in every group, and what each must result in."""
+    folder, wanted = tmp_path_factory.mktemp("mine"), {}
+    for group, node in CHOICES.items():
+        pattern = "local*.yaml" if group == "loss" else "*.yaml"
+        files = sorted((conf_dir() / group).glob(pattern))
+        if group == "trainer":
+            # Of the whole config, not of the group alone: it is a mode, tested by itself.
+            files = [file for file in files if file.stem != "debug"]
+        wanted[group] = every_key(files)
+        (folder / group).mkdir(parents=True)
+        text = f"# @package {node}\n{OmegaConf.to_yaml(OmegaConf.create(wanted[group]))}"
+        (folder / group / "mine.yaml").write_text(text, encoding="utf-8")
+    return folder, wanted
+
+
+def check_choices(
+    mine: tuple[Path, dict[str, Any]], groups: tuple[str, ...], root: str, *overrides: str
+) -> None:
+    """Asserts that every group is exactly what the user chose, whatever else was composed."""
+    folder, wanted = mine
+    chosen = [f"{group}={'[mine]' if group in ('logger', 'loss') else 'mine'}" for group in groups]
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose(root, [f"hydra.searchpath=[file://{folder}]", *overrides, *chosen])
+    for group in groups:
+        found = OmegaConf.to_container(OmegaConf.select(cfg, CHOICES[group]), resolve=False)
+        assert isinstance(found, dict)
+        if group == "model/student":
+            # The teacher, of another group, lies in the same node.
+            found.pop("teacher", None)
+        assert found == wanted[group], group
+
+
+TRAINING = (
+    "loader", "model/student", "model/teacher", "language", "body", "optimizer", "trainer", "callbacks", "logger",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_no_experiment_changes_anything_in_what_the_user_chose(
+    experiment: str, mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, TRAINING, "train", f"+experiment={experiment}")
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_no_method_changes_anything_in_what_the_user_chose(
+    method: str, mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, (*TRAINING, "loss"), "train", "data=ltcc", f"method={method}")
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_no_recipe_behind_an_experiment_changes_anything_in_what_the_user_chose(
+    recipe: str, mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, (*TRAINING, "loss"), "train", "+experiment=ltcc", f"+recipe={recipe}")
+
+
+@pytest.mark.parametrize("rung", options("ladder"))
+def test_no_rung_of_the_ladder_changes_anything_in_what_the_user_chose(
+    rung: str, mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, (*TRAINING, "loss"), "train", "data=ltcc", f"+ladder={rung}")
+
+
+@pytest.mark.parametrize(
+    ("root", "groups", "overrides"),
+    [
+        ("label", ("loader", "model/teacher", "language"), ("data=ltcc",)),
+        ("pretrain_teacher", ("language", "optimizer", "trainer", "callbacks", "logger"), ()),
+        ("evaluate", ("loader", "trainer", "model/student"), ("data=ltcc",)),
+        ("extract", ("trainer",), ()),
+        ("search", ("engine", "model/teacher"), ()),
+        ("synthesize", ("layout", "body", "world", "language"), ()),
+    ],
+)
+def test_no_other_entry_point_changes_anything_in_what_the_user_chose(
+    root: str, groups: tuple[str, ...], overrides: tuple[str, ...], mine: tuple[Path, dict[str, Any]]
+) -> None:
+    check_choices(mine, groups, root, *overrides)
+
+
+SHIPPED = ("loader=base_recipe", "model/student=vit_b16", "model/teacher=clip_vit_l14", "optimizer=sgd")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> DictConfig:
+    """Options that we ship, without any experiment."""
+    return composed("train", "data=ltcc", "data.root=/nowhere", *SHIPPED)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_options_that_we_ship_are_the_same_in_every_experiment(
+    experiment: str, shipped: DictConfig
+) -> None:
+    cfg = composed("train", f"+experiment={experiment}", "data.root=/nowhere", *SHIPPED)
+    for key in ("loader", "model.student", "model.pretrained", "model.teacher.path", "optimizer.optimizer"):
+        assert OmegaConf.select(cfg, key) == OmegaConf.select(shipped, key), key
+
+
+@pytest.mark.parametrize("experiment", ["demo", "ltcc"])
+def test_a_trial_is_the_same_trial_in_every_experiment(experiment: str) -> None:
+    cfg = composed("train", f"+experiment={experiment}", "data.root=/nowhere", "trainer=debug")
+    assert (cfg.trainer.max_epochs, cfg.trainer.accelerator) == (30, "auto")
+    assert cfg.loader.overfit_batches == 1
 
 
 @pytest.mark.parametrize("data", options("data"))

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from clip3dreid.config import conf_dir, foreseen
 from clip3dreid.errors import InputError
+from tests.processes import PATIENCE_S
 
 
 def test_conf_dir_holds_the_entry_points_roots() -> None:
@@ -92,11 +94,67 @@ def test_status_two_and_one_line_for_bad_input_and_a_traceback_for_defects(
         """)
     )
     done = subprocess.run(
-        [sys.executable, str(door), "data=ltcc"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, str(door), "data=ltcc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == status, done.stderr
     assert message in done.stderr
     assert ("Traceback" in done.stderr) == (status == 1)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "5"}, "None")],
+)
+def test_a_commands_waiting_threads_yield_unless_the_user_has_chosen(
+    tmp_path: Path, chosen: dict[str, str], found: str
+) -> None:
+    door = tmp_path / "door.py"
+    door.write_text(
+        textwrap.dedent("""
+        import os
+        import sys
+
+        import clip3dreid.train
+        from clip3dreid.config import entry_point
+
+        before = os.environ.get("OMP_WAIT_POLICY")
+
+        @entry_point("inspect_data")
+        def main(cfg):
+            assert "torch" not in sys.modules
+            print(before, os.environ.get("OMP_WAIT_POLICY"))
+
+        main()
+        """)
+    )
+    quiet = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, str(door), "data=ltcc"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, env=quiet | chosen,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # Importing changes nothing; the command does.
+    assert done.stdout.split() == [str(chosen.get("OMP_WAIT_POLICY")), found]
+
+
+COMPUTING = (
+    "train", "evaluate", "label", "pretrain_teacher", "extract", "search", "export", "compare", "weights", "demo",
+)  # fmt: skip
+
+
+def test_commands_that_compute_load_torch_after_they_have_said_how_its_threads_wait() -> None:
+    imports = "; ".join(f"import clip3dreid.{name}" for name in COMPUTING)
+    code = f"import os, sys; {imports}; print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))"
+    quiet = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, env=quiet
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "None"]
 
 
 def test_a_mistyped_override_is_one_line_and_status_two(command: object) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from clip3dreid.config import conf_dir
+from clip3dreid.model.weights import CARD, HEADS, read_checkpoint
 from tests.conftest import Command, write_ltcc
 from tests.test_conf import check_bindings, composed
 
@@ -194,7 +196,11 @@ BAD = {
     "unknown re-ranking": ({}, ["rerank=k_reciprocl"], "k_reciprocl"),
     "no rate": ({}, ["open_set=[1.5]"], "open_set"),
     "no list": ({}, ["open_set=0.01"], "open_set"),
-    "open set of a re-ranking": ({}, ["open_set=[0.01]", "rerank=aqe"], "leave the re-ranking out"),
+    "open set of a re-ranking": (
+        {},
+        ["open_set=[0.01]", "rerank=aqe"],
+        "leave open_set or the re-ranking out",
+    ),
 }
 
 
@@ -212,12 +218,47 @@ def test_bad_features_get_one_line_status_two_and_no_output(
     assert not (tmp_path / "o.json").exists()
 
 
+def test_a_model_is_the_same_by_its_folder_and_by_its_file(
+    saved_model: Path, invoke: Command, ltcc_root: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run" / "checkpoints"
+    run.mkdir(parents=True)
+    content = read_checkpoint(saved_model / "model.safetensors")
+    state = {f"student.{name}": tensor for name, tensor in content.state.items()}
+    torch.save({"state_dict": state, CARD: content.card, HEADS: content.heads}, run / "last.ckpt")
+    places = {
+        saved_model: "model.safetensors",
+        saved_model / "model.safetensors": "model.safetensors",
+        tmp_path / "run": "last.ckpt",
+        run: "last.ckpt",
+    }
+    found = []
+    for place, file in places.items():
+        done = invoke(
+            "evaluate", f"checkpoint={place}", "data=ltcc", f"data.root={ltcc_root}", "trainer=cpu",
+            "loader.workers=0", "out=o.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        written = json.loads((tmp_path / "o.json").read_text())
+        assert Path(written["checkpoint"]).name == file
+        found.append(written["results"])
+    assert all(results == found[0] for results in found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "no data set"),
         (["data=ltcc", "data.root=ROOT"], "nothing to evaluate"),
-        (["data=ltcc", "data.root=ROOT", "checkpoint=/no.ckpt"], "/no.ckpt"),
+        (
+            ["data=ltcc", "data.root=ROOT", "checkpoint=/no.ckpt"],
+            "/no.ckpt is not there; give a run's folder",
+        ),
+        (["data=ltcc", "data.root=ROOT", "checkpoint=ROOT"], "holds no model"),
+        (
+            ["data=ltcc", "data.root=ROOT", "checkpoint=ROOT", "loader.height=64"],
+            "evaluation takes height=PIXELS",
+        ),
         (["data=ltcc", "data.root=ROOT", "model/student=resnet18", "model.pretrained=null"], "untrained"),
         (["features=/no.npz"], "/no.npz"),
     ],

@@ -28,6 +28,7 @@ from clip3dreid.export_formats import Onnx, Opened, TorchExport, prepare
 from clip3dreid.exporting import Graph, Settings, compare, crops, drawn, export, latency
 from tests import conftest
 from tests.conftest import Command
+from tests.processes import PATIENCE_S
 from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +139,7 @@ def alone(code: str, folder: Path, *blocked: str) -> list[float]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return [float(word) for word in done.stdout.split()]
@@ -505,7 +506,7 @@ def test_the_command_writes_files_and_prints_a_table(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["checkpoint=missing"], "checkpoint=missing is not there"),
+        (["checkpoint=missing"], "missing is not there; give a run's folder"),
         (["format=tflite"], "format=tflite is unknown; choose from onnx, torch_export"),
         (["format=[]"], "no format"),
         (["outputs=[words]"], "outputs: words is unknown; choose from embedding, joint"),
@@ -586,8 +587,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "model/student").glob("*.yaml")))
 def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path) -> None:
-    node = OmegaConf.load(conf_dir() / "model" / "student" / f"{name}.yaml").student
-    student: Any = OmegaConf.to_container(node)
+    student: Any = OmegaConf.to_container(conftest.student_config(name).student)
     backbone = student["backbone"]
     shape = backbone.get("config", backbone)
     changes, size = TINY[shape.get("model_type") or backbone["_target_"].rpartition(".")[2]]

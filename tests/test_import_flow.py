@@ -4,20 +4,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE_S
+
 ROOT = Path(__file__).parents[1]
 
 
 def test_siblings_never_import_each_other() -> None:
     # Through the interpreter's folder: the console script may not be on the path.
     linter = Path(sys.executable).parent / "lint-imports"
-    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["clip3dreid", "clip3dreid.errors", "clip3dreid.config"])
 def test_light_modules_do_not_drag_in_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was imported'"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
 
 

@@ -19,6 +19,7 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from clip3dreid.pretraining import TeachingModule, read_crowd, recolour
 from tests.conftest import Command
+from tests.processes import PATIENCE_S
 
 TINY = (
     "trainer=cpu",
@@ -45,7 +46,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = ["layout=ltcc", "layout.outfits=2", "layout.cameras=2", "layout.seen=2", "layout.test_pictures=2"]
     few += ["layout.pictures=2"]
     subprocess.run(
-        [sys.executable, "-m", "clip3dreid.synthesize", *few, *sizes, f"out={out}"], check=True, timeout=240
+        [sys.executable, "-m", "clip3dreid.synthesize", *few, *sizes, f"out={out}"],
+        check=True,
+        timeout=PATIENCE_S,
     )
     return out
 

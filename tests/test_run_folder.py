@@ -15,6 +15,7 @@ from clip3dreid import launch, run_folder
 from clip3dreid.config import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.run_folder import Claim, resumed
+from tests.processes import PATIENCE_S
 
 
 def a_run(folder: Path, *overrides: str) -> Path:
@@ -257,7 +258,7 @@ def test_processes_of_torchrun_agree_on_a_name_and_keep_it_when_they_are_started
     script.write_text(AGREE + "import sys; sys.exit(found.attempt == 0)")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", str(script)],
-        capture_output=True, text=True, timeout=1800,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {line[0] for line in lines} == {"0", "1"}, done.stderr

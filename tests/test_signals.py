@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clip3dreid.signals import Stopped, StopWatch, requeue
 from tests.conftest import TINY
+from tests.processes import PATIENCE_S
 
 
 def watch(folder: Path) -> StopWatch:
@@ -98,6 +99,7 @@ def test_a_worker_of_a_loader_leaves_the_decision_to_the_process_that_started_it
 BLOCKED = """
 import os, signal, sys, threading
 from pathlib import Path
+from clip3dreid import signals
 signals.GRACE_S = 1.0
 read, _ = os.pipe()
 with signals.StopWatch(Path(sys.argv[1]), "command resume=run") as watch:
@@ -114,7 +116,7 @@ def test_a_process_that_waits_for_ever_ends_all_the_same_and_says_how_to_go_on(t
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(tmp_path)], capture_output=True, text=True, timeout=1800
+        [sys.executable, "-c", BLOCKED, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; go on with command resume=run" in done.stderr
@@ -194,7 +196,7 @@ class Pair:
 
 
 # Ten times the minute that is promised: a busy machine is slow, and a hang is for ever.
-LIMIT = 600.0
+LIMIT = PATIENCE_S
 
 
 @pytest.mark.slow

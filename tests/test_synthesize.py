@@ -20,6 +20,7 @@ from clip3dreid.config import conf_dir
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.errors import InputError
 from tests.conftest import TINY, Command
+from tests.processes import PATIENCE_S
 from tests.test_conf import check_bindings, composed
 
 LAYOUTS = sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml"))
@@ -48,7 +49,7 @@ def synthesize(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
 
 

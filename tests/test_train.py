@@ -22,6 +22,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.fit import _check_ghost
 from clip3dreid.model.normalisation import FrozenBatchNorm1d
 from tests.conftest import TINY, Command, write_ltcc
+from tests.processes import PATIENCE_S
 
 RUN = "hydra.run.dir=run"
 PROTOCOLS = ("general", "same_clothes", "clothes_changing")
@@ -54,7 +55,7 @@ def finished(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     (folder / "run" / "stdout.txt").write_text(done.stdout)
@@ -166,7 +167,7 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     )
     # Lightning writes the checkpoint of an epoch first and its log after that.
     log = tmp_path / "killed" / "csv" / "metrics.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and not (log.exists() and "loss/identity" in log.read_text()):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
@@ -438,7 +439,7 @@ def test_a_start_from_another_student_is_refused_though_its_shapes_fit(
     finished: Path, ltcc_root: Path, invoke: Command
 ) -> None:
     done = invoke(
-        "train", "data=ltcc", f"data.root={ltcc_root}", f"init_from={finished}/checkpoints/last.ckpt", *TINY,
+        "train", "data=ltcc", f"data.root={ltcc_root}", f"init_from={finished}", *TINY,
         "model.student.backbone.last_stride=2",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -448,7 +449,7 @@ def test_a_start_from_another_student_is_refused_though_its_shapes_fit(
 def test_a_converted_checkpoint_keeps_its_card_and_its_scores(
     finished: Path, ltcc_root: Path, invoke: Command, tmp_path: Path
 ) -> None:
-    done = invoke("weights", f"convert={finished}/checkpoints/last.ckpt", "out=last.safetensors")
+    done = invoke("weights", f"convert={finished}", "out=last.safetensors")
     assert done.returncode == 0, done.stderr
     done = invoke(
         "evaluate", "checkpoint=last.safetensors", "data=ltcc", f"data.root={ltcc_root}", "loader.workers=0",

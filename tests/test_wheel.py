@@ -1,5 +1,6 @@
 """The wheel, installed elsewhere, has everything: conf, console scripts, every entry point."""
 
+import email
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -32,7 +35,12 @@ def elsewhere(site: Path, folder: Path, *arguments: str) -> subprocess.Completed
     """Python in another folder that sees the unpacked wheel before the checkout."""
     environment = os.environ | {"PYTHONPATH": str(site)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 
@@ -42,6 +50,24 @@ def test_the_wheel_holds_the_same_configs_as_the_checkout(site: Path) -> None:
         path.relative_to(site / "clip3dreid/conf") for path in (site / "clip3dreid/conf").rglob("*.yaml")
     }
     assert packed == checkout
+
+
+def test_nobody_gets_smplx_unasked(site: Path) -> None:
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    wanted = email.message_from_string(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist") or []
+    of = {
+        line.split(";")[0].strip(): line.partition(";")[2].strip()
+        for line in wanted
+        if line.startswith("smplx")
+    }
+    assert list(of.values()) == ["extra == 'smpl'"]
+    # And what is installed in a checkout: by its name alone.
+    asking = [
+        line
+        for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+        if "[" in line and "-e '." in line
+    ]
+    assert [line.split("-e ")[1] for line in asking] == ["'.[dev]'", "'.[smpl]'"]
 
 
 def test_every_experiment_composes_from_another_folder(site: Path, tmp_path: Path) -> None:
@@ -103,7 +129,7 @@ print(*teacher.embed_texts(["a tall person"]).shape, teacher.width)
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "128", "128"]

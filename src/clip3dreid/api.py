@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import huggingface_hub
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -27,6 +26,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK, at_work, inside, together, write_json, write_text
 from clip3dreid.formats import damaged, read_json, unsealed
 from clip3dreid.model.card import CARD, picture_size, valid_card
+from clip3dreid.model.places import LIBRARY, find_model
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights
 from clip3dreid.pictures import Pixels, read_rgb, unreadable, upright_rgb
@@ -36,13 +36,10 @@ Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 Pictures = Picture | Iterable[Picture]
 """One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 # Shape coefficients; SMPL's files have 300.
 _MOST_BETAS = 1000
 # How far floats may leave 0..1: resampling overshoots by rounding, normalised pictures by far more.
 _SLACK = 1e-3
-# A folder of training's, and the one in it.
-_LAST = (Path("checkpoints") / "last.ckpt", Path("last.ckpt"))
 
 _README = "README.md"
 # Keys of a config that are no part of the card.
@@ -106,7 +103,7 @@ class _Head(nn.Module):
         return F.linear(features.float(), self.tensor("weight"), self.tensor("bias"))
 
 
-class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["person-re-identification"]):
+class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re-identification"]):
     """A trained student with what it learnt of words and bodies; for use, not for training.
 
     Results are on the CPU, whatever device the model is on (`model.to("cuda")` moves it).
@@ -486,29 +483,22 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         body: str | Path | None = None,
     ) -> Self:
         """Reads a model; see `load`, whose first argument is called as everywhere on the hub here."""
-        place = Path(pretrained_model_name_or_path).expanduser()
-        config: Path | None = None
-        if place.is_dir():
-            config, weights = _in_folder(place)
-        elif place.is_file():
-            weights = place
-        else:
-            config, weights = _from_hub(
-                pretrained_model_name_or_path,
-                force_download=force_download,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                revision=revision,
-            )
-        checkpoint = read_checkpoint(weights)
-        source = weights if config is None else config
-        card = valid_card(checkpoint.card if config is None else _read_config(config), source)
+        place = find_model(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        checkpoint = read_checkpoint(place.weights)
+        source = place.config or place.weights
+        card = valid_card(checkpoint.card if place.config is None else _read_config(place.config), source)
         student = build_student(card, checkpoint.state, source)
         model = cls(student, card, checkpoint.heads, body, str(pretrained_model_name_or_path))
-        if config is not None:
+        if place.config is not None:
             # Last, since what is wrong with a card by itself says more.
-            _check_same_card(card, checkpoint.card, config)
+            _check_same_card(card, checkpoint.card, place.config)
         return model
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
@@ -566,7 +556,7 @@ class ReidModel(nn.Module, ModelHubMixin, library_name="clip3dreid", tags=["pers
         # The weights carry the card too, so that evaluation and training take the file by itself.
         save_weights(self.student.state_dict() | tensors, card, save_directory / SAFETENSORS_SINGLE_FILE)
         write_text(save_directory / _README, str(self.generate_model_card()))
-        about = dict(zip(_ABOUT, ("clip3dreid", version("clip3dreid")), strict=True))
+        about = dict(zip(_ABOUT, (LIBRARY, version("clip3dreid")), strict=True))
         write_json(save_directory / CONFIG_NAME, about | card)
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
@@ -669,7 +659,7 @@ def _check_place(folder: Path) -> None:
     said: Any = None
     with suppress(OSError, ValueError, RecursionError):
         said = json.loads(config.read_text(encoding="utf-8"))
-    ours = isinstance(said, dict) and said.get("library") == "clip3dreid"
+    ours = isinstance(said, dict) and said.get("library") == LIBRARY
     # What a crash has left of ours may be its weights alone.
     if said is None:
         ours = has_card(weights) or not (config.exists() or weights.exists())
@@ -677,47 +667,11 @@ def _check_place(folder: Path) -> None:
         raise InputError(f"{folder} holds a model that is not of this project; choose another place")
 
 
-def _in_folder(folder: Path) -> tuple[Path | None, Path]:
-    """Config, if there is one, and weights in a folder."""
-    if (folder / CONFIG_NAME).is_file():
-        return folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
-    found = next((folder / place for place in _LAST if (folder / place).is_file()), None)
-    if found is None:
-        raise InputError(
-            f"{folder} holds no model: neither {CONFIG_NAME} with {SAFETENSORS_SINGLE_FILE}, as save_pretrained "
-            f"writes them, nor {_LAST[0]} of a training run"
-        )
-    return None, found
-
-
-def _from_hub(model: str | Path, **options: Any) -> tuple[Path, Path]:
-    """Config and weights from the hub, or from its cache."""
-    if (
-        isinstance(model, Path)
-        or not _HUB_ID.fullmatch(model)
-        or Path(model).suffix in (".ckpt", ".safetensors")
-    ):
-        raise InputError(
-            f"{model} is not there: no file, no folder, and no user/name of the Hugging Face hub"
-        )
-    try:
-        config, weights = (
-            Path(huggingface_hub.hf_hub_download(model, name, **options))
-            for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
-        )
-    except Exception as error:  # the hub's, its HTTP client's, the disk's: they share no base
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{model} is no file or folder here, and cannot be had from the Hugging Face hub: {reason[:300]}"
-        ) from error
-    return config, weights
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(
         path, "the config of a model", "load takes what save_pretrained wrote, or a checkpoint"
     )
-    if config.get("library") != "clip3dreid":
+    if config.get("library") != LIBRARY:
         raise InputError(
             f"{path} is not of this project; load takes what save_pretrained wrote, or a checkpoint"
         )

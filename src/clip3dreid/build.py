@@ -40,14 +40,18 @@ def require_data(cfg: DictConfig) -> None:
         raise InputError(f"no data set: give data=NAME data.root=FOLDER; NAME is one of {', '.join(names)}")
 
 
-def read_manifest(data: DictConfig) -> Manifest:
+def read_manifest(data: DictConfig, key: str = "data") -> Manifest:
     """Reads the data set that a `data` node describes, as it is on disk.
+
+    Args:
+        data: the node.
+        key: where it stands in the config, for messages.
 
     Raises:
         InputError: if the root is not there, or does not look like this data set.
     """
     if OmegaConf.is_missing(data, "root"):
-        raise InputError(f"data.root is not set; give the folder of {data.name} as data.root=FOLDER")
+        raise InputError(f"{key}.root is not set; give the folder of {data.name} as {key}.root=FOLDER")
     manifest: Manifest = instantiate(data.read)(Path(str(data.root)).expanduser().absolute())
     return manifest.renamed(str(data.name))
 
@@ -75,18 +79,20 @@ def data_sources(cfg: DictConfig, seed: int, prepared: Path | None = None) -> li
     require_data(cfg)
     sources = []
     chosen = instantiate_protocols(cfg.protocol)
-    for data in (cfg.data, *cfg.data.also.values()):
+    nodes = {"data": cfg.data, **{f"data.also.{name}": node for name, node in cfg.data.also.items()}}
+    for key, data in nodes.items():
         if data.on_error not in ("fail", "skip"):
-            raise InputError(f"data.on_error={data.on_error} is unknown; choose fail or skip")
-        manifest = _look(cfg, data, seed) if prepared is None else load(prepared / _file(str(data.name)))
+            raise InputError(f"{key}.on_error={data.on_error} is unknown; choose fail or skip")
+        shared = None if prepared is None else prepared / _file(str(data.name))
+        manifest = _look(cfg, data, seed, key) if shared is None else load(shared)
         own, own_val = instantiate_protocols(data.protocols), instantiate_protocols(data.val_protocols)
         sources.append(DataSource(manifest, chosen or own, chosen or own_val))
     return sources
 
 
-def _look(cfg: DictConfig, data: DictConfig, seed: int) -> Manifest:
+def _look(cfg: DictConfig, data: DictConfig, seed: int, key: str) -> Manifest:
     """Reads one data set from its disk, and says what there is to know of it."""
-    manifest = read_manifest(data)
+    manifest = read_manifest(data, key)
     if data.on_error == "skip":
         with Progress(transient=True) as bar:
             task = bar.add_task(f"decoding {manifest.name}", total=len(manifest.table))

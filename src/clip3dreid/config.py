@@ -54,6 +54,7 @@ class TrainConfig:
     weights_dir: str = MISSING
     run_name: str = MISSING
     rung: str | None = None
+    teacher_cache: str = "disk"
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 0
@@ -71,6 +72,16 @@ class TrainConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WeightsConfig(TrainConfig):
+    """Root of `conf/weights.yaml`: a training's, of which it says what it needs, and keys of its own."""
+
+    convert: str | None = None
+    out: str | None = None
+    height: int = MISSING
+    width: int = MISSING
 
 
 def at_least(cfg: DictConfig, key: str, least: int) -> float:
@@ -129,6 +140,7 @@ def _launched(now: str) -> str:
 def register() -> None:
     """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("launched", _launched, replace=True)
@@ -217,6 +229,21 @@ def explained() -> Iterator[None]:
         sys.exit(2)
 
 
+# What the OpenMP runtimes that torch is built with (GNU's, LLVM's) read when they are loaded.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def _let_waiting_threads_yield() -> None:
+    """Has torch's threads give the processor away while they wait for each other, unless the user has chosen.
+
+    By default they spin, for milliseconds. Beside other programs the one that is waited for may not be running, and
+    two threads then keep each other off the processor: `make demo` fell to a twentieth (benchmarks/RESULTS.md).
+    """
+    # Read once, when torch is loaded: later it would do nothing here, and something to programs started from here.
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -245,6 +272,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> None:
             register()
             quieten()
+            _let_waiting_threads_yield()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             with explained(), _ended():

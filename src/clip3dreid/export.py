@@ -29,7 +29,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     from clip3dreid.api import load
     from clip3dreid.record import environment
 
-    checkpoint, out = Path(str(cfg.checkpoint)).expanduser(), Path(str(cfg.out)).expanduser()
+    out = Path(str(cfg.out)).expanduser()
     settings = exporting.Settings(
         outputs=_names(cfg.outputs),
         flip=cfg.flip,
@@ -45,12 +45,8 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     pictures = None if cfg.pictures is None else Path(str(cfg.pictures)).expanduser()
     if pictures is not None and not pictures.is_dir():
         raise InputError(f"pictures={pictures} is no folder; give one of person crops, or leave it out")
-    if not checkpoint.exists():
-        raise InputError(
-            f"checkpoint={checkpoint} is not there; give a checkpoint, a run's folder or one of save_pretrained"
-        )
     return exporting.export(
-        load(checkpoint),
+        load(str(cfg.checkpoint)),
         settings,
         formats,
         out,

@@ -34,6 +34,7 @@ from clip3dreid.build import (
     share_sources,
 )
 from clip3dreid.callbacks import StepTimes
+from clip3dreid.checklist import check_files
 from clip3dreid.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
@@ -275,6 +276,8 @@ def run(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    if launch().first:
+        check_files(cfg, list(HydraConfig.get().overrides.task))
     start = None
     if cfg.resume:
         start = _check_resumed(cfg, folder) if launch().first else newest_whole(folder).path

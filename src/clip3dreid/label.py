@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import DictConfig
 
-from clip3dreid.build import data_sources, read_manifest, require_data
 from clip3dreid.config import conf_dir, entry_point
 from clip3dreid.errors import InputError
 from clip3dreid.files import at_work, inside, together
@@ -56,6 +55,8 @@ def _output(cfg: DictConfig) -> Path:
 
 def _check_nobody_is_lost(cfg: DictConfig, sources: list[Manifest]) -> None:
     """Raises InputError if somebody has no picture left where unreadable ones were skipped."""
+    from clip3dreid.build import read_manifest
+
     nodes = [cfg.data, *cfg.data.also.values()]
     for node, manifest in zip(nodes, sources, strict=True):
         if node.on_error == "skip" and not node.val_people:
@@ -147,8 +148,10 @@ def label(cfg: DictConfig) -> Path:
         InputError: if data, teacher or vocabulary are missing or do not fit, or the folder holds labels, something
             else of the same names, or is in use.
     """
+    from clip3dreid.build import require_data
+
     require_data(cfg)
-    if "model" not in cfg or cfg.model.get("teacher") is None:
+    if "model" not in cfg or "_target_" not in (cfg.model.get("teacher") or {}):
         names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
         raise InputError(f"no teacher: give model/teacher=NAME; NAME is one of {names}")
     path = _output(cfg)
@@ -158,8 +161,10 @@ def label(cfg: DictConfig) -> Path:
 
 
 def _label(cfg: DictConfig, path: Path) -> Path:
+    # Here and not above, so that torch is loaded after `entry_point` has said how its threads wait.
     from hydra.utils import instantiate
 
+    from clip3dreid.build import data_sources
     from clip3dreid.language.agreement import agreement
     from clip3dreid.language.labels import Labels, aggregate, choose, save
     from clip3dreid.language.prompts import word_embeddings

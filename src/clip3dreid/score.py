@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
@@ -15,22 +16,23 @@ from omegaconf import DictConfig
 from clip3dreid.build import check_protocols, data_sources, plain, protocols_of, require_data
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
+from clip3dreid.model.places import find_model
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import load_pretrained, read_card, student_from_checkpoint
 from clip3dreid.module import EvaluationModule
 from clip3dreid.tables import print_scores, save_tables
 
 
-def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any]]:
-    """The student to evaluate, and the card with the picture size it was trained at."""
+def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any], Path]:
+    """The student to evaluate, the card with the picture size it was trained at, and the file of its weights."""
     if cfg.checkpoint is not None:
         if "model" in cfg:
-            raise InputError("checkpoint=FILE knows its student; leave model/student out")
-        path = Path(cfg.checkpoint).expanduser()
-        return student_from_checkpoint(path), read_card(path)
+            raise InputError("checkpoint knows its student; leave model/student out")
+        path = find_model(str(cfg.checkpoint)).weights
+        return student_from_checkpoint(path), read_card(path), path
     if "model" not in cfg:
         raise InputError(
-            "nothing to evaluate: give checkpoint=FILE, or model/student=NAME model.pretrained=FILE, or "
+            "nothing to evaluate: give checkpoint=FILE_OR_FOLDER, or model/student=NAME model.pretrained=FILE, or "
             "features=FILE.npz"
         )
     if cfg.model.pretrained is None:
@@ -38,13 +40,24 @@ def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any]]:
             "model.pretrained is null: an untrained student has no score; give its weights' file"
         )
     student: Student = instantiate(cfg.model.student)
-    loaded = load_pretrained(student, Path(cfg.model.pretrained), fetch=cfg.model.fetch)
+    path = Path(cfg.model.pretrained)
+    loaded = load_pretrained(student, path, fetch=cfg.model.fetch)
     if "neck.weight" not in loaded:
         raise InputError(
             f"{cfg.model.pretrained} holds a backbone alone: its neck would be untrained and its score "
             "meaningless; train a student from it first"
         )
-    return student, {}
+    return student, {}, path
+
+
+def _check_size() -> None:
+    """Refuses a size under the key of the training, where the checkpoint's own would quietly win."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for side in ("height", "width"):
+        if any(override.startswith(f"loader.{side}=") for override in typed):
+            raise InputError(
+                f"loader.{side} is training's; evaluation takes {side}=PIXELS, or the checkpoint's own"
+            )
 
 
 def score(cfg: DictConfig) -> dict[str, Any]:
@@ -60,7 +73,8 @@ def score(cfg: DictConfig) -> dict[str, Any]:
         InputError: if there is no data set, nothing to evaluate, or the two do not fit.
     """
     require_data(cfg)
-    student, card = _student(cfg)
+    _check_size()
+    student, card, name = _student(cfg)
     cfg.loader.height = cfg.height or card.get("height") or cfg.loader.height
     cfg.loader.width = cfg.width or card.get("width") or cfg.loader.width
     cfg.loader.square = card.get("square", False) if card else cfg.loader.square
@@ -88,7 +102,6 @@ def score(cfg: DictConfig) -> dict[str, Any]:
     run = trainer.test if cfg.split == "test" else trainer.validate
     run(module, datamodule=data, verbose=False)
     scores = module.results[cfg.split]
-    name = cfg.checkpoint or cfg.model.pretrained
     notes = {source.manifest.name: list(source.manifest.notes) for source in sources}
     for data_set, results in scores.items():
         rank_zero_only(print_scores)(f"{data_set} ({cfg.split}), {name}", results, notes[data_set])

@@ -30,6 +30,7 @@ def chumpy(monkeypatch: pytest.MonkeyPatch) -> type:
     return Ch
 
 
+@pytest.mark.usefixtures("smplx")
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_an_official_pickle_is_read_without_chumpy(
     tmp_path: Path, chumpy: type, protocol: int, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +86,7 @@ def fake_smplx(path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("smplx")
 def test_smplx_takes_the_same_pose_and_gives_the_same_joints(tmp_path: Path) -> None:
     body = load_smplx(fake_smplx(tmp_path / "SMPLX_NEUTRAL.npz"))
     betas, pose = torch.randn(2, 10, generator=torch.manual_seed(0)), torch.zeros(2, 24, 3)
@@ -143,3 +145,11 @@ def test_a_smplx_file_whose_arrays_do_not_fit_is_one_line(
         load_smplx(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_without_smplx_its_reader_says_how_it_is_had_and_on_which_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "smplx", None)
+    with pytest.raises(InputError, match=r"clip3dreid\[smpl\].*make install-smpl.*non-commercial research"):
+        load_smpl(_smpl_as_npz(tmp_path))

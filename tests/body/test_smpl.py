@@ -39,6 +39,7 @@ def test_rotations_are_those_of_scipy_and_smooth_at_zero() -> None:
     assert torch.autograd.gradcheck(rotation_matrices, zero)
 
 
+@pytest.mark.usefixtures("smplx")
 @pytest.mark.parametrize("correctives", [False, True])
 def test_smplx_agrees_on_the_same_file(tmp_path: Path, correctives: bool) -> None:
     path = shipped("anny_light")

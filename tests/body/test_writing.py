@@ -25,6 +25,7 @@ from clip3dreid.body.writing import CHUNK, Artist, Commission, Drawn, Report, wr
 from clip3dreid.errors import InputError
 from clip3dreid.files import open_stage
 from clip3dreid.formats import CHECKSUM, seal
+from tests.processes import PATIENCE_S, await_end
 from tests.small_disk import fill, small_disk
 
 PICTURES = 3 * CHUNK + 2
@@ -165,6 +166,7 @@ def slow(tmp_path: Path, wait_for: int = CHUNK) -> Iterator[subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:
@@ -189,8 +191,10 @@ def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: in
     (tmp_path / "slow.py").write_text(SLOW)
     with slow(tmp_path) as run:
         run.send_signal(signal_number)
-        run.wait(60)
+        run.wait(PATIENCE_S)
     out = tmp_path / "w"
+    # The workers notice that their parent is gone; what they were writing comes to an end.
+    await_end(run.pid)
     for path in out.rglob("*.png"):
         if ".world" not in path.parts:
             Image.open(path).load()

@@ -20,6 +20,7 @@ from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxe
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK
 from clip3dreid.pictures import read_rgb
+from tests.processes import PATIENCE_S, await_end
 from tests.small_disk import fill, small_disk
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
@@ -415,15 +416,12 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.Popen(command, env=environment, start_new_session=True)
     train = tmp_path / "out/query/deep"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not (train.is_dir() and len(list(train.iterdir())) > 4) and time.monotonic() < deadline:
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    # A worker ends with its parent: nobody is left in the session.
-    while _session(run.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _session(run.pid)
+    await_end(run.pid)
     # The lock is free, but who held it had no time to take its file away.
     (tmp_path / "out" / LOCK).unlink()
     left = tree(tmp_path / "out")
@@ -435,19 +433,6 @@ def test_killed_run_leaves_no_half_file_and_the_next_one_finishes_the_same_tree(
     assert all(left[path] == whole[path] for path in made)
     blur(source, tmp_path / "out", BrightFaces(0.02))
     assert tree(tmp_path / "out") == whole
-
-
-def _session(leader):
-    """Processes that live in a session."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it ended in between
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(process.name)
-    return found
 
 
 def drawn_face():

@@ -130,7 +130,7 @@ def test_people_without_a_usable_picture_are_named() -> None:
     nan = float("nan")
     with pytest.raises(InputError, match=r"no usable picture of b/1, b/2, b/3 and 1 more;"):
         aggregate(column(1, nan, nan, nan, nan, nan, 1), table)
-    with pytest.raises(InputError, match="no pictures to label"):
+    with pytest.raises(InputError, match="no training pictures to label"):
         aggregate(np.zeros((0, 1)), table.clear())
 
 

@@ -16,6 +16,7 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_files import locate
 from clip3dreid.model.teacher_view import Native
 from clip3dreid.pictures import read_rgb
+from tests.processes import PATIENCE_S
 
 FOLDER = locate("package:body_clip", "body_clip")
 
@@ -53,7 +54,7 @@ def test_it_tells_heavy_from_thin_people_whom_it_never_met(teacher: Teacher, tmp
         "layout.seen=2",
         "layout.test_pictures=2",
     ]
-    subprocess.run([*command, "workers=0"], check=True, capture_output=True, timeout=240)
+    subprocess.run([*command, "workers=0"], check=True, capture_output=True, timeout=PATIENCE_S)
     table = pl.read_parquet(world / "truth.parquet").filter(pl.col("split") == "test")
     pictures = (torch.from_numpy(read_rgb(world / path).copy()).permute(2, 0, 1) for path in table["path"])
     embeddings = torch.cat([teacher(picture[None]) for picture in pictures])

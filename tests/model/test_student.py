@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from clip3dreid.config import conf_dir
@@ -11,10 +10,10 @@ from clip3dreid.errors import InputError
 from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, MaximumAverage
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
-from tests.conftest import STUDENT
+from tests.conftest import STUDENT, student_config
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-CONFIGS = sorted((conf_dir() / "model" / "student").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (conf_dir() / "model" / "student").glob("*.yaml"))
 
 
 def small(**options) -> Student:
@@ -128,20 +127,22 @@ def test_frozen_batch_norm_keeps_the_backbones_and_trains_the_neck():
     assert student.neck.weight.requires_grad
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configured_student_is_built_with_the_width_its_header_names(path):
-    node = OmegaConf.create({"weights_dir": "weights", "model": OmegaConf.load(path)}).model
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configured_student_is_built_with_the_width_its_header_names(name):
     with torch.device("meta"):
-        student = instantiate(node.student)
-    text = path.read_text()
+        student = instantiate(student_config(name).student)
+    text = (conf_dir() / "model" / "student" / f"{name}.yaml").read_text()
     assert f"D = {student.width}" in text
     assert f"{sum(p.numel() for p in student.backbone.parameters() if p.requires_grad) / 1e6:.1f} M" in text
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configured_student_says_how_to_get_the_very_file_it_expects(path):
-    node = OmegaConf.create({"weights_dir": "some/where", "model": OmegaConf.load(path)}).model
-    assert path.read_text().startswith("# @package model\n")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configured_student_says_how_to_get_the_very_file_it_expects(name):
+    assert (conf_dir() / "model" / "student" / f"{name}.yaml").read_text().startswith("# @package model\n")
+    node = student_config(name, weights_dir="some/where")
+    if name in ("resnet18_scratch", "resnet18_quarter"):
+        assert node.pretrained is None
+        return
     assert node.pretrained.startswith("some/where/")
     assert node.pretrained in node.fetch.split()
     if node.sha256 is not None:

@@ -38,6 +38,7 @@ from clip3dreid.model import teacher_files as module
 from clip3dreid.model.embedding_cache import EmbeddingCache, TeacherEmbeddings
 from clip3dreid.model.teacher import Teacher, load_teacher
 from clip3dreid.model.teacher_view import Letterbox, Native, Squash
+from clip3dreid.model.transformer import TransformersBackbone
 from clip3dreid.types import Batch
 
 TEXTS = [
@@ -332,6 +333,19 @@ class Owner(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.teacher(images))
+
+
+def test_one_folder_of_clip_serves_the_teacher_and_a_student(published):
+    folder = published["clip"]
+    assert module.lacking(folder) == []
+    teacher = Teacher(str(folder), VIEWS[0], name="tiny")
+    config = {"model_type": "clip_vision_model", **TOWER, "patch_size": 8, "image_size": 32}
+    student = TransformersBackbone(config, final_norm="post_layernorm")
+    student.load_published(str(folder))
+    theirs = teacher.model.vision_model.state_dict()
+    ours = {name.removeprefix("vision_model."): value for name, value in student.model.state_dict().items()}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 @pytest.fixture

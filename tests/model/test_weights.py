@@ -353,7 +353,7 @@ def test_missing_weights_name_the_command_that_fetches_them(tmp_path):
         load_pretrained(student(), path, command)
     assert command in str(error.value)
     # A file of the user's own is not what the command would bring.
-    with pytest.raises(InputError, match=r"mine\.pth; get them: see `python -m clip3dreid\.weights`"):
+    with pytest.raises(InputError, match=r"mine\.pth; give a file that is there"):
         load_pretrained(student(), tmp_path / "mine.pth", command)
     with pytest.raises(InputError, match="is a folder"):
         load_pretrained(student(), tmp_path, command)

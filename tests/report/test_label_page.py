@@ -13,6 +13,7 @@ from PIL import Image
 from clip3dreid.errors import InputError
 from clip3dreid.report import label_page
 from clip3dreid.report.label_page import certainty, draw_scores, draw_sheet, draw_words, write_page
+from tests.processes import PATIENCE_S
 
 GROUPS = {"stature": ["short", "medium height", "tall"], "leg_length": ["short legs", "long legs"]}
 FACTS = {"teacher": "clip", "calibration": "zscore", "data_sets": ["a", "b"], "pictures": 12}
@@ -221,5 +222,5 @@ def test_the_module_loads_neither_torch_nor_matplotlib() -> None:
         "import sys, clip3dreid.report.label_page; "
         "assert not {'torch', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clip3dreid.report.ladder import BLUE, GREY, Rung, Score, draw, header, page, rows
+from tests.processes import PATIENCE_S
 
 NOTHING = Score(0.5, None)
 CE = Rung("ce", 3, {"R1": Score(0.412, 0.013), "mAP": Score(0.3, 0.01)}, 1.0, 1.0)
@@ -126,5 +127,5 @@ def test_no_torch_and_no_pyplot_are_loaded() -> None:
         "draw([Rung('x', 1, {'R1': s})], 'ce', level=0.9, title='t'); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr

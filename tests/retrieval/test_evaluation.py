@@ -179,7 +179,7 @@ def test_a_query_that_asks_nothing_is_never_scored():
 
 
 def test_open_set_scores_of_a_reranking_are_refused():
-    with pytest.raises(InputError, match="open_set=null, or leave the re-ranking out"):
+    with pytest.raises(InputError, match="leave open_set or the re-ranking out"):
         run(rerank=Fixed(np.zeros((3, 4))), open_set=[0.1])
 
 

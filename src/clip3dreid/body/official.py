@@ -120,8 +120,8 @@ def _smplx() -> Any:
         import smplx
     except ImportError as error:
         raise InputError(
-            "official SMPL files are read by smplx, which is not installed; pip install 'clip3dreid[smpl]' (its "
-            "licence is non-commercial research)"
+            "official SMPL files are read by smplx, which is not installed; pip install 'clip3dreid[smpl]', or in a "
+            "checkout make install-smpl (its licence is non-commercial research)"
         ) from error
     return smplx
 

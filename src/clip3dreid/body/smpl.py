@@ -329,8 +329,8 @@ def _file(path: Path | str) -> Path:
     path = shipped(str(path)) if str(path) in SHIPPED else Path(path).expanduser()
     if not path.is_file():
         raise InputError(
-            f"{path} is not a file; SMPL's files come from smpl.is.tue.mpg.de after registration, and "
-            "body=anny needs none"
+            f"{path} is not a file; give a body's file, or the name of one in the package ({' or '.join(SHIPPED)}); "
+            "SMPL's files come from smpl.is.tue.mpg.de after registration"
         )
     return path
 

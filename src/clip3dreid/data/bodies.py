@@ -21,6 +21,8 @@ from clip3dreid.pictures import Pixels, read_rgb
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
+COMMAND_MB = 49.0
+"""10^6 bytes that `COMMAND` writes."""
 COMMAND = "python -m clip3dreid.synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
 
 ADVICE = "make the folder of bodies (bodies.root) anew"
@@ -62,7 +64,7 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     path = root / TRUTH
     if not path.is_file():
         raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
-    again = f"make it anew: {command}"
+    again = f"make it anew: {command} overwrite=true"
     table, _ = read_table(path, "the truth about bodies", again, columns=("path", "split", "person", "betas"))
     with decoding(path, "the truth about bodies", again):
         table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
@@ -70,10 +72,12 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         columns = pl.read_parquet_schema(path)
     worn = [name for name in columns if name.startswith("outfit_") and name != "outfit_index"]
     if worn:
-        raise InputError(f"{root} (bodies.root) shows clothed people; give textureless bodies: {command}")
+        raise InputError(
+            f"{root} (bodies.root) shows clothed people; give textureless bodies: {COMMAND.format(root='FOLDER')}"
+        )
     table = table.filter(pl.col("split") == split)
     if table.is_empty():
-        raise InputError(f"{root} holds no bodies to {split} on; make some: {command}")
+        raise InputError(f"{root} holds no bodies to {split} on; make some: {command} overwrite=true")
     names = table["person"].unique(maintain_order=True)
     body = table["person"].replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64)
     try:
@@ -82,7 +86,7 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         betas = np.empty(0, np.float32)
     if betas.ndim != 2 or not np.isfinite(betas).all():
         raise InputError(
-            f"{path}: betas are not as many finite numbers for every body; make it anew: {command}"
+            f"{path}: betas are not as many finite numbers for every body; make it anew: {command} overwrite=true"
         )
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 

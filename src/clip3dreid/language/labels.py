@@ -106,7 +106,7 @@ def aggregate(
     if scores.ndim != 2 or len(scores) != len(table):
         raise ValueError(f"scores of shape {scores.shape} do not fit {len(table)} pictures")
     if table.is_empty():
-        raise InputError("there are no pictures to label; check data.root and the split")
+        raise InputError("there are no training pictures to label; check data.root")
     # In one order, so that sums of floating-point numbers are the same whatever order the pictures came in.
     order = table.select(pl.arg_sort_by("data_set", "person", "clothes", "path")).to_series()
     table = table[order].with_columns(pl.col("clothes").cast(pl.String))

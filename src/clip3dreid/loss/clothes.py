@@ -178,7 +178,7 @@ def _labelled(name: str, dimensions: Dimensions) -> Tensor:
     """Returns whose outfit each clothes index is (outfits,), or says that there is none."""
     if len(dimensions.person_of_clothes) == 0:
         raise InputError(
-            f"{name} needs clothes labels on every training picture, and the data lacks some or all; use "
-            "method=ce, or label them"
+            f"{name} needs clothes labels on every training picture, and the data lacks some or all; "
+            "leave it out (method=ce or clip3dreid), or label them"
         )
     return dimensions.person_of_clothes

@@ -63,7 +63,8 @@ class MemoryCache:
         row = _first_not_finite(embeddings)
         if row is not None:
             raise InputError(
-                f"the embedding of row {row} is NaN or infinite; set model.teacher.dtype=float32"
+                f"the embedding of row {row} is NaN or infinite; set model.teacher.dtype=float32, or get the "
+                "teacher's files anew"
             )
         self.embeddings = embeddings.detach().float()
         self.width = embeddings.shape[1]
@@ -187,7 +188,8 @@ class EmbeddingCache:
         if wrong is not None:
             raise InputError(
                 f"{self.teacher} gives an embedding with NaN or infinite values for "
-                f"{self.identities[rows[wrong]].path}; set model.teacher.dtype=float32"
+                f"{self.identities[rows[wrong]].path}; set model.teacher.dtype=float32, or get the teacher's "
+                "files anew"
             )
         values = embeddings.detach().to("cpu", torch.float32).contiguous()
         tensors = {"embedding": values, "identity": torch.tensor(self._hashes[rows.start : rows.stop])}

@@ -30,8 +30,9 @@ FINGERPRINT_VERSION = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TEXTS_AT_ONCE = 64
 
-# Keys of the config that a cache of embeddings is chosen by; they are the entry points' and not the teacher's.
-CACHE_KEYS = ("cache", "cache_dir")
+# Keys of the config that are the entry points' and not the teacher's: where embeddings are kept, and what the
+# download weighs.
+NODE_KEYS = ("cache", "cache_dir", "megabytes")
 
 
 class ImageEmbedding(NamedTuple):
@@ -276,10 +277,10 @@ class Teacher(nn.Module):
 
 
 def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
-    """Makes the teacher of a config node `model.teacher`, whose keys about caching are left to the caller.
+    """Makes the teacher of a config node `model.teacher`, whose `NODE_KEYS` are left to the caller.
 
     Args:
-        node: `_target_` and arguments of a `Teacher`; `cache` and `cache_dir` are allowed in it.
+        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them.
 
     Raises:
         InputError: as `Teacher`, and if the node describes something else.
@@ -290,7 +291,7 @@ def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
 
     plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     try:
-        teacher = instantiate({key: value for key, value in plain.items() if key not in CACHE_KEYS})
+        teacher = instantiate({key: value for key, value in plain.items() if key not in NODE_KEYS})
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise InputError(str(error.__cause__)) from error

@@ -105,28 +105,40 @@ def locate(path: str, name: str, fetch: str | None = None) -> Path:
             checksums says.
     """
     if path.startswith(PACKAGED):
-        folder = Path(str(resources.files("clip3dreid.model"))) / "assets" / path.removeprefix(PACKAGED)
+        folder = packaged(path)
         if not folder.is_dir() or folder.parent.name != "assets":
             raise InputError(
                 f"this installation has no {path}; install clip3dreid anew, or give model.teacher.path"
             )
+    elif on_hub(path, fetch):
+        folder = _from_hub(path, name, fetch)
     elif (local := Path(path).expanduser()).is_dir():
         folder = local
-    elif (
-        re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)
-        and path != _destination(fetch)
-        and not local.parent.is_dir()
-    ):
-        folder = _from_hub(path, name, fetch)
     else:
         raise InputError(_not_found(path, name, fetch))
-    lacking = _lacking(folder)
-    if lacking:
+    if absent := lacking(folder):
         raise InputError(
-            f"{folder} has no {' and no '.join(lacking)}; copy all files of the published model there"
+            f"{folder} has no {' and no '.join(absent)}; copy all files of the published model there"
         )
     check_sums(folder)
     return folder
+
+
+def packaged(path: str) -> Path:
+    """Where `package:NAME` lies; not whether it is there."""
+    return Path(str(resources.files("clip3dreid.model"))) / "assets" / path.removeprefix(PACKAGED)
+
+
+def on_hub(path: str, fetch: str | None = None) -> bool:
+    """Whether a path names a model on the hub, rather than a folder of this disk that is or could be there.
+
+    Args:
+        path: as of `Teacher`.
+        fetch: the command that gets it; the folder that it fills means this disk.
+    """
+    local = Path(path).expanduser()
+    named = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None
+    return named and path != _destination(fetch) and not local.is_dir() and not local.parent.is_dir()
 
 
 def deciding_files(folder: Path) -> list[Path]:
@@ -167,7 +179,7 @@ def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
     small = [_CONFIG, _PIXELS, *_TOKENIZER]
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
-        if not _lacking(folder):
+        if not lacking(folder):
             return folder
     # Not cached, or damaged: all the same, since it is asked for again.
     except Exception:
@@ -184,7 +196,7 @@ def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
     return folder
 
 
-def _lacking(folder: Path) -> list[str]:
+def lacking(folder: Path) -> list[str]:
     """Which of the four things that make a teacher a folder has not."""
     needed = {
         "config (config.json)": (folder / _CONFIG).is_file(),

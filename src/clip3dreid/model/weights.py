@@ -23,6 +23,7 @@ from clip3dreid.files import atomic
 from clip3dreid.formats import checksum, damaged, decoding, scan_torch_file, unsealed
 from clip3dreid.model.backbone import listed
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
+from clip3dreid.model.places import own_weights
 from clip3dreid.model.student import Student
 
 HEADS = "clip3dreid_heads"
@@ -250,8 +251,8 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
 
     Args:
         student: gets the weights, in place.
-        path: a file that `read_checkpoint` understands or, for a backbone of `transformers`, the folder of a
-            published model.
+        path: a file that `read_checkpoint` understands; a run's or a saved folder of this project; or, for a
+            backbone of `transformers`, the folder of a published model.
         fetch: the command that gets it, for the message where it is missing.
 
     Returns:
@@ -261,17 +262,19 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
         InputError: if the file is missing, cannot be read safely, or does not fit: then the message names
             what is missing, left over or of another shape.
     """
-    path = path.expanduser()
+    path = own_weights(path.expanduser())
     if path.is_file():
         return _fit(student, read_checkpoint(path).state, path, optional=("pooling", "neck"))
     try:
         student.backbone.load_published(str(path))
     except FileNotFoundError as error:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; this student takes a file of weights") from error
-        if fetch is None or path.name not in fetch:
-            fetch = "see `python -m clip3dreid.weights`"
-        raise InputError(f"no weights at {path}; get them: {fetch}") from error
+            raise InputError(
+                f"{path} is a folder of no model of this project; this student takes a file"
+            ) from error
+        own = fetch is None or path.name not in fetch
+        advice = "give a file that is there" if own else f"get them: {fetch}"
+        raise InputError(f"no weights at {path}; {advice}") from error
     return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
 
 
@@ -338,13 +341,13 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     Files of others say nothing of their student and pass.
 
     Args:
-        path: a file that `read_checkpoint` understands; a missing one passes, for `load_pretrained` to refuse.
+        path: as of `load_pretrained`; a missing one passes, for that to refuse.
         config: the student that is to start from it, as plain data.
 
     Raises:
         InputError: naming up to five keys that differ, with both values.
     """
-    path = path.expanduser()
+    path = own_weights(path.expanduser())
     card = read_checkpoint(path).card if path.is_file() else None
     if card is None:
         return

@@ -231,8 +231,8 @@ def checked_rates(open_set: Sequence[float] | None, rerank: Reranking | None) ->
         return None
     if rerank is not None:
         raise InputError(
-            "open_set compares scores of different queries, which re-ranked ones do not allow; set "
-            "open_set=null, or leave the re-ranking out"
+            "open_set compares scores of different queries, which re-ranked ones do not allow; leave "
+            "open_set or the re-ranking out"
         )
     return check_rates(open_set)
 
@@ -376,7 +376,7 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
         zero = (norms == 0).nonzero()[:, 0]
         raise InputError(
             f"{len(zero)} of {len(features)} {side} features are all zero, first "
-            f"{_name(table, int(zero[0]))}; they have no direction: use metric=euclidean or mend the model"
+            f"{_name(table, int(zero[0]))}; they have no cosine; compute them anew, or mend the model"
         )
 
 

@@ -1,0 +1,28 @@
+"""Processes that tests start: how long one is waited for, and how the end of all its workers is."""
+
+import time
+from pathlib import Path
+
+PATIENCE_S = 1800
+"""After which a test takes a process for hung: far beyond what any of them takes on the busiest machine."""
+
+
+def session(leader: int) -> list[int]:
+    """Processes that live in a session."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, number = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it ended in between
+            continue
+        if int(number) == leader and state != "Z":
+            found.append(int(process.name))
+    return found
+
+
+def await_end(leader: int) -> None:
+    """Waits until nobody is left in a session: workers end with their parent, but not in the same moment."""
+    deadline = time.monotonic() + PATIENCE_S
+    while session(leader):
+        assert time.monotonic() < deadline, f"still there: {session(leader)}"
+        time.sleep(0.01)
