@@ -648,7 +648,7 @@ def test_processes_that_save_at_once_wait_for_one_another_and_leave_one_model(
         assert run.stdin is not None
         run.stdin.write("go\n")
         run.stdin.flush()
-    assert [run.wait(120) for run in runs] == [0, 0]
+    assert [run.wait(PATIENCE_S) for run in runs] == [0, 0]
     found = load(tmp_path / "both").fingerprint
     assert found in {other.fingerprint for other in others}
     source = [other.fingerprint for other in others].index(found)

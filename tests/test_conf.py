@@ -313,11 +313,19 @@ def test_a_second_data_set_joins_by_composition() -> None:
     assert check_bindings(cfg) > 10
 
 
+@cache
+def optimizer_config(name: str) -> DictConfig:
+    """An option of the group by itself, with what it is made from."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found: DictConfig = compose(overrides=[f"+optimizer={name}"]).optimizer
+    return found
+
+
 @pytest.mark.parametrize("optimizer", options("optimizer"))
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_can_be_trained_with_every_optimizer(experiment: str, optimizer: str) -> None:
     cfg = experiment_config(experiment).copy()
-    cfg.optimizer = OmegaConf.load(conf_dir() / "optimizer" / f"{optimizer}.yaml")
+    cfg.optimizer = optimizer_config(optimizer).copy()
     rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in range(cfg.epochs)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert max(rates) == 1

@@ -317,13 +317,13 @@ def test_a_disk_that_fills_up_for_real_is_one_line_and_leaves_the_earlier_files(
             (disk / "out" / name).write_text(text)
         filler = fill(disk, leave=leave)
         command = [sys.executable, "-c", FULL, str(saved), str(disk / "out")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == 2, done.stderr
         assert "No space left on device" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
         assert {path.name: path.read_text() for path in (disk / "out").iterdir()} == before
         filler.unlink()
-        assert subprocess.run(command, capture_output=True, timeout=240).returncode == 0
+        assert subprocess.run(command, capture_output=True, timeout=PATIENCE_S).returncode == 0
 
 
 def test_a_file_that_says_another_thing_than_it_does_is_not_written(model: ReidModel, tmp_path: Path) -> None:

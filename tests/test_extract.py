@@ -17,6 +17,7 @@ from PIL import Image
 import clip3dreid
 from clip3dreid.retrieval.shards import Shards
 from tests.body.test_writing import alive
+from tests.processes import PATIENCE_S
 
 QUICK = ("trainer=cpu", "workers=0", "batch=5", "rows_per_shard=7")
 
@@ -248,7 +249,7 @@ def test_a_folder_in_use_is_refused_by_name_and_whoever_is_there_ends_well(invok
     assert f"shards is in use: process {first.pid} on " in second.stderr
     assert "(extracts); wait until it has ended" in second.stderr
     first.send_signal(signal.SIGCONT)
-    assert first.wait(120) == 0
+    assert first.wait(PATIENCE_S) == 0
     assert len(Shards(tmp_path / "shards")) == 80
 
 

@@ -35,6 +35,7 @@ from clip3dreid.formats import (
     unseal,
     write_table,
 )
+from tests.processes import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_reading_text_needs_no_import_of_polars_or_omegaconf() -> None:
     code = (
         "import sys, clip3dreid.formats as f; assert not {'polars', 'omegaconf', 'torch'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'"a"', b"3", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5000])
@@ -278,7 +279,7 @@ def test_a_disk_that_is_full_is_one_line_whatever_library_finds_out(tmp_path: Pa
     for name in ("a.parquet", "a.safetensors"):
         (tmp_path / name).write_text("old")
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S
     )
     table, weights, names = done.stdout.splitlines()
     for line, name in ((table, "a.parquet"), (weights, "a.safetensors")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,7 +147,8 @@ def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
 def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "truth.parquet").write_bytes(b"PAR1")
     with pytest.raises(
-        InputError, match=r"truth\.parquet cannot be read as parquet: .*; write a world there with"
+        InputError,
+        match=r"truth\.parquet cannot be read as the truth about a world .*; write a world there with",
     ):
         read_crowd([tmp_path], [])
     pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")
@@ -181,7 +183,7 @@ def test_a_folder_of_something_else_is_one_line(
     (tmp_path / "run" / "config.yaml").write_text(text, encoding="latin-1")
     done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
     assert done.returncode == 2, done.stderr
-    assert "config.yaml is" in done.stderr
+    assert re.search(r"config\.yaml (is damaged|cannot be read)", done.stderr)
     assert (tmp_path / "run" / "config.yaml").read_text(encoding="latin-1") == text
 
 

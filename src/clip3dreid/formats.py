@@ -279,6 +279,7 @@ def read_table(
     advice: str,
     *,
     columns: Collection[str] | None = None,
+    needs: Collection[str] = (),
     sealed: bool = True,
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """Reads a Parquet file, and compares its checksums where it has some.
@@ -288,6 +289,7 @@ def read_table(
         what: it is, for messages, such as `labels`.
         advice: what to do about another.
         columns: to read; None: all.
+        needs: columns that must be there, beside those to read.
         sealed: this program has written it; one without checksums gets a line in the log.
 
     Returns:
@@ -302,6 +304,9 @@ def read_table(
         with path.open("rb"):  # the system's word on a file that cannot be opened is clearer
             pass
         metadata = pl.read_parquet_metadata(path)
+        there = pl.read_parquet_schema(path)
+        if absent := [column for column in (*(columns or ()), *needs) if column not in there]:
+            raise InputError(f"{path} has no column {', '.join(absent)}; {advice}")
         table = pl.read_parquet(path, columns=None if columns is None else list(columns), glob=False)
         own = {key: value for key, value in metadata.items() if key.startswith(_OURS)}
         sums = json.loads(own.pop(TABLE_CHECKSUMS)) if TABLE_CHECKSUMS in own else None

@@ -127,7 +127,7 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
         if not path.is_file():
             return None
         again = "write the world anew with python -m clip3dreid.synthesize"
-        table, _ = read_table(path, "the truth about a world", again)
+        table, _ = read_table(path, "the truth about a world", again, needs=("split", "person"))
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

@@ -73,7 +73,9 @@ def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "trai
     for world in worlds:
         if not (world / TRUTH).is_file():
             raise InputError(f"{world} has no {TRUTH}; {again}")
-        table, _ = read_table(world / TRUTH, "the truth about a world", again)
+        table, _ = read_table(
+            world / TRUTH, "the truth about a world", again, needs=("path", "split", "bad_box")
+        )
         if missing := [group for group in groups if f"word_{group}" not in table.columns]:
             raise InputError(
                 f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"

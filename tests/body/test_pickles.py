@@ -13,6 +13,7 @@ import scipy.sparse
 from clip3dreid.body.pickles import read_pickle
 from clip3dreid.body.smpl import load_body, read_arrays
 from clip3dreid.errors import InputError
+from tests.processes import PATIENCE_S
 
 
 class Malicious:
@@ -157,7 +158,9 @@ def test_no_pickle_reaches_memory_that_is_not_its_own(tmp_path: Path) -> None:
         (tmp_path / f"{number}.pkl").write_bytes(b"\x80\x03}" + pushed("v_template") + attack + b"s.")
     paths = [str(tmp_path / f"{number}.pkl") for number in range(len(ATTACKS))]
     # In a process of its own, which such a file may end.
-    tried = subprocess.run([sys.executable, "-c", TRY, *paths], capture_output=True, text=True, timeout=300)
+    tried = subprocess.run(
+        [sys.executable, "-c", TRY, *paths], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     said = dict(line.split(" ", 1) for line in tried.stdout.splitlines())
     for number, name in enumerate(ATTACKS):
         assert said.get(str(number)) == "refused", (name, tried.returncode, tried.stderr[-500:])

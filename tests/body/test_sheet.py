@@ -53,7 +53,7 @@ def test_a_folder_without_truth_and_an_empty_split_are_refused(tmp_path: Path) -
 def test_a_damaged_truth_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "truth.parquet").write_bytes(b"PAR1")
     with pytest.raises(
-        InputError, match=r"truth\.parquet cannot be read as parquet: .*; write the world anew"
+        InputError, match=r"truth\.parquet cannot be read as the truth about a world .*; write the world anew"
     ):
         contact_sheet(tmp_path, tmp_path / "sheet.jpg")
     pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")

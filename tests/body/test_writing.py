@@ -471,7 +471,7 @@ def test_a_folder_where_another_process_writes_is_refused_and_that_one_ends_well
         for overwrite in (False, True):
             with pytest.raises(InputError, match=rf"in use: process {run.pid} on .* \(writes a world\)"):
                 write(commission(pictures=200), tmp_path / "w", workers=0, overwrite=overwrite)
-        assert run.wait(60) == 0
+        assert run.wait(PATIENCE_S) == 0
     write(commission(pictures=200), tmp_path / "whole", workers=0)
     assert held(tmp_path / "w") == held(tmp_path / "whole")
     assert write(commission(pictures=200), tmp_path / "w", workers=0).drawn == 0

@@ -327,7 +327,7 @@ class TestTrouble:
             with pytest.raises(InputError, match="would be written over"):
                 blur(source, tmp_path / "out")
             return
-        with pytest.raises(InputError, match=r"blur_faces\.csv is not the list"):
+        with pytest.raises(InputError, match=r"blur_faces\.csv cannot be read as the list of a blurred copy"):
             blur(source, tmp_path / "out")
 
     def test_a_folder_in_use_is_refused(self, tmp_path):

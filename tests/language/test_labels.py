@@ -343,7 +343,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "does not tell its teacher",
         lambda path: path.with_suffix(".json").write_text('{"version": 1, "level": "person"}'),
     ),
-    "no file": ("labels.csv cannot be read as csv: No such file", lambda path: path.unlink()),
+    "no file": ("labels.csv cannot be read as csv (No such file", lambda path: path.unlink()),
     "no text": ("line 1 is no UTF-8 text", lambda path: path.write_bytes(b"a\xff\n\xfe")),
     "an empty file": ("labels.csv is empty; label the pictures again", lambda path: path.write_bytes(b"")),
 }

@@ -15,16 +15,19 @@ LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
 VARIANTS = {
     "local_geomloss": "local",
     "local_unbalanced": "local",
+    "local_release": "local",
     "global_kl": "global",
+    "global_kl_release": "global",
     "clothes_memory_base": "clothes_memory",
 }
 """Files that take the place of another loss, and so its name."""
-BESIDE = {"global_kl": ["identity"]}
+BESIDE = {"global_kl": ["identity"], "global_kl_release": []}
 """What a loss cannot do without."""
 READS = {
     "local": {"map"},
     "local_geomloss": {"map"},
     "local_unbalanced": {"map"},
+    "local_release": {"map"},
     "body": {"bodies", "embedding"},
     "body_identity": {"bodies"},
 }

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
 from clip3dreid.api import load
+from clip3dreid.config import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.card import _TYPES, check_student
 from clip3dreid.model.weights import save_weights
@@ -161,7 +163,9 @@ def shipped_students() -> list[Path]:
 def test_every_student_that_is_shipped_is_believed_and_costs_no_memory_to_look_at(path: Path) -> None:
     from omegaconf import OmegaConf
 
-    node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)["student"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose(overrides=[f"+model/student={path.stem}"])
+    node: Any = OmegaConf.to_container(composed.model.student, resolve=False)
     check_student(node, path)
     with torch.device("meta"):
         made = instantiate(node)

@@ -32,6 +32,7 @@ from clip3dreid.model.weights import (
     save_weights,
     student_from_checkpoint,
 )
+from tests.processes import PATIENCE_S
 
 CONFIG = {
     "_target_": "clip3dreid.model.student.Student",
@@ -519,7 +520,7 @@ def test_no_torch_file_reaches_memory_that_is_not_its_own(tmp_path):
         paths[-1].write_bytes(data)
     # In a process of its own, which such a file may end.
     command = [sys.executable, "-c", TRY, *map(str, paths)]
-    tried = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert tried.stdout.splitlines() == [f"{path.name} refused 0" for path in paths], tried.stderr[-500:]
 
 

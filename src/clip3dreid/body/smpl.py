@@ -268,7 +268,7 @@ class BodyModel(nn.Module):
 
 
 _REQUIRED = ("v_template", "shapedirs", "J_regressor", "weights", "kintree_table", "f")
-_OPTIONAL = ("posedirs", "phenotype_names", "phenotype_weights")
+_OPTIONAL = ("posedirs", "phenotype_names", "phenotype_weights", "phenotype_r2")
 
 
 def check_shapes(arrays: Mapping[str, npt.NDArray[Any]], joints: int, correctives: int, path: Path) -> None:

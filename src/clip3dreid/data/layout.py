@@ -291,7 +291,7 @@ class Tree:
             path, *digits = line.strip().rsplit(separator, 1)
             if not digits or not digits[0].strip().isdecimal():
                 raise InputError(
-                    f"{self.name}: line {place} of {path} is {line!r}, not a path and a number; "
+                    f"{self.name}: line {place} of {self.root / file} is {line!r}, not a path and a number; "
                     "fetch the list again"
                 )
             pairs.append((f"{folder}/{path.strip()}", number(digits[0])))
@@ -302,7 +302,7 @@ class Tree:
         self.keep_to(folder, [path for path, _ in pairs], depth)
         if absent := [path for path, _ in pairs if path not in there]:
             raise InputError(
-                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {path} are "
+                f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {self.root / file} are "
                 f"not there: {shorten(absent)}; unpack the data set again"
             )
         return pairs

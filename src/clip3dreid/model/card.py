@@ -39,10 +39,10 @@ def _optional(check: _Check) -> _Check:
     return lambda value: "" if value is None else check(value)
 
 
-def _three(check: _Check) -> _Check:
+def _several(count: int, check: _Check) -> _Check:
     def wrong(value: Any) -> str:
-        if not isinstance(value, list) or len(value) != 3:
-            return "a list of three numbers"
+        if not isinstance(value, list) or len(value) != count:
+            return f"a list of {count} numbers"
         return next(filter(None, map(check, value)), "")
 
     return wrong
@@ -126,6 +126,11 @@ _POOLINGS: dict[str, _Part] = {
         "MaximumAverage": {},
         "ClassToken": {},
         "GeneralisedMean": {"p": _number(1e-3, 1e3), "eps": _number(0, 1)},
+        "WeighedPositions": {
+            "positions": _whole(1, 2**16),
+            "channels": _whole(1, 2**16),
+            "width": _whole(1, 2**16),
+        },
     }.items()
 }
 _BACKBONES: dict[str, _Part] = {
@@ -133,6 +138,13 @@ _BACKBONES: dict[str, _Part] = {
         "depth": _whole(1, 1000),
         "last_stride": _whole(1, 2),
         "width": _whole(1, 1024),
+    },
+    f"{_MODEL}.tiny_vit.TinyViT": {
+        "widths": _several(4, _whole(1, 2**13)),
+        "depths": _several(4, _whole(1, 256)),
+        "heads": _several(4, _whole(1, 1024)),
+        "windows": _several(4, _whole(1, 1024)),
+        "drop_path": _number(0, 1),
     },
     f"{_MODEL}.transformer.TransformersBackbone": {
         "config": _configuration,
@@ -142,8 +154,9 @@ _BACKBONES: dict[str, _Part] = {
 }
 _STUDENT: dict[str, _Part] = {
     f"{_MODEL}.student.Student": {
-        "mean": _three(_number(-1e3, 1e3)),
-        "std": _three(_number(1e-6, 1e3)),
+        "mean": _several(3, _number(-1e3, 1e3)),
+        "std": _several(3, _number(1e-6, 1e3)),
+        "neck": _flag,
         "neck_bias": _flag,
         "ghost_group": _optional(_whole(2, 2**20)),
         "freeze_batch_norm": _flag,
