@@ -304,7 +304,7 @@ def read_table(
         with path.open("rb"):  # the system's word on a file that cannot be opened is clearer
             pass
         metadata = pl.read_parquet_metadata(path)
-        there = pl.read_parquet_schema(path)
+        there = pl.scan_parquet(path, glob=False).collect_schema()
         if absent := [column for column in (*(columns or ()), *needs) if column not in there]:
             raise InputError(f"{path} has no column {', '.join(absent)}; {advice}")
         table = pl.read_parquet(path, columns=None if columns is None else list(columns), glob=False)
