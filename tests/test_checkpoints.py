@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from clip3dreid import checkpoints
-from clip3dreid.checkpoints import PREVIOUS, CheckpointFiles, damage, moved, newest_whole
+from clip3dreid.checkpoints import CheckpointFiles, damage, moved, newest_whole
+from clip3dreid.config import PREVIOUS_CHECKPOINT
 from clip3dreid.errors import InputError
 from tests.small_disk import small_disk
+
+PREVIOUS = PREVIOUS_CHECKPOINT.name
 
 
 def content(step: int, processed: int = 1, started: int = 1, ready: int = 0) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
 
-from clip3dreid.config import LAST_CHECKPOINT
+from clip3dreid.config import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.errors import InputError
+from clip3dreid.files import why_not_written
+from clip3dreid.formats import decoding, scan_torch_file
 
 log = logging.getLogger(__name__)
-
-PREVIOUS = "previous.ckpt"
-"""The checkpoint before the last, beside it: taken where the last one is damaged."""
 
 
 class CheckpointFiles(CheckpointIO):
@@ -65,6 +64,7 @@ class CheckpointFiles(CheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Reads a checkpoint, on the CPU unless told otherwise; nothing is ever unpickled."""
+        scan_torch_file(Path(path))
         content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return content
 
@@ -75,7 +75,7 @@ class CheckpointFiles(CheckpointIO):
 
 def _keep(path: Path) -> None:
     """Gives the file at `path` the second name `previous.ckpt`, so that there is no moment without either."""
-    previous = path.with_name(PREVIOUS)
+    previous = path.with_name(PREVIOUS_CHECKPOINT.name)
     if not path.exists():
         return
     previous.unlink(missing_ok=True)
@@ -86,8 +86,7 @@ def _keep(path: Path) -> None:
 
 
 def _unwritten(checkpoint: dict[str, Any], path: Path, error: OSError | RuntimeError) -> str:
-    cause = error if isinstance(error, OSError) else error.__context__
-    reason = (isinstance(cause, OSError) and cause.strerror) or " ".join(str(error).split())[:200]
+    reason = why_not_written(error) or " ".join(str(error).split())[:200]
     left = "the one before it stays" if path.exists() else "there is none yet"
     return (
         f"the checkpoint of step {checkpoint.get('global_step')} cannot be written to {path}: {reason}; {left}; make "
@@ -128,7 +127,7 @@ def newest_whole(folder: Path) -> Resumable:
         InputError: if there is none, or all are damaged.
     """
     wrong: list[str] = []
-    for path in (folder / LAST_CHECKPOINT, folder / LAST_CHECKPOINT.with_name(PREVIOUS)):
+    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
         if not path.exists():
             continue
         if (reason := damage(path)) is None:
@@ -145,18 +144,14 @@ def newest_whole(folder: Path) -> Resumable:
 
 def _progress(path: Path) -> tuple[int, int]:
     """Epochs and batches that a checkpoint of Lightning has behind it."""
-    try:
+    scan_torch_file(path)
+    with decoding(path, "a checkpoint of a training", "give the folder of a run"):
         # Mapped: the tensors are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         fit = content["loops"]["fit_loop"]
         epochs = fit["epoch_progress"]["current"]
         batches = fit["epoch_loop.batch_progress"]["current"]["ready"]
         return int(epochs["processed"]), int(batches) if epochs["processed"] < epochs["started"] else 0
-    except Exception as error:  # whole, but of something else
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is no checkpoint of a training ({type(error).__name__}: {reason})"
-        ) from error
 
 
 def moved(checkpoint: dict[str, Any], folder: Path) -> None:

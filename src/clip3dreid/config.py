@@ -28,6 +28,8 @@ from clip3dreid.launch import launch
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Where a run's folder has the checkpoint that it can go on from."""
+PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
+"""The one before it, taken where that one is damaged."""
 
 
 def conf_dir() -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clip3dreid.errors import InputError
+from clip3dreid.formats import damaged, decoding
 
 FREE = (
     # How long, and at which rate.
@@ -78,14 +79,11 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it cannot be read.
     """
-    try:
+    advice = "without it nobody knows what run this is"
+    with decoding(path, "a run's config", advice):
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); without it nobody knows what run this is"
-        ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no config; without it nobody knows what run this is")
+        raise damaged(path, "it holds no keys", advice)
     return found
 
 

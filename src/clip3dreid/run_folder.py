@@ -25,16 +25,23 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from clip3dreid.config import LAST_CHECKPOINT, TrainConfig, afterwards, conf_dir, explained
+from clip3dreid.config import (
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    TrainConfig,
+    afterwards,
+    conf_dir,
+    explained,
+)
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK, at_work, is_locked, write_json, write_text
+from clip3dreid.formats import damaged, decoding
 from clip3dreid.launch import Launch, launch
 
 log = logging.getLogger(__name__)
 
 CLAIM = ".run.json"
 """Says whose folder it is: launch, command line, process."""
-PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 _VERSION = 1
 _OVERRIDES = Path(".hydra") / "overrides.yaml"
 _SHARED, _READY = ".shared", "ready.json"
@@ -47,18 +54,18 @@ class Claim(NamedTuple):
     folder: Path
     made: tuple[Path, ...]
     """Folders that were made for it, the outermost first."""
-    there: frozenset[str]
-    """What it held before."""
+    there: frozenset[Path]
+    """What it held before, relative to it."""
 
     def discard(self) -> None:
         """Removes what this claim made, if nothing came of it: no file but Hydra's record and a log."""
-        inside = [path for path in self.folder.rglob("*") if path.name not in self.there]
-        files = [path for path in inside if path.is_symlink() or not path.is_dir()]
+        new = [path for path in self.folder.rglob("*") if path.relative_to(self.folder) not in self.there]
+        files = [path for path in new if path.is_symlink() or not path.is_dir()]
         ours = all(
             not path.is_symlink() and (path.parent.name == ".hydra" or path.suffix == ".log" or _marks(path))
             for path in files
         )
-        if not ours or any(name in self.there for name in (".hydra", CLAIM)):
+        if not ours or any(Path(name) in self.there for name in (".hydra", CLAIM)):
             return
         for path in files:
             path.unlink()
@@ -190,8 +197,8 @@ def _make(wanted: Path, next_free: bool) -> Claim:
     raise AssertionError  # count() does not end
 
 
-def _names(folder: Path) -> frozenset[str]:
-    return frozenset(path.name for path in folder.rglob("*"))
+def _names(folder: Path) -> frozenset[Path]:
+    return frozenset(path.relative_to(folder) for path in folder.rglob("*"))
 
 
 def refuse_held(folder: Path) -> None:
@@ -335,14 +342,10 @@ def _saved(folder: Path) -> list[str]:
     path = folder / _OVERRIDES
     if not path.is_file():
         raise InputError(f"resume={folder} is not a run: {path} is missing; give the folder of a run")
-    try:
+    with decoding(path, "a run's overrides", "start the run anew"):
         lines = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); start the run anew"
-        ) from error
     if not isinstance(lines, list | None) or not all(isinstance(line, str) for line in lines or ()):
-        raise InputError(f"{path} is no list of overrides; start the run anew")
+        raise damaged(path, "it holds no list of texts", "start the run anew")
     return lines or []
 
 

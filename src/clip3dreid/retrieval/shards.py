@@ -436,7 +436,9 @@ def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
         with decoding(stem, _KIND, _AGAIN):
             if _card(stem)["identity"] != identity:
                 return None
-            columns = [name for name in pl.read_parquet_schema(path) if name not in VECTORS]
+            columns = [
+                name for name in pl.scan_parquet(path, glob=False).collect_schema() if name not in VECTORS
+            ]
             return pl.read_parquet(path, columns=columns, glob=False)
     except InputError:
         return None
