@@ -276,7 +276,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    if launch().first:
+    if launch().first and not cfg.resume:
         check_files(cfg, list(HydraConfig.get().overrides.task))
     start = None
     if cfg.resume:
@@ -293,7 +293,8 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         )
     data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
     data.validation_split = "test" if cfg.select_on_test else "val"
-    student = make_student(cfg)
+    # A resumed one starts from its checkpoint, and need not find the weights again that it began with.
+    student = make_student(cfg) if start is None else instantiate(cfg.model.student)
     # Asked before anything else is built: a data set without training people has no outfits either.
     data.sampler()
     if missing := data.labels.without_clothes:

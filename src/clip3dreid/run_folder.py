@@ -57,25 +57,24 @@ class Claim(NamedTuple):
     there: frozenset[Path]
     """What it held before, relative to it."""
 
+    @staticmethod
+    def _writes(path: Path) -> bool:
+        """Whether a file of that name is written before there is anything to keep."""
+        return path.parts[0] in (".hydra", _SHARED, LOCK, CLAIM) or path.suffix == ".log"
+
     def discard(self) -> None:
         """Removes what this claim made, if nothing came of it: no file but Hydra's record and a log."""
         new = [path for path in self.folder.rglob("*") if path.relative_to(self.folder) not in self.there]
         files = [path for path in new if path.is_symlink() or not path.is_dir()]
-        ours = all(
-            not path.is_symlink() and (path.parent.name == ".hydra" or path.suffix == ".log" or _marks(path))
-            for path in files
-        )
+        ours = all(not path.is_symlink() and self._writes(path.relative_to(self.folder)) for path in files)
         if not ours or any(Path(name) in self.there for name in (".hydra", CLAIM)):
             return
         for path in files:
             path.unlink()
-        for path in (self.folder / ".hydra", *reversed(self.made)):
+        folders = sorted((path for path in new if path.is_dir()), key=lambda path: -len(path.parts))
+        for path in (*folders, *reversed(self.made)):
             if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def _marks(path: Path) -> bool:
-    return path.name in (LOCK, CLAIM)
 
 
 class RunFolder(Callback):
