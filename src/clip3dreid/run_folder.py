@@ -356,8 +356,8 @@ def record_overrides(folder: Path) -> None:
 
 # Where a run writes to: a folder of somebody else's must not say.
 _PLACES = ("dirpath", "save_dir", "default_root_dir")
-# Keys of the trainer that name objects; all others are numbers and switches.
-_OBJECTS = ("plugins", "profiler", "callbacks", "logger", "strategy")
+# Keys of the trainer that hold objects; all others are numbers, switches and names of what Lightning knows.
+_OBJECTS = ("plugins", "callbacks", "logger")
 _NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 # Another value, or a variable of the environment with or without a default.
 _LOOKED_UP = re.compile(r"\$\{[\w.\[\]]+\}|\$\{oc\.env:\w+(,[^${}]*)?\}", re.ASCII)
