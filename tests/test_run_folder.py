@@ -31,7 +31,7 @@ HONEST = [
     "+experiment=ltcc", "data=ltcc", "data.root=/data/LTCC ReID", "data.root='/data/a=b'", "loss=[identity,triplet]",
     "+data@data.also.prcc=prcc", "data.also.prcc.root=${oc.env:PRCC,/data/prcc}", "seed=3", "milestones=[20,40]",
     "~callbacks.progress", "+trainer.limit_train_batches=10", "trainer=ddp", "trainer.devices=2",
-    "model/student=mine",
+    "model/student=mine", "trainer.strategy=ddp_find_unused_parameters_true",
     "optimizer.optimizer.lr=1e-3", "+rerank@retrieval.rerank=k_reciprocal", "bodies.root=worlds/${seed}", "rung=a_b",
     "retrieval.open_set=[1e-3,1e-2]", "protocol=[]", "data.val_people=2", "model.pretrained=null",
 ]  # fmt: skip
