@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -278,8 +279,8 @@ def test_a_disk_that_fills_up_costs_no_epoch_that_was_saved(ltcc_root: Path, tmp
     """The run's folder is a small file system of its own, TMPDIR another: a cluster's usual case."""
     arguments = overrides("ce", ltcc_root, ())
     whole = Killer(tmp_path, [*arguments, "epochs=40", "milestones=[20]"], 0).undisturbed()
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    # Sockets of the loader's workers lie in it, whose paths may not be long.
+    elsewhere = Path(tempfile.mkdtemp(dir="/tmp"))
     with small_disk(tmp_path / "disk", 12_000) as disk:
         killer = Killer(disk.parent, [*arguments, "epochs=40", "milestones=[20]"], 0)
         os.environ["TMPDIR"] = str(elsewhere)

@@ -75,6 +75,9 @@ class StopWatch:
         self._launcher: Any = None
         self._pid = os.getpid()
         self._closed = threading.Event()
+        # Held by the thread while it works and by a fork: a child that is forked in the middle of another thread's
+        # work can inherit a lock that nobody lets go of.
+        self._quiet = threading.Lock()
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -86,7 +89,9 @@ class StopWatch:
         for signum in self._heeded():
             self._earlier[signum] = signal.signal(signum, self._handle)
         self._earlier_fd = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._deafen)
+        os.register_at_fork(
+            before=self._quiet.acquire, after_in_parent=self._quiet.release, after_in_child=self._deafen
+        )
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -116,6 +121,7 @@ class StopWatch:
 
     def _deafen(self) -> None:
         """In a forked worker: what it is told is not said to this process."""
+        self._quiet.release()
         if not self._closed.is_set():
             signal.set_wakeup_fd(-1)
 
@@ -146,26 +152,34 @@ class StopWatch:
     def _listen(self) -> None:
         told_at = lost_at = None
         while not self._closed.is_set():
-            if select.select([self._ear], [], [], _TICK_S)[0]:
-                for signum in os.read(self._ear, 64):
+            heard = select.select([self._ear], [], [], _TICK_S)[0]
+            with self._quiet:
+                now = time.monotonic()
+                for signum in os.read(self._ear, 64) if heard else b"":
                     if signum in self._earlier:
                         self._tell(signum)
-            now = time.monotonic()
-            try:
-                self._exchange()
-                lost_at = None
-            except Exception:  # the store's own errors have no common base that is public
-                lost_at = lost_at or now
-                if now - lost_at > LOST_S and not self._closed.is_set():
-                    self._leave(f"process {self._rank}: the first process of this run is gone", 1)
-            self._look_after_children()
-            if self.told is not None:
-                told_at = told_at or now
-                if now - told_at > GRACE_S and not self._closed.is_set():
-                    self._leave(self._farewell(), 128 + self.told)
+                lost_at = self._exchanged(lost_at, now)
+                self._look_after_children()
+                if self.told is not None:
+                    told_at = told_at or now
+                    if now - told_at > GRACE_S and not self._closed.is_set():
+                        self._leave(self._farewell(), 128 + self.told)
+
+    def _exchanged(self, lost_at: float | None, now: float) -> float | None:
+        """Hears of the others; since when nobody answers, or None."""
+        try:
+            self._exchange()
+        except Exception:  # the store's own errors have no common base that is public
+            lost_at = lost_at or now
+            if now - lost_at > LOST_S and not self._closed.is_set():
+                self._leave(f"process {self._rank}: the first process of this run is gone", 1)
+            return lost_at
+        return None
 
     def _look_after_children(self) -> None:
         """Ends this process if one that it started has failed; Lightning would kill it without a word."""
+        if self.told is not None:
+            return  # they are told as well, and this one has until its time is up
         for number, child in enumerate(getattr(self._launcher, "procs", ()), start=1):
             status = child.poll()
             if not status or self._closed.is_set():
@@ -322,7 +336,7 @@ class SaveWhenTold(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops after an epoch, which has its checkpoint."""
         if self.watch.told is not None and trainer.is_global_zero and trainer.current_epoch > 0:
-            self.watch.saved(f"after epoch {trainer.current_epoch - 1}")
+            self.watch.saved(f"after epoch {trainer.current_epoch - 1}, saved")
             raise Stopped(self.watch.told)
 
     def on_train_batch_end(
@@ -345,7 +359,7 @@ class SaveWhenTold(Callback):
         """From here on a signal ends the process at once; all of the training is saved."""
         self.watch.training = False
         if self.watch.told is not None:
-            self.watch.saved("after the last epoch")
+            self.watch.saved("after the last epoch, saved")
             raise Stopped(self.watch.told)
 
 
