@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_in_training_it_waits_for_the_batch_and_a_second_ctrl_c_does_not(tmp_pat
         assert one.told == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_first_ctrl_c_that_the_thread_hears_before_the_handler_runs_waits_for_the_batch(
+    tmp_path: Path,
+) -> None:
+    with watch(tmp_path) as one:
+        one.training = True
+        # As in a long step: the main thread is told late, because another one gets the signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(2)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        assert one.told == signal.SIGINT
 
 
 def test_what_was_ignored_before_still_is(tmp_path: Path) -> None:

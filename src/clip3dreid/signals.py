@@ -68,6 +68,7 @@ class StopWatch:
         self.folder, self.command = folder, command
         self.told: int | None = None
         self.training = False
+        self._handled = False
         self._rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         self._rank = self._rank or int(os.environ.get("LOCAL_RANK") or 0)
         self._store: Any = None
@@ -122,7 +123,8 @@ class StopWatch:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # a loader's worker; the process that started it decides
-        again = self.told is not None
+        # Not `told`: the listening thread may have heard of this very signal before.
+        again, self._handled = self._handled, True
         self._tell(signum)
         if signum == signal.SIGINT and again:
             raise KeyboardInterrupt
