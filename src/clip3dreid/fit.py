@@ -404,6 +404,10 @@ def _check_resumed(cfg: DictConfig, folder: Path) -> Path:
     if at.epochs > int(cfg.epochs):
         raise InputError(f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them; give more")
     within = f" and {at.batches} batches" if at.batches else ""
+    if at.batches and at.epochs == int(cfg.epochs):
+        raise InputError(
+            f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them{within} of the next; give more"
+        )
     log.info("going on after %d epochs%s, from %s", at.epochs, within, at.path)
     if changed:
         log.info("changed since the run began: %s", "; ".join(changed))
