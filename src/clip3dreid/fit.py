@@ -50,6 +50,7 @@ from clip3dreid.module import ReidModule, limits
 from clip3dreid.record import environment, keep_earlier
 from clip3dreid.resume import changes, read_config
 from clip3dreid.run_folder import (
+    command,
     job_folder,
     prepared,
     record_overrides,
@@ -261,7 +262,7 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    watch = StopWatch(folder, f"python -m clip3dreid.train resume={folder}")
+    watch = StopWatch(folder, f"python -m clip3dreid.train {command(folder)}")
     with _own_launch(), job_folder(folder):
         try:
             with watch.reporting():

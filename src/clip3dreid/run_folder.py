@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -209,7 +210,7 @@ def refuse_held(folder: Path) -> None:
     for path in (Path("results.json"), LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         if (folder / path).exists():
             raise InputError(
-                f"{folder} holds a run already ({path}); go on with it: resume={folder}; or choose another folder "
+                f"{folder} holds a run already ({path}); go on with it: {command(folder)}; or choose another folder "
                 "with hydra.run.dir (of a sweep: hydra.sweep.dir)"
             )
 
@@ -320,8 +321,9 @@ def resumed(arguments: list[str]) -> list[str]:
     found = [argument for argument in arguments if argument.startswith("resume=")]
     if not found:
         return arguments
-    # Quoted where this is a process that another one started with its own, already rewritten, command line.
-    folder = Path(found[-1].removeprefix("resume=").strip("'")).expanduser().absolute()
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise InputError("resume= goes on with one run, which is no sweep; leave -m out")
+    folder = Path(_unquoted(found[-1].removeprefix("resume="))).expanduser().absolute()
     saved = [line for line in _saved(folder) if not line.startswith("resume=")]
     if not holds_checkpoint(folder):
         raise InputError(
@@ -332,8 +334,42 @@ def resumed(arguments: list[str]) -> list[str]:
             raise InputError(
                 f"{folder / _OVERRIDES} says {line}, {wrong}; if you trust it, repeat it on the command line"
             )
-    added = [argument for argument in arguments if argument not in found and argument not in saved]
-    return [*saved, *added, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    if arguments[: len(saved)] == saved:  # of a process that another one started with its own command line
+        added = arguments[len(saved) :]
+    else:
+        standing = {_sets(line): line for line in saved}
+        added = [argument for argument in arguments if standing.get(_sets(argument)) != argument]
+    added = [argument for argument in added if argument not in found]
+    # An option of Hydra's, `--cfg job`, must not stand among overrides.
+    options = next((place for place, argument in enumerate(added) if argument.startswith("-")), len(added))
+    where = _quoted(folder)
+    return [*saved, *added[:options], f"resume={where}", f"hydra.run.dir={where}", *added[options:]]
+
+
+def _sets(line: str) -> str:
+    """The key of an override, whichever way it is set."""
+    return line.partition("=")[0].lstrip("+~")
+
+
+def _quoted(folder: Path) -> str:
+    """A folder as a value of Hydra's command line, whatever its name holds."""
+    return QuotedString(str(folder), Quote.single).with_quotes()
+
+
+def _unquoted(value: str) -> str:
+    """The folder that was given, or that `_quoted` made of it for a process that another one started."""
+    if not (value.startswith("'") and value.endswith("'")):
+        return value
+    try:
+        parsed = OverridesParser.create().parse_override(f"resume={value}").value()
+    except HydraException:
+        return value
+    return str(parsed)
+
+
+def command(folder: Path) -> str:
+    """What goes on with a run, to be given to a shell."""
+    return f"resume={shlex.quote(str(folder))}"
 
 
 def _saved(folder: Path) -> list[str]:
