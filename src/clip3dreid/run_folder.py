@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from clip3dreid.config import (
     LAST_CHECKPOINT,
@@ -123,6 +123,22 @@ class RunFolder(Callback):
                 asked = _asked(config, "hydra.sweep.dir")
                 folder, _resumed = _claim(wanted, "a sweep", next_free=not asked)
                 config.hydra.sweep.dir = str(folder)
+                # Each job composes its config anew. Hydra would write a job's record before anything is checked.
+                config.hydra.overrides.hydra.append("hydra.output_subdir=null")
+                if folder != wanted:
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(folder)}")
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Writes the record of a job of a sweep, unless it is going to be refused (`job_folder`)."""
+        folder = Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode != RunMode.MULTIRUN or _held(folder) is not None or is_locked(folder):
+            return
+        with explained():
+            rest = [str(key) for key in config if key != "hydra"]
+            for name, keys in (("config", rest), ("hydra", ["hydra"])):
+                content = OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys))
+                write_text(folder / _OVERRIDES.with_name(f"{name}.yaml"), content)
+            record_overrides(folder)
 
 
 def _asked(config: DictConfig, key: str) -> bool:
@@ -207,12 +223,17 @@ def refuse_held(folder: Path) -> None:
     Raises:
         InputError: if the folder holds a run that something came of.
     """
-    for path in (Path("results.json"), LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
-        if (folder / path).exists():
-            raise InputError(
-                f"{folder} holds a run already ({path}); go on with it: {command(folder)}; or choose another folder "
-                "with hydra.run.dir (of a sweep: hydra.sweep.dir)"
-            )
+    if (path := _held(folder)) is not None:
+        raise InputError(
+            f"{folder} holds a run already ({path}); go on with it: {command(folder)}; or choose another folder "
+            "with hydra.run.dir (of a sweep: hydra.sweep.dir)"
+        )
+
+
+def _held(folder: Path) -> Path | None:
+    """What came of the run in a folder, relative to it; None where there is no run, or nothing came of it."""
+    kept = (Path("results.json"), LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return next((path for path in kept if (folder / path).exists()), None)
 
 
 @contextmanager
