@@ -100,6 +100,20 @@ def test_slurm_is_asked_to_start_the_job_again(tmp_path: Path, monkeypatch: pyte
     assert not requeue()
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_sweep_which_would_begin_anew_is_not_requeued(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("clip3dreid.signals.requeue", lambda: asked.append(True))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(Stopped), StopWatch(tmp_path, "command", again).reporting():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert asked == [True] * again
+
+
 def test_a_worker_of_a_loader_leaves_the_decision_to_the_process_that_started_it(tmp_path: Path) -> None:
     with watch(tmp_path) as one:
         one.training = True

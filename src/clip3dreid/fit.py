@@ -262,7 +262,8 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    watch = StopWatch(folder, f"python -m clip3dreid.train {command(folder)}")
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    watch = StopWatch(folder, f"python -m clip3dreid.train {command(folder)}", again=alone)
     with _own_launch(), job_folder(folder):
         try:
             with watch.reporting():

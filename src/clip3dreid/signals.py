@@ -59,13 +59,14 @@ class StopWatch:
     Args:
         folder: of the run.
         command: that goes on with it, for messages.
+        again: whether the same command, started again by a scheduler, goes on with it; that of a sweep does not.
 
     Attributes:
         told: the signal that this or another process was told by; None: none.
     """
 
-    def __init__(self, folder: Path, command: str) -> None:
-        self.folder, self.command = folder, command
+    def __init__(self, folder: Path, command: str, again: bool = True) -> None:
+        self.folder, self.command, self.again = folder, command, again
         self.told: int | None = None
         self.training = False
         self._handled = False
@@ -259,7 +260,10 @@ class StopWatch:
             return
         log.error("%s", self._farewell())
         if told in (signal.SIGUSR1, signal.SIGUSR2) and (self.folder / LAST_CHECKPOINT).is_file():
-            requeue()
+            if self.again:
+                requeue()
+            else:
+                log.error("SLURM is not asked to start a sweep again, which would begin with its first run")
 
     def saved(self, where: str) -> None:
         """Notes where the run was saved, for the line that it ends with."""
