@@ -277,6 +277,16 @@ def test_a_run_alone_is_a_launch_of_its_own_and_its_children_belong_to_it(starte
     assert launch.ID not in os.environ
 
 
+def test_a_sweep_in_several_processes_is_refused_before_anything_is_made(
+    started, invoke, tmp_path: Path
+) -> None:
+    started(SLURM_JOB_ID="77", SLURM_NTASKS="2", SLURM_STEP_ID="0", SLURM_PROCID="1")
+    done = invoke("train", "-m", "data=ltcc", "data.root=x", "seed=1,2")
+    assert done.returncode == 2, done.stderr
+    assert "without -m" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 AGREE = """
 from clip3dreid.launch import launch
 found = launch()
