@@ -262,6 +262,7 @@ def test_keys_that_may_change_are_told_and_all_others_are_refused() -> None:
         changes(then, now | {"loss": {}})
     assert may_change("optimizer.optimizer.lr")
     assert not may_change("optimizer.optimizer._target_")
+    assert not may_change("trainer.accumulate_grad_batches")
     assert not may_change("data.also.prcc.val_people")
 
 

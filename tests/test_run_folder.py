@@ -152,6 +152,7 @@ def test_resume_is_no_sweep_and_leaves_hydra_s_options_at_the_end(tmp_path: Path
     with pytest.raises(InputError, match="leave -m out"):
         resumed([f"resume={folder}", "-m", "epochs=2,3"])
     assert resumed([f"resume={folder}", "epochs=2", "--cfg", "job"])[-2:] == ["--cfg", "job"]
+    assert resumed([f"++resume={folder}"]) == resumed([f"resume={folder}"])
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:

@@ -349,13 +349,13 @@ def resumed(arguments: list[str]) -> list[str]:
     Raises:
         InputError: if the folder is not a run, holds no checkpoint yet, or asks for more than a resumed run may.
     """
-    found = [argument for argument in arguments if argument.startswith("resume=")]
+    found = [argument for argument in arguments if _resumes(argument)]
     if not found:
         return arguments
     if any(argument in ("-m", "--multirun") for argument in arguments):
         raise InputError("resume= goes on with one run, which is no sweep; leave -m out")
-    folder = Path(_unquoted(found[-1].removeprefix("resume="))).expanduser().absolute()
-    saved = [line for line in _saved(folder) if not line.startswith("resume=")]
+    folder = Path(_unquoted(found[-1].partition("=")[2])).expanduser().absolute()
+    saved = [line for line in _saved(folder) if not _resumes(line)]
     if not holds_checkpoint(folder):
         raise InputError(
             f"{folder} holds no {LAST_CHECKPOINT}: the run ended before it saved one; start it anew"
@@ -375,6 +375,10 @@ def resumed(arguments: list[str]) -> list[str]:
     options = next((place for place, argument in enumerate(added) if argument.startswith("-")), len(added))
     where = _quoted(folder)
     return [*saved, *added[:options], f"resume={where}", f"hydra.run.dir={where}", *added[options:]]
+
+
+def _resumes(line: str) -> bool:
+    return line.lstrip("+").startswith("resume=")
 
 
 def _sets(line: str) -> str:
@@ -417,7 +421,7 @@ def _saved(folder: Path) -> list[str]:
 
 def record_overrides(folder: Path) -> None:
     """Puts the command line of a resumed run, once it is found good, where the next one looks for it."""
-    lines = [line for line in HydraConfig.get().overrides.task if not line.startswith("resume=")]
+    lines = [line for line in HydraConfig.get().overrides.task if not _resumes(line)]
     write_text(folder / _OVERRIDES, yaml.safe_dump(lines, allow_unicode=True, width=10**6))
 
 
