@@ -170,3 +170,8 @@ def test_an_override_that_cannot_be_parsed_is_one_line_and_status_two(command: o
     assert done.returncode == 2
     assert done.stderr.startswith("error: data=[ltcc=")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_may_not_be_read_is_told_in_one_line() -> None:
+    line = foreseen(PermissionError(13, "Permission denied", "/somebody/else"))
+    assert line == "no access to /somebody/else: Permission denied; choose another place, or ask its owner"

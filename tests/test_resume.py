@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -160,6 +161,30 @@ def test_the_first_resumed_epoch_has_the_rate_of_the_new_schedule_and_both_confi
     assert "\nepochs: 6\n" in kept[1]
 
 
+def test_a_run_within_an_epoch_does_not_pass_for_one_that_ended_before_it(
+    ltcc_root: Path, invoke: Command, at_step: Callable[..., None], tmp_path: Path
+) -> None:
+    at_step("on_train_batch_end", 9)
+    invoke("train", *overrides("ce", ltcc_root, ()), "hydra.run.dir=run")
+    done = invoke("train", "resume=run", "epochs=2")
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert re.search(r"epochs=2, but \S*run has trained 2 of them and \d batches of the next", done.stderr)
+
+
+def test_a_resumed_run_that_is_killed_before_it_trains_is_resumed_again(
+    ltcc_root: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = ["data=ltcc", f"data.root={ltcc_root}", *TINY, "epochs=1", "hydra.run.dir=run"]
+    assert invoke("train", *arguments).returncode == 0
+    with monkeypatch.context() as patch:
+        # A dashboard that does not answer, say.
+        patch.setattr("clip3dreid.fit.record_overrides", lambda folder: sys.exit(9))
+        assert invoke("train", "resume=run", "epochs=2").returncode == 9
+    done = invoke("train", "resume=run", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "epochs 1 -> 2" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def short(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of `ce`."""
@@ -238,6 +263,7 @@ def test_keys_that_may_change_are_told_and_all_others_are_refused() -> None:
         changes(then, now | {"loss": {}})
     assert may_change("optimizer.optimizer.lr")
     assert not may_change("optimizer.optimizer._target_")
+    assert not may_change("trainer.accumulate_grad_batches")
     assert not may_change("data.also.prcc.val_people")
 
 

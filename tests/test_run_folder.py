@@ -1,6 +1,7 @@
 """A run's folder is one run's, whoever asks for it at the same time, and is data to whoever resumes it."""
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +120,39 @@ def test_overrides_that_cannot_be_read_are_told_in_one_line(content: bytes, tmp_
     (folder / ".hydra" / "overrides.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"overrides\.yaml .*start the run anew"):
         resumed([f"resume={folder}"])
+
+
+def test_what_is_asked_for_last_is_what_a_run_goes_on_with(tmp_path: Path) -> None:
+    """A run that was taken from one machine to another and comes back."""
+    folder = a_run(tmp_path / "run", "trainer=cpu", "epochs=3", "trainer=gpu")
+    rewritten = resumed([f"resume={folder}", "trainer=cpu", "epochs=3"])
+    assert rewritten[:4] == ["trainer=cpu", "epochs=3", "trainer=gpu", "trainer=cpu"]
+    assert len(rewritten) == 6
+    # A further process of this run; or one of torchrun's that comes after the first has noted its overrides.
+    folder = a_run(tmp_path / "other", *rewritten[:4])
+    there = [line.replace(f"{tmp_path}/run", f"{tmp_path}/other") for line in rewritten]
+    assert resumed([*there, "hydra.job.name=x"])[:4] == there[:4]
+    assert "epochs=3" not in resumed([*there, "hydra.job.name=x"])[4:]
+    assert resumed([f"resume={folder}", "trainer=cpu", "epochs=3"]) == there
+
+
+@pytest.mark.parametrize("name", ["it's", "a=b, c", "back\\", "\\'", "größe {x}", "'quoted'"])
+def test_a_folder_of_any_name_is_resumed(name: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / name, "seed=1")
+    rewritten = resumed([f"resume={folder}"])
+    for line in rewritten[1:]:
+        assert OverridesParser.create().parse_override(line).value() == str(folder)
+    assert set(resumed(rewritten)) == set(rewritten)
+    (said,) = shlex.split(run_folder.command(folder))
+    assert said == f"resume={folder}"
+
+
+def test_resume_is_no_sweep_and_leaves_hydra_s_options_at_the_end(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", "seed=1")
+    with pytest.raises(InputError, match="leave -m out"):
+        resumed([f"resume={folder}", "-m", "epochs=2,3"])
+    assert resumed([f"resume={folder}", "epochs=2", "--cfg", "job"])[-2:] == ["--cfg", "job"]
+    assert resumed([f"++resume={folder}"]) == resumed([f"resume={folder}"])
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
@@ -241,6 +276,16 @@ def test_a_run_alone_is_a_launch_of_its_own_and_its_children_belong_to_it(starte
     assert started(**environment) == (alone.id, 1, 0, None)
     launch.forget()
     assert launch.ID not in os.environ
+
+
+def test_a_sweep_in_several_processes_is_refused_before_anything_is_made(
+    started, invoke, tmp_path: Path
+) -> None:
+    started(SLURM_JOB_ID="77", SLURM_NTASKS="2", SLURM_STEP_ID="0", SLURM_PROCID="1")
+    done = invoke("train", "-m", "data=ltcc", "data.root=x", "seed=1,2")
+    assert done.returncode == 2, done.stderr
+    assert "without -m" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 AGREE = """

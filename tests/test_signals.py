@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def test_in_training_it_waits_for_the_batch_and_a_second_ctrl_c_does_not(tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_first_ctrl_c_that_the_thread_hears_before_the_handler_runs_waits_for_the_batch(
+    tmp_path: Path,
+) -> None:
+    with watch(tmp_path) as one:
+        one.training = True
+        # As in a long step: the main thread is told late, because another one gets the signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(2)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        assert one.told == signal.SIGINT
+
+
 def test_what_was_ignored_before_still_is(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
@@ -82,6 +98,20 @@ def test_slurm_is_asked_to_start_the_job_again(tmp_path: Path, monkeypatch: pyte
     scontrol.unlink()
     monkeypatch.setenv("PATH", str(scontrol.parent))
     assert not requeue()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_sweep_which_would_begin_anew_is_not_requeued(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("clip3dreid.signals.requeue", lambda: asked.append(True))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(Stopped), StopWatch(tmp_path, "command", again).reporting():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert asked == [True] * again
 
 
 def test_a_worker_of_a_loader_leaves_the_decision_to_the_process_that_started_it(tmp_path: Path) -> None:

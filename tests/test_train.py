@@ -208,6 +208,25 @@ def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, command: Command, 
     assert seeds == [1, 2]
 
 
+def test_a_sweep_that_meets_the_runs_of_another_leaves_their_records_as_they_are(
+    ltcc_root: Path, invoke: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ["-m", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.sweep.dir=sweep", *TINY]
+    assert invoke("train", *sweep, "seed=1,2").returncode == 0
+    record = tmp_path / "sweep" / "0" / ".hydra"
+    before = {path.name: path.read_bytes() for path in record.iterdir()}
+    assert sorted(before) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
+    done = invoke("train", *sweep, "seed=3,4")
+    assert done.returncode == 2
+    assert "0 holds a run already" in done.stderr
+    assert {path.name: path.read_bytes() for path in record.iterdir()} == before
+    assert "going on after 1 epoch" in invoke("train", "resume=sweep/0", "epochs=2").stdout
+    # Two that are named after the same second.
+    monkeypatch.setattr("clip3dreid.run_folder._asked", lambda *_: False)
+    assert invoke("train", *sweep, "seed=5,6").returncode == 0
+    assert (tmp_path / "sweep_2" / "1" / "results.json").is_file()
+
+
 def test_two_data_sets_train_together_with_disjoint_people(
     ltcc_root: Path, invoke: Command, tmp_path: Path
 ) -> None:

@@ -176,6 +176,8 @@ def foreseen(error: BaseException) -> str | None:
         if isinstance(link, OSError) and link.errno in _DISK:
             what = link.filename or "what the run has to say"
             return f"cannot write {what}: {link.strerror}; make room, or choose another place"
+        if isinstance(link, PermissionError) and link.filename is not None:
+            return f"no access to {link.filename}: {link.strerror}; choose another place, or ask its owner"
     if isinstance(error, OverrideParseException):
         return " ".join(f"{error.override}: {error}".split())
     configuration = (HydraException, OmegaConfBaseException)

@@ -50,6 +50,7 @@ from clip3dreid.module import ReidModule, limits
 from clip3dreid.record import environment, keep_earlier
 from clip3dreid.resume import changes, read_config
 from clip3dreid.run_folder import (
+    command,
     job_folder,
     prepared,
     record_overrides,
@@ -261,7 +262,8 @@ def run(cfg: DictConfig) -> float | None:
         SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    watch = StopWatch(folder, f"python -m clip3dreid.train resume={folder}")
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN
+    watch = StopWatch(folder, f"python -m clip3dreid.train {command(folder)}", again=alone)
     with _own_launch(), job_folder(folder):
         try:
             with watch.reporting():
@@ -404,6 +406,10 @@ def _check_resumed(cfg: DictConfig, folder: Path) -> Path:
     if at.epochs > int(cfg.epochs):
         raise InputError(f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them; give more")
     within = f" and {at.batches} batches" if at.batches else ""
+    if at.batches and at.epochs == int(cfg.epochs):
+        raise InputError(
+            f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them{within} of the next; give more"
+        )
     log.info("going on after %d epochs%s, from %s", at.epochs, within, at.path)
     if changed:
         log.info("changed since the run began: %s", "; ".join(changed))

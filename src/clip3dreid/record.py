@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from clip3dreid.files import atomic
 
 PACKAGES = (
     "clip3dreid",
@@ -28,7 +32,8 @@ PACKAGES = (
 )
 
 
-_KEPT = ("config.yaml", "environment.json", "results.json")
+_KEPT = ("environment.json", "results.json")
+_CONFIG = "config.yaml"
 
 
 def _git(*arguments: str) -> str | None:
@@ -75,9 +80,19 @@ def keep_earlier(folder: Path) -> None:
     """Keeps what the earlier part of a resumed run wrote: `metrics.csv` as `metrics.1.csv`, and so on.
 
     So too `config.yaml` and `environment.json`, which say how that part was run, and `results.json`. Lightning would
-    delete the first, and this program write over the others.
+    delete the first, and this program write over the others. The config keeps its name as well until then: a run that
+    is killed here could not be resumed without it.
     """
     for path in (*folder.rglob("metrics.csv"), *(folder / name for name in _KEPT)):
         if path.is_file():
-            parts = len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
-            path.rename(path.with_name(f"{path.stem}.{parts + 1}{path.suffix}"))
+            path.rename(_numbered(path))
+    config = folder / _CONFIG
+    if config.is_file():
+        with atomic(_numbered(config)) as copy:
+            shutil.copyfile(config, copy)
+
+
+def _numbered(path: Path) -> Path:
+    """The first free name of `metrics.1.csv`, `metrics.2.csv` and so on."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())

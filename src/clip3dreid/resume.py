@@ -54,8 +54,8 @@ FREE = (
     "resume",
 )
 """Keys that a resumed run may set anew; a star stands for any part of a key."""
-# What a free group holds and is not: another state, or another picture that the teacher is shown.
-_FIXED = ("optimizer.optimizer._target_", "model.teacher.cache")
+# What a free group holds and is not: another state, another batch, or another picture that the teacher is shown.
+_FIXED = ("optimizer.optimizer._target_", "trainer.accumulate_grad_batches", "model.teacher.cache")
 _SHOWN = 8
 
 

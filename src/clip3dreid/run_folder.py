@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -19,11 +20,11 @@ from typing import Any, NamedTuple
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from clip3dreid.config import (
     LAST_CHECKPOINT,
@@ -60,7 +61,9 @@ class Claim(NamedTuple):
     @staticmethod
     def _writes(path: Path) -> bool:
         """Whether a file of that name is written before there is anything to keep."""
-        return path.parts[0] in (".hydra", _SHARED, LOCK, CLAIM) or path.suffix == ".log"
+        return path.parts[0] in (".hydra", _SHARED, LOCK, CLAIM) or (
+            len(path.parts) == 1 and path.suffix == ".log"
+        )
 
     def discard(self) -> None:
         """Removes what this claim made, if nothing came of it: no file but Hydra's record and a log."""
@@ -117,11 +120,37 @@ class RunFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claims the sweep's folder, below which each job has its own."""
         with explained():
+            if launch().name is not None and _processes() > 1:
+                raise InputError(
+                    "a sweep is one process, whose runs start further ones themselves (trainer.devices=2, say); with "
+                    "torchrun or srun start its runs one by one, without -m"
+                )
             wanted = Path(str(config.hydra.sweep.dir))
             with read_write(config):
                 asked = _asked(config, "hydra.sweep.dir")
                 folder, _resumed = _claim(wanted, "a sweep", next_free=not asked)
                 config.hydra.sweep.dir = str(folder)
+                # Each job composes its config anew. Hydra would write a job's record before anything is checked.
+                config.hydra.overrides.hydra.append("hydra.output_subdir=null")
+                if folder != wanted:
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(folder)}")
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Writes the record of a job of a sweep, unless it is going to be refused (`job_folder`)."""
+        folder = Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode != RunMode.MULTIRUN or _held(folder) is not None or is_locked(folder):
+            return
+        with explained():
+            rest = [str(key) for key in config if key != "hydra"]
+            for name, keys in (("config", rest), ("hydra", ["hydra"])):
+                content = OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys))
+                write_text(folder / _OVERRIDES.with_name(f"{name}.yaml"), content)
+            record_overrides(folder)
+
+
+def _processes() -> int:
+    """How many processes torchrun or SLURM started."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def _asked(config: DictConfig, key: str) -> bool:
@@ -206,12 +235,17 @@ def refuse_held(folder: Path) -> None:
     Raises:
         InputError: if the folder holds a run that something came of.
     """
-    for path in (Path("results.json"), LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
-        if (folder / path).exists():
-            raise InputError(
-                f"{folder} holds a run already ({path}); go on with it: resume={folder}; or choose another folder "
-                "with hydra.run.dir (of a sweep: hydra.sweep.dir)"
-            )
+    if (path := _held(folder)) is not None:
+        raise InputError(
+            f"{folder} holds a run already ({path}); go on with it: {command(folder)}; or choose another folder "
+            "with hydra.run.dir (of a sweep: hydra.sweep.dir)"
+        )
+
+
+def _held(folder: Path) -> Path | None:
+    """What came of the run in a folder, relative to it; None where there is no run, or nothing came of it."""
+    kept = (Path("results.json"), LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    return next((path for path in kept if (folder / path).exists()), None)
 
 
 @contextmanager
@@ -317,12 +351,13 @@ def resumed(arguments: list[str]) -> list[str]:
     Raises:
         InputError: if the folder is not a run, holds no checkpoint yet, or asks for more than a resumed run may.
     """
-    found = [argument for argument in arguments if argument.startswith("resume=")]
+    found = [argument for argument in arguments if _resumes(argument)]
     if not found:
         return arguments
-    # Quoted where this is a process that another one started with its own, already rewritten, command line.
-    folder = Path(found[-1].removeprefix("resume=").strip("'")).expanduser().absolute()
-    saved = [line for line in _saved(folder) if not line.startswith("resume=")]
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise InputError("resume= goes on with one run, which is no sweep; leave -m out")
+    folder = Path(_unquoted(found[-1].partition("=")[2])).expanduser().absolute()
+    saved = [line for line in _saved(folder) if not _resumes(line)]
     if not holds_checkpoint(folder):
         raise InputError(
             f"{folder} holds no {LAST_CHECKPOINT}: the run ended before it saved one; start it anew"
@@ -332,8 +367,46 @@ def resumed(arguments: list[str]) -> list[str]:
             raise InputError(
                 f"{folder / _OVERRIDES} says {line}, {wrong}; if you trust it, repeat it on the command line"
             )
-    added = [argument for argument in arguments if argument not in found and argument not in saved]
-    return [*saved, *added, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    if arguments[: len(saved)] == saved:  # of a process that another one started with its own command line
+        added = arguments[len(saved) :]
+    else:
+        standing = {_sets(line): line for line in saved}
+        added = [argument for argument in arguments if standing.get(_sets(argument)) != argument]
+    added = [argument for argument in added if argument not in found]
+    # An option of Hydra's, `--cfg job`, must not stand among overrides.
+    options = next((place for place, argument in enumerate(added) if argument.startswith("-")), len(added))
+    where = _quoted(folder)
+    return [*saved, *added[:options], f"resume={where}", f"hydra.run.dir={where}", *added[options:]]
+
+
+def _resumes(line: str) -> bool:
+    return line.lstrip("+").startswith("resume=")
+
+
+def _sets(line: str) -> str:
+    """The key of an override, whichever way it is set."""
+    return line.partition("=")[0].lstrip("+~")
+
+
+def _quoted(folder: Path) -> str:
+    """A folder as a value of Hydra's command line, whatever its name holds."""
+    return QuotedString(str(folder), Quote.single).with_quotes()
+
+
+def _unquoted(value: str) -> str:
+    """The folder that was given, or that `_quoted` made of it for a process that another one started."""
+    if not (value.startswith("'") and value.endswith("'")):
+        return value
+    try:
+        parsed = OverridesParser.create().parse_override(f"resume={value}").value()
+    except HydraException:
+        return value
+    return str(parsed)
+
+
+def command(folder: Path) -> str:
+    """What goes on with a run, to be given to a shell."""
+    return f"resume={shlex.quote(str(folder))}"
 
 
 def _saved(folder: Path) -> list[str]:
@@ -350,7 +423,7 @@ def _saved(folder: Path) -> list[str]:
 
 def record_overrides(folder: Path) -> None:
     """Puts the command line of a resumed run, once it is found good, where the next one looks for it."""
-    lines = [line for line in HydraConfig.get().overrides.task if not line.startswith("resume=")]
+    lines = [line for line in HydraConfig.get().overrides.task if not _resumes(line)]
     write_text(folder / _OVERRIDES, yaml.safe_dump(lines, allow_unicode=True, width=10**6))
 
 

@@ -59,15 +59,17 @@ class StopWatch:
     Args:
         folder: of the run.
         command: that goes on with it, for messages.
+        again: whether the same command, started again by a scheduler, goes on with it; that of a sweep does not.
 
     Attributes:
         told: the signal that this or another process was told by; None: none.
     """
 
-    def __init__(self, folder: Path, command: str) -> None:
-        self.folder, self.command = folder, command
+    def __init__(self, folder: Path, command: str, again: bool = True) -> None:
+        self.folder, self.command, self.again = folder, command, again
         self.told: int | None = None
         self.training = False
+        self._handled = False
         self._rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
         self._rank = self._rank or int(os.environ.get("LOCAL_RANK") or 0)
         self._store: Any = None
@@ -128,7 +130,8 @@ class StopWatch:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             return  # a loader's worker; the process that started it decides
-        again = self.told is not None
+        # Not `told`: the listening thread may have heard of this very signal before.
+        again, self._handled = self._handled, True
         self._tell(signum)
         if signum == signal.SIGINT and again:
             raise KeyboardInterrupt
@@ -271,7 +274,10 @@ class StopWatch:
             return
         log.error("%s", self._farewell())
         if told in (signal.SIGUSR1, signal.SIGUSR2) and (self.folder / LAST_CHECKPOINT).is_file():
-            requeue()
+            if self.again:
+                requeue()
+            else:
+                log.error("SLURM is not asked to start a sweep again, which would begin with its first run")
 
     def saved(self, where: str) -> None:
         """Notes where the run was saved, for the line that it ends with."""
