@@ -25,6 +25,7 @@ from typing import Any, Self
 import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.distributed import distributed_c10d
 
@@ -75,6 +76,8 @@ class StopWatch:
         self._store: Any = None
         self._saved = ""
         self._launcher: Any = None
+        self._observer: Any = None
+        self._launchers: Any = subprocess_script
         self._pid = os.getpid()
         self._closed = threading.Event()
         # Held by the thread while it works and by a fork: a child that is forked in the middle of another thread's
@@ -102,6 +105,8 @@ class StopWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Takes the handlers out; where the run ends by an error, the other processes are told."""
+        if self._observer is not None:
+            self._launchers._launch_process_observer = self._observer
         if error is not None:
             self._part(error)
         if not self._earlier:
@@ -288,6 +293,10 @@ class StopWatch:
         trainer._signal_connector = _Silent(trainer)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._launcher = trainer.strategy.launcher
+        # It kills this process as soon as one that it started has ended, in the middle of a stop too; the watch looks
+        # after them.
+        self._observer = self._launchers._launch_process_observer
+        self._launchers._launch_process_observer = lambda _: None
 
     def end_children(self) -> None:
         """Tells processes that this one started to end; they have nobody to go on with."""
