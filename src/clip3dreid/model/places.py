@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.errors import InputError
+from clip3dreid.formats import read_json
 
 LIBRARY = "clip3dreid"
 """What `config.json` of a saved folder says of itself, under `library`."""
@@ -127,7 +127,6 @@ def find_model(
 
 def _is_ours(config: Path) -> bool:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(config, "the config of a model", "").get("library") == LIBRARY
+    except InputError:
         return False
-    return isinstance(content, dict) and content.get("library") == LIBRARY
