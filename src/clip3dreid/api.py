@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -24,7 +23,7 @@ from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK, at_work, inside, together, write_json, write_text
-from clip3dreid.formats import damaged, read_json, unsealed
+from clip3dreid.formats import damaged, peek_json, read_json, unsealed
 from clip3dreid.model.card import CARD, picture_size, valid_card
 from clip3dreid.model.places import LIBRARY, find_model
 from clip3dreid.model.student import Student
@@ -656,10 +655,8 @@ def _is_written(readme: Path) -> bool:
 def _check_place(folder: Path) -> None:
     """Raises InputError if saving there would write over another program's model."""
     config, weights = inside(folder, CONFIG_NAME), inside(folder, SAFETENSORS_SINGLE_FILE)
-    said: Any = None
-    with suppress(OSError, ValueError, RecursionError):
-        said = json.loads(config.read_text(encoding="utf-8"))
-    ours = isinstance(said, dict) and said.get("library") == LIBRARY
+    said = peek_json(config)
+    ours = said is not None and said.get("library") == LIBRARY
     # What a crash has left of ours may be its weights alone.
     if said is None:
         ours = has_card(weights) or not (config.exists() or weights.exists())

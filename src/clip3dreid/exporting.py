@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from clip3dreid.export_formats import (
     quiet,
 )
 from clip3dreid.files import at_work, inside, together, write_json
+from clip3dreid.formats import peek_json
 from clip3dreid.pictures import read_rgb
 
 REPORT = "export.json"
@@ -368,12 +368,7 @@ def _check_place(out: Path, formats: Mapping[str, Format]) -> None:
             raise InputError(f"cannot write {out / name}: it is a folder; choose another out")
     if not there:
         return
-    try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        ours = {"version", "files", "outputs"} <= report.keys()
-    except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
+    if not {"version", "files", "outputs"} <= (peek_json(out / REPORT) or {}).keys():
         raise InputError(
             f"out={out} holds {there[0]} and no {REPORT} that says it was exported; choose another out, or move it "
             "away"

@@ -74,6 +74,14 @@ def read_json(path: Path, what: str, advice: str) -> dict[str, Any]:
     return found
 
 
+def peek_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object; None where there is none: of a file that says whose a folder is, if it says anything."""
+    try:
+        return read_json(path, "JSON", "")
+    except InputError:
+        return None
+
+
 def read_npz(
     path: Path,
     what: object,

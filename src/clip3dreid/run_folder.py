@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -36,7 +35,7 @@ from clip3dreid.config import (
 )
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK, at_work, is_locked, write_json, write_text
-from clip3dreid.formats import damaged, decoding
+from clip3dreid.formats import damaged, decoding, peek_json
 from clip3dreid.launch import Launch, launch
 
 log = logging.getLogger(__name__)
@@ -281,11 +280,8 @@ def wait_prepared(folder: Path) -> None:
     """
     ours = {"launch": launch().id, "attempt": launch().attempt}
     while True:
-        try:
-            if json.loads((prepared(folder) / _READY).read_text(encoding="utf-8")) == ours:
-                return
-        except (OSError, ValueError):
-            pass
+        if peek_json(prepared(folder) / _READY) == ours:
+            return
         if not is_locked(folder):
             raise InputError(
                 f"the first process of this run has ended before {folder} was prepared; see what it said"
@@ -307,11 +303,8 @@ def holds_checkpoint(folder: Path) -> bool:
 def _claims(wanted: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders of a name, or of the names that follow it, and who claimed them."""
     for folder in (wanted, *sorted(wanted.parent.glob(f"{wanted.name}_*"))):
-        try:
-            found = json.loads((folder / CLAIM).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and found.get("version") == _VERSION:
+        found = peek_json(folder / CLAIM)
+        if found is not None and found.get("version") == _VERSION:
             yield folder, found
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.files import close_stages, inside, is_stage, remove
-from clip3dreid.formats import decoding, read_json, seal, unseal
+from clip3dreid.formats import decoding, peek_json, read_json, seal, unseal
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
@@ -122,12 +122,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: if it is one that is damaged.
     """
-    try:
-        facts = read_json(path, "the facts of a world", "")
-    except InputError:
+    facts = peek_json(path)
+    if facts is None or facts.get("format") != FORMAT:
         return None  # whosever it is: the folder then holds something else
-    if facts.get("format") != FORMAT:
-        return None
     if facts.get("version") != SCHEMA_VERSION:  # and sealed in its own way
         return facts
     return unseal(

@@ -34,7 +34,7 @@ from clip3dreid.files import (
     why_not_written,
     write_json,
 )
-from clip3dreid.formats import decoding, read_json
+from clip3dreid.formats import damaged, decoding, peek_json
 from clip3dreid.pictures import (
     Pixels,
     UnreadablePicture,
@@ -465,10 +465,13 @@ def _names(folder: Path) -> list[str]:
 
 def _own(out: Path) -> set[str]:
     """Files that an earlier run has made in the folder, or was going to make."""
-    try:
-        planned = json.loads((out / WORK / FILES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        planned = []
+    path, planned = out / WORK / FILES, []
+    if path.is_file():
+        advice = "restore it, or choose another folder"
+        with decoding(path, "the list of a blurred copy", advice):
+            planned = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(planned, list):
+            raise damaged(path, "it holds no list", advice)
     listed = (*_listing(out / LISTING), *_journal(out / WORK / JOURNAL))
     return {str(path) for path in planned} | {outcome.path for outcome in listed}
 
@@ -498,11 +501,9 @@ def _clear_work(out: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
-    try:
-        settings = read_json(path, "settings", "")
-    except InputError:
-        return None
-    return settings if {"version", "source", "detector", "kernel"} <= settings.keys() else None
+    settings = peek_json(path)
+    ours = settings is not None and {"version", "source", "detector", "kernel"} <= settings.keys()
+    return settings if ours else None
 
 
 def _journal(path: Path) -> Iterator[Outcome]:

@@ -11,7 +11,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.errors import InputError
-from clip3dreid.formats import read_json
+from clip3dreid.formats import peek_json
 
 LIBRARY = "clip3dreid"
 """What `config.json` of a saved folder says of itself, under `library`."""
@@ -126,7 +126,4 @@ def find_model(
 
 
 def _is_ours(config: Path) -> bool:
-    try:
-        return read_json(config, "the config of a model", "").get("library") == LIBRARY
-    except InputError:
-        return False
+    return (peek_json(config) or {}).get("library") == LIBRARY
