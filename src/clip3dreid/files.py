@@ -53,16 +53,13 @@ def atomic(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes files private; give this one the permissions any new file would have had.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except Exception as error:
-        if (reason := why_not_written(error)) is None:
-            raise
-        raise InputError(f"cannot write {path}: {reason}; make room, or choose another place") from error
+        with writing(path):
+            yield temporary
+            # mkstemp makes files private; give this one the permissions any new file would have had.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
     finally:
         with suppress(OSError):  # on a disk that went away there is nothing to tidy up
             temporary.unlink(missing_ok=True)
@@ -70,6 +67,25 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 _TORCH = re.compile(r"inline_container|PytorchStreamWriter")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def writing(what: Path, advice: str = "make room, or choose another place") -> Iterator[None]:
+    """Turns an error of the disk into one line, whichever library was just writing; all others come through.
+
+    Args:
+        what: is written, for the message.
+        advice: what to do about it.
+
+    Raises:
+        InputError: naming both, and the system's reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := why_not_written(error)) is None:
+            raise
+        raise InputError(f"cannot write {what}: {reason}; {advice}") from error
 
 
 def why_not_written(error: Exception) -> str | None:
@@ -223,15 +239,10 @@ def staged(stage: Path, folder: Path, path: str) -> Iterator[Path]:
     # Not with its name, which may be as long as a name can be.
     temporary = stage / f"{os.getpid()}{target.suffix}"
     try:
-        yield temporary
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(target)
-    except Exception as error:
-        if (reason := why_not_written(error)) is None:
-            raise
-        raise InputError(
-            f"cannot write {target}: {reason}; make room for it and start again: what is finished is kept"
-        ) from error
+        with writing(target, "make room for it and start again: what is finished is kept"):
+            yield temporary
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -257,21 +268,18 @@ def together(folder: Path | str, last: str) -> Iterator[Path]:
     folder = Path(folder)
     stage = open_stage(folder / UNFINISHED)
     try:
-        yield stage
-        names = sorted((path.name for path in stage.iterdir()), key=lambda name: (name == last, name))
-        for name in names:
-            if inside(folder, name).is_dir():
-                raise InputError(f"cannot write {folder / name}: it is a folder; choose another place")
-        (folder / last).unlink(missing_ok=True)
-        for name in names:
-            (stage / name).replace(folder / name)
+        with writing(folder):
+            yield stage
+            names = sorted((path.name for path in stage.iterdir()), key=lambda name: (name == last, name))
+            for name in names:
+                if inside(folder, name).is_dir():
+                    raise InputError(f"cannot write {folder / name}: it is a folder; choose another place")
+            (folder / last).unlink(missing_ok=True)
+            for name in names:
+                (stage / name).replace(folder / name)
     except InputError as error:
         # Of a file that is nobody's yet; what it was going to be is asked about.
         raise InputError(str(error).replace(str(stage), str(folder))) from error
-    except Exception as error:
-        if (reason := why_not_written(error)) is None:
-            raise
-        raise InputError(f"cannot write {folder}: {reason}; make room, or choose another place") from error
     finally:
         with suppress(OSError):
             close_stages(stage.parent)
