@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import UNFINISHED, close_stages, inside, open_stage, why_not_written
+from clip3dreid.files import UNFINISHED, close_stages, inside, open_stage, writing
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "SHA256SUMS"
@@ -126,25 +126,22 @@ def save_small_clip(
     stage = open_stage(work)
     made, earlier = stage / "new", stage / "earlier"
     try:
-        made.mkdir()
-        half = {name: value.half() for name, value in model.state_dict().items()}
-        model.save_pretrained(made, state_dict=half)
-        tokenizer.save_pretrained(made)
-        pixels = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
-        _write(made / "preprocessor_config.json", pixels | {"do_normalize": True, "do_rescale": True})
-        _write(made / "card.json", card)
-        lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir())]
-        (made / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
-        # Training takes its time: once more.
-        check_place(folder)
-        if folder.exists():
-            folder.rename(earlier)
-        made.rename(folder)
-    # The libraries that write weights and tokenizer have errors of their own.
-    except Exception as error:
-        if (reason := why_not_written(error)) is None:
-            raise
-        raise InputError(f"cannot write {folder}: {reason}; make room, or choose another place") from error
+        # The libraries that write weights and tokenizer have errors of their own.
+        with writing(folder):
+            made.mkdir()
+            half = {name: value.half() for name, value in model.state_dict().items()}
+            model.save_pretrained(made, state_dict=half)
+            tokenizer.save_pretrained(made)
+            pixels = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
+            _write(made / "preprocessor_config.json", pixels | {"do_normalize": True, "do_rescale": True})
+            _write(made / "card.json", card)
+            lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir())]
+            (made / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+            # Training takes its time: once more.
+            check_place(folder)
+            if folder.exists():
+                folder.rename(earlier)
+            made.rename(folder)
     finally:
         with suppress(OSError):
             close_stages(work)
