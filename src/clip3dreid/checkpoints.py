@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 
 from clip3dreid.config import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.errors import InputError
-from clip3dreid.files import why_not_written
+from clip3dreid.files import reason_of, why_not_written
 from clip3dreid.formats import decoding, scan_torch_file
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _keep(path: Path) -> None:
 
 
 def _unwritten(checkpoint: dict[str, Any], path: Path, error: OSError | RuntimeError) -> str:
-    reason = why_not_written(error) or " ".join(str(error).split())[:200]
+    reason = why_not_written(error) or reason_of(error)
     left = "the one before it stays" if path.exists() else "there is none yet"
     return (
         f"the checkpoint of step {checkpoint.get('global_step')} cannot be written to {path}: {reason}; {left}; make "
@@ -100,7 +100,7 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason_of(error)
     return None if bad is None else f"{bad} has another checksum"
 
 

@@ -33,7 +33,7 @@ from clip3dreid.export_formats import (
     prepare,
     quiet,
 )
-from clip3dreid.files import at_work, inside, together, write_json
+from clip3dreid.files import at_work, inside, reason_of, together, write_json
 from clip3dreid.formats import peek_json
 from clip3dreid.pictures import read_rgb
 
@@ -397,9 +397,8 @@ def _agreed(
         parity = compare(opened, model, settings, pictures)
     # Readers have exceptions of their own.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{name}: the file does not take batches of {BATCHES} pictures: {reason}; nothing was written"
+            f"{name}: the file does not take batches of {BATCHES} pictures: {reason_of(error)}; nothing was written"
         ) from error
     if not parity.good:
         raise InputError(

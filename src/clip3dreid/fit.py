@@ -39,7 +39,7 @@ from clip3dreid.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.files import write_json, write_text
-from clip3dreid.guidance import Guides, check_same_guides, guide
+from clip3dreid.guidance import Guides, check_same_training, guide
 from clip3dreid.language import labels as language_labels
 from clip3dreid.launch import announce, forget, launch
 from clip3dreid.loss.total import Total, Weighted, needs
@@ -137,10 +137,9 @@ def _known_labels(folder: Path, resumed: bool) -> Path | None:
 
 def _several(cfg: DictConfig) -> bool:
     """Whether this run may have more processes than this one; asked before there is a trainer that knows."""
-    given = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     devices, nodes = plain(cfg.trainer.get("devices", 1)), int(cfg.trainer.get("num_nodes", 1))
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    return given > 1 or nodes > 1 or not one
+    return launch().processes > 1 or nodes > 1 or not one
 
 
 def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
@@ -377,7 +376,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, module, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
     if start is not None:
-        check_same_guides(read_card(start), card)
+        check_same_training(read_card(start), card)
         rank_zero_only(keep_earlier)(folder)
         rank_zero_only(record_overrides)(folder)
     for logger in trainer.loggers:

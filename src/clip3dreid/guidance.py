@@ -279,7 +279,7 @@ _SAME = {
 }
 
 
-def check_same_guides(card: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_training(card: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses to go on with other people or other guides than a run began with: it would be another training.
 
     Args:

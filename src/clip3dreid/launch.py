@@ -23,6 +23,8 @@ class Launch(NamedTuple):
     """Tells it from any other run; a scheduler's restarts of a run have one id."""
     rank: int = 0
     """This process, 0 the first."""
+    processes: int = 1
+    """How many were started; those that Lightning is still going to start are not known here."""
     attempt: int = 0
     """How often the scheduler has started the run again."""
     name: str | None = None
@@ -44,22 +46,21 @@ def launch() -> Launch:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         agreed = _agreed()
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-        return Launch(agreed, int(os.environ["RANK"]), restarts, agreed)
+        return Launch(agreed, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), restarts, agreed)
     if _by_slurm():
-        job = _job()
-        return Launch(
-            job, int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", 0)), job
-        )
-    if int(os.environ.get("NODE_RANK", 0)) > 0 and ID not in os.environ:
+        job, restarts = _job(), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        return Launch(job, int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), restarts, job)
+    node = int(os.environ.get("NODE_RANK", 0))
+    if node > 0 and ID not in os.environ:
         raise InputError(
-            "this is node "
-            + os.environ["NODE_RANK"]
-            + " of several (NODE_RANK): start the processes of all nodes with "
-            "torchrun or srun, so that they find each other's folder"
+            f"this is node {node} of several (NODE_RANK): start the processes of all nodes with torchrun or srun, so "
+            "that they find each other's folder"
         )
-    if ID in os.environ:
-        return Launch(os.environ[ID], int(os.environ.get("LOCAL_RANK", 0)))
-    return Launch(uuid.uuid4().hex, int(os.environ.get("LOCAL_RANK", 0)))
+    return Launch(
+        os.environ.get(ID) or uuid.uuid4().hex,
+        int(os.environ.get("LOCAL_RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
 
 
 def announce() -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import reason_of
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -28,22 +29,8 @@ SUFFIXES = frozenset(
 """Suffixes of pictures that are decoded, in lower case."""
 
 UNREAD_SUFFIXES = frozenset(
-    {
-        ".dib",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".avif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".tga",
-        ".exr",
-        ".psd",
-        ".eps",
-    }
-    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+    {".dib", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".exr"}
+    | {".psd", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 )
 """Suffixes of pictures that are not: they are never passed over in silence, as a text file is."""
 
@@ -144,13 +131,10 @@ def find_pictures(folder: Path, name: str) -> Found:
     seen: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=cannot_enter):
         status = Path(where).stat()
-        if (
-            status.st_dev,
-            status.st_ino,
-        ) in seen:  # a link to a folder that was visited, its own parent perhaps
-            folders.clear()
+        if (this := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()  # behind a link to a folder that was visited, its own parent perhaps
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(this)
         inside = "" if where == str(folder) else Path(where).relative_to(folder).as_posix() + "/"
         found.others.extend(f"{inside}{hidden}/" for hidden in folders if is_hidden(hidden))
         folders[:] = sorted(one for one in folders if not is_hidden(one))
@@ -248,7 +232,7 @@ def _reason(error: BaseException) -> str:
         # Pillow's own limit lies above ours and is looked at first; its message knows the number.
         counted = re.search(r"\d+", str(error))
         return _too_large(f"{int(counted[0]):,} pixels" if counted else "too many pixels")
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error)
 
 
 def _check_size(image: Image.Image) -> None:

@@ -119,7 +119,7 @@ class RunFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claims the sweep's folder, below which each job has its own."""
         with explained():
-            if launch().name is not None and _processes() > 1:
+            if launch().name is not None and launch().processes > 1:
                 raise InputError(
                     "a sweep is one process, whose runs start further ones themselves (trainer.devices=2, say); with "
                     "torchrun or srun start its runs one by one, without -m"
@@ -145,11 +145,6 @@ class RunFolder(Callback):
                 content = OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys))
                 write_text(folder / _OVERRIDES.with_name(f"{name}.yaml"), content)
             record_overrides(folder)
-
-
-def _processes() -> int:
-    """How many processes torchrun or SLURM started."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
 
 def _asked(config: DictConfig, key: str) -> bool:

@@ -30,6 +30,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from torch.distributed import distributed_c10d
 
 from clip3dreid.config import LAST_CHECKPOINT, foreseen
+from clip3dreid.launch import launch
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ GRACE_S = 25.0
 LOST_S = 15.0
 """Seconds that a process goes on for without the first one: as long as all that end normally take to leave."""
 _TICK_S = 0.25
+# Of Lightning; untyped, for what is its own there.
+_SCRIPTS: Any = subprocess_script
 
 
 class Stopped(SystemExit):
@@ -71,13 +74,11 @@ class StopWatch:
         self.told: int | None = None
         self.training = False
         self._handled = False
-        self._rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-        self._rank = self._rank or int(os.environ.get("LOCAL_RANK") or 0)
+        self._rank = launch().rank
         self._store: Any = None
         self._saved = ""
         self._launcher: Any = None
         self._observer: Any = None
-        self._launchers: Any = subprocess_script
         self._pid = os.getpid()
         self._closed = threading.Event()
         # Held by the thread while it works and by a fork: a child that is forked in the middle of another thread's
@@ -106,7 +107,7 @@ class StopWatch:
     ) -> None:
         """Takes the handlers out; where the run ends by an error, the other processes are told."""
         if self._observer is not None:
-            self._launchers._launch_process_observer = self._observer
+            _SCRIPTS._launch_process_observer = self._observer
         if error is not None:
             self._part(error)
         if not self._earlier:
@@ -295,8 +296,8 @@ class StopWatch:
         self._launcher = trainer.strategy.launcher
         # It kills this process as soon as one that it started has ended, in the middle of a stop too; the watch looks
         # after them.
-        self._observer = self._launchers._launch_process_observer
-        self._launchers._launch_process_observer = lambda _: None
+        self._observer = _SCRIPTS._launch_process_observer
+        _SCRIPTS._launch_process_observer = lambda _: None
 
     def end_children(self) -> None:
         """Tells processes that this one started to end; they have nobody to go on with."""

@@ -131,14 +131,10 @@ def _convert(cfg: DictConfig) -> None:
     # Here, so that a listing needs no torch.
     from hydra.utils import instantiate
 
+    from clip3dreid.model.card import valid_card
     from clip3dreid.model.places import own_weights
     from clip3dreid.model.student import Student
-    from clip3dreid.model.weights import (
-        load_pretrained,
-        read_checkpoint,
-        save_weights,
-        student_from_checkpoint,
-    )
+    from clip3dreid.model.weights import build_student, load_pretrained, read_checkpoint, save_weights
 
     if cfg.out is None:
         raise InputError("out is not set; give the file to write as out=NAME.safetensors")
@@ -146,12 +142,12 @@ def _convert(cfg: DictConfig) -> None:
     if out.exists():
         raise InputError(f"{out} is there already; delete it or choose another out")
     path = own_weights(Path(cfg.convert).expanduser())
-    own = read_checkpoint(path).card if path.is_file() else None
-    if own is not None:
+    found = read_checkpoint(path) if path.is_file() else None
+    if found is not None and found.card is not None:
         # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
-        weights = student_from_checkpoint(path).state_dict()
-        weights |= {f"heads.{name}": value for name, value in read_checkpoint(path).heads.items()}
-        save_weights(weights, own, out)
+        weights = build_student(valid_card(found.card, path), found.state, path).state_dict()
+        weights |= {f"heads.{name}": value for name, value in found.heads.items()}
+        save_weights(weights, found.card, out)
         print(f"{out}: {len(weights)} tensors, ready to evaluate")  # noqa: T201
         return
     student: Student = instantiate(cfg.model.student)

@@ -79,6 +79,7 @@ class ReidDataModule(LightningDataModule):
         evaluation_batch: pictures per evaluation batch and process.
         height: H of the pictures that both views make, in pixels.
         width: W of them.
+        square: what both views do, as in `TestView`.
         train_view: augmentation of training pictures.
         test_view: resizing of evaluation pictures.
         keep_pictures: keep training pictures in memory, decoded and resized, 3 H W bytes each.

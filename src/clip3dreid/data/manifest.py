@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.files import reason_of
 from clip3dreid.formats import decoding, read_table, write_table
 from clip3dreid.pictures import require_utf8
 from clip3dreid.spelling import alike, labels, merged
@@ -134,8 +135,7 @@ def build(
     try:
         table = frame.select(pl.col(c).cast(t) for c, t in SCHEMA.items())
     except pl.exceptions.PolarsError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: a column has values of the wrong kind: {reason}") from error
+        raise InputError(f"{name}: a column has values of the wrong kind: {reason_of(error)}") from error
     require_utf8([str(root)], name)
     table, spelled = _spelled(table)
     table = table.sort("split", "role", "query_set", "path")

@@ -11,6 +11,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
 from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.errors import InputError
+from clip3dreid.files import reason_of
 from clip3dreid.formats import peek_json
 
 LIBRARY = "clip3dreid"
@@ -118,9 +119,8 @@ def find_model(
             for name in (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
         )
     except Exception as error:  # the hub's, its HTTP client's, the disk's: they share no base
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{place} is not there, and cannot be had from the Hugging Face hub ({reason[:300]}); give {TAKEN}"
+            f"{place} is not there, and cannot be had from the Hugging Face hub ({reason_of(error)}); give {TAKEN}"
         ) from error
     return Place(weights, config)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import at_work, inside
+from clip3dreid.files import at_work, inside, reason_of
 from clip3dreid.retrieval.engine import Gallery
 from clip3dreid.retrieval.filters import FRAME, Filter
 from clip3dreid.retrieval.nearest import Nearest, unit
@@ -242,9 +242,8 @@ def _explained(place: str) -> Iterator[None]:
         yield
     # All that LanceDB raises for a place that is not there, full or damaged.
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"engine.uri={place}: LanceDB says {reason}; mend the place or choose another"
+            f"engine.uri={place}: LanceDB says {reason_of(error)}; mend the place or choose another"
         ) from error
 
 
