@@ -39,7 +39,6 @@ from clip3dreid.body.poses import load_poses
 from clip3dreid.body.smpl import read_arrays, shipped
 from clip3dreid.data import listing, manifest
 from clip3dreid.data.bodies import read_bodies
-from clip3dreid.data.images import read_rgb
 from clip3dreid.errors import InputError
 from clip3dreid.files import FileIdentity, write_json
 from clip3dreid.formats import write_table
@@ -47,6 +46,7 @@ from clip3dreid.language import labels
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.card import CARD
 from clip3dreid.model.weights import HEADS, add_checksum
+from clip3dreid.pictures import read_rgb
 from clip3dreid.pretraining import read_crowd
 from clip3dreid.retrieval.feature_file import load_features
 from clip3dreid.retrieval.shards import Shards, ShardWriter

@@ -1,6 +1,10 @@
 """Processes that tests start: how long one is waited for, and how the end of all its workers is."""
 
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE_S = 1800
@@ -26,3 +30,26 @@ def await_end(leader: int) -> None:
     while session(leader):
         assert time.monotonic() < deadline, f"still there: {session(leader)}"
         time.sleep(0.01)
+
+
+_HOLDER = """
+import sys
+from clip3dreid.files import at_work
+with at_work(*sys.argv[1:]):
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder: Path, doing: str) -> Iterator[int]:
+    """Another process that is at work in a folder (`files.at_work`) while the block lasts; its number."""
+    command = [sys.executable, "-c", _HOLDER, str(folder), doing]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "there\n"
+        try:
+            yield holder.pid
+        finally:
+            holder.stdin.close()

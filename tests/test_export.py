@@ -28,7 +28,7 @@ from clip3dreid.export_formats import Onnx, Opened, TorchExport, prepare
 from clip3dreid.exporting import Graph, Settings, compare, crops, drawn, export, latency
 from tests import conftest
 from tests.conftest import Command
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, holding
 from tests.small_disk import fill, small_disk
 
 ROOT = Path(__file__).parents[1]
@@ -277,18 +277,11 @@ def test_nothing_is_exported_through_a_link(model: ReidModel, tmp_path: Path, na
 
 
 def test_a_folder_in_use_is_refused(model: ReidModel, tmp_path: Path) -> None:
-    code = (
-        "import sys; from clip3dreid.files import at_work\n"
-        "with at_work(sys.argv[1], 'exports'): print('there', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(InputError, match=rf"in use: process {holder.pid} .*exports"):
-            export(model, Settings(), {"torch_export": TorchExport()}, tmp_path / "out", timing=0)
-        holder.stdin.close()
+    with (
+        holding(tmp_path / "out", "exports") as holder,
+        pytest.raises(InputError, match=rf"in use: process {holder} .*exports"),
+    ):
+        export(model, Settings(), {"torch_export": TorchExport()}, tmp_path / "out", timing=0)
 
 
 FULL = """

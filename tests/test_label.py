@@ -1,7 +1,5 @@
 """Labels through the command line: what is by hand, what is resumed, what is refused."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from clip3dreid.model.teacher_view import Native
 from clip3dreid.pictures import read_rgb
 from tests.conftest import Command, write_ltcc
 from tests.model.test_small_clip import CONFIG, MEAN, STD
+from tests.processes import holding
 
 
 @pytest.fixture(scope="module")
@@ -262,16 +261,7 @@ def test_nothing_is_written_through_a_link(label: Callable[..., Any], tmp_path: 
 
 
 def test_a_folder_in_use_is_refused(label: Callable[..., Any], tmp_path: Path) -> None:
-    code = (
-        "import sys; from clip3dreid.files import at_work\n"
-        "with at_work(sys.argv[1], 'labels people'): print('there', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with holding(tmp_path / "out", "labels people") as holder:
         done = label()
         assert done.returncode == 2
-        assert f"out is in use: process {holder.pid} on" in done.stderr
-        holder.stdin.close()
+        assert f"out is in use: process {holder} on" in done.stderr

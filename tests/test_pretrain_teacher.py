@@ -20,7 +20,7 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from clip3dreid.pretraining import TeachingModule, read_crowd, recolour
 from tests.conftest import Command
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, holding
 
 TINY = (
     "trainer=cpu",
@@ -157,22 +157,11 @@ def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -
 
 
 def test_a_folder_in_use_is_refused_and_not_touched(world: Path, tmp_path: Path, invoke: Command) -> None:
-    code = (
-        "import sys; from clip3dreid.files import at_work\n"
-        "with at_work('run', 'trains a teacher'): print('there', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with holding(tmp_path / "run", "trains a teacher") as holder:
         done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
         assert done.returncode == 2
-        assert f"run is in use: process {holder.pid} on" in done.stderr
+        assert f"run is in use: process {holder} on" in done.stderr
         assert not list((tmp_path / "run").glob("*.yaml"))
-        holder.stdin.close()
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: ${nowhere}\n", "\xff\xfe"])

@@ -235,6 +235,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> object:
                 launch.ID,
                 "LOCAL_RANK",
                 "RANK",
+                "WORLD_SIZE",
                 "NODE_RANK",
             ):
                 monkeypatch.delenv(name)
@@ -253,8 +254,8 @@ def test_slurm_s_processes_share_a_name_and_its_restarts_are_counted(started) ->
         started(**step, SLURM_PROCID="0"),
         started(**step, SLURM_PROCID="1", SLURM_RESTART_COUNT="2"),
     )
-    assert first == ("job-77", 0, 0, "job-77")
-    assert second == ("job-77", 1, 2, "job-77")
+    assert first == ("job-77", 0, 2, 0, "job-77")
+    assert second == ("job-77", 1, 2, 2, "job-77")
     array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "4"}
     assert started(**step | array | {"SLURM_STEP_ID": "3"}, SLURM_PROCID="0").name == "job-70-4.3"
     # In an interactive allocation, or in a batch script without srun, a command is a command.
@@ -271,9 +272,10 @@ def test_a_run_alone_is_a_launch_of_its_own_and_its_children_belong_to_it(starte
     alone = started()
     assert alone.first
     assert alone.name is None
+    assert alone.processes == 1
     launch.announce()
-    environment = {launch.ID: os.environ[launch.ID], "LOCAL_RANK": "1"}
-    assert started(**environment) == (alone.id, 1, 0, None)
+    environment = {launch.ID: os.environ[launch.ID], "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert started(**environment) == (alone.id, 1, 2, 0, None)
     launch.forget()
     assert launch.ID not in os.environ
 

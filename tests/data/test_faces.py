@@ -20,7 +20,7 @@ from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxe
 from clip3dreid.errors import InputError
 from clip3dreid.files import LOCK
 from clip3dreid.pictures import read_rgb
-from tests.processes import PATIENCE_S, await_end
+from tests.processes import PATIENCE_S, await_end, holding
 from tests.small_disk import fill, small_disk
 
 BOX = Box(left=5, top=2, right=13, bottom=12)
@@ -332,16 +332,11 @@ class TestTrouble:
 
     def test_a_folder_in_use_is_refused(self, tmp_path):
         source = write_tree(tmp_path / "source")
-        code = (
-            "import sys; from clip3dreid.files import at_work\n"
-            "with at_work(sys.argv[1], 'blurs faces'): print('there', flush=True); sys.stdin.read()"
-        )
-        other = [sys.executable, "-c", code, str(tmp_path / "out")]
-        with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            holder.stdout.readline()
-            with pytest.raises(InputError, match=rf"in use: process {holder.pid} .*blurs faces"):
-                blur(source, tmp_path / "out")
-            holder.stdin.close()
+        with (
+            holding(tmp_path / "out", "blurs faces") as holder,
+            pytest.raises(InputError, match=rf"in use: process {holder} .*blurs faces"),
+        ):
+            blur(source, tmp_path / "out")
         assert blur(source, tmp_path / "out").pictures == 6
 
     def test_a_folder_or_list_that_cannot_be_written_is_one_line(self, tmp_path, monkeypatch):

@@ -29,16 +29,7 @@ from clip3dreid.data.images import (
 )
 from clip3dreid.errors import InputError
 from clip3dreid.pictures import UnreadablePicture, read_rgb
-
-RNG = np.random.default_rng(0)
-
-
-def noise(height, width):
-    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth(height, width):
-    return np.asarray(Image.fromarray(noise(height // 8 + 2, width // 8 + 2)).resize((width, height), 3))
+from tests.random_pictures import noise, smooth
 
 
 def train_view(height=48, width=24, **changes):
