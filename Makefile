@@ -37,7 +37,7 @@ install-smpl: $(STAMP)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 demo: $(STAMP)
-	$(BIN)/python -m clip3dreid.demo $(ARGS)
+	$(BIN)/clip3dreid demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) $(ARGS)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from clip3dreid.checkpoints import CheckpointFiles
+from clip3dreid.training.checkpoints import CheckpointFiles
 
 ROUNDS = 7
 

@@ -1,9 +1,9 @@
 """What colour alone finds, and what chance does: features of test pictures, for the project's own evaluator.
 
     python benchmarks/colour_histogram.py data=pku_reid data.root=FOLDER out=histogram.npz
-    python -m clip3dreid.evaluate features=histogram.npz protocol=general
+    clip3dreid evaluate features=histogram.npz protocol=general
     python benchmarks/colour_histogram.py data=pku_reid data.root=FOLDER out=chance.npz random
-    python -m clip3dreid.evaluate features=chance.npz protocol=general
+    clip3dreid evaluate features=chance.npz protocol=general
 
 Six horizontal stripes, 8 x 8 x 8 RGB bins each, square roots of the shares (so that the cosine of two features is
 the mean Bhattacharyya coefficient of their stripes). Nothing is trained and nothing tuned. With `random`, the
@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 from hydra import compose, initialize_config_dir
 
-from clip3dreid.build import read_manifest
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.pictures import read_rgb
+from clip3dreid.guidance.sources import read_manifest
+from clip3dreid.io.pictures import read_rgb
 
 STRIPES, BINS = 6, 8
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.embed import embed_pictures
+from clip3dreid.guidance.embeddings import embed_pictures
 
 
 class Free(torch.nn.Module):

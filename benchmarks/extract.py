@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from clip3dreid.api import ReidModel, load
-from clip3dreid.config import conf_dir, quieten, register
+from clip3dreid.config.hydra import conf_dir, quieten, register
 from clip3dreid.data.images import TestView, read_rgb, to_unit
+from clip3dreid.inference.model import ReidModel, load
 
 DIFFERENT = 300
 
@@ -77,8 +77,8 @@ def extracted(model, crops, out, workers):
     code = (
         "import resource, sys, json\n"
         "from hydra import compose, initialize_config_dir\n"
-        "from clip3dreid.config import conf_dir, quieten, register\n"
-        "from clip3dreid.extraction import extract\n"
+        "from clip3dreid.config.hydra import conf_dir, quieten, register\n"
+        "from clip3dreid.search.extraction import extract\n"
         "register(); quieten()\n"
         "with initialize_config_dir(str(conf_dir()), version_base='1.3'):\n"
         "    cfg = compose('extract', overrides=sys.argv[1:])\n"

@@ -18,11 +18,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from clip3dreid.body.smpl import load_body
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.loss.total import Total
 from clip3dreid.model.embedding_cache import MemoryCache, TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
-from clip3dreid.tables import print_table
+from clip3dreid.report.tables import print_table
 from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace, TeacherSpace, TextTargets
 
 SETTINGS = {

@@ -3,7 +3,7 @@
     python benchmarks/labelling.py --root worlds/ltcc [--pictures 1200]
 
 Times, in one process without loader workers: decoding and resampling alone, the shipped teacher's forward alone, and
-all of it as `python -m clip3dreid.label` does it, with the embeddings written to disk. `share` is (decode +
+all of it as `clip3dreid label` does it, with the embeddings written to disk. `share` is (decode +
 forward) / whole: 1 is the floor. Medians of interleaved rounds.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.data.datasets import ltcc
-from clip3dreid.embed import embed_pictures
+from clip3dreid.guidance.embeddings import embed_pictures
+from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.teacher import load_teacher
-from clip3dreid.pictures import read_rgb
-from clip3dreid.tables import print_table
+from clip3dreid.report.tables import print_table
 
 BATCH = 64
 

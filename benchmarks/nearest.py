@@ -61,7 +61,7 @@ def seconds(call):
 def exact(options):
     import torch
 
-    from clip3dreid.retrieval.nearest import nearest
+    from clip3dreid.search.nearest import nearest
 
     gallery = torch.empty(options.rows, options.width)
     for start, block in zip(
@@ -135,7 +135,7 @@ class Exact:
     def search(self, query, k, effort):
         import torch
 
-        from clip3dreid.retrieval.nearest import nearest
+        from clip3dreid.search.nearest import nearest
 
         return nearest(torch.from_numpy(query), self.gallery, k, "product").rows.numpy()
 

@@ -29,8 +29,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image, ImageOps
 
-from clip3dreid.config import conf_dir
-from clip3dreid.pictures import read_rgb
+from clip3dreid.config.hydra import conf_dir
+from clip3dreid.io.pictures import read_rgb
 
 HEIGHT, WIDTH = 384, 192
 SOURCES = ((128, 64), (384, 192), (720, 300))

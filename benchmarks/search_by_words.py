@@ -27,14 +27,14 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 
 import clip3dreid
-from clip3dreid.config import conf_dir, quieten, register
+from clip3dreid.config.hydra import conf_dir, quieten, register
 from clip3dreid.data.datasets import ltcc
-from clip3dreid.embed import embed_pictures
+from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.language.prompts import word_embeddings
-from clip3dreid.language.reading import read
+from clip3dreid.language.query_parser import read
 from clip3dreid.model.teacher import load_teacher
 from clip3dreid.retrieval.bootstrap import Sample, interval, t_interval
-from clip3dreid.searching import ask_for_words
+from clip3dreid.search.query import ask_for_words
 
 SHORT = ("stature", "weight", "shoulders", "leg_length")
 

@@ -19,7 +19,7 @@ import clip3dreid
 from clip3dreid.body.smpl import load_body
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.loss.body import unit_stature, vertex_distance
-from clip3dreid.tables import print_table
+from clip3dreid.report.tables import print_table
 
 
 def correlations(found: np.ndarray, true: np.ndarray) -> list[float]:

@@ -4,7 +4,7 @@
 
 For each of five seeds it writes a world of 100 people whom no training ever saw (people, outfits and places are
 theirs alone) and lets the teacher choose a word of every group, for each picture and for each person, as
-`python -m clip3dreid.label` does. The same with sentences of training in place of the vocabulary's prompts, and with
+`clip3dreid label` does. The same with sentences of training in place of the vocabulary's prompts, and with
 sentences that were kept from training. The ceiling is a probe: the demo's student with a classifier for every group,
 trained on the pictures and words that the teacher was taught with. The crop hides stature and blurs lengths from
 it too.
@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from world_difficulty import pixels, varied
 
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.language.agreement import agreement, true_words
 from clip3dreid.language.labels import aggregate, choose
 from clip3dreid.language.prompts import word_embeddings
@@ -35,7 +35,7 @@ from clip3dreid.language.sentences import Sentences
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.student import Student
 from clip3dreid.model.teacher import Teacher, load_teacher
-from clip3dreid.tables import print_table
+from clip3dreid.report.tables import print_table
 
 SEEDS = (201, 202, 203, 204, 205)
 
@@ -97,7 +97,7 @@ def in_batches(model: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 
 
 def write_world(out: Path, seed: int) -> pl.DataFrame:
-    command = [sys.executable, "-m", "clip3dreid.synthesize", "layout=ltcc", f"out={out}", f"seed={seed}"]
+    command = [sys.executable, "-m", "clip3dreid", "synthesize", "layout=ltcc", f"out={out}", f"seed={seed}"]
     command += ["train_people=1", "test_people=100", "layout.test_pictures=2", "workers=2"]
     command += ["layout.outfits=2", "layout.seen=2"]
     subprocess.run(command, check=True, capture_output=True)

@@ -7,7 +7,7 @@ shapes a probe may look at, and prints R1 and mAP on the test people under same 
 
 - `colour`: the colour histogram of benchmarks/colour_histogram.py, nothing trained.
 - `skin and hair`: what knowing nothing but a person's complexion gives, expected over ties, from the truth.
-- `ce`: `python -m clip3dreid.train +experiment=demo`, trained on the 150.
+- `ce`: `clip3dreid train +experiment=demo`, trained on the 150.
 - `probe`: the same network, trained on the second world to regress shape coefficients from clothed crops, components
   beyond stature standardised; its predictions are compared by distance. It says that shape can be learned, and
   is no method: it needs the shapes.
@@ -29,11 +29,11 @@ from colour_histogram import histogram
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.student import Student
-from clip3dreid.pictures import read_rgb
+from clip3dreid.report.tables import print_table
 from clip3dreid.retrieval.evaluation import evaluate
-from clip3dreid.tables import print_table
 
 PROTOCOLS = ("same_clothes", "clothes_changing")
 SIZE = (128, 64)
@@ -42,7 +42,7 @@ SIZE = (128, 64)
 def synthesize(out: Path, seed: int, train: int, test: int, settings: list[str]) -> float:
     """Seconds that writing the world took; 0 where it was there."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "clip3dreid.synthesize", "layout=ltcc", f"out={out}", f"seed={seed}"]
+    command = [sys.executable, "-m", "clip3dreid", "synthesize", "layout=ltcc", f"out={out}", f"seed={seed}"]
     command += [f"train_people={train}", f"test_people={test}", "workers=2", *settings]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return 0.0 if "complete already" in done.stdout else time.perf_counter() - start

@@ -22,8 +22,8 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
 
-from clip3dreid.config import conf_dir
-from clip3dreid.formats import write_table
+from clip3dreid.config.hydra import conf_dir
+from clip3dreid.io.formats import write_table
 from tests.processes import PATIENCE_S
 
 # A timing never decides a test: another program on the machine makes any of them slow.
@@ -143,8 +143,8 @@ MODEL_GROUPS = {
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of `save_pretrained`: a tiny untrained student of 32 x 16 pixels with words and body shapes."""
-    from clip3dreid.api import ReidModel
     from clip3dreid.body.smpl import body_digest
+    from clip3dreid.inference.model import ReidModel
     from clip3dreid.model.student import Student
 
     torch.manual_seed(11)
@@ -193,11 +193,11 @@ def tiny() -> tuple[str, ...]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `python -m clip3dreid.NAME arguments…` in a process of its own, in an empty folder."""
+    """Runs `python -m clip3dreid NAME arguments…` in a process of its own, in an empty folder."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", f"clip3dreid.{name}", *arguments],
+            [sys.executable, "-m", "clip3dreid", name, *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -222,7 +222,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]
         status = 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                importlib.import_module(f"clip3dreid.{name}").main()
+                importlib.import_module(f"clip3dreid.cli.{name}").main()
             except SystemExit as leaving:
                 status = int(leaving.code or 0)
             except Exception:

@@ -32,24 +32,24 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
-from clip3dreid import api
-from clip3dreid.api import ReidModel
-from clip3dreid.body import folder as world_folder
 from clip3dreid.body.poses import load_poses
 from clip3dreid.body.smpl import read_arrays, shipped
 from clip3dreid.data import listing, manifest
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, write_json
-from clip3dreid.formats import write_table
+from clip3dreid.inference import model as api
+from clip3dreid.inference.model import ReidModel
+from clip3dreid.io.files import FileIdentity, write_json
+from clip3dreid.io.formats import write_table
+from clip3dreid.io.pictures import read_rgb
 from clip3dreid.language import labels
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.card import CARD
 from clip3dreid.model.weights import HEADS, add_checksum
-from clip3dreid.pictures import read_rgb
-from clip3dreid.pretraining import read_crowd
 from clip3dreid.retrieval.feature_file import load_features
-from clip3dreid.retrieval.shards import Shards, ShardWriter
+from clip3dreid.search.shards import Shards, ShardWriter
+from clip3dreid.synthetic import folder as world_folder
+from clip3dreid.training.teacher import read_crowd
 from tests.conftest import MODEL_GROUPS, STUDENT, write_bodies
 
 SECONDS, BYTES = 30, 3 << 30

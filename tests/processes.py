@@ -34,7 +34,7 @@ def await_end(leader: int) -> None:
 
 _HOLDER = """
 import sys
-from clip3dreid.files import at_work
+from clip3dreid.io.files import at_work
 with at_work(*sys.argv[1:]):
     print("there", flush=True)
     sys.stdin.read()

@@ -16,7 +16,7 @@ def test_siblings_never_import_each_other() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["clip3dreid", "clip3dreid.errors", "clip3dreid.config"])
+@pytest.mark.parametrize("module", ["clip3dreid", "clip3dreid.errors", "clip3dreid.config.hydra"])
 def test_light_modules_do_not_drag_in_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules, 'torch was imported'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)

@@ -7,17 +7,17 @@ import pytest
 
 import clip3dreid
 from clip3dreid.errors import InputError
-from clip3dreid.export_formats import TorchExport
-from clip3dreid.exporting import Settings, export
+from clip3dreid.export.formats import TorchExport
+from clip3dreid.export.parity import Settings, export
 from clip3dreid.model.small_clip import save_small_clip
-from clip3dreid.retrieval.lance import Lance
-from tests.body.test_writing import commission, write
+from clip3dreid.search.lance import Lance
 from tests.data.test_faces import blur, write_tree
+from tests.guidance.test_embeddings import Counting, embedded
 from tests.model.test_small_clip import MEAN, STD, made
-from tests.retrieval.galleries import MemoryGallery
-from tests.retrieval.test_shards import fill, open_writer
+from tests.search.galleries import MemoryGallery
+from tests.search.test_shards import fill, open_writer
 from tests.small_disk import make_read_only, small_disk
-from tests.test_embed import Counting, embedded
+from tests.synthetic.test_writing import commission, write
 
 Writer = Callable[[Path, Path], object]
 """Writes the folder `out` on a disk; the other argument is where a saved model is."""

@@ -89,7 +89,7 @@ def test_the_other_split_has_bodies_of_its_own(root: Path) -> None:
 def test_a_folder_without_bodies_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_bodies(tmp_path / "none")
-    made = f"python -m clip3dreid.synthesize layout=bodies out={tmp_path / 'none'}"
+    made = f"clip3dreid synthesize layout=bodies out={tmp_path / 'none'}"
     assert str(caught.value).startswith(f"no textureless bodies in {tmp_path / 'none'} (bodies.root)")
     assert made in str(caught.value)
 

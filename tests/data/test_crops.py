@@ -5,7 +5,7 @@ from PIL import Image
 from clip3dreid.data.crops import CropBatches
 from clip3dreid.data.images import TestView
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import read_rgb
+from clip3dreid.io.pictures import read_rgb
 
 VIEW = TestView(8, 4)
 

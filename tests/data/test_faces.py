@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from clip3dreid.data.faces import Box, HaarCascade, HeadRegion, YuNet, blur_boxes, blur_folder
 from clip3dreid.errors import InputError
-from clip3dreid.files import LOCK
-from clip3dreid.pictures import read_rgb
+from clip3dreid.io.files import LOCK
+from clip3dreid.io.pictures import read_rgb
 from tests.processes import PATIENCE_S, await_end, holding
 from tests.small_disk import fill, small_disk
 

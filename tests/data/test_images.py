@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from clip3dreid.config import conf_dir
+from clip3dreid.config.hydra import conf_dir
 from clip3dreid.data.images import (
     EvaluationPictures,
     TestView,
@@ -28,7 +28,7 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 from tests.random_pictures import noise, smooth
 
 

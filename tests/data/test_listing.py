@@ -8,7 +8,7 @@ from clip3dreid.data.datasets.ltcc import read
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.data.manifest import save
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
-from clip3dreid.formats import CHECKSUM, seal
+from clip3dreid.io.formats import CHECKSUM, seal
 from clip3dreid.language.labels import (
     Labels,
     aggregate,

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
-from clip3dreid.api import load
-from clip3dreid.config import conf_dir
+from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
+from clip3dreid.inference.model import load
 from clip3dreid.model.card import _TYPES, check_student
 from clip3dreid.model.weights import save_weights
 from tests.conftest import STUDENT

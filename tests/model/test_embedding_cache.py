@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import identify
+from clip3dreid.io.files import identify
 from clip3dreid.model.embedding_cache import EmbeddingCache, MemoryCache, TeacherEmbeddings
 from clip3dreid.types import Batch
 from tests.small_disk import fill, small_disk

@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.small_clip import check_sums
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_files import locate
 from clip3dreid.model.teacher_view import Native
-from clip3dreid.pictures import read_rgb
 from tests.processes import PATIENCE_S
 
 FOLDER = locate("package:body_clip", "body_clip")
@@ -46,7 +46,7 @@ def test_its_context_holds_a_sentence_of_all_words(teacher: Teacher) -> None:
 
 def test_it_tells_heavy_from_thin_people_whom_it_never_met(teacher: Teacher, tmp_path: Path) -> None:
     world = tmp_path / "world"
-    command = [sys.executable, "-m", "clip3dreid.synthesize", "layout=ltcc", f"out={world}", "seed=301"]
+    command = [sys.executable, "-m", "clip3dreid", "synthesize", "layout=ltcc", f"out={world}", "seed=301"]
     command += [
         "train_people=1",
         "test_people=16",

@@ -30,9 +30,9 @@ from transformers import (
     SiglipModel,
 )
 
-from clip3dreid.config import conf_dir, register
+from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.errors import InputError
-from clip3dreid.files import identify
+from clip3dreid.io.files import identify
 from clip3dreid.model import teacher as teacher_module
 from clip3dreid.model import teacher_files as module
 from clip3dreid.model.embedding_cache import EmbeddingCache, TeacherEmbeddings

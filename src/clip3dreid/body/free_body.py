@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 
 from clip3dreid.body.smpl import JOINTS, PARENTS
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic
+from clip3dreid.io.files import atomic
 
 log = logging.getLogger(__name__)
 

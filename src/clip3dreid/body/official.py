@@ -23,7 +23,7 @@ from clip3dreid.body.smpl import (
     rotation_matrices,
 )
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding, read_npz
+from clip3dreid.io.formats import decoding, read_npz
 
 
 class OfficialBody(torch.nn.Module):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.formats import read_npz
+from clip3dreid.io.formats import read_npz
 
 Array = npt.NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clip3dreid.body.pickles import MOST_BYTES, read_pickle
 from clip3dreid.errors import InputError
-from clip3dreid.formats import read_npz
+from clip3dreid.io.formats import read_npz
 
 JOINTS = [
     "pelvis",

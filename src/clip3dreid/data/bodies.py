@@ -16,14 +16,14 @@ from torch.utils.data import Dataset
 from clip3dreid.data.images import TrainView, pack_paths
 from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding, read_table
-from clip3dreid.pictures import Pixels, read_rgb
+from clip3dreid.io.formats import decoding, read_table
+from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Bodies
 
 TRUTH = "truth.parquet"
 COMMAND_MB = 49.0
 """10^6 bytes that `COMMAND` writes."""
-COMMAND = "python -m clip3dreid.synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
+COMMAND = "clip3dreid synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
 
 ADVICE = "make the folder of bodies (bodies.root) anew"
 """What to do about a body whose picture cannot be read."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.data.images import TestView, pack_paths
-from clip3dreid.pictures import Pixels, UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
 
 ADVICE = "replace it, or leave it out with on_error=skip"
 """What extraction can do about a picture that cannot be read."""

@@ -28,7 +28,7 @@ from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, trai
 from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import Pixels
+from clip3dreid.io.pictures import Pixels
 from clip3dreid.types import Batch, Bodies
 
 

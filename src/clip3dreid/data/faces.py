@@ -23,7 +23,7 @@ import polars as pl
 from PIL import Image, JpegImagePlugin
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import (
+from clip3dreid.io.files import (
     at_work,
     close_stages,
     inside,
@@ -34,8 +34,8 @@ from clip3dreid.files import (
     why_not_written,
     write_json,
 )
-from clip3dreid.formats import damaged, decoding, peek_json
-from clip3dreid.pictures import (
+from clip3dreid.io.formats import damaged, decoding, peek_json
+from clip3dreid.io.pictures import (
     Pixels,
     UnreadablePicture,
     is_hidden,
@@ -44,7 +44,7 @@ from clip3dreid.pictures import (
     read_rgb,
     require_utf8,
 )
-from clip3dreid.workers import spread
+from clip3dreid.io.processes import spread
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.pictures import Pixels, UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
 from clip3dreid.types import Batch
 
 # albumentations asks the network for its newest version when it is imported.

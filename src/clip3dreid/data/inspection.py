@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.pictures import open_picture, read_rgb, unreadable
+from clip3dreid.io.pictures import open_picture, read_rgb, unreadable
 
 REPORT_VERSION = 1
 SHOWN = 20

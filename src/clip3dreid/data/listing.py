@@ -11,10 +11,10 @@ import polars as pl
 
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding
-from clip3dreid.pictures import SUFFIXES, find_pictures
-from clip3dreid.spelling import labels
-from clip3dreid.table_files import forward_slashes, read_table, take_boxes, understood, whole_numbers
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pictures import SUFFIXES, find_pictures
+from clip3dreid.io.spelling import labels
+from clip3dreid.io.table_files import forward_slashes, read_table, take_boxes, understood, whole_numbers
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import reason_of
-from clip3dreid.formats import decoding, read_table, write_table
-from clip3dreid.pictures import require_utf8
-from clip3dreid.spelling import alike, labels, merged
-from clip3dreid.table_files import whole_numbers
+from clip3dreid.io.files import reason_of
+from clip3dreid.io.formats import decoding, read_table, write_table
+from clip3dreid.io.pictures import require_utf8
+from clip3dreid.io.spelling import alike, labels, merged
+from clip3dreid.io.table_files import whole_numbers
 
 SCHEMA_VERSION = 1
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_json
-from clip3dreid.formats import decoding, read_json, read_table, seal, unseal, write_table
+from clip3dreid.io.files import atomic, write_json
+from clip3dreid.io.formats import decoding, read_json, read_table, seal, unseal, write_table
+from clip3dreid.io.spelling import labels as spelled
+from clip3dreid.io.table_files import read_table as read_user_table
 from clip3dreid.language.prompts import closest
 from clip3dreid.language.vocabulary import Vocabulary
-from clip3dreid.spelling import labels as spelled
-from clip3dreid.table_files import read_table as read_user_table
 
 log = logging.getLogger(__name__)
 

@@ -177,7 +177,7 @@ def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise InputError(
             f"{path} does not say which student it holds, so it is no checkpoint of this project; "
-            "make it one with python -m clip3dreid.weights convert=FILE out=NAME.safetensors"
+            "make it one with clip3dreid weights convert=FILE out=NAME.safetensors"
         )
     if card.get("version") != CARD_VERSION:
         raise InputError(

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import FileIdentity, atomic, identity_hashes, inside, sweep, write_json
-from clip3dreid.formats import damaged, decoding, read_json
+from clip3dreid.io.files import FileIdentity, atomic, identity_hashes, inside, sweep, write_json
+from clip3dreid.io.formats import damaged, decoding, read_json
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers

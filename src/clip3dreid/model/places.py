@@ -9,10 +9,10 @@ from typing import NamedTuple
 import huggingface_hub
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
-from clip3dreid.config import LAST_CHECKPOINT
 from clip3dreid.errors import InputError
-from clip3dreid.files import reason_of
-from clip3dreid.formats import peek_json
+from clip3dreid.io.files import reason_of
+from clip3dreid.io.formats import peek_json
+from clip3dreid.io.run_folder import LAST_CHECKPOINT
 
 LIBRARY = "clip3dreid"
 """What `config.json` of a saved folder says of itself, under `library`."""

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import UNFINISHED, close_stages, inside, open_stage, writing
+from clip3dreid.io.files import UNFINISHED, close_stages, inside, open_stage, writing
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "SHA256SUMS"

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding, read_json, scan_torch_file
+from clip3dreid.io.formats import decoding, read_json, scan_torch_file
 from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 

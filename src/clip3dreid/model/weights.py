@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic
-from clip3dreid.formats import checksum, damaged, decoding, scan_torch_file, unsealed
+from clip3dreid.io.files import atomic
+from clip3dreid.io.formats import checksum, damaged, decoding, scan_torch_file, unsealed
 from clip3dreid.model.backbone import listed
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.places import own_weights

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from clip3dreid.errors import InputError
-from clip3dreid.files import atomic, write_text
+from clip3dreid.io.files import atomic, write_text
 from clip3dreid.report.parts import BLUE, GREY, INK, cell, font, grid, readable, short
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFont, ImageOps
 
-from clip3dreid.pictures import UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 
 BLUE = "#3b6ea5"
 GREY = "#8a8f98"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-from clip3dreid.files import atomic
+from clip3dreid.io.files import atomic
 from clip3dreid.report.parts import BLUE, GREY, INK, font, readable, short
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding, npz_keys, read_npz
+from clip3dreid.io.formats import decoding, npz_keys, read_npz
+from clip3dreid.io.spelling import alike, labels, merged
+from clip3dreid.io.table_files import whole_numbers
 from clip3dreid.retrieval.protocol import labels_of
-from clip3dreid.spelling import alike, labels, merged
-from clip3dreid.table_files import whole_numbers
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ al., "Gait Recognition via Disentangled Representation Learning", CVPR 2019.
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number, shorten
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number, shorten
 from clip3dreid.errors import InputError
 
 # A tracklet's folder: the session, then person and walk.

@@ -8,8 +8,8 @@ Person Re-Identification", ICCV 2023.
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 # PERSON_IMAGE_ANYTHING: the last part means nothing, and CCDA does not always have it.
 NAMES = Names(re.compile(r"(-?\d+)_(\d+)(?:_.*)?\.\w+"), "12_3_0.jpg")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from clip3dreid.data.layout import Names, Tree, number, shorten
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number, shorten
 from clip3dreid.errors import InputError
-from clip3dreid.formats import decoding
+from clip3dreid.io.formats import decoding
 
 FOLDER_NAMES = Names(re.compile(r"(\d+)_c(\d)_(\d+)\.\w+"), "0001_c1_1.png")
 # Pair of cameras, person of that pair, camera of the pair, picture.

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from clip3dreid.data.layout import Tree, holds_pictures, look_alike, shorten
 from clip3dreid.data.manifest import Manifest, build
+from clip3dreid.data.tree import Tree, holds_pictures, look_alike, shorten
 from clip3dreid.errors import InputError
-from clip3dreid.spelling import labels
-from clip3dreid.table_files import forward_slashes, read_table, understood
+from clip3dreid.io.spelling import labels
+from clip3dreid.io.table_files import forward_slashes, read_table, understood
 
 PARTS = {
     "train": ("train", "train"),

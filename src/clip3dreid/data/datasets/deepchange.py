@@ -6,8 +6,8 @@ Xu, Zhu, "DeepChange: A Long-Term Person Re-Identification Benchmark with Clothe
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 # Letter and person, letter and camera, day, hour, two more: nothing readable says what the last two are.
 NAMES = Names(re.compile(r"[A-Za-z](\d+)_[A-Za-z](\d+)_([^_.]+)_.+\.\w+"), "P0001_C05_12_09_00031_0.jpg")

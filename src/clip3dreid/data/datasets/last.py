@@ -6,8 +6,8 @@ Shu et al., "Large-Scale Spatio-Temporal Person Re-identification: Algorithm and
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 # First part the person, last part the outfit; both end before the first dot.
 NAMES = Names(re.compile(r"(\d+)_(?:[^.]*_)?([^_.]+)\..+"), "000001_0012_3.jpg")

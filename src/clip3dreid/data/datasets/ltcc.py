@@ -6,8 +6,8 @@ Qian et al., "Long-Term Cloth-Changing Person Re-identification", ACCV 2020.
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 NAMES = Names(re.compile(r"(\d+)_(\d+)_c(\d+)_(\d+)\.\w+"), "000_1_c11_015833.png")
 PARTS = (("train", "train", "train"), ("query", "test", "query"), ("test", "test", "gallery"))

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 NAMES = Names(re.compile(r"(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)(?:\.\w+)+"), "0002_c1s1_000451_03.jpg")
 PARTS = (

@@ -6,8 +6,8 @@ Wei et al., "Person Transfer GAN to Bridge Domain Gap for Person Re-Identificati
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 NAMES = Names(re.compile(r"\d+_\d+_(\d+)_.+\.\w+"), "0000_000_01_0303morning_0015_0.jpg")
 LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")

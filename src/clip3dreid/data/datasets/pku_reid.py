@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 from clip3dreid.errors import InputError
 
 # Person, camera, orientation. The pictures are JPEG data whatever the suffix: decoders look at the content.

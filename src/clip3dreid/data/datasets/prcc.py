@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 # The camera leads the names of train and val; in test it is a folder and the names do not tell.
 PERSON, FRAME = r"(?P<person>\d+)/", r".*?(?P<frame>\d*)\.\w+"

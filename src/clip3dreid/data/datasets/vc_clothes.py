@@ -6,8 +6,8 @@ Wan et al., "When Person Re-identification Meets Changing Clothes", CVPR Worksho
 import re
 from pathlib import Path
 
-from clip3dreid.data.layout import Names, Tree, number
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tree import Names, Tree, number
 
 NAMES = Names(re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)\.\w+"), "001-02-03-04.jpg")
 PARTS = (("train", "train", "train"), ("query", "test", "query"), ("gallery", "test", "gallery"))

@@ -1,0 +1,1 @@
+"""Hydra: command lines, typed settings, objects from nodes."""

@@ -1,0 +1,237 @@
+"""Where the configuration lives, and the one wrapper around every entry point."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clip3dreid.config.schema import TrainConfig, WeightsConfig
+from clip3dreid.errors import InputError
+from clip3dreid.io.launch import launch
+
+
+def conf_dir() -> Path:
+    """Folder of the YAML files: inside the installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no conf folder beside {package}: the installation is broken, install it anew")
+
+
+def at_least(cfg: DictConfig, key: str, least: int) -> float:
+    """A number of a config.
+
+    Raises:
+        InputError: if it is none, or smaller than it may be.
+    """
+    value = cfg[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+        raise InputError(f"{key}={value} must be a number, at least {least}")
+    return float(value)
+
+
+def quieten() -> None:
+    """Keeps Lightning's tips and notices off the terminal, where they hide what a run has to say."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The library sets the level of the first anew when it is imported, but not of the one that most is said by.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A resumed run's own; what they warn of is kept, and the batches that are left are the right ones.
+    for message in (
+        "Checkpoint directory .*",
+        "Experiment logs directory .*",
+        ".*dataloader is not resumable.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    # Ours is the lower limit, and says so in one line.
+    warnings.filterwarnings("ignore", message=".*could be decompression bomb.*")
+    # What it computes goes to files.
+    warnings.filterwarnings("ignore", message="predict returned None.*")
+    # No held-out people, so nothing to validate on.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+
+
+def _wandb_offline() -> bool:
+    """True where no Weights & Biases key is set, so that a first run asks nobody anything."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] != "online"
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    known = netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8", errors="replace")
+    return not (os.environ.get("WANDB_API_KEY") or known)
+
+
+def _run_id(folder: str) -> str:
+    """The same eight letters for the same run folder, so that a resumed run goes on in its dashboard."""
+    return hashlib.sha256(folder.encode()).hexdigest()[:8]
+
+
+def _launched(now: str) -> str:
+    """What the run's folder is called after: the scheduler's job, which all processes share, or else the time."""
+    return launch().name or now
+
+
+def register() -> None:
+    """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
+    OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("launched", _launched, replace=True)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first, each once: an error raised anew can be its own cause's cause."""
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def foreseen(error: BaseException) -> str | None:
+    """One line for an error that the user can put right; None for a defect of the program.
+
+    Hydra wraps what a constructor raises. If anything but bad input lies underneath (a RuntimeError of a
+    model, say), the traceback is wanted; a TypeError there is a mistyped or missing key of a config node.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, InputError):
+            message = str(link)
+            if "Original Traceback" in message:
+                # From a loader's worker: torch puts the whole traceback into the message; its last line has ours.
+                message = message.strip().splitlines()[-1].partition(": ")[2]
+            return " ".join(message.split())
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in _DISK:
+            what = link.filename or "what the run has to say"
+            return f"cannot write {what}: {link.strerror}; make room, or choose another place"
+        if isinstance(link, PermissionError) and link.filename is not None:
+            return f"no access to {link.filename}: {link.strerror}; choose another place, or ask its owner"
+    if isinstance(error, OverrideParseException):
+        return " ".join(f"{error.override}: {error}".split())
+    configuration = (HydraException, OmegaConfBaseException)
+    if not isinstance(error, configuration):
+        return None
+    rest = [link for link in chain if not isinstance(link, configuration)]
+    if any(type(link) not in (TypeError, ValueError, KeyError, AttributeError) for link in rest):
+        return None
+    mandatory = "Missing mandatory value: "
+    message = str(error)
+    if mandatory in message:
+        key = message.split(mandatory)[1].split()[0]
+        return f"{key} is not set; give it on the command line as {key}=VALUE"
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+# What a disk refuses, whichever library was just writing.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_AFTERWARDS: list[Callable[[bool], None]] = []
+
+
+def afterwards(call: Callable[[bool], None]) -> None:
+    """Has something done when the command that is running ends.
+
+    Args:
+        call: gets whether the command failed.
+    """
+    _AFTERWARDS.append(call)
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Does what was to be done afterwards, last first, however the block ends."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        while _AFTERWARDS:
+            _AFTERWARDS.pop()(failed)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns a foreseen error inside the block into its line and exit status 2."""
+    try:
+        yield
+    except Exception as error:
+        line = foreseen(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+# What the OpenMP runtimes that torch is built with (GNU's, LLVM's) read when they are loaded.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def _let_waiting_threads_yield() -> None:
+    """Has torch's threads give the processor away while they wait for each other, unless the user has chosen.
+
+    By default they spin, for milliseconds. Beside other programs the one that is waited for may not be running, and
+    two threads then keep each other off the processor: `make demo` fell to a twentieth (benchmarks/RESULTS.md).
+    """
+    # Read once, when torch is loaded: later it would do nothing here, and something to programs started from here.
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
+
+    Args:
+        config_name: root YAML in `conf_dir()`, without suffix.
+
+    Returns:
+        A decorator; the decorated function takes no argument and reads `sys.argv`. Foreseen errors
+        (`InputError`, and Hydra's own about keys and values) print one line and exit with status 2;
+        unforeseen ones keep their traceback and status 1.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
+            # Alone, the error is explained here, before Hydra adds a line of its own.
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return task(cfg)
+            with explained():
+                return task(cfg)
+
+        run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
+
+        @functools.wraps(task)
+        def main() -> None:
+            register()
+            quieten()
+            _let_waiting_threads_yield()
+            # Without this Hydra prints its own rendering of an error and exits with 1.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            with explained(), _ended():
+                run()
+
+        return main
+
+    return decorate

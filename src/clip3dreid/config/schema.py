@@ -1,0 +1,53 @@
+"""Roots of the configuration, typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TrainConfig:
+    """Root of `conf/train.yaml`: a mistyped key of the root fails here, those of the groups at their target."""
+
+    seed: int = 1
+    epochs: int = MISSING
+    milestones: list[int] = MISSING
+    clothes_start_epoch: int = MISSING
+    resume: str | None = None
+    init_from: str | None = None
+    select_on_test: bool = False
+    evaluate_every: int = 5
+    weights_dir: str = MISSING
+    run_name: str = MISSING
+    rung: str | None = None
+    teacher_cache: str = "disk"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_norms_every: int = 0
+    labels: Any = MISSING
+    bodies: Any = MISSING
+    body: Any = MISSING
+    language: Any = MISSING
+    data: Any = MISSING
+    loader: Any = MISSING
+    model: Any = MISSING
+    loss: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = MISSING
+    trainer: Any = MISSING
+    retrieval: Any = MISSING
+    logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WeightsConfig(TrainConfig):
+    """Root of `conf/weights.yaml`: a training's, of which it says what it needs, and keys of its own."""
+
+    convert: str | None = None
+    out: str | None = None
+    height: int = MISSING
+    width: int = MISSING

@@ -1,0 +1,1 @@
+"""What guides a training beside pictures and identities."""

@@ -1,0 +1,218 @@
+"""Pictures and labels through the teacher, once: what labels are made from and guidance is read from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip3dreid.data.images import ADVICE
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.errors import InputError
+from clip3dreid.io.files import at_work, identify
+from clip3dreid.io.pictures import read_rgb
+from clip3dreid.language.prompts import word_embeddings
+from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.model.embedding_cache import ROWS_PER_PART, Cache, EmbeddingCache, MemoryCache
+from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
+from clip3dreid.model.teacher_view import View
+from clip3dreid.types import TextTargets
+
+log = logging.getLogger(__name__)
+
+CACHES = ("off", "memory", "disk")
+
+
+class _Viewed(Dataset[Tensor]):
+    """Whole pictures as the teacher sees them, (3, h, w) uint8: resampled in the loader's workers."""
+
+    def __init__(self, files: Sequence[Path], view: View) -> None:
+        self._files, self._view = files, view
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> Tensor:
+        # A copy in rows of pixels: torch does not take Pillow's read-only memory.
+        planes = torch.from_numpy(np.ascontiguousarray(read_rgb(self._files[row], ADVICE).transpose(2, 0, 1)))
+        return self._view(planes[None])[0]
+
+
+def text_targets(
+    teacher: Teacher,
+    vocabulary: Vocabulary,
+    chosen: npt.NDArray[np.int64],
+    confidence: npt.NDArray[np.float32],
+    *,
+    mode: str,
+    by: Literal["person", "row"],
+) -> TextTargets:
+    """The text tokens of labels, in the teacher's space: what local guidance transports features to.
+
+    Args:
+        teacher: its text tower.
+        vocabulary: the words, G groups of them.
+        chosen: (U, G) index into `vocabulary.flat`, as `language.labels.tokens` gives it.
+        confidence: (U, G) lead of each word over its group's second.
+        mode: `descriptor`: one embedding a word, the mean over its prompts, as the method's release has sixteen; or
+            `words`: the token-level states of the sentence that says all of the words.
+        by: whose labels they are.
+
+    Returns:
+        U rows of L tokens; L is G, or the tokens of the longest sentence, each as sure as the mean word.
+
+    Raises:
+        InputError: if the mode is unknown, or a sentence is longer than the teacher reads.
+    """
+    words = torch.from_numpy(
+        word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
+    )
+    if mode == "descriptor":
+        return TextTargets(words, torch.from_numpy(chosen), torch.from_numpy(confidence), by, words)
+    if mode != "words":
+        raise InputError(f"labels.tokens={mode} is unknown; choose descriptor or words")
+    names = [word for _, word in vocabulary.flat]
+    said = [vocabulary.prompts.sentence([names[index] for index in row]) for row in chosen]
+    # People of the same words share a sentence.
+    different = list(dict.fromkeys(said))
+    parts: list[Tensor] = []
+    for start in range(0, len(different), TEXTS_AT_ONCE):
+        states, mask = teacher.embed_tokens(different[start : start + TEXTS_AT_ONCE])
+        parts += [own[kept].cpu() for own, kept in zip(states, mask, strict=True)]
+    lengths = torch.tensor([len(part) for part in parts])
+    starts = lengths.cumsum(0) - lengths
+    place = {text: index for index, text in enumerate(different)}
+    rows = torch.tensor([place[text] for text in said])
+    step = torch.arange(int(lengths.max()))
+    index = torch.where(step < lengths[rows, None], starts[rows, None] + step, -1)
+    mean = torch.from_numpy(confidence).mean(1, keepdim=True).expand(-1, len(step))
+    return TextTargets(torch.cat(parts), index, mean.contiguous(), by, words)
+
+
+def embed_pictures(
+    teacher: Teacher,
+    manifest: Manifest,
+    table: pl.DataFrame,
+    *,
+    cache: str,
+    folder: Path,
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> Cache:
+    """Embeds the pictures of a table as they are on disk, not augmented, or finds them embedded already.
+
+    One process at a time computes what a folder lacks. Others that come for it, such as those of a training on
+    several GPUs, wait and then find it done; a folder that lacks nothing is only read. In memory nothing is shared:
+    every process computes all.
+
+    Args:
+        teacher: on the device where it is to run.
+        manifest: whose pictures.
+        table: N of its rows; row i of the result is theirs.
+        cache: `memory`, or `disk`: what is in the folder is not computed again, and a killed run goes on there.
+        folder: of the cache on disk.
+        batch: pictures at a time.
+        workers: loader processes.
+        progress: called with the number of pictures done so far.
+
+    Returns:
+        Embeddings (N, d) by row.
+
+    Raises:
+        InputError: if a picture cannot be read, the folder holds another teacher's embeddings, or `cache` is unknown.
+    """
+    if cache not in CACHES[1:]:
+        raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
+    files = manifest.files(table)
+    if cache == "memory":
+        rows = range(len(files))
+        parts = [rows[start : start + ROWS_PER_PART] for start in range(0, len(rows), ROWS_PER_PART)]
+        kept = torch.empty(len(files), teacher.width)
+
+        def keep(part: range, embeddings: Tensor) -> None:
+            kept[part.start : part.stop] = embeddings
+
+        _embed(teacher, files, parts, keep, batch, workers, progress)
+        return MemoryCache(kept)
+    identities = identify(manifest.root, table["path"].to_list())
+
+    def opened() -> EmbeddingCache:
+        return EmbeddingCache(
+            folder, identities, teacher=teacher.name, fingerprint=teacher.fingerprint, width=teacher.width
+        )
+
+    stored = opened()
+    if stored.missing():
+        with at_work(folder, "embeds pictures", wait=True, tidy=True):
+            # Whoever was there before may have made them.
+            stored = opened()
+            _complete(stored, teacher, files, batch, workers, progress)
+    progress(len(files))
+    return stored
+
+
+def _complete(
+    stored: EmbeddingCache,
+    teacher: Teacher,
+    files: Sequence[Path],
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Computes what a cache lacks; its folder is locked."""
+    stored.sweep()
+    if stored.stale:
+        log.warning(
+            "%s: %d parts are of other or changed pictures, or damaged, and are computed anew",
+            stored.folder,
+            stored.stale,
+        )
+    missing = stored.missing()
+    done = len(files) - sum(map(len, missing))
+    progress(done)
+    _embed(teacher, files, missing, stored.put, batch, workers, lambda count: progress(done + count))
+
+
+def _embed(
+    teacher: Teacher,
+    files: Sequence[Path],
+    parts: Sequence[range],
+    put: Callable[[range, Tensor], None],
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Hands over the embeddings part by part; one loader for all, or its workers would idle between parts."""
+    wanted = [row for part in parts for row in part]
+    loader = DataLoader(
+        _Viewed([files[row] for row in wanted], teacher.view),
+        batch_size=batch,
+        num_workers=min(workers, max(1, len(wanted) // batch)),
+        pin_memory=teacher.device.type == "cuda",
+    )
+    waiting = iter(parts)
+    part, room, filled = range(0), torch.empty(0, teacher.width), 0
+    count = 0
+    for images in loader:
+        found = teacher(images).cpu()
+        count += len(found)
+        while len(found):
+            if filled == len(part):
+                # New for every part: who is handed one may keep it.
+                part, filled = next(waiting), 0
+                room = torch.empty(len(part), teacher.width)
+            taken = found[: len(part) - filled]
+            room[filled : filled + len(taken)] = taken
+            filled, found = filled + len(taken), found[len(taken) :]
+            if filled == len(part):
+                put(part, room)
+        progress(count)

@@ -1,0 +1,1 @@
+"""Files, processes and what the machine is asked."""

@@ -1,0 +1,91 @@
+"""Tables: on the terminal, and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clip3dreid.io.formats import write_table
+
+if TYPE_CHECKING:  # only handed through here
+    import polars as pl
+
+
+_SAME_PICTURE = {"drop": "dropped there", "keep": "KEPT, so that they find themselves"}
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
+    # As text: brackets in a file's name are no markup.
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(f"{cell:.1f}" if isinstance(cell, float) else str(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Prints the scores of every protocol, in per cent, with what they were measured on.
+
+    Args:
+        title: data set and checkpoint.
+        results: protocol name -> `r1`, `r5`, `r10`, `r20`, `map`, `minp`, `chance_r1` in 0..1 and the counts
+            `valid_queries`, `queries`, `gallery`, and what the protocol is: `shots`, `average_precision`,
+            `metric`, `same_picture`, `description`; `queries_in_gallery`; also `interval`, `tpr_at_fpr` and `rerank`,
+            each of which may be None.
+        notes: what must be known of the data, printed below.
+    """
+    header = ["protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery"]
+    rows = [
+        [
+            name,
+            *(100.0 * scores[key] for key in ("r1", "r5", "r10", "r20", "map", "minp", "chance_r1")),
+            scores["queries"],
+            scores["valid_queries"],
+            scores["gallery"],
+        ]
+        for name, scores in results.items()
+    ]
+    print_table(title, header, rows)
+    for name, scores in results.items():
+        how = f"{scores['shots']}, {scores['average_precision']} AP, {scores['metric']}"
+        same = scores.get("same_picture", "keep")  # as results without the key were made
+        how += f", same_picture={same}"
+        if scores["rerank"] is not None:
+            how += ", re-ranked: " + ", ".join(f"{key}={value}" for key, value in scores["rerank"].items())
+        print(f"  {name} ({how}): {scores['description']}")  # noqa: T201
+        if found := scores.get("queries_in_gallery"):
+            where = (
+                f"{found} of {scores['queries']} queries are in the gallery themselves, by path or by bytes"
+            )
+            print(f"    {where}: {_SAME_PICTURE[same]}")  # noqa: T201
+        if scores["interval"] is not None:
+            spread = {"R1": "r1", "mAP": "map", "mINP": "minp"}
+            cells = (f"{title} {_range(scores['interval'][key])}" for title, key in spread.items())
+            print(f"    95 % over query people: {', '.join(cells)}")  # noqa: T201
+        if scores["tpr_at_fpr"] is not None:
+            cells = (f"{100 * tpr:.1f} at {rate}" for rate, tpr in scores["tpr_at_fpr"].items())
+            print(f"    open set, TPR at FPR: {', '.join(cells)}")  # noqa: T201
+    for note in notes:
+        print(f"  note: {note}")  # noqa: T201
+
+
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def save_tables(tables: Mapping[Path, pl.DataFrame]) -> None:
+    """Writes tables as Parquet files, each whole or not at all."""
+    for path, table in tables.items():
+        write_table(path, table)

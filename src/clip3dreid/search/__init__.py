@@ -1,0 +1,1 @@
+"""Features of many pictures, and search in them."""

@@ -1,0 +1,109 @@
+"""What searches a gallery: exactly, in memory or from its shards, or another engine behind the same two words.
+
+An engine is a callable `(gallery, column) -> Index`, which a config composes (`conf/engine/*.yaml`, `_partial_`), and
+an index answers `search(query, k, where)`. Rows are gallery rows, 0-based, in the order of the shards; scores are
+cosines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+from clip3dreid.search.filters import Filter
+from clip3dreid.search.nearest import MEMORY, Metric, Nearest, nearest, unit
+
+
+class Gallery(Protocol):
+    """Labels and vectors of pictures, read block by block, as `shards.Shards` has them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the vectors are; JSON-ready. `fingerprint` says by which model."""
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """G rows."""
+
+    def width(self, name: str) -> int:
+        """Columns of a vector."""
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Yields (n, width) of one vector, in the order of the labels."""
+
+
+class Index(Protocol):
+    """A gallery that can be searched."""
+
+    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+        """Finds the k nearest gallery rows of each query among those that a filter allows.
+
+        Args:
+            query: (Q, D) floating-point features, not 0.
+            k: 1 or more.
+            where: allows them.
+
+        Raises:
+            InputError: if the filter leaves nothing, or the features do not fit.
+        """
+
+
+class Exact:
+    """Compares with everything. The default: nothing to build, and nothing is missed.
+
+    Args:
+        gallery: what to search.
+        column: which of its vectors.
+        stream: read the vectors anew for every search, one block at a time, instead of holding them in memory:
+            slower, in memory that does not grow with the gallery.
+        memory: bytes that a block of scores may take.
+
+    Raises:
+        InputError: if the gallery does not hold the column.
+    """
+
+    def __init__(self, gallery: Gallery, column: str, *, stream: bool = False, memory: int = MEMORY) -> None:
+        self._gallery, self._column, self._memory = gallery, column, memory
+        gallery.width(column)
+        self._vectors = None if stream else _together(gallery, column)
+        self._unit = self._vectors is not None and self._vectors.dtype == torch.float32
+
+    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+        """As `Index.search`."""
+        allowed = where.mask(self._gallery.labels)
+        vectors = self._gallery.blocks(self._column) if self._vectors is None else self._vectors
+        metric: Metric = "cosine"
+        if self._unit:
+            query, metric = unit(query, "query"), "product"
+        return nearest(query, vectors, k, metric, allowed, self._memory)
+
+
+def _together(gallery: Gallery, column: str) -> Tensor:
+    """(G, D) all vectors, never twice in memory.
+
+    In float32 they are of length 1, so that no search takes their norms, which cost as much as a query's products
+    with them. Half precision stays as stored: rounding it again would change scores.
+    """
+    vectors = torch.empty(0)
+    start = 0
+    for block in gallery.blocks(column):
+        if not start:
+            vectors = block.new_empty(len(gallery.labels), block.shape[1])
+        if start + len(block) > len(vectors):
+            break
+        single = block.dtype == torch.float32
+        vectors[start : start + len(block)] = unit(block, "gallery", start) if single else block
+        start += len(block)
+    if start != len(gallery.labels):
+        raise InputError(f"{gallery.folder} has other numbers of vectors and labels; extract it anew")
+    return vectors

@@ -1,0 +1,174 @@
+"""Which gallery pictures to search: by camera, clothes, person or any other label, and by time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.spelling import label
+
+Value: TypeAlias = str | int
+FRAME = "frame"
+SHOWN = 10
+"""Labels that a message lists."""
+
+
+class Condition(NamedTuple):
+    """One of the things that a filter asks for."""
+
+    column: str
+    text: str
+    """As a user writes it."""
+    expression: pl.Expr
+    sql: str
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Filter:
+    """Gallery pictures whose labels are all among those asked for.
+
+    A picture whose label is unknown is not among them. Labels compare as manifests hold them, in the one spelling of
+    `spelling.label`: camera 1 is "1" and "01".
+
+    Args:
+        frame: (from, to), both included, null for an open end; or one frame. A number, in the data set's own time.
+        labels: column -> one value or several; null or none at all allows everything.
+
+    Attributes:
+        labels: column -> allowed values, those that restrict.
+        frames: (from, to), each None where open.
+
+    Raises:
+        InputError: if a value is neither a string nor a whole number, or `frame` is no range.
+
+    Example:
+        >>> import polars as pl
+        >>> from clip3dreid.search.filters import Filter
+        >>> table = pl.DataFrame({"camera": ["1", "2", "3"], "frame": [5, 6, 7]})
+        >>> Filter(camera=[1, 3], frame=[None, 6]).mask(table).tolist()
+        [True, False, False]
+    """
+
+    labels: Mapping[str, tuple[str, ...]]
+    frames: tuple[int | None, int | None]
+
+    def __init__(
+        self,
+        frame: int | Sequence[int | None] | None = None,
+        **labels: Value | Sequence[Value] | None,
+    ) -> None:
+        allowed = {}
+        for column, values in labels.items():
+            several = [values] if isinstance(values, str | int) else list(values or ())
+            if wrong := [
+                value for value in several if isinstance(value, bool) or not isinstance(value, str | int)
+            ]:
+                raise InputError(
+                    f"where.{column}: {wrong[0]!r} is no label; give a word or a whole number, in quotes"
+                )
+            if several:
+                allowed[column] = tuple(label(str(value)) for value in several)
+        object.__setattr__(self, "labels", allowed)
+        object.__setattr__(self, "frames", _range(frame))
+
+    def mask(self, table: pl.DataFrame) -> Tensor | None:
+        """Which rows are searched.
+
+        Args:
+            table: G rows of labels.
+
+        Returns:
+            (G,) bool; None where the filter allows everything.
+
+        Raises:
+            InputError: if the table lacks a column, knows none of its labels, or no picture is left, naming the
+                condition that took the last one.
+        """
+        kept = pl.repeat(True, len(table), eager=True)
+        before: list[str] = []
+        for condition in self.conditions(table):
+            values = _known(table, condition.column)
+            still = kept & table.select(condition.expression).to_series()
+            if not still.any():
+                left = (
+                    f"of the {kept.sum()} that {' and '.join(before)} left" if before else f"of {len(table)}"
+                )
+                found = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
+                some = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+                raise InputError(
+                    f"{condition.text} leaves no picture {left}; there is {condition.column} {some or 'unknown'}"
+                )
+            kept = still
+            before.append(condition.text)
+        return torch.from_numpy(kept.to_numpy().copy()) if before else None
+
+    def sql(self, table: pl.DataFrame) -> str | None:
+        """The filter as an SQL condition, for engines that read one; None where it allows everything.
+
+        Args:
+            table: G rows of labels: SQL compares them as they are spelled there.
+
+        Raises:
+            InputError: if the table lacks a column.
+        """
+        return " AND ".join(condition.sql for condition in self.conditions(table)) or None
+
+    def conditions(self, table: pl.DataFrame) -> Iterator[Condition]:
+        """Yields what is asked for of a table, one column at a time."""
+        for column, values in self.labels.items():
+            known = _known(table, column).cast(pl.String).drop_nulls().unique(maintain_order=True)
+            spelled = [text for text in known if label(text) in values]
+            quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in spelled)
+            yield Condition(
+                column,
+                f"where.{column}=[{','.join(values)}]",
+                # Unknown is not among them, whatever polars makes of null.
+                pl.col(column).cast(pl.String).is_in(spelled).fill_null(False),
+                f"{_identifier(column)} IN ({quoted})" if spelled else "1 = 0",
+            )
+        ends = [(sign, end) for sign, end in zip((">=", "<="), self.frames, strict=True) if end is not None]
+        if ends:
+            frame = pl.col(FRAME).cast(pl.Int64, strict=False)
+            inside = [frame >= end if sign == ">=" else frame <= end for sign, end in ends]
+            yield Condition(
+                FRAME,
+                f"where.{FRAME}=[{','.join('null' if end is None else str(end) for end in self.frames)}]",
+                pl.all_horizontal(inside).fill_null(False),
+                " AND ".join(f"{FRAME} {sign} {end}" for sign, end in ends),
+            )
+
+
+def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | None]:
+    if frame is None:
+        return None, None
+    ends = (frame, frame) if isinstance(frame, int) else tuple(frame)
+    whole = all(end is None or type(end) is int for end in ends)
+    if len(ends) != 2 or not whole:
+        raise InputError(f"where.frame={frame} is no range; give [FROM,TO], null for an open end")
+    low, high = ends
+    if low is not None and high is not None and low > high:
+        raise InputError(f"where.frame=[{low},{high}] ends before it starts; give the smaller first")
+    return low, high
+
+
+def _known(table: pl.DataFrame, column: str) -> pl.Series:
+    """A column to filter by."""
+    scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
+    if column not in scalar:
+        raise InputError(f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}")
+    if table[column].null_count() == len(table):
+        raise InputError(
+            f"where.{column}: the gallery knows it of no picture; leave it out, or extract from a table that has it"
+        )
+    return table[column]
+
+
+def _identifier(column: str) -> str:
+    """A column's name in SQL, whatever is in it."""
+    return "`" + column.replace("`", "``") + "`"

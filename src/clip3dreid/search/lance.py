@@ -1,0 +1,323 @@
+"""LanceDB as the engine: an index on disk, in an object store or on a server, for galleries of millions."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.files import at_work, inside, reason_of
+from clip3dreid.search.engine import Gallery
+from clip3dreid.search.filters import FRAME, Filter
+from clip3dreid.search.nearest import Nearest, unit
+
+log = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+KINDS = ("IvfRq", "IvfFlat", "IvfSq")
+# Beside the labels, which keep their names.
+ROW, VECTOR, DISTANCE = "_gallery_row", "_gallery_vector", "_distance"
+WAIT = timedelta(days=1)
+"""How long a server may take to build an index."""
+
+
+class Lance:
+    """Searches near the query, not everywhere: nearly all of the nearest, at a fraction of the work.
+
+    The index is built where there is none, in memory that does not grow with the gallery, and marked finished by a
+    table of its own, written last: what a killed build left is built anew. The mark holds the model's fingerprint and
+    a digest of the labels; an index of another model or other labels is refused. One process builds, any number
+    search: in a folder others wait until it has built, elsewhere nobody keeps them apart. Tables of the same names
+    that are not of this program are refused.
+
+    Vectors are put into lists about centres, and the lists nearest to the query are read. A filter is applied before
+    the search: the fewer rows it allows, the more lists are read, in the end all of them, so that what it allows is
+    found.
+
+    Args:
+        gallery: what to search.
+        column: which of its vectors.
+        uri: a folder, an object store (`s3://…`, `gs://…`, `az://…`) or a server (`db://…`, key in LANCEDB_API_KEY);
+            by default the folder `lance` in the gallery's.
+        name: of the gallery there: two galleries in one place need two names.
+        kind: `IvfRq` keeps a bit a value (RaBitQ; Gao & Long, SIGMOD 2024) and compares the best anew with the whole
+            vectors; `IvfFlat` keeps whole vectors twice; `IvfSq` a byte a value.
+        lists: how many there are; by default the root of the number of rows.
+        probes: lists that are read for a query: more find more, and take longer.
+        refine: how many times k candidates are compared anew; null for none.
+        index_from: smaller galleries are searched exactly, without an index.
+        connection: further arguments of `lancedb.connect`, such as `region` and `host_override` of a server or
+            `storage_options` of an object store.
+        rebuild: build anew, as after another extraction under the same labels.
+
+    Raises:
+        InputError: if LanceDB is not installed, a setting or the gallery does not fit, the place cannot be read or
+            written, or holds an index of another model or other labels, or something else under its name.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        column: str,
+        *,
+        uri: str | None = None,
+        name: str = "gallery",
+        kind: str = "IvfRq",
+        lists: int | None = None,
+        probes: int = 512,
+        refine: int | None = 10,
+        index_from: int = 20_000,
+        connection: Mapping[str, Any] | None = None,
+        rebuild: bool = False,
+    ) -> None:
+        if kind not in KINDS:
+            raise InputError(f"engine.kind={kind} is unknown; choose one of {', '.join(KINDS)}")
+        for key, value in (("lists", lists), ("probes", probes), ("refine", refine)):
+            if value is not None and value < 1:
+                raise InputError(f"engine.{key}={value} must be 1 or more")
+        self._client = _client()
+        self._width = gallery.width(column)
+        self._labels = gallery.labels
+        self._lists = min(lists or round(math.sqrt(len(self._labels))), len(self._labels))
+        self._indexed = len(self._labels) >= index_from
+        self._kind, self._probes, self._refine = kind, probes, refine
+        self._place = str(inside(gallery.folder, "lance")) if uri is None else uri
+        self._name = f"{name}_{column}"
+        wanted = _stamp(gallery, column)
+        with _explained(self._place):
+            self._database = self._client.connect(self._place, **(connection or {}))
+            found = None if rebuild else self._finished()
+            if found is None:
+                with self._alone():
+                    # Whoever was at work there may have built it.
+                    found = None if rebuild else self._finished()
+                    if found is None:
+                        self._build(gallery, column, wanted)
+            if found is not None:
+                _refuse_others(f"{self._place}, {self._name}", found, wanted)
+            self._table = self._database.open_table(self._name)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps a folder to this process, and anything but an index of ours from being replaced."""
+        if "://" in self._place:
+            self._refuse_foreign()
+            yield
+            return
+        folder = Path(self._place).expanduser()
+        with at_work(folder, "builds an index", wait=True, tidy=True):
+            for name in (self._name, self._mark):
+                inside(folder, f"{name}.lance")
+            self._refuse_foreign()
+            yield
+
+    def _refuse_foreign(self) -> None:
+        """Raises InputError if a table that is to be replaced is not of this program."""
+        for name, columns in ((self._name, {ROW, VECTOR}), (self._mark, {"stamp"})):
+            try:
+                held = set(self._database.open_table(name).schema.names)
+            except ValueError:  # none, or one that was never finished, which holds nothing
+                continue
+            if not columns <= held:
+                raise InputError(
+                    f"{self._place} holds a table {name} that is no index of this program; give another "
+                    "engine.name or engine.uri"
+                )
+
+    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+        """As `engine.Index.search`; rows whose scores tie stand in gallery order.
+
+        Raises:
+            InputError: as there, or if the place can no longer be read.
+        """
+        if k < 1:
+            raise InputError(f"k={k} finds nothing; ask for 1 or more")
+        if query.dim() != 2 or query.shape[1] != self._width:
+            raise InputError(
+                f"queries are {tuple(query.shape)}, the gallery's vectors {self._width} wide; "
+                "both must come from one model"
+            )
+        vectors = unit(query.cpu(), "query").float().numpy()
+        mask = where.mask(self._labels)
+        allowed = len(self._labels) if mask is None else int(mask.sum())
+        condition = where.sql(self._labels)
+        rows, scores = torch.full((len(query), k), -1), torch.full((len(query), k), -torch.inf)
+
+        def answer(place: int) -> None:
+            found = self._nearest(vectors[place], k, condition, allowed)
+            rows[place, : len(found)] = torch.from_numpy(found[ROW].to_numpy().copy())
+            scores[place, : len(found)] = torch.from_numpy(found["score"].to_numpy().copy())
+
+        with _explained(self._place), ThreadPoolExecutor(os.cpu_count()) as workers:
+            list(workers.map(answer, range(len(query))))
+        return Nearest(rows.to(query.device), scores.to(query.device))
+
+    def _nearest(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
+        """`ROW` and `score` of one query, nearest first."""
+        # As many candidates as without the filter.
+        probes = math.ceil(self._probes * len(self._labels) / allowed)
+        found = self._ask(vector, k, condition, probes)
+        if len(found) < min(k, allowed) and probes < self._lists:
+            found = self._ask(vector, k, condition, self._lists)
+        return found
+
+    def _ask(self, vector: Any, k: int, condition: str | None, probes: int) -> pl.DataFrame:
+        asked = self._table.search(vector, vector_column_name=VECTOR).distance_type("dot").limit(k)
+        asked = asked.select([ROW, DISTANCE])
+        if condition is not None:
+            asked = asked.where(condition, prefilter=True)
+        if self._indexed:
+            asked = asked.nprobes(min(probes, self._lists))
+            if self._refine is not None:
+                asked = asked.refine_factor(self._refine)
+        found = pl.DataFrame(pl.from_arrow(asked.to_arrow()))
+        score = (1 - pl.col(DISTANCE)).cast(pl.Float32)
+        return found.select(ROW, score=score).sort("score", ROW, descending=[True, False])
+
+    def _finished(self) -> dict[str, Any] | None:
+        """What the mark of a finished build says; None where there is none."""
+        if not {self._name, self._mark} <= _tables(self._database):
+            return None
+        said = self._database.open_table(self._mark).search().limit(1).to_arrow()["stamp"].to_pylist()
+        found: dict[str, Any] | None = json.loads(said[0]) if said else None
+        return found
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._name}_finished"
+
+    def _build(self, gallery: Gallery, column: str, stamp: dict[str, Any]) -> None:
+        log.info("%s: building the index of %d rows", self._place, len(self._labels))
+        # The mark goes first: from here on the index is unfinished.
+        for name in (self._mark, self._name):
+            if name in _tables(self._database):
+                self._database.drop_table(name)
+        arrow = importlib.import_module("pyarrow")
+        failures: list[InputError] = []
+        batches = _batches(arrow, gallery, column, failures)
+        try:
+            reader = arrow.RecordBatchReader.from_batches(_schema(arrow, gallery, column), batches)
+            table = self._database.create_table(self._name, reader)
+        except (RuntimeError, ValueError, OSError):
+            # What the engine makes of an error of the gallery says less than the error.
+            if failures:
+                raise failures[0] from None
+            raise
+        if table.count_rows() != len(self._labels):
+            raise InputError(f"{gallery.folder} has other numbers of vectors and labels; extract it anew")
+        if self._indexed:
+            kind = getattr(importlib.import_module("lancedb.index"), self._kind)
+            config = kind(distance_type="dot", num_partitions=self._lists)
+            table.create_index(VECTOR, config=config, wait_timeout=WAIT)
+        self._database.create_table(self._mark, [{"stamp": json.dumps(stamp)}])
+
+
+def _client() -> Any:
+    try:
+        return importlib.import_module("lancedb")
+    except ImportError as error:
+        raise InputError(
+            "engine=lance needs LanceDB, which is not installed; pip install 'clip3dreid[lance]'"
+        ) from error
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
+    # All that LanceDB raises for a place that is not there, full or damaged.
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"engine.uri={place}: LanceDB says {reason_of(error)}; mend the place or choose another"
+        ) from error
+
+
+def _tables(database: Any) -> set[str]:
+    names: set[str] = set()
+    token = None
+    while True:
+        page = database.list_tables(page_token=token)
+        names |= set(page.tables)
+        token = page.page_token
+        if not token:
+            return names
+
+
+def _stamp(gallery: Gallery, column: str) -> dict[str, Any]:
+    """What an index was built from."""
+    labels = gallery.labels.select(_labels(gallery.labels))
+    digest = hashlib.blake2b(labels.write_csv().encode(errors="surrogateescape"), digest_size=16)
+    return {
+        "version": INDEX_VERSION,
+        "fingerprint": str(gallery.facts["fingerprint"]),
+        "column": column,
+        "width": gallery.width(column),
+        "rows": len(labels),
+        "labels": digest.hexdigest(),
+    }
+
+
+def _refuse_others(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if found == wanted:
+        return
+    told = {
+        "version": "was built by another version of this program",
+        "fingerprint": f"was built with another model ({str(found.get('fingerprint'))[:12]}…)",
+    }
+    why = next(
+        (told[key] for key in told if found.get(key) != wanted[key]),
+        "was built from other labels or pictures",
+    )
+    raise InputError(f"{where} {why}; give engine.rebuild=true, or another engine.name or engine.uri")
+
+
+def _labels(table: pl.DataFrame) -> list[str]:
+    """Columns that are stored to filter by: those that a filter can name."""
+    return [name for name, kind in table.schema.items() if not kind.is_nested() and "`" not in name]
+
+
+def _stored(table: pl.DataFrame) -> pl.DataFrame:
+    columns = [
+        pl.col(name).cast(pl.Int64, strict=False) if name == FRAME else pl.col(name).cast(pl.String)
+        for name in _labels(table)
+    ]
+    return table.select(columns)
+
+
+def _schema(arrow: Any, gallery: Gallery, column: str) -> Any:
+    labels = _stored(gallery.labels.head(0)).to_arrow().schema
+    vector = arrow.list_(arrow.float32(), gallery.width(column))
+    return arrow.schema([*labels, (ROW, arrow.int64()), (VECTOR, vector)])
+
+
+def _batches(arrow: Any, gallery: Gallery, column: str, failures: list[InputError]) -> Iterator[Any]:
+    """Yields the gallery in blocks; an error of it is also put into `failures`."""
+    schema = _schema(arrow, gallery, column)
+    start = 0
+    try:
+        for block in gallery.blocks(column):
+            vectors = unit(block.cpu(), "gallery", start).float().numpy()
+            labels = _stored(gallery.labels[start : start + len(block)]).to_arrow().combine_chunks()
+            columns = [own.combine_chunks() for own in labels.itercolumns()]
+            flat = arrow.FixedSizeListArray.from_arrays(vectors.reshape(-1), gallery.width(column))
+            rows = arrow.array(np.arange(start, start + len(block)))
+            yield arrow.record_batch([*columns, rows, flat], schema=schema)
+            start += len(block)
+    except InputError as error:
+        failures.append(error)
+        raise

@@ -1,0 +1,402 @@
+"""The layouts of real data sets: which pictures a world takes, and what it calls them.
+
+A layout is a function from the numbers of people to a `Plan`. It follows the rules of its data set: names, splits,
+which camera sees which outfit, which pictures are queries, so that every reader, protocol and recipe of the real
+set runs on the world. People are counted from 0: training people first, then test people, then strangers, who are
+nobody's match. Labels are those the data set's reader finds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from clip3dreid.errors import InputError
+from clip3dreid.synthetic.plan import People, Picture, Plan
+
+DISTRACTOR, JUNK = "0", "-1"
+"""Market-1501's person numbers for people who are nobody's match, and for bad boxes."""
+
+
+def _at_least(least: int, why: str, **settings: int) -> None:
+    """Refuses settings below `least`.
+
+    Raises:
+        InputError: if one is; it names it and says why.
+    """
+    for name, value in settings.items():
+        if value < least:
+            raise InputError(f"layout.{name}={value} is too small: {why}; give at least {least}")
+
+
+def _people(people: People) -> Iterator[tuple[str, int]]:
+    """The split and index of everybody."""
+    for index in range(people.train + people.test):
+        yield ("train" if index < people.train else "test"), index
+
+
+def _seen_by(rng: np.random.Generator, cameras: int, seen: int) -> list[int]:
+    """The cameras that see an outfit."""
+    return sorted(rng.permutation(cameras)[: min(seen, cameras)].tolist())
+
+
+def ltcc(
+    people: People,
+    rng: np.random.Generator,
+    *,
+    outfits: int,
+    cameras: int,
+    seen: int,
+    pictures: int,
+    test_pictures: int,
+) -> Plan:
+    """LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
+
+    The first picture of a test person in an outfit under a camera is a query, the others are the gallery.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people and the cameras.
+        outfits: of a person; with one nobody changes clothes.
+        cameras: of the world.
+        seen: how many of the cameras see an outfit.
+        pictures: of a training person in an outfit under a camera.
+        test_pictures: the same for test people, queries included.
+
+    Raises:
+        InputError: if a query would have no positive.
+    """
+    _at_least(1, "everybody wears something and is seen", outfits=outfits, pictures=pictures)
+    _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
+    _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
+    numbers = rng.permutation(people.train + people.test)
+    planned: list[Picture] = []
+    for split, person in _people(people):
+        for outfit in range(outfits):
+            for camera in _seen_by(rng, cameras, seen):
+                for shot in range(pictures if split == "train" else test_pictures):
+                    role = split if split == "train" else ("gallery" if shot else "query")
+                    folder = "test" if role == "gallery" else role
+                    frame, number = len(planned) + 1, numbers[person]
+                    planned.append(
+                        Picture(
+                            f"{folder}/{number:03d}_{outfit + 1}_c{camera + 1}_{frame:06d}.png",
+                            *(split, role, person, outfit, camera, frame),
+                            person_label=str(number),
+                            clothes_label=f"{number}_{outfit + 1}",
+                            camera_label=str(camera + 1),
+                        )
+                    )
+    return Plan(tuple(planned), _ltcc_lists(planned))
+
+
+def _ltcc_lists(planned: Sequence[Picture]) -> dict[str, str]:
+    """The lists of people who change clothes and who do not, one number a line."""
+    lists = {
+        f"info/cloth-{kind}_id_{split}.txt": ""
+        for kind in ("change", "unchange")
+        for split in ("train", "test")
+    }
+    clothes = {(p.split, int(p.person_label)): set[str]() for p in planned}
+    for picture in planned:
+        clothes[picture.split, int(picture.person_label)].add(picture.clothes_label)
+    for (split, number), worn in sorted(clothes.items()):
+        lists[f"info/cloth-{'change' if len(worn) > 1 else 'unchange'}_id_{split}.txt"] += f"{number}\n"
+    return lists
+
+
+def prcc(
+    people: People, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
+) -> Plan:
+    """PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
+
+    Cameras A and B see one outfit of a person, C another; A is the gallery. `val` shows the training people.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people.
+        pictures: of a training person under a camera.
+        val_pictures: more of them, in `rgb/val`.
+        test_pictures: of a test person under a camera.
+
+    Raises:
+        InputError: if a folder would be empty.
+    """
+    _at_least(
+        1, "no folder may be empty", pictures=pictures, val_pictures=val_pictures, test_pictures=test_pictures
+    )
+    numbers = 1 + rng.permutation(people.train + people.test)
+    planned = []
+    for split, person in _people(people):
+        number = int(numbers[person])
+        for camera, letter in enumerate("ABC"):
+            count = pictures + val_pictures if split == "train" else test_pictures
+            for frame in range(1, count + 1):
+                if split == "test":
+                    place = f"rgb/test/{letter}/{number:03d}/cropped_rgb{frame:03d}.jpg"
+                    role = "gallery" if letter == "A" else "query"
+                else:
+                    part = "train" if frame <= pictures else "val"
+                    place = f"rgb/{part}/{number:03d}/{letter}_cropped_rgb{frame:03d}.jpg"
+                    role = "train" if part == "train" else "left_out"
+                planned.append(
+                    Picture(
+                        place,
+                        *(split, role, person, int(letter == "C"), camera, frame),
+                        person_label=str(number),
+                        clothes_label=f"{number}_{'C' if letter == 'C' else 'AB'}",
+                        camera_label=letter,
+                    )
+                )
+    return Plan(tuple(planned))
+
+
+def celeb_reid(
+    people: People, rng: np.random.Generator, *, outfits: int, cameras: int, pictures: int, test_pictures: int
+) -> Plan:
+    """Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
+
+    Each picture comes from any camera, as photographs in newspapers do. The gallery has a person's lower image
+    numbers, so that two first digits at least are found there: code that takes the first digit for a camera
+    finds a positive for every query.
+
+    Args:
+        people: how many.
+        rng: chooses the camera of each picture.
+        outfits: of a person.
+        cameras: of the world.
+        pictures: of a training person in an outfit.
+        test_pictures: of a test person in an outfit; one of them is a query.
+
+    Raises:
+        InputError: if a query would have no positive.
+    """
+    _at_least(1, "somebody has to take the pictures", cameras=cameras, pictures=pictures)
+    _at_least(2, "clothes change", outfits=outfits)
+    _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
+    planned = []
+    for split, person in _people(people):
+        number = 1 + (person if split == "train" else person - people.train)
+        count = outfits * (pictures if split == "train" else test_pictures)
+        for image in range(1, count + 1):
+            role = split if split == "train" else ("gallery" if image <= count - outfits else "query")
+            outfit, camera = image % outfits, int(rng.integers(cameras))
+            planned.append(
+                Picture(
+                    f"{role}/{number}_{image}_0.jpg",
+                    *(split, role, person, outfit, camera, image),
+                    person_label=str(number),
+                    clothes_label=f"{number}_{outfit + 1}",
+                    camera_label=str(camera + 1),
+                )
+            )
+    return Plan(tuple(planned))
+
+
+def market1501(
+    people: People,
+    rng: np.random.Generator,
+    *,
+    cameras: int,
+    seen: int,
+    pictures: int,
+    test_pictures: int,
+    distractors: float,
+    junk: float,
+) -> Plan:
+    """Market-1501: `{bounding_box_train,query,bounding_box_test}/PERSON_cCAMERAs1_FRAME_BOX.jpg`.
+
+    Nobody changes clothes.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people and the cameras.
+        cameras: of the world, up to 9.
+        seen: how many of them see a person.
+        pictures: of a training person under a camera.
+        test_pictures: of a test person under a camera; the first is a query.
+        distractors: pictures of strangers in the gallery (person 0), as a share of the test people's there.
+        junk: bad boxes of test people in the gallery (person -1), likewise.
+
+    Raises:
+        InputError: if a query would have no positive, or a share is negative.
+    """
+    _at_least(1, "everybody is seen", pictures=pictures)
+    _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
+    _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
+    if cameras > 9:
+        raise InputError(
+            f"layout.cameras={cameras} is too many: names have one digit for the camera; give up to 9"
+        )
+    if min(distractors, junk) < 0:
+        raise InputError(
+            f"layout.distractors={distractors}, layout.junk={junk}: shares are 0 or more; give such ones"
+        )
+    numbers = 1 + rng.permutation(people.train + people.test)
+    planned: list[Picture] = []
+
+    def add(split: str, role: str, folder: str, person: int, camera: int, label: str, box: int) -> None:
+        frame, bad_box = len(planned) + 1, label == JUNK
+        name = label if bad_box else f"{int(label):04d}"
+        planned.append(
+            Picture(
+                f"{folder}/{name}_c{camera + 1}s1_{frame:06d}_{box:02d}.jpg",
+                *(split, role, person, 0, camera, frame),
+                person_label=label,
+                clothes_label=f"{label}_1" if int(label) > 0 else f"{label}_{person}",
+                camera_label=str(camera + 1),
+                bad_box=bad_box,
+            )
+        )
+
+    for split, person in _people(people):
+        for camera in _seen_by(rng, cameras, seen):
+            for shot in range(pictures if split == "train" else test_pictures):
+                role = split if split == "train" else ("gallery" if shot else "query")
+                folder = {"train": "bounding_box_train", "query": "query"}.get(role, "bounding_box_test")
+                add(split, role, folder, person, camera, str(numbers[person]), shot)
+    gallery = Counter(picture.role for picture in planned)["gallery"]
+    strangers = people.train + people.test
+    for index in range(round(distractors * gallery)):
+        camera = int(rng.integers(cameras))
+        add("test", "gallery", "bounding_box_test", strangers + index, camera, DISTRACTOR, 1)
+    for _ in range(round(junk * gallery)):
+        person, camera = people.train + int(rng.integers(people.test)), int(rng.integers(cameras))
+        add("test", "left_out", "bounding_box_test", person, camera, JUNK, 1)
+    return Plan(tuple(planned))
+
+
+# Which outfit each camera sees, by how many outfits a person has: 2 and 3 the same, 3 and 4 different ones.
+VC_OUTFITS = {2: (1, 0, 0, 1), 3: (2, 0, 0, 1)}
+
+
+def vc_clothes(
+    people: People, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
+) -> Plan:
+    """VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
+
+    Cameras 2 and 3 see the same outfit of a person, 4 another; camera 1 sees that of 4, or a third. A test
+    person's first picture under a camera is a query.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people.
+        outfits: of a person, 2 or 3. With 3 nobody wears what camera 1 sees elsewhere, so its queries have no
+            positive in the same clothes.
+        pictures: of a training person under a camera.
+        test_pictures: of a test person under a camera, queries included.
+
+    Raises:
+        InputError: if a query would have no positive, or outfits is neither 2 nor 3.
+    """
+    _at_least(1, "everybody is seen", pictures=pictures)
+    _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
+    if outfits not in VC_OUTFITS:
+        raise InputError(f"layout.outfits={outfits} does not suit four cameras; give 2 or 3")
+    numbers = 1 + rng.permutation(people.train + people.test)
+    planned = []
+    for split, person in _people(people):
+        number, index = int(numbers[person]), 0
+        for camera, outfit in enumerate(VC_OUTFITS[outfits]):
+            for shot in range(pictures if split == "train" else test_pictures):
+                index += 1
+                role = split if split == "train" else ("gallery" if shot else "query")
+                planned.append(
+                    Picture(
+                        f"{role}/{number:03d}-{camera + 1:02d}-{outfit + 1:02d}-{index:02d}.jpg",
+                        *(split, role, person, outfit, camera, index),
+                        person_label=str(number),
+                        clothes_label=f"{number}_{outfit + 1}",
+                        camera_label=str(camera + 1),
+                    )
+                )
+    return Plan(tuple(planned))
+
+
+CCVID_WALKS = 12
+"""Walks of a session at most; the cameras of session 3 are counted on from here."""
+
+
+def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
+    """CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
+
+    Each session shows another outfit, as far as there are others. A test person's first walk of each session is a
+    query, the others are the gallery: so each query finds its person in the same clothes and, in other
+    sessions, in other ones. A frame of one walk after another goes on in the same stride.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people.
+        outfits: of a person; 3 gives each session its own.
+        walks: of a person in a session, 2 to 12; each is a camera of its own, and those of session 3 are others.
+        frames: of a walk.
+
+    Raises:
+        InputError: if a query would have no positive, or there are too many walks.
+    """
+    _at_least(2, "clothes change", outfits=outfits)
+    _at_least(2, "the first is the query, the rest the gallery", walks=walks)
+    _at_least(1, "a walk without frames is none", frames=frames)
+    if walks > CCVID_WALKS:
+        raise InputError(f"layout.walks={walks} is too many: a session has {CCVID_WALKS}; give that or fewer")
+    numbers = 1 + rng.permutation(people.train + people.test)
+    planned: list[Picture] = []
+    lists = dict.fromkeys(("train.txt", "query.txt", "gallery.txt"), "")
+    sequence = 0
+    for split, person in _people(people):
+        for session in range(1, 4):
+            for walk in range(1, walks + 1):
+                role = split if split == "train" else ("query" if walk == 1 else "gallery")
+                number, outfit = f"{numbers[person]:03d}", (session - 1) % outfits
+                # Upper and lower garments, shoes, what is carried, accessories: an outfit changes the first three.
+                label = f"u{outfit}_l{outfit}_s{outfit}_c0_a0"
+                folder = f"session{session}/{number}_{walk:02d}"
+                lists[f"{role}.txt"] += f"{folder}\t{number}\t{label}\n"
+                camera = walk - 1 + walks * (session == 3)
+                planned += [
+                    Picture(
+                        f"{folder}/{step + 1:05d}.jpg",
+                        *(split, role, person, outfit, camera, step + 1),
+                        person_label=str(int(number)),
+                        clothes_label=f"{int(number)}_{label}",
+                        camera_label=str(walk + CCVID_WALKS * (session == 3)),
+                        sequence=sequence,
+                        step=step,
+                    )
+                    for step in range(frames)
+                ]
+                sequence += 1
+    return Plan(tuple(planned), lists)
+
+
+def bodies(people: People, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
+    """Textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
+
+    The shapes are in `truth.parquet`; no reader of a person data set applies.
+
+    Args:
+        people: how many bodies to train on, and to test on.
+        rng: chooses the camera of each picture.
+        cameras: of the world.
+        pictures: of a body.
+
+    Raises:
+        InputError: if there would be no pictures.
+    """
+    _at_least(1, "there would be no pictures", cameras=cameras, pictures=pictures)
+    planned = []
+    for split, person in _people(people):
+        for index in range(1, pictures + 1):
+            camera = int(rng.integers(cameras))
+            planned.append(
+                Picture(
+                    f"{split}/{person:06d}_{index:02d}.jpg",
+                    *(split, "train" if split == "train" else "gallery", person, 0, camera, index),
+                    person_label=str(person),
+                    clothes_label=f"{person}_0",
+                    camera_label=str(camera + 1),
+                )
+            )
+    return Plan(tuple(planned), textureless=True)

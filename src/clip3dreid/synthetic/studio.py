@@ -1,0 +1,142 @@
+"""The studio where a world is drawn: from places of a plan to finished pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clip3dreid.body.poses import Pose, ground
+from clip3dreid.body.smpl import BodyModel
+from clip3dreid.synthetic.backgrounds import canvas_size
+from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
+from clip3dreid.synthetic.garments import Tailor
+from clip3dreid.synthetic.scene import Photograph, encode, photograph, photograph_bodies
+from clip3dreid.synthetic.truth import flat
+from clip3dreid.synthetic.world import Part, Stream, World
+from clip3dreid.synthetic.writing import Artist, Drawn
+
+GREYS = (0.35, 0.85)
+"""Albedo of textureless bodies."""
+
+
+class _View(NamedTuple):
+    """What photographs of people and of bodies have in common."""
+
+    cameras: Sequence[SurveillanceCamera]
+    shots: Sequence[Shot]
+    backgrounds: Sequence[npt.NDArray[np.uint8]]
+    height: int
+    width: int
+    rngs: Sequence[np.random.Generator]
+    antialias: int
+
+
+_Take: TypeAlias = Callable[[Sequence[int], Tensor, _View], Photograph]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What makes an artist; handed to every process, so it holds plain values alone.
+
+    Attributes:
+        world: what is drawn.
+        body: makes the body model.
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+        antialias: every picture is drawn so many times as high and wide, and averaged.
+        poses: (N, 24, 3) to choose from, or None for the world's own.
+    """
+
+    world: World
+    body: Callable[[], BodyModel]
+    height: int
+    width: int
+    antialias: int
+    poses: npt.NDArray[np.float32] | None = None
+
+    def __call__(self) -> Artist:
+        """An artist: a function from places of the plan to finished pictures."""
+        body = self.body().requires_grad_(False)
+        take = self._bodies(body) if self.world.plan.textureless else self._people(Tailor(body))
+        # Neighbours in the plan are often at the same place.
+        canvas = lru_cache(maxsize=64)(self.canvas)
+
+        def artist(places: Sequence[int]) -> list[Drawn]:
+            world, cameras = self.world, self.world.cameras
+            poses = [world.pose(place, self.poses) for place in places]
+            shots = [world.shot(place) for place in places]
+            view = _View(
+                cameras=[cameras[world.plan.pictures[place].camera] for place in places],
+                shots=shots,
+                backgrounds=[canvas(*world.where(place)) for place in places],
+                height=self.height,
+                width=self.width,
+                rngs=[world.rng(Stream.SENSOR, place) for place in places],
+                antialias=self.antialias,
+            )
+            with torch.no_grad():
+                photograph = take(
+                    places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses])), view
+                )
+            return [
+                self._drawn(place, poses[index], shots[index], photograph, index)
+                for index, place in enumerate(places)
+            ]
+
+        return artist
+
+    def canvas(self, part: Part, camera: int, where: int) -> npt.NDArray[np.uint8]:
+        """One of the places that a camera sees, larger than a picture."""
+        rng = self.world.rng(Stream.PLACE, 1, part, camera, where)
+        settings = self.world.settings
+        backgrounds = settings.bare_backgrounds if self.world.plan.textureless else settings.backgrounds
+        return backgrounds(
+            rng, "train" if part == Part.TRAIN else "test", *canvas_size(self.height, self.width)
+        )
+
+    def _people(self, tailor: Tailor) -> _Take:
+        def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
+            pictures = [self.world.plan.pictures[place] for place in places]
+            people = [self.world.people[picture.person] for picture in pictures]
+            outfits = [
+                person.outfits[picture.outfit] for person, picture in zip(people, pictures, strict=True)
+            ]
+            worn = tailor.wear([person.identity for person in people], outfits)
+            betas = torch.tensor([person.identity.betas for person in people])
+            figure = tailor.dress(betas, poses, worn)
+            return photograph(
+                figure, lambda points, person: tailor.paint(points, person, worn), **view._asdict()
+            )
+
+        return take
+
+    def _bodies(self, body: BodyModel) -> _Take:
+        def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
+            people = [self.world.people[self.world.plan.pictures[place].person] for place in places]
+            vertices = body(torch.tensor([person.identity.betas for person in people]), poses).vertices
+            vertices = vertices + ground(vertices)[:, None]
+            greys = [float(self.world.rng(Stream.GREY, place).uniform(*GREYS)) for place in places]
+            return photograph_bodies(vertices, body.faces, greys, **view._asdict())
+
+        return take
+
+    def _drawn(self, place: int, pose: Pose, shot: Shot, photograph: Photograph, index: int) -> Drawn:
+        picture = self.world.plan.pictures[place]
+        lossless = PurePosixPath(picture.path).suffix == ".png"
+        quality = None if lossless else self.world.cameras[picture.camera].quality
+        facts = {
+            "pose_kind": pose.kind,
+            "pose": pose.axis_angle.reshape(-1).tolist(),
+            "box": photograph.box[index].tolist(),
+            "visible": float(photograph.visible[index]),
+        }
+        return Drawn(encode(photograph.image[index], quality), facts | flat(dataclasses.asdict(shot), "shot"))

@@ -1,0 +1,278 @@
+"""Writing a world to a folder: in chunks, by several processes, so that a killed run goes on where it stopped.
+
+While it is being written a world's folder holds a folder `.world` with the truth of every finished chunk and, in a
+folder of the run, the pictures that are just being written; a picture appears under its own name only when it is
+whole. `world.json` lists every file that belongs to the world. Nothing else in the folder is ever touched, and one
+process at a time works there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+
+import polars as pl
+import torch
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.files import at_work, open_stage, staged
+from clip3dreid.io.formats import read_table, write_table
+from clip3dreid.io.processes import spread
+from clip3dreid.synthetic.folder import (
+    FORMAT,
+    SCHEMA_VERSION,
+    TRUTH,
+    WORK,
+    WORLD,
+    Found,
+    check_space,
+    clear,
+    clear_work,
+    examine,
+    sealed_facts,
+)
+from clip3dreid.synthetic.plan import Plan
+
+CHUNK = 16
+"""Pictures that are drawn in one batch. Fixed, because the last bits of a batched product depend on its size."""
+BYTES_A_PIXEL = {".png": 3.0, ".jpg": 1.0}
+"""At most: a PNG of noise is as large as its pixels; a JPEG of quality 95 stays below a third of that."""
+BYTES_OF_TRUTH = 2_000
+"""Of a picture, in `truth.parquet` and in the chunks' files."""
+
+
+class Drawn(NamedTuple):
+    """A picture as the artist hands it over."""
+
+    data: bytes
+    """The encoded file."""
+    facts: dict[str, Any]
+    """Columns of the truth that belong to this picture alone."""
+
+
+Artist: TypeAlias = Callable[[Sequence[int]], list[Drawn]]
+"""From places in the plan to those pictures. What it draws depends on the places alone."""
+
+
+@dataclass(frozen=True)
+class Commission:
+    """What is to be written.
+
+    Attributes:
+        plan: the pictures and lists.
+        artist: makes an artist; called once in every process, so it must be picklable.
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+        config: everything that decides the world, JSON-ready; a folder made with another one is another world.
+        environment: versions of what draws it, JSON-ready; an interrupted world goes on only with the same ones.
+        finish: from the truth that the artist gave, one row a picture in plan order, with its place in the
+            column `place`, to the table that is stored.
+    """
+
+    plan: Plan
+    artist: Callable[[], Artist]
+    height: int
+    width: int
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    finish: Callable[[pl.DataFrame], pl.DataFrame]
+
+    @property
+    def files(self) -> list[str]:
+        """Every file of the world, sorted."""
+        pictures = (picture.path for picture in self.plan.pictures)
+        return sorted([*pictures, *self.plan.side_files, WORLD, TRUTH])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `world.json` says, without `complete`."""
+        counts: dict[str, dict[str, int]] = {}
+        people: dict[tuple[str, str], set[int]] = {}
+        for picture in self.plan.pictures:
+            part = counts.setdefault(f"{picture.split}/{picture.role}", {"pictures": 0, "people": 0})
+            part["pictures"] += 1
+            seen = people.setdefault((picture.split, picture.role), set())
+            seen.add(picture.person)
+            part["people"] = len(seen)
+        return {
+            "format": FORMAT,
+            "version": SCHEMA_VERSION,
+            "fingerprint": fingerprint(self.config),
+            "config": dict(self.config),
+            "environment": dict(self.environment),
+            "counts": counts,
+            "files": self.files,
+        }
+
+    @property
+    def bytes_a_picture(self) -> float:
+        """At most, with its truth."""
+        suffix = PurePosixPath(self.plan.pictures[0].path).suffix
+        return BYTES_A_PIXEL[suffix] * self.height * self.width + BYTES_OF_TRUTH
+
+
+class Report(NamedTuple):
+    """What became of a commission."""
+
+    pictures: int
+    """Of the world."""
+    drawn: int
+    """By this run: fewer than `pictures` where it went on with an interrupted one, 0 where all was there."""
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def write(
+    commission: Commission,
+    out: Path,
+    *,
+    workers: int,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Writes a world, or what an interrupted run has left of it; a complete one is left as it is.
+
+    Args:
+        commission: the world.
+        out: its folder; made if it is not there.
+        workers: processes; 0 draws in this one. The files do not depend on it.
+        overwrite: begin anew where the folder holds another world. Only the files of that world are removed,
+            and a folder that holds anything else, hidden files apart, is refused all the same: pictures of two
+            data sets must not mix, and nobody's files get lost.
+        progress: called with the number of pictures that are there and of all.
+
+    Returns:
+        How many pictures the world has, and how many of them this run has drawn.
+
+    Raises:
+        InputError: if `out` holds something else, another process is at work there, the disk is too full, or a file
+            cannot be written.
+    """
+    if workers < 0:
+        raise InputError(f"workers={workers} is negative; give the number of processes, or 0 for none")
+    pictures = len(commission.plan.pictures)
+    # Before the lock, which is a file: a folder that is refused is not touched, one that is complete need not be.
+    found = _look(commission, out, overwrite)
+    if found.complete and not (out / WORK).exists():
+        return Report(pictures, 0)
+    with at_work(out, "writes a world", tidy=True):
+        found = _look(commission, out, overwrite)
+        if found.complete:
+            clear_work(out)
+            return Report(pictures, 0)
+        if found.replaced:
+            clear(out, found.replaced)
+        job = _Job(commission, out, open_stage(out / WORK))
+        job.write_json(WORLD, sealed_facts(commission.facts, complete=False))
+        for path, text in commission.plan.side_files.items():
+            job.write(path, text.encode())
+        missing = job.missing()
+        done = pictures - job.count(missing)
+        if progress is not None:
+            progress(done, pictures)
+        for drawn in spread(job, missing, workers):
+            done += drawn
+            if progress is not None:
+                progress(done, pictures)
+        _finish(commission, job)
+    return Report(pictures, job.count(missing))
+
+
+def _look(commission: Commission, out: Path, overwrite: bool) -> Found:
+    """What the folder holds, if the world may be written there and there is room for what is missing."""
+    found = examine(out, commission.facts, overwrite)
+    if not found.complete:
+        job = _Job(commission, out, out / WORK)
+        todo = len(commission.plan.pictures) if found.replaced else job.count(job.missing())
+        check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
+    return found
+
+
+class _Job:
+    """Draws and writes chunks; every process has a copy."""
+
+    def __init__(self, commission: Commission, out: Path, stage: Path) -> None:
+        # The commission as a whole stays here: it need not be picklable.
+        self.make_artist, self.out, self.stage = commission.artist, out, stage
+        self.paths = [picture.path for picture in commission.plan.pictures]
+        self.artist: Artist | None = None
+
+    def chunks(self) -> range:
+        """Numbers of all chunks."""
+        return range(math.ceil(len(self.paths) / CHUNK))
+
+    def places(self, chunk: int) -> range:
+        """Places in the plan of a chunk's pictures."""
+        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.paths)))
+
+    def count(self, chunks: Sequence[int]) -> int:
+        """Pictures in chunks."""
+        return sum(len(self.places(chunk)) for chunk in chunks)
+
+    def truth(self, chunk: int) -> str:
+        return f"{WORK}/chunk-{chunk:06d}.parquet"
+
+    def missing(self) -> list[int]:
+        """Chunks that are still to be drawn."""
+        return [chunk for chunk in self.chunks() if not self._is_done(chunk)]
+
+    def _is_done(self, chunk: int) -> bool:
+        # The truth is written last, but a picture may have been removed since.
+        there = all((self.out / self.paths[place]).is_file() for place in self.places(chunk))
+        return there and (self.out / self.truth(chunk)).is_file()
+
+    def __call__(self, chunk: int) -> int:
+        """Draws a chunk and returns its number of pictures."""
+        with _one_thread():
+            if self.artist is None:
+                self.artist = self.make_artist()
+            places = self.places(chunk)
+            drawn = self.artist(places)
+        for place, picture in zip(places, drawn, strict=True):
+            self.write(self.paths[place], picture.data)
+        rows = [{"place": place} | picture.facts for place, picture in zip(places, drawn, strict=True)]
+        self.write_table(self.truth(chunk), pl.DataFrame(rows, infer_schema_length=None))
+        return len(places)
+
+    def write(self, path: str, data: bytes) -> None:
+        with staged(self.stage, self.out, path) as temporary:
+            temporary.write_bytes(data)
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, path: str, table: pl.DataFrame) -> None:
+        with staged(self.stage, self.out, path) as temporary:
+            write_table(temporary, table)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For drawing: the last bits of a sum depend on the number of threads, and those of several processes wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finish(commission: Commission, job: _Job) -> None:
+    """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
+    again = "remove it and start again: its pictures are drawn anew"
+    tables = [
+        read_table(job.out / job.truth(chunk), "the truth about pictures", again)[0] for chunk in job.chunks()
+    ]
+    # A column that is empty throughout a chunk has no type of its own there.
+    job.write_table(TRUTH, commission.finish(pl.concat(tables, how="diagonal_relaxed")))
+    job.write_json(WORLD, sealed_facts(commission.facts, complete=True))
+    clear_work(job.out)

@@ -1,0 +1,292 @@
+"""What a recipe needs on this disk: for each thing its place, its size, whether it is there, and how it is got."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config.hydra import conf_dir
+from clip3dreid.errors import InputError
+
+THERE, MISSING, NOT_GIVEN = "there", "missing", "not given"
+# Functions that read official body files -> the option of the group `body`, and where the files come from.
+_OFFICIAL = {
+    "clip3dreid.body.official.load_smpl": ("smpl", "https://smpl.is.tue.mpg.de"),
+    "clip3dreid.body.official.load_smplx": ("smplx", "https://smpl-x.is.tue.mpg.de"),
+}
+_BY_HAND = "# "
+
+
+class Item(NamedTuple):
+    """One thing that a recipe needs."""
+
+    what: str
+    key: str
+    """Key of the config that says where it lies."""
+    place: str
+    """As the config has it; empty where it says nothing."""
+    state: str
+    """`there …`, or what is wrong with it."""
+    megabytes: float | None = None
+    """10^6 bytes: on this disk, or of what will be got; None where nobody can say."""
+    get: str | None = None
+    """The command that gets it; after `# ` what is done by hand; None where nothing needs to be done."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, for a message."""
+        return f"{self.what}{self.place and ' '}{self.place} ({self.key}) is {self.state}"
+
+
+def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
+    """Looks for everything that a training needs; nothing is read or downloaded.
+
+    Args:
+        cfg: `conf/train.yaml` or `conf/weights.yaml`, composed.
+        sums: compare the student's file with its checksum, which reads all of it.
+
+    Returns:
+        Student, teacher, labels, bodies, the body's file and data sets: what the losses need of these.
+
+    Raises:
+        InputError: if the losses' entries are wrong.
+    """
+    # Here, so that help and listings are printed before torch is loaded.
+    from clip3dreid.loss.total import needs
+
+    wanted = needs(instantiate(cfg.loss))
+    items = list(_student(cfg, sums))
+    if wanted & {"words", "teacher"}:
+        items += _teacher(cfg.model.get("teacher"))
+    if "words" in wanted and cfg.labels.path is not None:
+        items += [_own("labels", "labels.path", cfg.labels.path, "clip3dreid label makes them")]
+    if "bodies" in wanted:
+        items += [_bodies(cfg), *_body(cfg.body)]
+    return [*items, *_data(cfg)]
+
+
+def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuses a training that lacks something before anything is read, and says all that is missing at once.
+
+    Where data alone are missing their reader is left to say so: it knows the names, and looks for folders alike.
+
+    Args:
+        cfg: `conf/train.yaml`, composed.
+        overrides: what it was composed from, for the message.
+
+    Raises:
+        InputError: naming each thing that is missing, and how all of it is got.
+    """
+    if no_data(cfg):
+        return
+    missing = [item for item in checklist(cfg) if item.get is not None]
+    if all(item.key.startswith("data") for item in missing):
+        return
+    problems = "; ".join(item.problem for item in missing)
+    if len(missing) == 1:
+        get = str(missing[0].get)
+        raise InputError(
+            f"{problems}; {get.removeprefix(_BY_HAND) if get.startswith(_BY_HAND) else f'get it: {get}'}"
+        )
+    # Of a resumed run: where it lies is no part of what it needs.
+    recipe = [one for one in overrides if not one.startswith(("hydra.", "resume="))]
+    command = shlex.join(["python", "-m", "clip3dreid", "weights", *recipe])
+    raise InputError(f"{len(missing)} things are missing: {problems}. How to get all of them: {command}")
+
+
+def no_data(cfg: DictConfig) -> bool:
+    """Whether no data set was chosen, neither by itself nor by an experiment."""
+    return OmegaConf.is_missing(cfg, "data") or cfg.data is None
+
+
+def commands(items: Sequence[Item]) -> list[str]:
+    """What gets everything that is missing, nothing twice, commands first."""
+    found = dict.fromkeys(item.get for item in items if item.get is not None)
+    return sorted(found, key=lambda line: line.startswith(_BY_HAND))
+
+
+def to_get(items: Sequence[Item]) -> float:
+    """Megabytes that `commands` get, as far as they are known: once where two things lie in one folder."""
+    return sum({item.get: item.megabytes or 0.0 for item in items if item.get is not None}.values())
+
+
+def own_command(fetch: str | None, place: str) -> str | None:
+    """The command on record, ready for a shell, if it gets what lies at `place`; the user's own files have none."""
+    alone = rf"(?<!\S){re.escape(place)}(?!\S)"
+    if fetch is None or not re.search(alone, fetch):
+        return None
+    return fetch.replace(place, shlex.quote(place))
+
+
+def weights_state(path: Path, sha256: str | None) -> str:
+    """`missing`, `incomplete …`, `DAMAGED …`, or `there`, with a word on the checksum.
+
+    Args:
+        path: a file of weights, or the folder of a model of `transformers`.
+        sha256: of the file, hexadecimal; None where nobody has noted it.
+    """
+    if path.is_dir():
+        weights = any(path.glob("*.safetensors")) or (path / "pytorch_model.bin").is_file()
+        parts = {"config.json": (path / "config.json").is_file(), "weights": weights}
+        lacking = [name for name, there in parts.items() if not there]
+        if lacking:
+            return f"incomplete: no {' and no '.join(lacking)}"
+    elif not path.is_file():
+        return MISSING
+    elif sha256 is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{THERE}, checksum right" if digest == sha256 else "DAMAGED, checksum wrong"
+    return f"{THERE}, checksum not known"
+
+
+def megabytes(path: Path) -> float | None:
+    """Size of a file, or of the files in a folder; None where there is nothing."""
+    files = [path] if path.is_file() else [file for file in path.glob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6 if files else None
+
+
+def _own(what: str, key: str, place: Any, advice: str) -> Item:
+    """A file that only the user can bring."""
+    path = Path(str(place)).expanduser()
+    if path.exists():
+        return Item(what, key, str(place), THERE, megabytes(path))
+    return Item(
+        what,
+        key,
+        str(place),
+        MISSING,
+        None,
+        f"{_BY_HAND}{what}: give {key}=PATH of one that is there; {advice}",
+    )
+
+
+def _student(cfg: DictConfig, sums: bool) -> Iterator[Item]:
+    if cfg.init_from is not None:
+        yield _own("student", "init_from", cfg.init_from, "a run's folder, a checkpoint or a saved model")
+        return
+    model, key = cfg.model, "model.pretrained"
+    if "pretrained" not in model:
+        get = f"{_BY_HAND}student: its YAML says nothing of {key}; give a file, or null to start from nothing"
+        yield Item("student", key, "", NOT_GIVEN, None, get)
+    elif model.pretrained is None:
+        yield Item("student", key, "", "from scratch: nothing to get")
+    elif (fetch := own_command(model.get("fetch"), str(model.pretrained))) is None:
+        yield _own("student", key, model.pretrained, "null starts from nothing")
+    else:
+        place, path = str(model.pretrained), Path(model.pretrained).expanduser()
+        state = weights_state(path, model.get("sha256") if sums else None)
+        if state.startswith(THERE):
+            yield Item("student", key, place, state, megabytes(path))
+            return
+        damaged = f"rm {shlex.quote(place)} && " if state.startswith("DAMAGED") else ""
+        yield Item("student", key, place, state, model.get("megabytes"), damaged + fetch)
+
+
+def _teacher(node: DictConfig | None) -> Iterator[Item]:
+    from clip3dreid.model.teacher_files import PACKAGED, lacking, on_hub, packaged
+
+    key = "model.teacher.path"
+    if node is None:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        get = f"{_BY_HAND}this method needs a teacher: give model/teacher=NAME; NAME is one of {names}"
+        yield Item("teacher", "model/teacher", "", "not chosen", None, get)
+        return
+    what, place, fetch = f"teacher {node.name}", str(node.path), node.get("fetch")
+    if place.startswith(PACKAGED):
+        yield Item(what, key, place, f"{THERE}, in the package", megabytes(packaged(place)))
+        return
+    if on_hub(place, fetch):
+        yield Item(
+            what, key, place, f"{THERE}: downloaded from the hub when it is needed, unless it was before"
+        )
+        return
+    folder, command = Path(place).expanduser(), own_command(fetch, place)
+    absent = lacking(folder)
+    if not absent:
+        yield Item(what, key, place, THERE, megabytes(folder))
+    elif command is None:
+        advice = f"copy all files of the published model there, or give {key}=FOLDER"
+        state = f"incomplete: no {' and no '.join(absent)}" if folder.is_dir() else MISSING
+        yield Item(what, key, place, state, None, f"{_BY_HAND}{what}: {advice}")
+    else:
+        state = f"incomplete: no {' and no '.join(absent)}" if folder.is_dir() else MISSING
+        yield Item(what, key, place, state, node.get("megabytes"), command)
+    pieces = (folder / "spiece.model").is_file() or (command is not None and "spiece.model" in command)
+    if pieces and not (folder / "tokenizer.json").is_file():
+        packages = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+        if packages:
+            get = "pip install sentencepiece protobuf"
+            yield Item(
+                f"package {' and '.join(packages)} of the tokenizer", key, "", "not installed", None, get
+            )
+
+
+def _bodies(cfg: DictConfig) -> Item:
+    from clip3dreid.data.bodies import COMMAND, COMMAND_MB, TRUTH
+
+    what, key, place = "textureless bodies", "bodies.root", str(cfg.bodies.root)
+    folder = Path(place).expanduser()
+    if (folder / TRUTH).is_file():
+        return Item(what, key, place, THERE)
+    command = COMMAND.format(root=shlex.quote(place)) + _option(cfg.body)
+    return Item(what, key, place, MISSING, COMMAND_MB, command)
+
+
+def _option(body: DictConfig) -> str:
+    """What makes `synthesize` use the body that the recipe uses; nothing for its own default."""
+    path = str(body.path)
+    if body.get("_target_") in _OFFICIAL:
+        file = "FILE" if body.path is None else shlex.quote(path)
+        return f" body={_OFFICIAL[body._target_][0]} body.path={file}"
+    return "" if path == "anny_light" else f" body=anny body.path={shlex.quote(path)}"
+
+
+def _body(body: DictConfig) -> Iterator[Item]:
+    from clip3dreid.body.smpl import SHIPPED, shipped
+
+    key = "body.path"
+    if str(body.path) in SHIPPED:
+        name = str(body.path)
+        yield Item("body", key, name, f"{THERE}, in the package", megabytes(shipped(name)))
+        return
+    official = _OFFICIAL.get(str(body.get("_target_")))
+    if body.path is None:
+        place = "" if official is None else f", from {official[1]} after registration (non-commercial)"
+        yield Item("body's file", key, "", NOT_GIVEN, None, f"{_BY_HAND}body: give {key}=FILE{place}")
+    else:
+        yield _own("body's file", key, body.path, "body=anny_light needs none")
+    if official is not None and not _installed("smplx"):
+        get = "pip install 'clip3dreid[smpl]'"
+        yield Item("package smplx (non-commercial research)", "body", "", "not installed", None, get)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the package that it is a part of
+        return False
+
+
+def _data(cfg: DictConfig) -> Iterator[Item]:
+    if no_data(cfg):
+        return
+    sets = {"data": cfg.data, **{f"data.also.{name}": node for name, node in cfg.data.also.items()}}
+    for prefix, node in sets.items():
+        what, key = f"data {node.name}", f"{prefix}.root"
+        place = "" if OmegaConf.is_missing(node, "root") else str(node.root)
+        if place and Path(place).expanduser().exists():
+            yield Item(what, key, place, THERE)
+            continue
+        get = f"{_BY_HAND}{what}: docs/datasets.md says where it comes from; give its folder as {key}=FOLDER"
+        if (fetch := node.get("fetch")) is not None:
+            get = str(fetch).format(root=shlex.quote(place) if place else "FOLDER")
+        yield Item(what, key, place, MISSING if place else NOT_GIVEN, None, get)

@@ -1,0 +1,176 @@
+"""Checkpoints of a run: written whole beside their place, read back before they take it, the one before kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins.io import CheckpointIO
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.files import reason_of, why_not_written
+from clip3dreid.io.formats import decoding, scan_torch_file
+from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointFiles(CheckpointIO):
+    """How the trainer's checkpoints come to the disk and from it.
+
+    A checkpoint is written under another name in its own folder, forced to the disk and read back; only then does it
+    take its name. So a kill, a full disk or a failing one never costs more than the steps since the one before.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint: plain data and tensors.
+            path: its file. What a file of the name `last.ckpt` held is kept as `previous.ckpt`.
+            storage_options: none are known.
+
+        Raises:
+            InputError: if it cannot be written, or is not what was written when read back; what was there stays.
+        """
+        path = Path(path)
+        # One name, so that what a killed run leaves is written over; the run's lock keeps others away from it.
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if (wrong := damage(part)) is not None:
+                    raise OSError(f"what was written reads back damaged ({wrong})")
+                if path.name == LAST_CHECKPOINT.name:
+                    _keep(path)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch's own writer turns the disk's error into the latter
+            raise InputError(_unwritten(checkpoint, path, error)) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint, on the CPU unless told otherwise; nothing is ever unpickled."""
+        scan_torch_file(Path(path))
+        content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint that another has taken the place of."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _keep(path: Path) -> None:
+    """Gives the file at `path` the second name `previous.ckpt`, so that there is no moment without either."""
+    previous = path.with_name(PREVIOUS_CHECKPOINT.name)
+    if not path.exists():
+        return
+    previous.unlink(missing_ok=True)
+    try:
+        previous.hardlink_to(path)
+    except OSError:  # a file system without second names
+        path.replace(previous)
+
+
+def _unwritten(checkpoint: dict[str, Any], path: Path, error: OSError | RuntimeError) -> str:
+    reason = why_not_written(error) or reason_of(error)
+    left = "the one before it stays" if path.exists() else "there is none yet"
+    return (
+        f"the checkpoint of step {checkpoint.get('global_step')} cannot be written to {path}: {reason}; {left}; make "
+        "room and go on with resume="
+    )
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's file, in a few words; None where every byte is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        return reason_of(error)
+    return None if bad is None else f"{bad} has another checksum"
+
+
+class Resumable(NamedTuple):
+    """The checkpoint that a run goes on from."""
+
+    path: Path
+    epochs: int
+    """Whole epochs that are trained."""
+    batches: int
+    """Batches of the next one that are trained."""
+
+
+def newest_whole(folder: Path) -> Resumable:
+    """Looks for the checkpoint to go on from.
+
+    Args:
+        folder: of a run.
+
+    Returns:
+        Its last checkpoint, or the one before where that one is damaged, which is logged.
+
+    Raises:
+        InputError: if there is none, or all are damaged.
+    """
+    wrong: list[str] = []
+    for path in (folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT):
+        if not path.exists():
+            continue
+        if (reason := damage(path)) is None:
+            for line in wrong:
+                log.warning("%s; taking %s, the newest whole checkpoint", line, path.name)
+            return Resumable(path, *_progress(path))
+        wrong.append(f"{path} is damaged: {reason}")
+    if wrong:
+        raise InputError(f"{'; '.join(wrong)}; start the run anew")
+    raise InputError(
+        f"{folder} holds no {LAST_CHECKPOINT}: the run ended before it saved one; start it anew in another folder"
+    )
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """Epochs and batches that a checkpoint of Lightning has behind it."""
+    scan_torch_file(path)
+    with decoding(path, "a checkpoint of a training", "give the folder of a run"):
+        # Mapped: the tensors are not read.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        fit = content["loops"]["fit_loop"]
+        epochs = fit["epoch_progress"]["current"]
+        batches = fit["epoch_loop.batch_progress"]["current"]["ready"]
+        return int(epochs["processed"]), int(batches) if epochs["processed"] < epochs["started"] else 0
+
+
+def moved(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Makes the paths of a checkpoint's callbacks those of the folder where it is now, in place.
+
+    Args:
+        checkpoint: of Lightning, whose checkpoint callbacks note where they wrote.
+        folder: of the checkpoints, which may have been moved since.
+    """
+    for state in checkpoint.get("callbacks", {}).values():
+        if not isinstance(state, dict) or "dirpath" not in state:
+            continue
+        state["dirpath"] = str(folder)
+        for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
+            if state.get(key):
+                state[key] = str(folder / Path(state[key]).name)
+        best = state.get("best_k_models")
+        if isinstance(best, dict):
+            state["best_k_models"] = {str(folder / Path(path).name): score for path, score in best.items()}
+        # A selected checkpoint that was not moved along cannot be evaluated.
+        if state.get("best_model_path") and not Path(state["best_model_path"]).is_file():
+            state["best_model_path"] = ""

@@ -1,0 +1,119 @@
+"""What a resumed run may change: its schedule, its place and its machine, but not the model that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.formats import damaged, decoding
+
+FREE = (
+    # How long, and at which rate.
+    "epochs",
+    "milestones",
+    "clothes_start_epoch",
+    "loss.*.start_epoch",
+    "loss.*.warmup_epochs",
+    "optimizer.*",
+    # Where things lie; what lies there is compared by its checksum.
+    "weights_dir",
+    "data.root",
+    "data.also.*.root",
+    "bodies.root",
+    "body.path",
+    "model.pretrained",
+    "model.fetch",
+    "model.teacher.*",
+    "init_from",
+    # On what machine, and how fast.
+    "trainer.*",
+    "channels_last",
+    "compile",
+    "loader.workers",
+    "loader.evaluation_batch",
+    "loader.keep_pictures",
+    "model.student.ghost_group",
+    # What is reported, and where.
+    "callbacks.*",
+    "logger.*",
+    "retrieval.*",
+    "protocol.*",
+    "data.protocols.*",
+    "data.val_protocols.*",
+    "data.also.*.protocols.*",
+    "data.also.*.val_protocols.*",
+    "evaluate_every",
+    "gradient_norms_every",
+    "run_name",
+    "rung",
+    "resume",
+)
+"""Keys that a resumed run may set anew; a star stands for any part of a key."""
+# What a free group holds and is not: another state, another batch, or another picture that the teacher is shown.
+_FIXED = ("optimizer.optimizer._target_", "trainer.accumulate_grad_batches", "model.teacher.cache")
+_SHOWN = 8
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """`{a: {b: 1}}` as `{"a.b": 1}`; an empty mapping stays one."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix.removesuffix("."): node}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may set a key anew."""
+    return key not in _FIXED and any(
+        fnmatchcase(key, free) or key == free.removesuffix(".*") for free in FREE
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config that a run was begun with, as plain data from a file that may come from anywhere.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    advice = "without it nobody knows what run this is"
+    with decoding(path, "a run's config", advice):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise damaged(path, "it holds no keys", advice)
+    return found
+
+
+def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compares the config of a resumed run with the one that the run was begun with.
+
+    Args:
+        earlier: of the run's `config.yaml`.
+        now: the composed one, as plain data.
+
+    Returns:
+        What differs, a key each: `epochs 60 -> 80`.
+
+    Raises:
+        InputError: naming what differs and must not: another model, other people or other batches would come of it.
+    """
+    there, here = flat(earlier), flat(now)
+    absent = object()
+    differ = [key for key in sorted({*there, *here}) if there.get(key, absent) != here.get(key, absent)]
+    fixed = [key for key in differ if not may_change(key)]
+    if fixed:
+        told = "; ".join(f"{key} was {_short(there, key)}, is {_short(here, key)}" for key in fixed[:_SHOWN])
+        more = f" and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else ""
+        raise InputError(
+            f"a resumed run cannot change what it trains: {told}{more}; start a new run (init_from= takes the "
+            "student's weights along)"
+        )
+    return [f"{key} {_short(there, key)} -> {_short(here, key)}" for key in differ if key != "resume"]
+
+
+def _short(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "absent"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,391 @@
+"""Signals: a run that is told to end saves where it is, says how to go on, and ends in all of its processes.
+
+Python runs a signal's handler in the main thread, between two of its own steps. A process that waits inside a
+collective for another one never gets there, so signals are also heard by a thread, which tells the other processes
+and ends this one when its time is up. Lightning's own handlers talk to the other processes from inside the handler,
+where they wait for each other for ever if only one is told; they are taken out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch.distributed import distributed_c10d
+
+from clip3dreid.config.hydra import foreseen
+from clip3dreid.io.launch import launch
+from clip3dreid.io.run_folder import LAST_CHECKPOINT
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 25.0
+"""Seconds from a signal to the end, whatever the main thread is at: less than the 30 a scheduler commonly gives."""
+LOST_S = 15.0
+"""Seconds that a process goes on for without the first one: as long as all that end normally take to leave."""
+_TICK_S = 0.25
+# Of Lightning; untyped, for what is its own there.
+_SCRIPTS: Any = subprocess_script
+
+
+class Stopped(SystemExit):
+    """The end of a process that was told to stop, with the status that shells expect of the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class StopWatch:
+    """Listens for signals while a run lasts.
+
+    SIGTERM, SIGHUP and Ctrl-C (the first; the second one ends at once), and under SLURM SIGUSR1 and SIGUSR2, the
+    usual requests for saving and requeueing. A SIGHUP that was ignored when the run began, as by `nohup`, still is.
+
+    In training they end the run after the batch that is trained, with a checkpoint; in a validation after that, if it
+    ends in time; elsewhere at once.
+
+    Args:
+        folder: of the run.
+        command: that goes on with it, for messages.
+        again: whether the same command, started again by a scheduler, goes on with it; that of a sweep does not.
+
+    Attributes:
+        told: the signal that this or another process was told by; None: none.
+    """
+
+    def __init__(self, folder: Path, command: str, again: bool = True) -> None:
+        self.folder, self.command, self.again = folder, command, again
+        self.told: int | None = None
+        self.training = False
+        self._handled = False
+        self._rank = launch().rank
+        self._store: Any = None
+        self._saved = ""
+        self._launcher: Any = None
+        self._observer: Any = None
+        self._pid = os.getpid()
+        self._closed = threading.Event()
+        # Held by the thread while it works and by a fork: a child that is forked in the middle of another thread's
+        # work can inherit a lock that nobody lets go of.
+        self._quiet = threading.Lock()
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Installs the handlers; in a thread that is not the main one Python has none, and this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._ear, self._mouth = os.pipe()
+        os.set_blocking(self._mouth, False)
+        for signum in self._heeded():
+            self._earlier[signum] = signal.signal(signum, self._handle)
+        self._earlier_fd = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+        os.register_at_fork(
+            before=self._quiet.acquire, after_in_parent=self._quiet.release, after_in_child=self._deafen
+        )
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Takes the handlers out; where the run ends by an error, the other processes are told."""
+        if self._observer is not None:
+            _SCRIPTS._launch_process_observer = self._observer
+        if error is not None:
+            self._part(error)
+        if not self._earlier:
+            return
+        self._closed.set()
+        self._thread.join()
+        signal.set_wakeup_fd(self._earlier_fd)
+        for signum, handler in self._earlier.items():
+            signal.signal(signum, handler)
+        os.close(self._ear)
+        os.close(self._mouth)
+
+    @staticmethod
+    def _heeded() -> list[int]:
+        found = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        if "SLURM_JOB_ID" in os.environ:
+            found += [signal.SIGUSR1, signal.SIGUSR2]
+        return [signum for signum in found if signal.getsignal(signum) is not signal.SIG_IGN]
+
+    def _deafen(self) -> None:
+        """In a forked worker: what it is told is not said to this process."""
+        self._quiet.release()
+        if not self._closed.is_set():
+            signal.set_wakeup_fd(-1)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a loader's worker; the process that started it decides
+        # Not `told`: the listening thread may have heard of this very signal before.
+        again, self._handled = self._handled, True
+        self._tell(signum)
+        if signum == signal.SIGINT and again:
+            raise KeyboardInterrupt
+        if not self.training:
+            raise Stopped(signum)
+
+    def _tell(self, signum: int) -> None:
+        if self.told is None:
+            self.told = signum
+            if self.training and self._rank == 0:
+                log.warning("%s: stopping after this batch", signal.Signals(signum).name)
+
+    def connect(self) -> None:
+        """Begins to hear of the other processes; called as soon as they have met."""
+        if self._store is None and dist.is_initialized() and dist.get_world_size() > 1:
+            self._rank = dist.get_rank()
+            # A connection of our own: the one that collectives are arranged by may be waiting.
+            store: Any = distributed_c10d._get_default_store()
+            self._store = distributed_c10d.PrefixStore("clip3dreid/stop", store.clone())
+
+    def _listen(self) -> None:
+        told_at = lost_at = None
+        while not self._closed.is_set():
+            heard = select.select([self._ear], [], [], _TICK_S)[0]
+            with self._quiet:
+                now = time.monotonic()
+                for signum in os.read(self._ear, 64) if heard else b"":
+                    if signum in self._earlier:
+                        self._tell(signum)
+                lost_at = self._exchanged(lost_at, now)
+                self._look_after_children()
+                if self.told is not None:
+                    told_at = told_at or now
+                    if now - told_at > GRACE_S and not self._closed.is_set():
+                        self._leave(self._farewell(), 128 + self.told)
+
+    def _exchanged(self, lost_at: float | None, now: float) -> float | None:
+        """Hears of the others; since when nobody answers, or None."""
+        try:
+            self._exchange()
+        except Exception:  # the store's own errors have no common base that is public
+            lost_at = lost_at or now
+            if now - lost_at > LOST_S and not self._closed.is_set():
+                self._leave(f"process {self._rank}: the first process of this run is gone", 1)
+            return lost_at
+        return None
+
+    def _look_after_children(self) -> None:
+        """Ends this process if one that it started has failed; Lightning would kill it without a word."""
+        if self.told is not None:
+            return  # they are told as well, and this one has until its time is up
+        for number, child in enumerate(getattr(self._launcher, "procs", ()), start=1):
+            status = child.poll()
+            if not status or self._closed.is_set():
+                continue
+            if status == 2:
+                self._leave(None, 2)  # it has said why
+            signum = -status if status < 0 else status - 128
+            if signum > 0:
+                how, status = f"was ended by {signal.Signals(signum).name}", 128 + signum
+            else:
+                how = f"failed with status {status}"
+            self._leave(f"process {number} of this run {how}; {self._next()}", status)
+
+    def _exchange(self) -> None:
+        """Says what this process was told, and hears what others were."""
+        if self._store is None:
+            return
+        if self.told is not None:
+            self._store.set("told", str(self.told))
+        elif self._store.check(["told"]):
+            self._tell(int(self._store.get("told")))
+        if self._store.check(["left"]) and not self._closed.is_set():
+            rank, status = map(int, self._store.get("left").decode().split())
+            # The first process is left to end by itself: it may be saving.
+            if rank != self._rank and (self._rank > 0 or self.told is None):
+                self._leave(None, status)
+
+    def _part(self, error: BaseException) -> None:
+        """Lets the other processes know that this one ends, and with which status they are to end too.
+
+        Raises:
+            SystemExit: where another process ended first, and its end is all that is wrong here.
+        """
+        if self._store is None:
+            return
+        try:
+            other = self._left()
+            if other is not None and not isinstance(error, SystemExit):
+                raise SystemExit(other) from error
+            status = error.code if isinstance(error, SystemExit) else 2 if foreseen(error) else 1
+            self._store.set("left", f"{self._rank} {status if isinstance(status, int) else 1}")
+            time.sleep(2 * _TICK_S)  # the store ends with the process that holds it
+        except dist.DistError:
+            return
+
+    def _left(self) -> int | None:
+        """Status that another process ended with; a moment is waited for its word: its end is noticed sooner."""
+        for _ in range(8):
+            if self._store.check(["left"]):
+                rank, status = map(int, self._store.get("left").decode().split())
+                return status if rank != self._rank else None
+            time.sleep(_TICK_S)
+        return None
+
+    def _leave(self, line: str | None, status: int) -> None:
+        """Ends this process from outside its main thread, which is waiting for something that will not come."""
+        if line is not None:
+            print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(status)
+
+    def _farewell(self) -> str:
+        return f"stopped by {signal.Signals(self.told or signal.SIGTERM).name}{self._saved}; {self._next()}"
+
+    def _next(self) -> str:
+        if (self.folder / LAST_CHECKPOINT).is_file():
+            return f"go on with {self.command}"
+        return "nothing is saved yet: start it again"
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Listens while the block lasts; if it is stopped, says how the run goes on.
+
+        Raises:
+            Stopped: with the signal's status, whatever the stop came through as.
+        """
+        try:
+            with self:
+                yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if self.told is None:
+                raise
+            self._finish(self.told)
+            raise Stopped(self.told) from stop
+
+    def _finish(self, told: int) -> None:
+        """Says how the run goes on, and has SLURM start it again where its signal asked for that."""
+        self.end_children()
+        if self._rank > 0:
+            return
+        log.error("%s", self._farewell())
+        if told in (signal.SIGUSR1, signal.SIGUSR2) and (self.folder / LAST_CHECKPOINT).is_file():
+            if self.again:
+                requeue()
+            else:
+                log.error("SLURM is not asked to start a sweep again, which would begin with its first run")
+
+    def saved(self, where: str) -> None:
+        """Notes where the run was saved, for the line that it ends with."""
+        self._saved = f" {where}"
+
+    def take_over(self, trainer: pl.Trainer) -> None:
+        """Takes Lightning's signal handling out of a trainer, with the broadcast that it makes before every step."""
+        trainer._signal_connector = _Silent(trainer)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self._launcher = trainer.strategy.launcher
+        # It kills this process as soon as one that it started has ended, in the middle of a stop too; the watch looks
+        # after them.
+        self._observer = _SCRIPTS._launch_process_observer
+        _SCRIPTS._launch_process_observer = lambda _: None
+
+    def end_children(self) -> None:
+        """Tells processes that this one started to end; they have nobody to go on with."""
+        if hasattr(self._launcher, "procs"):
+            self._launcher.kill(signal.SIGTERM)
+
+
+def requeue(run: Callable[..., Any] = subprocess.run) -> bool:
+    """Asks SLURM to start this job again, which goes on in the same folder.
+
+    Args:
+        run: starts a command.
+
+    Returns:
+        Whether SLURM said that it will.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
+    try:
+        done = run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.error("SLURM job %s cannot be requeued: %s", job, error)
+        return False
+    if done.returncode:
+        log.error("SLURM job %s cannot be requeued: %s", job, done.stderr.strip())
+        return False
+    log.info("SLURM job %s is requeued", job)
+    return True
+
+
+class SaveWhenTold(Callback):
+    """Ends a training that is told to stop, with a checkpoint to go on from.
+
+    The first process decides when, saves and leaves; the others, which may be waiting for it in the middle of the
+    next step, are ended by their watches.
+
+    Args:
+        watch: entered.
+    """
+
+    def __init__(self, watch: StopWatch) -> None:
+        self.watch = watch
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lets the watch hear of the other processes."""
+        self.watch.connect()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal waits for the end of a batch."""
+        self.watch.training = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops after an epoch, which has its checkpoint."""
+        if self.watch.told is not None and trainer.is_global_zero and trainer.current_epoch > 0:
+            self.watch.saved(f"after epoch {trainer.current_epoch - 1}, saved")
+            raise Stopped(self.watch.told)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops in the middle of an epoch; after its last batch the epoch is ended first."""
+        loop = trainer.fit_loop.epoch_loop
+        if self.watch.told is None or not trainer.is_global_zero or loop.batch_progress.is_last_batch:
+            return
+        if loop._should_accumulate():
+            return  # gradients are in no checkpoint
+        # Not Trainer.save_checkpoint, which waits for the other processes.
+        path = self.watch.folder / LAST_CHECKPOINT
+        trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
+        of = trainer.num_training_batches
+        self.watch.saved(f"in epoch {trainer.current_epoch} after batch {batch_idx + 1} of {of}, saved")
+        raise Stopped(self.watch.told)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal ends the process at once; all of the training is saved."""
+        self.watch.training = False
+        if self.watch.told is not None:
+            self.watch.saved("after the last epoch, saved")
+            raise Stopped(self.watch.told)
+
+
+class _Silent(_SignalConnector):
+    """In the place of Lightning's handlers."""
+
+    def register_signal_handlers(self) -> None:
+        """Leaves the signals to the watch."""
+        self.received_sigterm = False
+
+    def teardown(self) -> None:
+        """Has nothing to restore."""

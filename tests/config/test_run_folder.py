@@ -1,0 +1,314 @@
+"""A run's folder is one run's, whoever asks for it at the same time, and is data to whoever resumes it."""
+
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clip3dreid.config import run_folder
+from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.run_folder import Claim, resumed
+from clip3dreid.errors import InputError
+from clip3dreid.io import launch
+from tests.processes import PATIENCE_S
+
+
+def a_run(folder: Path, *overrides: str) -> Path:
+    """As much of a run's folder as is looked at before it is resumed."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    return folder
+
+
+HONEST = [
+    "+experiment=ltcc", "data=ltcc", "data.root=/data/LTCC ReID", "data.root='/data/a=b'", "loss=[identity,triplet]",
+    "+data@data.also.prcc=prcc", "data.also.prcc.root=${oc.env:PRCC,/data/prcc}", "seed=3", "milestones=[20,40]",
+    "~callbacks.progress", "+trainer.limit_train_batches=10", "trainer=ddp", "trainer.devices=2",
+    "model/student=mine", "trainer.strategy=ddp_find_unused_parameters_true",
+    "optimizer.optimizer.lr=1e-3", "+rerank@retrieval.rerank=k_reciprocal", "bodies.root=worlds/${seed}", "rung=a_b",
+    "retrieval.open_set=[1e-3,1e-2]", "protocol=[]", "data.val_people=2", "model.pretrained=null",
+]  # fmt: skip
+HOSTILE = {
+    "a class to build": "loss.identity.term._target_=torch.load",
+    "a class in a mapping": "loss.identity.term={_target_:os.system,command:ls}",
+    "a class in a list": "loader.train_view.extra=[{_target_:os.system}]",
+    "a class deep below": "+data.read={a:[{b:{_target_:os.system}}]}",
+    "arguments of a class": "+data.read._args_=[1]",
+    "positional call": "+trainer._partial_=true",
+    "Hydra itself": "hydra.run.dir=/tmp/x",
+    "Hydra's launcher": "hydra/launcher=joblib",
+    "a group put into Hydra": "+rerank@hydra.callbacks.x=k_reciprocal",
+    "a package of Hydra's own words": "+loss@_global_.x=identity",
+    "a computed value": "data.root=${hydra:runtime.cwd}",
+    "a resolver within": "run_name=x${oc.decode:1}",
+    "a resolver by another name": "run_name=${${a}:b}",
+    "an option outside the groups": "data=../../../tmp/evil",
+    "an absolute option": "data=/tmp/evil",
+    "a sweep": "seed=1,2",
+    "a flag": "--config-dir=/tmp/evil",
+    "another flag": "-m",
+    "where checkpoints go": "callbacks.last.dirpath=/home/somebody/.ssh",
+    "where checkpoints go, in a mapping": "callbacks.last={dirpath:/home/somebody/.ssh}",
+    "objects of the trainer, in a mapping": "trainer={plugins:[x]}",
+    "where logs go": "logger.csv.save_dir=/tmp",
+    "where Lightning writes": "trainer.default_root_dir=/tmp",
+    "objects of the trainer": "+trainer.plugins=[x]",
+    "a key of nobody": "+evil.key=1",
+    "no override": "rm -rf /",
+    "an empty line": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", HONEST)
+def test_what_runs_are_started_with_is_taken_from_their_folder(line: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", line)
+    assert resumed([f"resume={folder}"])[0] == line
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_folder_of_somebody_else_s_is_data_and_the_refusal_names_the_line(
+    case: str, tmp_path: Path
+) -> None:
+    folder = a_run(tmp_path / "run", "seed=1", HOSTILE[case])
+    with pytest.raises(InputError) as refused:
+        resumed([f"resume={folder}"])
+    assert HOSTILE[case] in str(refused.value)
+    assert "repeat it on the command line" in str(refused.value)
+
+
+def test_a_line_that_is_repeated_on_the_command_line_is_the_user_s_own(tmp_path: Path) -> None:
+    line = HOSTILE["a class in a list"]
+    folder = a_run(tmp_path / "run", "seed=1", line)
+    assert resumed([line, f"resume={folder}"])[:2] == ["seed=1", line]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["loss", "data", "trainer", "x"]), max_size=3),
+    st.sampled_from(["_target_", "_args_", "_partial_", "_recursive_", "_convert_"]),
+    st.sampled_from(["", "+", "++"]),
+    st.sampled_from(["1", "os.system", "'os.system'", "[a]", "null"]),
+)
+def test_no_spelling_lets_a_folder_name_what_to_build(
+    parents: list[str], word: str, sign: str, value: str
+) -> None:
+    assert run_folder._refused(f"{sign}{'.'.join([*parents, word])}={value}") is not None
+    assert run_folder._refused(f"{sign}loader.train_view.extra=[{{{word}:{value}}}]") is not None
+
+
+def test_every_option_of_every_group_may_stand_in_a_run_s_folder() -> None:
+    for path in conf_dir().rglob("*.yaml"):
+        group = path.parent.relative_to(conf_dir())
+        if group != Path():
+            assert run_folder._refused(f"{group}={path.stem}") is None, path
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"a: [", b"a: 1", b"- {a: 1}", b"- !!python/object:os.system x"]
+)
+def test_overrides_that_cannot_be_read_are_told_in_one_line(content: bytes, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    (folder / ".hydra" / "overrides.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"overrides\.yaml .*start the run anew"):
+        resumed([f"resume={folder}"])
+
+
+def test_what_is_asked_for_last_is_what_a_run_goes_on_with(tmp_path: Path) -> None:
+    """A run that was taken from one machine to another and comes back."""
+    folder = a_run(tmp_path / "run", "trainer=cpu", "epochs=3", "trainer=gpu")
+    rewritten = resumed([f"resume={folder}", "trainer=cpu", "epochs=3"])
+    assert rewritten[:4] == ["trainer=cpu", "epochs=3", "trainer=gpu", "trainer=cpu"]
+    assert len(rewritten) == 6
+    # A further process of this run; or one of torchrun's that comes after the first has noted its overrides.
+    folder = a_run(tmp_path / "other", *rewritten[:4])
+    there = [line.replace(f"{tmp_path}/run", f"{tmp_path}/other") for line in rewritten]
+    assert resumed([*there, "hydra.job.name=x"])[:4] == there[:4]
+    assert "epochs=3" not in resumed([*there, "hydra.job.name=x"])[4:]
+    assert resumed([f"resume={folder}", "trainer=cpu", "epochs=3"]) == there
+
+
+@pytest.mark.parametrize("name", ["it's", "a=b, c", "back\\", "\\'", "größe {x}", "'quoted'"])
+def test_a_folder_of_any_name_is_resumed(name: str, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / name, "seed=1")
+    rewritten = resumed([f"resume={folder}"])
+    for line in rewritten[1:]:
+        assert OverridesParser.create().parse_override(line).value() == str(folder)
+    assert set(resumed(rewritten)) == set(rewritten)
+    (said,) = shlex.split(run_folder.command(folder))
+    assert said == f"resume={folder}"
+
+
+def test_resume_is_no_sweep_and_leaves_hydra_s_options_at_the_end(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", "seed=1")
+    with pytest.raises(InputError, match="leave -m out"):
+        resumed([f"resume={folder}", "-m", "epochs=2,3"])
+    assert resumed([f"resume={folder}", "epochs=2", "--cfg", "job"])[-2:] == ["--cfg", "job"]
+    assert resumed([f"++resume={folder}"]) == resumed([f"resume={folder}"])
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(InputError, match=r"last\.ckpt.*start it anew"):
+        resumed([f"resume={folder}"])
+
+
+# Claims.
+
+
+def test_of_many_that_ask_for_the_same_new_folder_at_once_each_gets_its_own(tmp_path: Path) -> None:
+    found: list[Claim] = []
+    ready = threading.Barrier(8)
+
+    def ask() -> None:
+        ready.wait()
+        found.append(run_folder._make(tmp_path / "runs" / "now_seed1", next_free=True))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({claim.folder for claim in found}) == 8
+    assert all(claim.folder.is_dir() for claim in found)
+
+
+def test_a_claim_that_nothing_came_of_is_taken_back_and_nobody_else_s_is(tmp_path: Path) -> None:
+    precious = tmp_path / "logs"
+    precious.mkdir()
+    (precious / "mine.log").write_text("of last year")
+    (precious / "notes").mkdir()
+    claim = run_folder._make(precious, next_free=False)
+    (precious / ".hydra").mkdir()
+    (precious / ".hydra" / "config.yaml").write_text("")
+    (precious / "train.log").write_text("")
+    claim.discard()
+    assert sorted(path.name for path in precious.rglob("*")) == ["mine.log", "notes"]
+    new = run_folder._make(tmp_path / "a" / "b" / "c", next_free=True)
+    (new.folder / "train.log").write_text("")
+    new.discard()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_claim_that_something_came_of_is_left_alone(tmp_path: Path) -> None:
+    claim = run_folder._make(tmp_path / "run", next_free=True)
+    (claim.folder / "train.log").write_text("")
+    (claim.folder / "results.json").write_text("{}")
+    claim.discard()
+    assert sorted(path.name for path in claim.folder.iterdir()) == ["results.json", "train.log"]
+
+
+def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a.log").write_text("kept")
+    claim = run_folder._make(tmp_path / "run", next_free=True)
+    (claim.folder / ".hydra").symlink_to(tmp_path / "precious")
+    claim.discard()
+    assert (tmp_path / "precious" / "a.log").read_text() == "kept"
+
+
+def test_a_folder_that_holds_a_run_is_not_begun_again(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds a run already \(checkpoints/last.ckpt\).*resume="):
+        run_folder.refuse_held(a_run(tmp_path / "run"))
+    run_folder.refuse_held(tmp_path)
+
+
+# Launches.
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Sets the environment of a launch."""
+
+    def set_to(**environment: str) -> launch.Launch:
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in (
+                launch.ID,
+                "LOCAL_RANK",
+                "RANK",
+                "WORLD_SIZE",
+                "NODE_RANK",
+            ):
+                monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        launch.launch.cache_clear()
+        return launch.launch()
+
+    yield set_to
+    launch.launch.cache_clear()
+
+
+def test_slurm_s_processes_share_a_name_and_its_restarts_are_counted(started) -> None:
+    step = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    first, second = (
+        started(**step, SLURM_PROCID="0"),
+        started(**step, SLURM_PROCID="1", SLURM_RESTART_COUNT="2"),
+    )
+    assert first == ("job-77", 0, 2, 0, "job-77")
+    assert second == ("job-77", 1, 2, 2, "job-77")
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "4"}
+    assert started(**step | array | {"SLURM_STEP_ID": "3"}, SLURM_PROCID="0").name == "job-70-4.3"
+    # In an interactive allocation, or in a batch script without srun, a command is a command.
+    assert started(**step, SLURM_PROCID="0", SLURM_JOB_NAME="bash").name is None
+    assert started(SLURM_JOB_ID="77").name is None
+
+
+def test_nodes_that_are_started_one_by_one_are_refused(started) -> None:
+    with pytest.raises(InputError, match="torchrun or srun"):
+        started(NODE_RANK="1", MASTER_ADDR="localhost")
+
+
+def test_a_run_alone_is_a_launch_of_its_own_and_its_children_belong_to_it(started, monkeypatch) -> None:
+    alone = started()
+    assert alone.first
+    assert alone.name is None
+    assert alone.processes == 1
+    launch.announce()
+    environment = {launch.ID: os.environ[launch.ID], "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert started(**environment) == (alone.id, 1, 2, 0, None)
+    launch.forget()
+    assert launch.ID not in os.environ
+
+
+def test_a_sweep_in_several_processes_is_refused_before_anything_is_made(
+    started, invoke, tmp_path: Path
+) -> None:
+    started(SLURM_JOB_ID="77", SLURM_NTASKS="2", SLURM_STEP_ID="0", SLURM_PROCID="1")
+    done = invoke("train", "-m", "data=ltcc", "data.root=x", "seed=1,2")
+    assert done.returncode == 2, done.stderr
+    assert "without -m" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+AGREE = """
+from clip3dreid.io.launch import launch
+found = launch()
+print(found.rank, found.attempt, found.name, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_agree_on_a_name_and_keep_it_when_they_are_started_again(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "agree.py"
+    script.write_text(AGREE + "import sys; sys.exit(found.attempt == 0)")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", str(script)],
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {line[0] for line in lines} == {"0", "1"}, done.stderr
+    assert {line[1] for line in lines} == {"0", "1"}
+    assert len({line[2] for line in lines}) == 1

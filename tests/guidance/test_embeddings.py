@@ -1,0 +1,246 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.errors import InputError
+from clip3dreid.guidance.embeddings import embed_pictures, text_targets
+from clip3dreid.io.files import LOCK
+from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
+from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.teacher_view import Native
+from tests.model.test_small_clip import CONFIG, MEAN, STD, TEXTS
+
+VOCABULARY = Vocabulary(
+    {
+        "stature": {
+            "measure": "stature",
+            "words": ["short", "tall"],
+            "cuts": [50],
+            "phrase": "a {word} {person}",
+        },
+        "shoulders": {"measure": "shoulders", "words": ["broad shoulders", "narrow shoulders"], "cuts": [50]},
+    },
+    {"templates": ["{phrase}", "a photo of {phrase}"]},
+)
+CHOSEN = np.array([[1, 2], [0, 3], [1, 2]])
+SURE = np.array([[0.25, 0.75], [1, 2], [0, 0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS, 300, 32)
+    folder = tmp_path_factory.mktemp("teachers") / "t"
+    save_small_clip(folder, make_small_clip(tokenizer, CONFIG), tokenizer, MEAN, STD, {})
+    return Teacher(str(folder), Native(32, 16), name="t")
+
+
+def test_descriptors_are_the_mean_of_a_words_prompts(teacher: Teacher) -> None:
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="descriptor", by="person")
+    assert targets.embeddings.shape == (4, teacher.width)
+    assert targets.embeddings.dtype == torch.float32
+    # Broad shoulders are the third of all words.
+    said = ["a person with broad shoulders", "a photo of a person with broad shoulders"]
+    mean = torch.nn.functional.normalize(teacher.embed_texts(said).mean(0), dim=0)
+    torch.testing.assert_close(targets.embeddings[2], mean)
+    assert targets.tokens.tolist() == CHOSEN.tolist()
+    assert targets.tokens.dtype == torch.int64
+    assert targets.confidence.tolist() == SURE.tolist()
+    assert targets.confidence.dtype == torch.float32
+    assert targets.by == "person"
+
+
+def test_words_are_the_states_of_the_composed_sentence(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clip3dreid.guidance.embeddings.TEXTS_AT_ONCE", 1)
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="words", by="row")
+    sentences = ["a tall person with broad shoulders", "a short person with narrow shoulders"]
+    lengths = []
+    for row, text in ((0, sentences[0]), (1, sentences[1]), (2, sentences[0])):
+        alone = teacher.embed_tokens([text])
+        expected = alone.states[0][alone.mask[0]]
+        lengths.append(len(expected))
+        own = targets.tokens[row]
+        torch.testing.assert_close(targets.embeddings[own[: len(expected)]], expected)
+        # What is left over belongs to nobody.
+        assert (own[len(expected) :] == -1).all()
+    assert targets.tokens.shape == (3, max(lengths))
+    assert targets.by == "row"
+    # People of the same words share their tokens; every token is somebody's.
+    assert targets.tokens[0].tolist() == targets.tokens[2].tolist()
+    assert sorted(set(targets.tokens.flatten().tolist()) - {-1}) == list(range(len(targets.embeddings)))
+    assert len(targets.embeddings) == lengths[0] + lengths[1]
+
+
+def test_shorter_sentences_are_padded(teacher: Teacher) -> None:
+    longer = Vocabulary(
+        {
+            "stature": {
+                "measure": "stature",
+                "words": ["short", "tall"],
+                "cuts": [50],
+                "phrase": "a {word} {person}",
+            },
+            "shoulders": {"measure": "shoulders", "words": ["broad shoulders", "arms"], "cuts": [50]},
+        },
+        {"templates": ["{phrase}"]},
+    )
+    targets = text_targets(teacher, longer, CHOSEN, SURE, mode="words", by="person")
+    counts = [int(teacher.embed_tokens([text]).mask.sum()) for text in (
+        "a tall person with broad shoulders", "a short person with arms"
+    )]  # fmt: skip
+    assert counts[0] != counts[1]
+    assert (targets.tokens >= 0).sum(1).tolist() == [counts[0], counts[1], counts[0]]
+    assert targets.tokens.shape == (3, max(counts))
+
+
+def test_every_token_of_a_sentence_is_as_sure_as_its_words_are_on_average(teacher: Teacher) -> None:
+    targets = text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="words", by="person")
+    assert targets.confidence.shape == targets.tokens.shape
+    for row, mean in enumerate([(0.25 + 0.75) / 2, (1 + 2) / 2, 0]):
+        assert targets.confidence[row].tolist() == [mean] * targets.tokens.shape[1]
+
+
+@pytest.mark.parametrize("mode", ["descriptor", "words"])
+def test_the_whole_vocabulary_comes_along(mode: str, teacher: Teacher) -> None:
+    targets = text_targets(teacher, VOCABULARY, CHOSEN[:1], SURE[:1], mode=mode, by="person")
+    assert targets.words.shape == (4, teacher.width)
+    for row, (_, word) in enumerate(VOCABULARY.flat):
+        phrase = f"a {word} person" if row < 2 else f"a person with {word}"
+        mean = teacher.embed_texts([phrase, f"a photo of {phrase}"]).mean(0)
+        torch.testing.assert_close(targets.words[row], torch.nn.functional.normalize(mean, dim=0))
+    for vectors in (targets.words, targets.embeddings):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+
+
+def test_an_unknown_mode_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(InputError, match=r"labels\.tokens=sentence is unknown; choose descriptor or words"):
+        text_targets(teacher, VOCABULARY, CHOSEN, SURE, mode="sentence", by="person")
+
+
+def test_a_sentence_longer_than_the_teacher_reads_is_named(teacher: Teacher, tmp_path: Path) -> None:
+    long = Vocabulary(
+        {"stature": {"measure": "stature", "words": ["short" * 30, "tall"], "cuts": [50]}},
+    )
+    with pytest.raises(InputError, match="reads texts of at most 32 tokens"):
+        text_targets(teacher, long, np.array([[0]]), np.ones((1, 1), np.float32), mode="words", by="person")
+
+
+class Counting(torch.nn.Module):
+    """A teacher that sees a picture's first pixel, slowly, and counts the pictures."""
+
+    width, device, name, fingerprint = 3, torch.device("cpu"), "counting", "c" * 64
+
+    def __init__(self, pause: float = 0) -> None:
+        super().__init__()
+        self.pause, self.seen = pause, 0
+
+    def view(self, planes: torch.Tensor) -> torch.Tensor:
+        return planes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.pause)
+        self.seen += len(images)
+        return images[:, :, 0, 0].double()
+
+
+def pictures(root: Path, count: int) -> Manifest:
+    for row in range(count):
+        if not (path := root / f"{row:03d}.png").exists():
+            Image.new("RGB", (2, 3), (row, 2 * row, 255 - row)).save(path)
+    return Manifest("tiny", root, pl.DataFrame({"path": [f"{row:03d}.png" for row in range(count)]}))
+
+
+def embedded(teacher: Counting, root: Path, count: int, cache: str, **changes: object) -> torch.Tensor:
+    manifest = pictures(root, count)
+    settings = {"folder": root / "cache", "batch": 4, "workers": 0, "progress": lambda done: None, **changes}
+    return embed_pictures(teacher, manifest, manifest.table, cache=cache, **settings).read(
+        torch.arange(count)
+    )
+
+
+@given(count=st.integers(1, 23), batch=st.integers(1, 9), part=st.integers(1, 9))
+def test_embeddings_are_those_of_their_pictures_however_they_are_cut(
+    count: int, batch: int, part: int
+) -> None:
+    root = Path(os.environ["PYTEST_PICTURES"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip3dreid.guidance.embeddings.ROWS_PER_PART", part)
+        found = embedded(Counting(), root, count, "memory", batch=batch)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[row, 2 * row, 255 - row] for row in range(count)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def root_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where hypothesis finds pictures that were painted once."""
+    os.environ["PYTEST_PICTURES"] = str(tmp_path_factory.mktemp("pictures"))
+
+
+EMBED = """
+import sys
+from pathlib import Path
+from clip3dreid.model import embedding_cache
+from tests.guidance.test_embeddings import Counting, embedded
+embedding_cache.EmbeddingCache.__init__.__kwdefaults__["rows_per_part"] = 8
+teacher = Counting(0.02)
+found = embedded(teacher, Path(sys.argv[1]), 60, "disk", progress=lambda done: print(done, flush=True))
+print(teacher.seen, int(found.sum()), flush=True)
+"""
+
+
+def test_one_process_computes_another_waits_and_goes_on_where_the_first_was_killed(tmp_path: Path) -> None:
+    """What the processes of a training on two GPUs do, or a second command that needs the same pictures."""
+    pictures(tmp_path, 60)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    command = [sys.executable, "-c", EMBED, str(tmp_path)]
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lock = tmp_path / "cache" / LOCK
+    while not lock.exists() or not lock.read_text() or len(list(lock.parent.glob("part-*"))) < 2:
+        time.sleep(0.01)
+    holder = int(lock.read_text().split()[1])
+    first, second = sorted(runs, key=lambda run: run.pid != holder)
+    first.kill()
+    first.communicate()
+    *_, said = second.communicate()[0].splitlines()
+    assert second.returncode == 0
+    seen, total = map(int, said.split())
+    assert 0 < seen <= 60 - 2 * 8
+    assert total == sum(row + 2 * row + 255 - row for row in range(60))
+    teacher = Counting()
+    embedded(teacher, tmp_path, 60, "disk")
+    assert teacher.seen == 0
+
+
+def test_a_folder_that_lacks_nothing_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a disk that nobody may write, and others may be at work there."""
+    first = embedded(Counting(), tmp_path, 5, "disk")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("clip3dreid.io.files.os.open", read_only)
+    teacher = Counting()
+    assert torch.equal(embedded(teacher, tmp_path, 5, "disk"), first)
+    assert teacher.seen == 0
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keeps nothing; choose memory or disk"):
+        embedded(Counting(), tmp_path, 5, "off")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*: Not a directory; choose another place"):
+        embedded(Counting(), tmp_path, 5, "disk", folder=tmp_path / "file" / "cache")

@@ -1,0 +1,97 @@
+"""Two processes train on, and report, what one does."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from tests.conftest import TINY, Command
+from tests.training.test_run import column, weights
+
+# Groups of 4 pictures in batches of 8: one process normalises as two with 4 pictures each.
+GHOST = ("model.student.ghost_group=4", "method=cal", "clothes_start_epoch=1", "epochs=3")
+
+
+def test_two_processes_give_the_losses_weights_and_metrics_of_one(
+    ltcc_root: Path, command: Command, tmp_path: Path
+) -> None:
+    shared = [
+        "data=ltcc", f"data.root={ltcc_root}", "data.val_people=2", "evaluate_every=1", *TINY, *GHOST,
+        "optimizer.optimizer.lr=1e-4",
+    ]  # fmt: skip
+    one = command("train", *shared, "hydra.run.dir=one")
+    assert one.returncode == 0, one.stderr
+    two = command(
+        "train", *shared, "hydra.run.dir=two", "trainer.devices=2",
+        "trainer.strategy=ddp_find_unused_parameters_true",
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    for term in ("loss/total", "loss/identity", "loss/clothes_adversarial/adversarial"):
+        expected, found = column(tmp_path / "one", term), column(tmp_path / "two", term)
+        assert len(expected) >= 2
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
+    both = [
+        json.loads((tmp_path / run / "results.json").read_text())["evaluations"] for run in ("one", "two")
+    ]
+    assert len(both[0]) == len(both[1]) == 2
+    for single, double in zip(*both, strict=True):
+        for protocol, scores in single["results"].items():
+            for key in ("r1", "r5", "map", "minp", "valid_queries"):
+                assert double["results"][protocol][key] == pytest.approx(scores[key], abs=1e-6)
+    # Tables and files are written once, by the first process.
+    assert two.stdout.count("last checkpoint") == 1
+
+
+def test_two_processes_are_guided_as_one_is(
+    ltcc_root: Path, bodies_root: Path, command: Command, tmp_path: Path
+) -> None:
+    shared = [
+        "data=ltcc", f"data.root={ltcc_root}", *TINY, "method=clip3dreid", "epochs=2", "milestones=[1]",
+        "model.student.ghost_group=4", "model/teacher=body_clip", "model.teacher.cache=memory",
+        f"bodies.root={bodies_root}", "bodies.batch=8", "optimizer.optimizer.lr=1e-4", "gradient_norms_every=2",
+    ]  # fmt: skip
+    one = command("train", *shared, "hydra.run.dir=one")
+    assert one.returncode == 0, one.stderr
+    two = command(
+        "train", *shared, "hydra.run.dir=two", "trainer.devices=2",
+        "trainer.strategy=ddp_find_unused_parameters_true",
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    for term in ("total", "identity", "local", "global", "body/beta", "body/vertex"):
+        expected, found = column(tmp_path / "one", f"loss/{term}"), column(tmp_path / "two", f"loss/{term}")
+        assert len(expected) == 2
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), term
+    # Every valid query is there once, whichever process ranked it.
+    queries = [
+        pl.read_parquet(tmp_path / run / "per_query" / "last_ltcc_general.parquet") for run in ("one", "two")
+    ]
+    assert queries[0]["query"].to_list() == queries[1]["query"].to_list()
+
+
+def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_line(
+    ltcc_root: Path, command: Command
+) -> None:
+    done = command(
+        "train", "data=ltcc", f"data.root={ltcc_root}", "trainer.devices=2", "trainer.strategy=ddp",
+        *[override for override in TINY if "people" not in override], "loader.people=3",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "multiple of 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_over_two_processes_a_run_launches_each_run_anew(
+    ltcc_root: Path, command: Command, tmp_path: Path
+) -> None:
+    done = command(
+        "train", "-m", "seed=1,2", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY,
+        "model.student.ghost_group=4", "trainer.devices=2", "trainer.strategy=ddp", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for job, seed in (("0", 1), ("1", 2)):
+        assert json.loads((tmp_path / "sweep" / job / "results.json").read_text())["seed"] == seed
+    assert not (tmp_path / "runs").exists()
