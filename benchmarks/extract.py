@@ -36,7 +36,13 @@ def write_model(folder):
         cfg = compose("train", overrides=["+experiment=demo", "method=ce", "data.root=."])
     student = instantiate(cfg.model.student)
     node = json.loads(json.dumps(plain(cfg.model.student)))
-    card = {"version": 1, "student": node, "height": cfg.loader.height, "width": cfg.loader.width, "data": []}
+    card = {
+        "version": 1,
+        "student": node,
+        "height": cfg.datamodule.height,
+        "width": cfg.datamodule.width,
+        "data": [],
+    }
     ReidModel(student, card, {}).save_pretrained(folder)
 
 

@@ -93,10 +93,10 @@ def albumentations_recipe():
 
 def main(rounds, pictures):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        loader = compose(
-            overrides=["+loader=default", f"loader.height={HEIGHT}", f"loader.width={WIDTH}"]
-        ).loader
-    view = instantiate(loader.train_view)
+        datamodule = compose(
+            overrides=["+datamodule=default", f"datamodule.height={HEIGHT}", f"datamodule.width={WIDTH}"]
+        ).datamodule
+    view = instantiate(datamodule.train_view)
     ways = {
         "decode alone": lambda path, seed: read_rgb(path),
         "TrainView": lambda path, seed: view(read_rgb(path), seed),

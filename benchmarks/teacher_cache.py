@@ -42,8 +42,8 @@ def training_step():
     student = instantiate(cfg.model.student).train()
     head = torch.nn.Linear(student.width, PEOPLE)
     optimizer = torch.optim.Adam([*student.parameters(), *head.parameters()], 3.5e-4)
-    pictures = cfg.loader.people * cfg.loader.pictures
-    images = torch.rand(pictures, 3, cfg.loader.height, cfg.loader.width)
+    pictures = cfg.datamodule.people * cfg.datamodule.pictures
+    images = torch.rand(pictures, 3, cfg.datamodule.height, cfg.datamodule.width)
     person = torch.arange(pictures) % PEOPLE
 
     def step():

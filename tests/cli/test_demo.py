@@ -11,7 +11,7 @@ TINY_WORLD = (
     "rendering=['height=32','width=16','antialias=1']",
 )
 TRAINING = ("epochs=2", "milestones=[1]", "clothes_start_epoch=1")
-SIZES = ("loader.people=2", "loader.pictures=2", "loader.workers=0", "bodies.batch=2")
+SIZES = ("datamodule.people=2", "datamodule.pictures=2", "datamodule.workers=0", "bodies.batch=2")
 TINY_TRAINING = f"training=[{','.join(repr(key) for key in (*TRAINING, *SIZES))}]"
 
 

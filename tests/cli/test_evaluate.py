@@ -236,7 +236,7 @@ def test_a_model_is_the_same_by_its_folder_and_by_its_file(
     for place, file in places.items():
         done = invoke(
             "evaluate", f"checkpoint={place}", "data=ltcc", f"data.root={ltcc_root}", "trainer=cpu",
-            "loader.workers=0", "out=o.json",
+            "datamodule.workers=0", "out=o.json",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         written = json.loads((tmp_path / "o.json").read_text())
@@ -256,7 +256,7 @@ def test_a_model_is_the_same_by_its_folder_and_by_its_file(
         ),
         (["data=ltcc", "data.root=ROOT", "checkpoint=ROOT"], "holds no model"),
         (
-            ["data=ltcc", "data.root=ROOT", "checkpoint=ROOT", "loader.height=64"],
+            ["data=ltcc", "data.root=ROOT", "checkpoint=ROOT", "datamodule.height=64"],
             "evaluation takes height=PIXELS",
         ),
         (["data=ltcc", "data.root=ROOT", "model/student=resnet18", "model.pretrained=null"], "untrained"),

@@ -304,7 +304,7 @@ def test_an_epoch_of_the_recipe_trains_on_a_layout(
         [f"+experiment={name}"] if (conf_dir() / "experiment" / f"{name}.yaml").exists() else [f"data={name}"]
     )
     done = invoke(
-        "train", *recipe, f"data.root={root}", "epochs=1", "hydra.run.dir=run", *TINY, "loader.people=2"
+        "train", *recipe, f"data.root={root}", "epochs=1", "hydra.run.dir=run", *TINY, "datamodule.people=2"
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run/results.json").read_text())

@@ -21,7 +21,7 @@ FEW = "resamples=300"
 
 def write_run(
     folder: Path,
-    rung: str | None,
+    variant: str | None,
     seed: int,
     hits: float,
     *,
@@ -52,14 +52,14 @@ def write_run(
         )
         (folder / "per_query").mkdir(parents=True, exist_ok=True)
         # The rows of a run on several devices come in another order.
-        table.sample(fraction=1, shuffle=True, seed=len(rung or "")).write_parquet(
+        table.sample(fraction=1, shuffle=True, seed=len(variant or "")).write_parquet(
             folder / f"per_query/last_{data}_{protocol}.parquet"
         )
         results[protocol] = {"r1": found.mean(), "map": ap.mean(), "chance_r1": 0.05, "shots": "multi-shot"}
     facts = {
         "version": 2,
         "seed": seed,
-        "rung": rung,
+        "variant": variant,
         "metric": "cosine",
         "flip": True,
         "notes": {},
@@ -79,23 +79,23 @@ def write_run(
             }
         ],
     }
-    config = {"seed": seed, "run_name": "x", "rung": rung, "data": {"name": data, "root": root}}
+    config = {"seed": seed, "run_name": "x", "variant": variant, "data": {"name": data, "root": root}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text("{}")
     (folder / "results.json").write_text(json.dumps(facts | changed))
     return folder
 
 
-def write_ladder(folder: Path, seeds: int = 3) -> Path:
+def write_ablation(folder: Path, seeds: int = 3) -> Path:
     """A sweep, in folders that Hydra numbers: `ce`, `local` and `all`, of each seed and its world."""
     number = 0
     for seed in range(1, seeds + 1):
-        for rung, hits, step, pictures in (
+        for variant, hits, step, pictures in (
             ("local", 0.6, 0.3, 64),
             ("ce", 0.4, 0.2, 32),
             ("all", 0.9, 0.5, 64),
         ):
-            write_run(folder / str(number), rung, seed, hits, step=step, pictures=pictures)
+            write_run(folder / str(number), variant, seed, hits, step=step, pictures=pictures)
             (folder / str(number) / ".hydra").mkdir()
             (folder / str(number) / ".hydra" / "config.yaml").write_text("seed: 1\n")
             number += 1
@@ -115,14 +115,14 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """Cells of the first table, by rung."""
+    """Cells of the first table, by variant."""
     table = text.split("\n\n")[2].splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     return {row[0]: row[1:] for row in cells}
 
 
 def test_the_whole_command_writes_page_numbers_and_figure(command: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "runs" / "sweeps" / "x")
+    write_ablation(tmp_path / "runs" / "sweeps" / "x")
     done = command("compare", "runs", "out=found")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
@@ -136,7 +136,9 @@ def test_the_whole_command_writes_page_numbers_and_figure(command: Command, tmp_
     found = rows(text)
     # The baseline first, the rest as they were found.
     assert list(found) == ["ce", "local", "all"]
-    assert found["ce"][1].startswith(f"{100 * numbers(tmp_path / 'found')['rungs'][0]['r1']['mean']:.1f} ± ")
+    assert found["ce"][1].startswith(
+        f"{100 * numbers(tmp_path / 'found')['variants'][0]['r1']['mean']:.1f} ± "
+    )
     assert found["ce"][2:5] == ["", "", ""]
     assert found["local"][-2:] == ["1.50", "0.75"]
     assert found["all"][-2:] == ["2.50", "1.25"]
@@ -149,12 +151,12 @@ def test_the_whole_command_writes_page_numbers_and_figure(command: Command, tmp_
 
 
 def test_the_numbers_are_those_of_the_runs(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x")
+    write_ablation(tmp_path / "x")
     assert invoke("compare", "x", FEW).returncode == 0
     found = numbers(tmp_path / "compare")
     assert (found["protocol"], found["checkpoint"], found["data"]) == ("clothes_changing", "last", "embedded")
     assert (found["baseline"], found["level"], found["resamples"]) == ("ce", 0.95, 300)
-    by_name = {rung["rung"]: rung for rung in found["rungs"]}
+    by_name = {variant["variant"]: variant for variant in found["variants"]}
     told = [
         json.loads((tmp_path / "x" / str(number) / "results.json").read_text())["evaluations"][0]["results"][
             "clothes_changing"
@@ -183,35 +185,35 @@ def test_runs_on_one_data_folder_draw_the_same_people(invoke: Command, tmp_path:
     # Three trainings on the same people say no more about people than one does.
     def width(seeds: int) -> float:
         for seed in range(1, seeds + 1):
-            for rung, hits in (("ce", 0.4), ("local", 0.7)):
-                folder = write_run(tmp_path / f"{seeds}/{rung}{seed}", rung, seed, hits, root="/data")
+            for variant, hits in (("ce", 0.4), ("local", 0.7)):
+                folder = write_run(tmp_path / f"{seeds}/{variant}{seed}", variant, seed, hits, root="/data")
                 # The same outcome of every seed.
                 for path in folder.glob("per_query/*"):
-                    path.write_bytes((tmp_path / f"{seeds}/{rung}1/per_query" / path.name).read_bytes())
-                first = json.loads((tmp_path / f"{seeds}/{rung}1/results.json").read_text())
+                    path.write_bytes((tmp_path / f"{seeds}/{variant}1/per_query" / path.name).read_bytes())
+                first = json.loads((tmp_path / f"{seeds}/{variant}1/results.json").read_text())
                 edit(folder, lambda facts, first=first: facts.update(evaluations=first["evaluations"]))
         assert invoke("compare", str(seeds), FEW, f"out=out{seeds}").returncode == 0
-        low, high = numbers(tmp_path / f"out{seeds}")["rungs"][1]["r1"]["people"]
+        low, high = numbers(tmp_path / f"out{seeds}")["variants"][1]["r1"]["people"]
         return float(high - low)
 
     assert width(3) == pytest.approx(width(1))
 
 
 def test_protocol_baseline_order_and_seed_can_be_chosen(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     done = invoke("compare", "x", FEW, "protocol=general", "baseline=all", "order=[local,all]", "out=a")
     assert done.returncode == 0, done.stderr
     found = numbers(tmp_path / "a")
     assert found["protocol"] == "general"
-    assert [rung["rung"] for rung in found["rungs"]] == ["local", "all", "ce"]
-    assert found["rungs"][0]["r1"]["difference"] < 0
+    assert [variant["variant"] for variant in found["variants"]] == ["local", "all", "ce"]
+    assert found["variants"][0]["r1"]["difference"] < 0
     # One seed tells nothing about seeds.
-    assert found["rungs"][0]["r1"]["seeds"] is None
-    assert found["rungs"][0]["r1"]["sd"] is None
+    assert found["variants"][0]["r1"]["seeds"] is None
+    assert found["variants"][0]["r1"]["sd"] is None
     assert invoke("compare", "x", FEW, "protocol=general", "baseline=all", "seed=9", "out=b").returncode == 0
-    other = {rung["rung"]: rung for rung in numbers(tmp_path / "b")["rungs"]}["local"]["map"]
-    assert other["difference"] == found["rungs"][0]["map"]["difference"]
-    assert other["people"] != found["rungs"][0]["map"]["people"]
+    other = {variant["variant"]: variant for variant in numbers(tmp_path / "b")["variants"]}["local"]["map"]
+    assert other["difference"] == found["variants"][0]["map"]["difference"]
+    assert other["people"] != found["variants"][0]["map"]["people"]
 
 
 def test_a_protocol_of_the_users_own_can_be_chosen(invoke: Command, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_a_protocol_of_the_users_own_can_be_chosen(invoke: Command, tmp_path: Pa
         for part in ("results", "per_query"):
             facts["evaluations"][0][part]["mine"] = facts["evaluations"][0][part].pop("general")
 
-    for folder in write_ladder(tmp_path / "x", seeds=1).iterdir():
+    for folder in write_ablation(tmp_path / "x", seeds=1).iterdir():
         edit(folder, rename)
     assert invoke("compare", "x", FEW, "protocol=clothes_changing").returncode == 0
     assert numbers(tmp_path / "compare")["protocol"] == "clothes_changing"
@@ -228,16 +230,16 @@ def test_a_protocol_of_the_users_own_can_be_chosen(invoke: Command, tmp_path: Pa
 
 
 def test_missing_partners_are_named_and_left_out_of_the_difference(invoke: Command, tmp_path: Path) -> None:
-    for name, rung, seed in (("a", "ce", 1), ("b", "ce", 2), ("c", "local", 2), ("d", "local", 3)):
-        write_run(tmp_path / "x" / name, rung, seed, 0.5)
+    for name, variant, seed in (("a", "ce", 1), ("b", "ce", 2), ("c", "local", 2), ("d", "local", 3)):
+        write_run(tmp_path / "x" / name, variant, seed, 0.5)
     write_run(tmp_path / "x" / "e", "all", 9, 0.5)
     done = invoke("compare", "x", FEW)
     assert done.returncode == 0, done.stderr
     found = numbers(tmp_path / "compare")
-    local = found["rungs"][1]
+    local = found["variants"][1]
     assert local["pairs"] == [{"seed": 2, "root": "/worlds/2"}]
     assert len(local["runs"]) == 2
-    assert found["rungs"][2]["r1"]["difference"] is None
+    assert found["variants"][2]["r1"]["difference"] is None
     text = (tmp_path / "compare" / "compare.md").read_text()
     assert "- ce has no run with seed 3 on /worlds/3, which local has: no pair" in text
     assert "- local has no run with seed 1 on /worlds/1, which ce has: no pair" in text
@@ -245,15 +247,15 @@ def test_missing_partners_are_named_and_left_out_of_the_difference(invoke: Comma
 
 
 def test_equal_runs_differ_by_exactly_nothing(invoke: Command, tmp_path: Path) -> None:
-    for rung in ("ce", "same"):
-        write_run(tmp_path / "x" / rung, rung, 1, 0.5)
+    for variant in ("ce", "same"):
+        write_run(tmp_path / "x" / variant, variant, 1, 0.5)
     assert invoke("compare", "x", FEW).returncode == 0
     for key in ("r1", "map"):
-        assert numbers(tmp_path / "compare")["rungs"][1][key]["people"] == [0.0, 0.0]
+        assert numbers(tmp_path / "compare")["variants"][1][key]["people"] == [0.0, 0.0]
 
 
 def test_unfinished_and_older_runs_are_skipped_by_name(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     (write_run(tmp_path / "x/unfinished", "ce", 5, 0.5) / "results.json").unlink()
     write_run(tmp_path / "x/older", "ce", 6, 0.5, version=1)
     write_run(tmp_path / "x/free", None, 7, 0.5)
@@ -264,22 +266,22 @@ def test_unfinished_and_older_runs_are_skipped_by_name(invoke: Command, tmp_path
     for name, reason in (
         ("unfinished", "no results.json"),
         ("older", "has version 1, not 2"),
-        ("free", "no rung"),
+        ("free", "no variant"),
     ):
         assert any(f"skipped x/{name}: " in note and reason in note for note in notes)
         assert f"skipped x/{name}" in done.stdout
 
 
 def test_a_run_without_a_label_is_called_what_its_results_say(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     write_run(tmp_path / "x" / "free", None, 1, 0.5)
-    edit(tmp_path / "x" / "free", lambda facts: facts.update(rung="identity+triplet"))
+    edit(tmp_path / "x" / "free", lambda facts: facts.update(variant="identity+triplet"))
     assert invoke("compare", "x", FEW).returncode == 0
-    assert numbers(tmp_path / "compare")["rungs"][-1]["rung"] == "identity+triplet"
+    assert numbers(tmp_path / "compare")["variants"][-1]["variant"] == "identity+triplet"
 
 
 def test_other_folders_with_a_config_are_no_runs(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     for folder in ("x/0/wandb/run/files", "x/world"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.yaml").write_text("a: 1\n")
@@ -288,10 +290,10 @@ def test_other_folders_with_a_config_are_no_runs(invoke: Command, tmp_path: Path
 
 
 def test_a_run_given_twice_counts_once(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     (tmp_path / "link").symlink_to(tmp_path / "x")
     assert invoke("compare", "x/1", "x", "link", FEW).returncode == 0
-    assert all(len(rung["runs"]) == 1 for rung in numbers(tmp_path / "compare")["rungs"])
+    assert all(len(variant["runs"]) == 1 for variant in numbers(tmp_path / "compare")["variants"])
 
 
 AWKWARD = ["with, comma", "it's", "a=b,c=[d]", "${oc.env:HOME}", "back\\slash", "1", "null", " space "]
@@ -299,17 +301,17 @@ AWKWARD = ["with, comma", "it's", "a=b,c=[d]", "${oc.env:HOME}", "back\\slash", 
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_folders_of_any_name_can_be_given_bare(invoke: Command, tmp_path: Path, name: str) -> None:
-    write_ladder(tmp_path / name, seeds=1)
+    write_ablation(tmp_path / name, seeds=1)
     done = invoke("compare", name, FEW)
     assert done.returncode == 0, done.stderr
-    assert numbers(tmp_path / "compare")["rungs"][0]["runs"][0]["folder"] == f"{name}/1"
+    assert numbers(tmp_path / "compare")["variants"][0]["runs"][0]["folder"] == f"{name}/1"
 
 
 def test_runs_can_be_given_as_an_override_too(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     assert invoke("compare", "runs=x", FEW).returncode == 0
     assert invoke("compare", "runs=[x/0,x/1]", FEW).returncode == 0
-    assert [rung["rung"] for rung in numbers(tmp_path / "compare")["rungs"]] == ["ce", "local"]
+    assert [variant["variant"] for variant in numbers(tmp_path / "compare")["variants"]] == ["ce", "local"]
 
 
 def test_words_of_hydras_own_options_are_no_folders(invoke: Command) -> None:
@@ -326,7 +328,7 @@ def test_words_of_hydras_own_options_are_no_folders(invoke: Command) -> None:
 
 
 def test_a_sharp_eye_on_the_settings(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     edit(tmp_path / "x/2", lambda facts: facts.update(flip=False))
     done = invoke("compare", "x", FEW)
     assert done.returncode == 2
@@ -335,7 +337,7 @@ def test_a_sharp_eye_on_the_settings(invoke: Command, tmp_path: Path) -> None:
 
 
 def test_re_ranked_scores_are_not_compared_with_plain_ones(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
 
     def rerank(facts: dict[str, Any]) -> None:
         for scores in facts["evaluations"][0]["results"].values():
@@ -349,7 +351,7 @@ def test_re_ranked_scores_are_not_compared_with_plain_ones(invoke: Command, tmp_
 
 
 def test_a_cost_that_was_not_measured_is_blank(invoke: Command, tmp_path: Path) -> None:
-    write_ladder(tmp_path / "x", seeds=1)
+    write_ablation(tmp_path / "x", seeds=1)
     edit(tmp_path / "x/0", lambda facts: facts.pop("cost"))
     assert invoke("compare", "x", FEW).returncode == 0
     found = rows((tmp_path / "compare" / "compare.md").read_text())
@@ -381,7 +383,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], tuple[str, ...]]
     "both ways": (lambda x: None, ("x", "runs=[x]"), ("not both ways",)),
     "no baseline": (lambda x: None, ("x", "baseline=cal"), ("no run of the baseline cal", "local, ce, all")),
     "baseline alone": (lambda x: None, ("x/1",), ("all 1 runs are of ce",)),
-    "unknown rung": (lambda x: None, ("x", "order=[cal]"), ("no run of cal", "local, ce, all")),
+    "unknown variant": (lambda x: None, ("x", "order=[cal]"), ("no run of cal", "local, ce, all")),
     "unknown protocol": (
         lambda x: None,
         ("x", "protocol=same_clothes"),
@@ -491,7 +493,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], tuple[str, ...]]
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_cannot_be_compared_is_one_line(invoke: Command, tmp_path: Path, case: str) -> None:
     spoil, arguments, expected = BROKEN[case]
-    spoil(write_ladder(tmp_path / "x", seeds=1))
+    spoil(write_ablation(tmp_path / "x", seeds=1))
     line = refused(invoke, *arguments)
     assert all(part in line for part in expected), line
     assert not (tmp_path / "compare").is_dir()

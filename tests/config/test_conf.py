@@ -96,7 +96,7 @@ def test_every_experiment_with_every_method_composes_binds_and_says_what_it_need
     ("group", "option"),
     [
         (group, option)
-        for group in ("model/student", "loss", "optimizer", "trainer", "logger", "loader", "protocol")
+        for group in ("model/student", "loss", "optimizer", "trainer", "logger", "datamodule", "protocol")
         for option in options(group)
     ],
 )
@@ -107,7 +107,7 @@ def test_every_option_of_every_group_composes_and_binds(group: str, option: str)
 
 CHOSEN = "chosen by the user"
 CHOICES = {
-    "loader": "loader",
+    "datamodule": "datamodule",
     "model/student": "model",
     "model/teacher": "model.teacher",
     "language": "language",
@@ -185,7 +185,7 @@ def check_choices(
 
 
 TRAINING = (
-    "loader", "model/student", "model/teacher", "language", "body", "optimizer", "trainer", "callbacks", "logger",
+    "datamodule", "model/student", "model/teacher", "language", "body", "optimizer", "trainer", "callbacks", "logger",
 )  # fmt: skip
 
 
@@ -210,19 +210,19 @@ def test_no_recipe_behind_an_experiment_changes_anything_in_what_the_user_chose(
     check_choices(mine, (*TRAINING, "loss"), "train", "+experiment=ltcc", f"+recipe={recipe}")
 
 
-@pytest.mark.parametrize("rung", options("ladder"))
-def test_no_rung_of_the_ladder_changes_anything_in_what_the_user_chose(
-    rung: str, mine: tuple[Path, dict[str, Any]]
+@pytest.mark.parametrize("variant", options("ablation"))
+def test_no_variant_of_the_ablation_changes_anything_in_what_the_user_chose(
+    variant: str, mine: tuple[Path, dict[str, Any]]
 ) -> None:
-    check_choices(mine, (*TRAINING, "loss"), "train", "data=ltcc", f"+ladder={rung}")
+    check_choices(mine, (*TRAINING, "loss"), "train", "data=ltcc", f"+ablation={variant}")
 
 
 @pytest.mark.parametrize(
     ("root", "groups", "overrides"),
     [
-        ("label", ("loader", "model/teacher", "language"), ("data=ltcc",)),
+        ("label", ("datamodule", "model/teacher", "language"), ("data=ltcc",)),
         ("pretrain_teacher", ("language", "optimizer", "trainer", "callbacks", "logger"), ()),
-        ("evaluate", ("loader", "trainer", "model/student"), ("data=ltcc",)),
+        ("evaluate", ("datamodule", "trainer", "model/student"), ("data=ltcc",)),
         ("extract", ("trainer",), ()),
         ("search", ("engine", "model/teacher"), ()),
         ("synthesize", ("layout", "body", "world", "language"), ()),
@@ -234,7 +234,7 @@ def test_no_other_entry_point_changes_anything_in_what_the_user_chose(
     check_choices(mine, groups, root, *overrides)
 
 
-SHIPPED = ("loader=base_recipe", "model/student=vit_b16", "model/teacher=clip_vit_l14", "optimizer=sgd")
+SHIPPED = ("datamodule=base_recipe", "model/student=vit_b16", "model/teacher=clip_vit_l14", "optimizer=sgd")
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,13 @@ def test_the_options_that_we_ship_are_the_same_in_every_experiment(
     experiment: str, shipped: DictConfig
 ) -> None:
     cfg = composed("train", f"+experiment={experiment}", "data.root=/nowhere", *SHIPPED)
-    for key in ("loader", "model.student", "model.pretrained", "model.teacher.path", "optimizer.optimizer"):
+    for key in (
+        "datamodule",
+        "model.student",
+        "model.pretrained",
+        "model.teacher.path",
+        "optimizer.optimizer",
+    ):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(shipped, key), key
 
 
@@ -256,7 +262,7 @@ def test_the_options_that_we_ship_are_the_same_in_every_experiment(
 def test_a_trial_is_the_same_trial_in_every_experiment(experiment: str) -> None:
     cfg = composed("train", f"+experiment={experiment}", "data.root=/nowhere", "trainer=debug")
     assert (cfg.trainer.max_epochs, cfg.trainer.accelerator) == (30, "auto")
-    assert cfg.loader.overfit_batches == 1
+    assert cfg.datamodule.overfit_batches == 1
 
 
 @pytest.mark.parametrize("data", options("data"))
@@ -365,11 +371,15 @@ def test_sizes_schedule_optimiser_and_cost_of_a_header_are_what_is_composed(expe
     if "base recipe: ResNet-50" in text:
         said = re.search(r"base recipe: ResNet-50, (\d+)x(\d+), Adam, (\d+) epochs", text)
         assert said is not None
-        assert [int(number) for number in said.groups()] == [cfg.loader.height, cfg.loader.width, cfg.epochs]
+        assert [int(number) for number in said.groups()] == [
+            cfg.datamodule.height,
+            cfg.datamodule.width,
+            cfg.epochs,
+        ]
         assert cfg.model.student.backbone.depth == 50
         assert cfg.optimizer.optimizer["_target_"] == "torch.optim.Adam"
     for size in re.findall(r"\b(\d{2,3}x\d{2,3})\b", text):
-        assert size == f"{cfg.loader.height}x{cfg.loader.width}"
+        assert size == f"{cfg.datamodule.height}x{cfg.datamodule.width}"
     for epochs in re.findall(r"\b(\d+) epochs", text):
         assert int(epochs) == cfg.epochs
     cost = re.search(r"about (\d+) PFLOP .*\((\d+) epochs x ([\d,]+) pictures x 3 x ([\d.]+) GFLOP\)", text)
@@ -417,10 +427,15 @@ def test_the_method_beside_a_score_of_cal_composes_the_recipe_of_its_code(experi
     rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in (0, 19, 20, 39, 40, 59)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert (cfg.epochs, cfg.seed) == (60, 1)
-    loader = cfg.loader
-    assert (loader.height, loader.width, loader.square, loader.rule) == (384, 192, False, "chunks")
+    datamodule = cfg.datamodule
+    assert (datamodule.height, datamodule.width, datamodule.square, datamodule.sampler) == (
+        384,
+        192,
+        False,
+        "chunks",
+    )
     # Two processes of 32 there; groups of as many here.
-    assert (loader.people * loader.pictures, loader.pictures) == (64, pictures)
+    assert (datamodule.people * datamodule.pictures, datamodule.pictures) == (64, pictures)
     student = cfg.model.student
     assert (student.ghost_group, student.neck_bias, student.get("neck", True)) == (32, True, True)
     assert (student.backbone.depth, student.backbone.last_stride) == (50, 1)
@@ -461,9 +476,13 @@ def test_the_recipe_of_the_release_is_the_whole_of_it_over_any_experiment(experi
     rates = [instantiate(cfg.optimizer.schedule)(epoch) for epoch in range(100)]
     assert rates == pytest.approx([0.85 ** (epoch // 10) for epoch in range(100)])
     assert (cfg.epochs, cfg.seed, cfg.evaluate_every) == (100, 42, 5)
-    loader = cfg.loader
-    assert (loader.height, loader.width, loader.square) == (224, 224, True)
-    assert (loader.people * loader.pictures, loader.pictures, loader.rule) == (32, 8, "chunks")
+    datamodule = cfg.datamodule
+    assert (datamodule.height, datamodule.width, datamodule.square) == (224, 224, True)
+    assert (datamodule.people * datamodule.pictures, datamodule.pictures, datamodule.sampler) == (
+        32,
+        8,
+        "chunks",
+    )
     student = cfg.model.student
     assert student.backbone["_target_"].endswith(".TinyViT")
     assert not student.neck
@@ -471,7 +490,7 @@ def test_the_recipe_of_the_release_is_the_whole_of_it_over_any_experiment(experi
     assert mean == [0.48145466, 0.4578275, 0.40821073]
     fill = [0.4914, 0.4822, 0.4465]
     raw = [m + d * f for m, d, f in zip(mean, deviation, fill, strict=True)]
-    assert list(loader.train_view.erase_fill) == pytest.approx(raw, abs=1e-4)
+    assert list(datamodule.train_view.erase_fill) == pytest.approx(raw, abs=1e-4)
     assert (cfg.retrieval.metric, cfg.retrieval.flip) == ("cosine", True)
     assert cfg.data == experiment_config(experiment).data
     assert cfg.run_name == f"{cfg.data.name}_release"
@@ -512,25 +531,28 @@ RUNGS = {
 }
 
 
-@pytest.mark.parametrize("rung", sorted(RUNGS.keys() | set(options("ladder"))))
-def test_every_rung_of_the_ladder_names_itself_and_has_its_losses(rung: str) -> None:
-    cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"+ladder={rung}")
-    assert cfg.rung == rung
-    assert list(cfg.loss) == RUNGS[rung]
-    assert (cfg.labels.shuffled, cfg.bodies.shuffled) == (rung == "shuffled_words", rung == "shuffled_betas")
+@pytest.mark.parametrize("variant", sorted(RUNGS.keys() | set(options("ablation"))))
+def test_every_variant_of_the_ablation_names_itself_and_has_its_losses(variant: str) -> None:
+    cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"+ablation={variant}")
+    assert cfg.variant == variant
+    assert list(cfg.loss) == RUNGS[variant]
+    assert (cfg.labels.shuffled, cfg.bodies.shuffled) == (
+        variant == "shuffled_words",
+        variant == "shuffled_betas",
+    )
     assert check_bindings(cfg) > 10
 
 
 @pytest.mark.parametrize("method", ["ce", "cal", "clip3dreid", "clip3dreid_cal"])
-def test_a_rung_that_is_a_method_has_its_losses_value_for_value(method: str) -> None:
-    rung = method.replace("clip3dreid", "all")
-    ladder = composed("train", "data=ltcc", "data.root=/nowhere", f"+ladder={rung}")
-    assert ladder.loss == composed("train", "data=ltcc", "data.root=/nowhere", f"method={method}").loss
+def test_a_variant_that_is_a_method_has_its_losses_value_for_value(method: str) -> None:
+    variant = method.replace("clip3dreid", "all")
+    ablation = composed("train", "data=ltcc", "data.root=/nowhere", f"+ablation={variant}")
+    assert ablation.loss == composed("train", "data=ltcc", "data.root=/nowhere", f"method={method}").loss
 
 
-def test_the_sweep_trains_every_rung_of_the_ladder() -> None:
-    sweep = OmegaConf.load(conf_dir() / "sweep" / "ladder.yaml")
-    assert sorted(sweep.hydra.sweeper.params["+ladder"].split(",")) == options("ladder")
+def test_the_sweep_trains_every_variant_of_the_ablation() -> None:
+    sweep = OmegaConf.load(conf_dir() / "sweep" / "ablation.yaml")
+    assert sorted(sweep.hydra.sweeper.params["+ablation"].split(",")) == options("ablation")
 
 
 def test_an_experiment_sets_no_loss_of_its_own() -> None:

@@ -52,10 +52,14 @@ WITHOUT_CLOTHES = {
     if name.startswith("celeb") or name in ("ccda", "deepchange", "market1501", "msmt17")
 }
 SMALL = (
-    *(override for override in TINY if not override.startswith(("method", "loader.people", "model.student"))),
+    *(
+        override
+        for override in TINY
+        if not override.startswith(("method", "datamodule.people", "model.student"))
+    ),
     "model.student.backbone.width=8",
-    "loader.people=2",
-    "loader.pictures=2",
+    "datamodule.people=2",
+    "datamodule.pictures=2",
     "epochs=2",
     "clothes_start_epoch=1",
     "hydra.run.dir=run",
@@ -132,12 +136,12 @@ def test_every_method_on_every_data_set(
 def test_the_whole_release_trains_at_tiny_sizes_and_its_model_pads_in_evaluation_too(
     invoke: Command, guided: tuple[str, ...], ltcc_root: Path, tmp_path: Path
 ) -> None:
-    kept = ("loader.workers", "loader.evaluation_batch", "trainer", "logger", "model.pretrained")
+    kept = ("datamodule.workers", "datamodule.evaluation_batch", "trainer", "logger", "model.pretrained")
     done = invoke(
         "train", "+experiment=ltcc", "+recipe=clip3dreid_release", f"data.root={ltcc_root}", *guided,
         *(override for override in TINY if override.startswith(kept)),
         # Pictures stay as large as they are: its weights of places belong to them.
-        "loader.pictures=2", "epochs=1", "hydra.run.dir=run", "model.teacher.cache=off_erased",
+        "datamodule.pictures=2", "epochs=1", "hydra.run.dir=run", "model.teacher.cache=off_erased",
         "model.student.backbone.widths=[4,8,8,12]", "model.student.backbone.depths=[1,1,1,1]",
         "model.student.backbone.heads=[1,2,2,3]", "model.student.pooling.channels=12",
     )  # fmt: skip
@@ -145,7 +149,7 @@ def test_the_whole_release_trains_at_tiny_sizes_and_its_model_pads_in_evaluation
     trained = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][0]["results"]
     done = invoke(
         "evaluate", "checkpoint=run/checkpoints/last.ckpt", "data=ltcc", f"data.root={ltcc_root}", "trainer=cpu",
-        "loader.workers=0", "out=again.json",
+        "datamodule.workers=0", "out=again.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "again.json").read_text())["results"]

@@ -35,13 +35,14 @@ HONEST = [
     "+data@data.also.prcc=prcc", "data.also.prcc.root=${oc.env:PRCC,/data/prcc}", "seed=3", "milestones=[20,40]",
     "~callbacks.progress", "+trainer.limit_train_batches=10", "trainer=ddp", "trainer.devices=2",
     "model/student=mine", "trainer.strategy=ddp_find_unused_parameters_true",
-    "optimizer.optimizer.lr=1e-3", "+rerank@retrieval.rerank=k_reciprocal", "bodies.root=worlds/${seed}", "rung=a_b",
+    "optimizer.optimizer.lr=1e-3", "+rerank@retrieval.rerank=k_reciprocal", "bodies.root=worlds/${seed}",
+    "variant=a_b",
     "retrieval.open_set=[1e-3,1e-2]", "protocol=[]", "data.val_people=2", "model.pretrained=null",
 ]  # fmt: skip
 HOSTILE = {
     "a class to build": "loss.identity.term._target_=torch.load",
     "a class in a mapping": "loss.identity.term={_target_:os.system,command:ls}",
-    "a class in a list": "loader.train_view.extra=[{_target_:os.system}]",
+    "a class in a list": "datamodule.train_view.extra=[{_target_:os.system}]",
     "a class deep below": "+data.read={a:[{b:{_target_:os.system}}]}",
     "arguments of a class": "+data.read._args_=[1]",
     "positional call": "+trainer._partial_=true",
@@ -103,7 +104,7 @@ def test_no_spelling_lets_a_folder_name_what_to_build(
     parents: list[str], word: str, sign: str, value: str
 ) -> None:
     assert run_folder._refused(f"{sign}{'.'.join([*parents, word])}={value}") is not None
-    assert run_folder._refused(f"{sign}loader.train_view.extra=[{{{word}:{value}}}]") is not None
+    assert run_folder._refused(f"{sign}datamodule.train_view.extra=[{{{word}:{value}}}]") is not None
 
 
 def test_every_option_of_every_group_may_stand_in_a_run_s_folder() -> None:

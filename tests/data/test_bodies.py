@@ -300,7 +300,7 @@ def module(ltcc_root: Path, root: Path, **changes) -> ReidDataModule:
             "seed": 1,
             "people": 2,
             "pictures": 2,
-            "rule": "distinct",
+            "sampler": "distinct",
             "workers": 0,
             "evaluation_batch": 8,
             "height": 32,
@@ -315,7 +315,7 @@ def module(ltcc_root: Path, root: Path, **changes) -> ReidDataModule:
 
 
 def test_views_that_pad_otherwise_than_the_loader_says_are_refused(ltcc_root: Path, root: Path) -> None:
-    with pytest.raises(InputError, match=r"TrainView has square=False, loader\.square says True"):
+    with pytest.raises(InputError, match=r"TrainView has square=False, datamodule\.square says True"):
         module(ltcc_root, root, square=True)
 
 

@@ -120,9 +120,9 @@ class TestSquares:
 
     def test_squares_must_be_square_and_asked_for_by_true(self):
         for make in (lambda *size, **how: TestView(*size, **how), train_view):
-            with pytest.raises(InputError, match=r"loader\.square=true .* say 48x24; make the two equal"):
+            with pytest.raises(InputError, match=r"datamodule\.square=true .* say 48x24; make the two equal"):
                 make(48, 24, square=True)
-            with pytest.raises(InputError, match=r"loader\.square is no; give true or false"):
+            with pytest.raises(InputError, match=r"datamodule\.square is no; give true or false"):
                 make(48, 48, square="no")
 
 
@@ -340,24 +340,26 @@ class TestConfig:
     @pytest.mark.parametrize(("name", "rule"), [("default", "distinct"), ("base_recipe", "chunks")])
     def test_loader_builds_the_base_recipes_view(self, name, rule):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            loader = compose(overrides=[f"+loader={name}", "loader.height=64", "loader.width=32"]).loader
-        assert (loader.people, loader.pictures, loader.rule) == (8, 8, rule)
-        augment = instantiate(loader.train_view)
+            datamodule = compose(
+                overrides=[f"+datamodule={name}", "datamodule.height=64", "datamodule.width=32"]
+            ).datamodule
+        assert (datamodule.people, datamodule.pictures, datamodule.sampler) == (8, 8, rule)
+        augment = instantiate(datamodule.train_view)
         assert (augment.height, augment.width) == (64, 32)
         assert augment.probability == (0.5, 0.5, 0.5)
         assert augment.erase_area == (0.02, 0.4)
-        assert instantiate(loader.test_view)(noise(10, 5)).shape == (3, 64, 32)
+        assert instantiate(datamodule.test_view)(noise(10, 5)).shape == (3, 64, 32)
         # The released code's fill, in normalised units, undone: mean + std x fill.
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         fill = (mean + std * [0.4914, 0.4822, 0.4465]) * 255
         np.testing.assert_allclose(augment.fill.ravel(), fill, atol=0.51)
 
     def test_extra_transforms_can_be_given_on_the_command_line(self):
-        override = "loader.train_view.extra=[{_target_: albumentations.ColorJitter, p: 1}]"
+        override = "datamodule.train_view.extra=[{_target_: albumentations.ColorJitter, p: 1}]"
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            loader = compose(overrides=["+loader=default", override]).loader
+            datamodule = compose(overrides=["+datamodule=default", override]).datamodule
         picture = smooth(384, 192)
         got, _ = instantiate(
-            loader.train_view, enlarge_probability=0, flip_probability=0, erase_probability=0
+            datamodule.train_view, enlarge_probability=0, flip_probability=0, erase_probability=0
         )(picture, 1)
         assert (got != picture.transpose(2, 0, 1)).any()

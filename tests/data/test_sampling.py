@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.sampling import RULES, IdentityBatches, most_batches, share
+from clip3dreid.data.sampling import SAMPLERS, IdentityBatches, most_batches, share
 from clip3dreid.errors import InputError
 
 
@@ -32,25 +32,25 @@ people_counts = st.lists(st.integers(1, 14), min_size=3, max_size=9)
 
 
 @settings(max_examples=40, deadline=None)
-@given(people_counts, st.integers(1, 3), st.integers(1, 4), st.sampled_from(RULES), st.integers(0, 5))
-def test_every_batch_holds_p_groups_of_k_pictures_of_one_person(counts, people, pictures, rule, epoch):
+@given(people_counts, st.integers(1, 3), st.integers(1, 4), st.sampled_from(SAMPLERS), st.integers(0, 5))
+def test_every_batch_holds_p_groups_of_k_pictures_of_one_person(counts, people, pictures, kind, epoch):
     person = labels(counts)
-    sampler = batches(person, people, pictures, rule=rule)
+    sampler = batches(person, people, pictures, sampler=kind)
     sampler.set_epoch(epoch)
     drawn = list(sampler)
     assert len(drawn) == len(sampler)
     for batch in drawn:
         groups = person[rows(batch)].reshape(people, pictures)
         assert (groups == groups[:, :1]).all()
-        if rule == "distinct":
+        if kind == "distinct":
             assert len(set(groups[:, 0])) == people
 
 
 @settings(max_examples=40, deadline=None)
-@given(people_counts, st.integers(1, 4), st.sampled_from(RULES))
-def test_no_picture_is_shown_twice_in_an_epoch_but_of_people_with_fewer_than_k(counts, pictures, rule):
+@given(people_counts, st.integers(1, 4), st.sampled_from(SAMPLERS))
+def test_no_picture_is_shown_twice_in_an_epoch_but_of_people_with_fewer_than_k(counts, pictures, kind):
     person = labels(counts)
-    shown = Counter(row for batch in batches(person, 2, pictures, rule=rule) for row in rows(batch))
+    shown = Counter(row for batch in batches(person, 2, pictures, sampler=kind) for row in rows(batch))
     for row, times in shown.items():
         assert times == 1 or counts[person[row]] < pictures
 
@@ -83,21 +83,21 @@ def test_distinct_worked_by_hand():
     assert len(sampler) == 4
     # One person has nearly everything: 9 chunks against 3 others with 1 each: one batch of 3 people.
     assert len(batches(labels([27, 3, 3, 3]), people=3)) == 1
-    assert len(batches(labels([27, 3, 3, 3]), people=3, rule="chunks")) == 4
+    assert len(batches(labels([27, 3, 3, 3]), people=3, sampler="chunks")) == 4
 
 
 def test_chunks_rule_may_repeat_a_person_and_distinct_never_does():
     person = labels([30, 30, 3, 3])
     repeats = {
-        rule: any(len(set(person[rows(batch)])) < 2 for batch in batches(person, 2, 3, rule=rule))
-        for rule in RULES
+        kind: any(len(set(person[rows(batch)])) < 2 for batch in batches(person, 2, 3, sampler=kind))
+        for kind in SAMPLERS
     }
     assert repeats == {"distinct": False, "chunks": True}
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_person_with_one_picture_gets_a_group_of_repeats(rule):
-    sampler = batches([0, 1, 1, 1], people=2, pictures=3, rule=rule)
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_person_with_one_picture_gets_a_group_of_repeats(kind):
+    sampler = batches([0, 1, 1, 1], people=2, pictures=3, sampler=kind)
     (batch,) = sampler
     assert sorted(Counter(rows(batch)).values()) == [1, 1, 1, 3]
     assert Counter(rows(batch))[0] == 3
@@ -105,9 +105,9 @@ def test_person_with_one_picture_gets_a_group_of_repeats(rule):
     assert len({seed for row, seed in batch if row == 0}) == 3
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_picture_gets_its_turn_over_epochs(rule):
-    sampler = batches(labels(COUNTS), rule=rule)
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_every_picture_gets_its_turn_over_epochs(kind):
+    sampler = batches(labels(COUNTS), sampler=kind)
     seen = set()
     for epoch in range(30):
         sampler.set_epoch(epoch)
@@ -125,11 +125,11 @@ def test_each_person_is_equally_likely_at_each_place_of_a_batch():
     assert all(abs(count - 200) < 60 for count in first.values())
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_shares_of_the_ranks_make_up_the_batches_of_one_process(rule):
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_shares_of_the_ranks_make_up_the_batches_of_one_process(kind):
     person = labels(COUNTS)
-    alone = batches(person, rule=rule)
-    ranks = [batches(person, rule=rule, rank=rank, world_size=2) for rank in range(2)]
+    alone = batches(person, sampler=kind)
+    ranks = [batches(person, sampler=kind, rank=rank, world_size=2) for rank in range(2)]
     for sampler in (alone, *ranks):
         sampler.set_epoch(3)
     assert {len(sampler) for sampler in ranks} == {len(alone)}
@@ -139,10 +139,10 @@ def test_shares_of_the_ranks_make_up_the_batches_of_one_process(rule):
         assert not set(rows(parts[0])) & set(rows(parts[1]))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_epochs_differ_and_a_seed_repeats_itself(rule):
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_epochs_differ_and_a_seed_repeats_itself(kind):
     def drawn(seed, epoch):
-        sampler = batches(labels(COUNTS), seed=seed, rule=rule)
+        sampler = batches(labels(COUNTS), seed=seed, sampler=kind)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -151,9 +151,9 @@ def test_epochs_differ_and_a_seed_repeats_itself(rule):
     assert drawn(1, 2) != drawn(2, 2)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_length_is_the_same_in_every_epoch(rule):
-    sampler = batches(labels(COUNTS), rule=rule)
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_length_is_the_same_in_every_epoch(kind):
+    sampler = batches(labels(COUNTS), sampler=kind)
     lengths = set()
     for epoch in range(10):
         sampler.set_epoch(epoch)
@@ -189,10 +189,10 @@ def test_lightning_reaches_the_epoch_through_a_loader():
     ("how", "said"),
     [
         ({"people": 9}, "8 people.* takes 9"),
-        ({"people": 9, "rule": "chunks"}, "8 people.* takes 9"),
+        ({"people": 9, "sampler": "chunks"}, "8 people.* takes 9"),
         ({"people": 4, "world_size": 3}, "people=4 cannot be divided among 3"),
         ({"people": 0}, "at least 1"),
-        ({"rule": "random"}, "random is not one of distinct, chunks"),
+        ({"sampler": "random"}, "random is not one of distinct, chunks"),
     ],
 )
 def test_bad_input_is_said_in_one_line(how, said):
@@ -208,15 +208,15 @@ def test_evaluation_shares_cover_everything_once_and_evenly(count, world_size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_training_that_goes_on_is_given_the_batches_that_are_left_and_then_whole_epochs(rule):
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_training_that_goes_on_is_given_the_batches_that_are_left_and_then_whole_epochs(kind):
     person = labels(COUNTS)
-    undisturbed = batches(person, rule=rule)
+    undisturbed = batches(person, sampler=kind)
     epochs = []
     for epoch in range(4):
         undisturbed.set_epoch(epoch)
         epochs.append(list(undisturbed))
-    resumed = batches(person, rule=rule)
+    resumed = batches(person, sampler=kind)
     resumed.seek(2, 1)
     # Workers fetch from an iterator that is made before the epoch is told.
     early = list(resumed)

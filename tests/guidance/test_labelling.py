@@ -50,7 +50,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def label(invoke: Command, ltcc_root: Path, teacher: Path) -> Callable[..., Any]:
     def run(*arguments: str, out: str = "out") -> Any:
         view = ("model.teacher.view.height=32", "model.teacher.view.width=16")
-        data = ("data=ltcc", f"data.root={ltcc_root}", "loader.workers=0")
+        data = ("data=ltcc", f"data.root={ltcc_root}", "datamodule.workers=0")
         return invoke("label", *data, f"model.teacher.path={teacher}", *view, f"out={out}", *arguments)
 
     return run

@@ -64,7 +64,9 @@ def test_weighed_positions_sum_places_and_reduce_channels():
 
 
 def test_weighed_positions_refuse_a_map_of_another_size():
-    with pytest.raises(InputError, match=r"2 channels and 49 positions, the map has 2 and 2.*loader\.height"):
+    with pytest.raises(
+        InputError, match=r"2 channels and 49 positions, the map has 2 and 2.*datamodule\.height"
+    ):
         WeighedPositions(positions=49, channels=2, width=3)(SMALL)
     with pytest.raises(InputError, match="at least 1"):
         WeighedPositions(positions=0, channels=2, width=3)

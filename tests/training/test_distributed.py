@@ -77,7 +77,7 @@ def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_li
 ) -> None:
     done = command(
         "train", "data=ltcc", f"data.root={ltcc_root}", "trainer.devices=2", "trainer.strategy=ddp",
-        *[override for override in TINY if "people" not in override], "loader.people=3",
+        *[override for override in TINY if "people" not in override], "datamodule.people=3",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "multiple of 2" in done.stderr

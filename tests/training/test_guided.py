@@ -47,7 +47,7 @@ def test_pictures_kept_in_memory_train_the_same_model(
     for run, kept in (("read", "false"), ("kept", "true")):
         done = invoke(
             "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,body]", *guided, run=run),
-            f"loader.keep_pictures={kept}",
+            f"datamodule.keep_pictures={kept}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     read, held = weights(tmp_path / "read"), weights(tmp_path / "kept")
@@ -86,7 +86,7 @@ def test_the_run_keeps_its_labels_and_the_scores_of_every_query(full: Path) -> N
     table = pl.read_parquet(full / "labels.parquet")
     assert table["person"].n_unique() == 6
     results = json.loads((full / "results.json").read_text())
-    assert results["rung"] == "identity+local+global+body"
+    assert results["variant"] == "identity+local+global+body"
     assert results["cost"]["pictures_per_step"] == 12
     entry = results["evaluations"][0]
     for protocol, scores in entry["results"].items():
@@ -134,7 +134,7 @@ def test_without_a_cache_the_teacher_sees_the_student_s_picture_before_or_after_
     monkeypatch.setattr(Teacher, "forward", teacher)
     done = invoke(
         "train", *arguments(ltcc_root, "method=clip3dreid_release", "epochs=1"), *guided,
-        f"model.teacher.cache={cache}", "loader.train_view.erase_probability=1",
+        f"model.teacher.cache={cache}", "datamodule.train_view.erase_probability=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert learnt

@@ -23,7 +23,7 @@ from tests.small_disk import small_disk
 from tests.training.test_run import column
 
 # With loader workers, as by default: they fetch ahead of what is trained.
-WORKERS = [override if "workers" not in override else "loader.workers=1" for override in TINY]
+WORKERS = [override if "workers" not in override else "datamodule.workers=1" for override in TINY]
 METHODS = {
     "ce": ("method=ce",),
     "cal": ("method=cal", "clothes_start_epoch=1"),
@@ -207,11 +207,12 @@ def test_what_would_be_another_training_is_refused_by_name_and_nothing_is_touche
 
     before = files()
     line = refused(
-        "model.student.backbone.width=16", "seed=2", "loader.people=2", "loader.train_view.flip_probability=0",
+        "model.student.backbone.width=16", "seed=2", "datamodule.people=2",
+        "datamodule.train_view.flip_probability=0",
         "data.val_people=2", "optimizer=sgd", "epochs=5",
     )  # fmt: skip
     for told in (
-        "model.student.backbone.width was 8, is 16", "seed was 1, is 2", "loader.people was 4, is 2",
+        "model.student.backbone.width was 8, is 16", "seed was 1, is 2", "datamodule.people was 4, is 2",
         "data.val_people was 0, is 2", "flip_probability was 0.5, is 0", "optimizer.optimizer._target_",
     ):  # fmt: skip
         assert told in line
@@ -276,7 +277,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_where_an_undisturbed_one_doe
     method: str, ltcc_root: Path, guided: tuple[str, ...], tmp_path: Path
 ) -> None:
     arguments = [
-        o if "workers" not in o else "loader.workers=2" for o in overrides(method, ltcc_root, guided)
+        o if "workers" not in o else "datamodule.workers=2" for o in overrides(method, ltcc_root, guided)
     ]
     killer = Killer(tmp_path, [*arguments, "epochs=12", "milestones=[6]"], 5)
     whole, killed = killer.undisturbed(), killer.killed(signal.SIGKILL, kills=20, span=0.6)

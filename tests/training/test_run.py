@@ -113,7 +113,7 @@ def test_evaluating_the_checkpoint_alone_gives_the_scores_of_the_run(
 ) -> None:
     done = invoke(
         "evaluate", f"checkpoint={finished}/checkpoints/last.ckpt", "data=ltcc", f"data.root={ltcc_root}",
-        "loader.workers=0", "trainer=cpu", "out=scores.json",
+        "datamodule.workers=0", "trainer=cpu", "out=scores.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     alone = json.loads((tmp_path / "scores.json").read_text())["results"]
@@ -129,7 +129,7 @@ def test_cross_data_set_evaluation_needs_no_config_of_the_model(
     other = write_ltcc(tmp_path / "other", train=range(1), test=range(40, 43))
     done = invoke(
         "evaluate", f"checkpoint={finished}/checkpoints/best.ckpt", "data=ltcc", f"data.root={other}",
-        "protocol=clothes_changing", "loader.workers=0", "trainer=cpu", "out=o.json",
+        "protocol=clothes_changing", "datamodule.workers=0", "trainer=cpu", "out=o.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "o.json").read_text())
@@ -233,7 +233,7 @@ def test_two_data_sets_train_together_with_disjoint_people(
     # The second set reuses the numbers of the first: 6 + 6 people all the same.
     done = invoke(
         "train", "data=ltcc", f"data.root={ltcc_root}", "+data@data.also.second=ltcc",
-        f"data.also.second.root={ltcc_root}", "data.also.second.name=second", "epochs=1", "loader.people=12", RUN,
+        f"data.also.second.root={ltcc_root}", "data.also.second.name=second", "epochs=1", "datamodule.people=12", RUN,
         *[override for override in TINY if "people" not in override],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -291,7 +291,7 @@ def test_two_runs_that_are_started_at_once_have_a_folder_each(ltcc_root: Path, t
     ]  # fmt: skip
     both = [
         subprocess.Popen(
-            [*command, f"rung={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, f"variant={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         for name in "AB"
     ]
@@ -301,7 +301,7 @@ def test_two_runs_that_are_started_at_once_have_a_folder_each(ltcc_root: Path, t
     assert b"is in use: process" in b"".join(outputs) or b"holds a run already" in b"".join(outputs)
     facts = json.loads((tmp_path / "runs" / "twins" / "now" / "results.json").read_text())
     overrides = (tmp_path / "runs" / "twins" / "now" / ".hydra" / "overrides.yaml").read_text()
-    assert f"rung={facts['rung']}" in overrides
+    assert f"variant={facts['variant']}" in overrides
 
 
 def test_a_wrong_argument_costs_nobody_s_files(invoke: Command, tmp_path: Path) -> None:
@@ -316,8 +316,8 @@ BAD = {
     "no data": ([], "no data set"),
     "no root": (["data=ltcc"], "data.root is not set"),
     "missing root": (["data=ltcc", "data.root=/nowhere/ltcc"], "/nowhere/ltcc is not there"),
-    "fewer people than P": (["data=ltcc", "data.root=ROOT", "loader.people=9"], "9"),
-    "mistyped key": (["data=ltcc", "data.root=ROOT", "loader.poeple=9"], "poeple"),
+    "fewer people than P": (["data=ltcc", "data.root=ROOT", "datamodule.people=9"], "9"),
+    "mistyped key": (["data=ltcc", "data.root=ROOT", "datamodule.poeple=9"], "poeple"),
     "mistyped root key": (["data=ltcc", "data.root=ROOT", "epocs=9"], "epocs"),
     "mistyped group": (["data=ltc", "data.root=ROOT"], "ltc"),
     "missing weights": (["data=ltcc", "data.root=ROOT", "model.pretrained=/no.pth"], "/no.pth"),
@@ -339,22 +339,22 @@ BAD = {
         [
             "data=ltcc",
             "data.root=ROOT",
-            "loader.people=3",
-            "loader.pictures=3",
+            "datamodule.people=3",
+            "datamodule.pictures=3",
             "model.student.ghost_group=4",
         ],
         "no variance",
     ),
     "a batch of one picture": (
-        ["data=ltcc", "data.root=ROOT", "loader.people=1", "loader.pictures=1"],
-        "loader.people=1 and loader.pictures=1 in 1 process(es) leave batch norm one picture",
+        ["data=ltcc", "data.root=ROOT", "datamodule.people=1", "datamodule.pictures=1"],
+        "datamodule.people=1 and datamodule.pictures=1 in 1 process(es) leave batch norm one picture",
     ),
     "a batch of one picture without ghost groups": (
         [
             "data=ltcc",
             "data.root=ROOT",
-            "loader.people=1",
-            "loader.pictures=1",
+            "datamodule.people=1",
+            "datamodule.pictures=1",
             "model.student.ghost_group=null",
         ],
         "leave batch norm one picture at a time",
@@ -417,7 +417,7 @@ def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_
         {
             # Groups refuse streams that are one batch, whatever their size.
             "model": {"student": {"ghost_group": None if shared else group}},
-            "loader": {"people": pictures, "pictures": 1},
+            "datamodule": {"people": pictures, "pictures": 1},
             "bodies": {"batch_norm": "shared" if shared else "separate"},
         }
     )
@@ -431,7 +431,7 @@ def test_a_student_without_a_neck_trains_on_one_picture_at_a_time(
 ) -> None:
     done = invoke(
         "train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.run.dir=run", *TINY,
-        "loader.people=1", "loader.pictures=1", "model.student.neck=false",
+        "datamodule.people=1", "datamodule.pictures=1", "model.student.neck=false",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -471,7 +471,7 @@ def test_a_converted_checkpoint_keeps_its_card_and_its_scores(
     done = invoke("weights", f"convert={finished}", "out=last.safetensors")
     assert done.returncode == 0, done.stderr
     done = invoke(
-        "evaluate", "checkpoint=last.safetensors", "data=ltcc", f"data.root={ltcc_root}", "loader.workers=0",
+        "evaluate", "checkpoint=last.safetensors", "data=ltcc", f"data.root={ltcc_root}", "datamodule.workers=0",
         "trainer=cpu", "out=o.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -484,14 +484,14 @@ def test_a_converted_checkpoint_keeps_its_card_and_its_scores(
 def test_learning_works_at_all(invoke: Command, tmp_path: Path) -> None:
     """Twelve people, striped by number: far above chance (1/8) after a short training on eight others."""
     root = write_ltcc(tmp_path / "data", train=range(16), test=range(16, 24))
-    overrides = [o for o in TINY if not o.startswith(("loader.height", "loader.width"))]
+    overrides = [o for o in TINY if not o.startswith(("datamodule.height", "datamodule.width"))]
     done = invoke(
         "train",
         "data=ltcc",
         f"data.root={root}",
         "epochs=40",
-        "loader.height=64",
-        "loader.width=32",
+        "datamodule.height=64",
+        "datamodule.width=32",
         RUN,
         *overrides,
     )

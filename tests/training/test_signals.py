@@ -170,7 +170,7 @@ class Pair:
         if launcher == "torchrun":
             module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module]
         command = [
-            sys.executable, *module, "data=ltcc", f"data.root={root}", *TINY, "loader.workers=1", "epochs=2000",
+            sys.executable, *module, "data=ltcc", f"data.root={root}", *TINY, "datamodule.workers=1", "epochs=2000",
             "trainer.devices=2", "trainer.strategy=ddp", "model.student.ghost_group=4", *arguments,
         ]  # fmt: skip
         with self.log.open("wb") as file:

@@ -52,7 +52,7 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: list[str
         _run("train", f"resume={run}")
     else:
         # A run is called what its method is called, so that the two can be compared.
-        names = [f"method={method}", f"rung={method}", f"hydra.run.dir={run}"]
+        names = [f"method={method}", f"variant={method}", f"hydra.run.dir={run}"]
         _run("train", "+experiment=demo", f"data.root={world}", f"bodies.root={bodies}", *names, *training)
 
 

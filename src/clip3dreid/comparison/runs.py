@@ -18,22 +18,22 @@ from omegaconf import DictConfig, ListConfig
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic, write_json, write_text
 from clip3dreid.io.formats import decoding, read_json, read_table, read_yaml
-from clip3dreid.report.ladder import Rung, Score, draw, header, page, rows
+from clip3dreid.report.ablation import Score, Variant, draw, header, page, rows
 from clip3dreid.report.tables import print_table
 from clip3dreid.retrieval.bootstrap import LEVEL, Interval, Sample, paired_difference, t_interval
 
 log = logging.getLogger(__name__)
 
-COMPARE_VERSION = 1
-READS = 2
-"""Version of `results.json` that is understood: the first with rungs, costs and results of each query."""
+COMPARE_VERSION = 2
+READS = (2, 3)
+"""Versions of `results.json` that are understood: 2 is the first with costs and results of each query."""
 
 SCORES = {"r1": "R1", "map": "mAP"}
 _ROUNDING = 1e-4
 """How far a mean over the file of queries may be from the number in the results."""
 
 Pair = tuple[int, str]
-"""Training seed and data folder, by which runs of two rungs belong together."""
+"""Training seed and data folder, by which runs of two variants belong together."""
 
 
 class _SkippedError(Exception):
@@ -46,7 +46,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        rung: its label.
+        variant: its label.
         pair: seed and data folder.
         data: name of the data set.
         setting: `metric`, `flip` and the protocol's facts, which must be equal for numbers to be comparable.
@@ -57,7 +57,7 @@ class Run:
     """
 
     folder: Path
-    rung: str
+    variant: str
     pair: Pair
     data: str
     setting: Mapping[str, Any]
@@ -80,7 +80,7 @@ class _Found:
     """A finished run before a protocol is chosen: its files, parsed."""
 
     folder: Path
-    rung: str
+    variant: str
     pair: Pair
     results: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -106,8 +106,8 @@ def compare(cfg: DictConfig) -> Path:
     runs = [_run(one, protocol) for one in found]
     _check_comparable(runs)
 
-    grouped = {name: {run.pair: run for run in runs if run.rung == name} for name in order}
-    rungs = [_rung(name, grouped[name], grouped[baseline], baseline, resamples, seed) for name in order]
+    grouped = {name: {run.pair: run for run in runs if run.variant == name} for name in order}
+    variants = [_variant(name, grouped[name], grouped[baseline], baseline, resamples, seed) for name in order]
     notes = [*_missing(grouped, baseline), *skipped]
     chance = [run.chance_r1 for run in runs if run.chance_r1 is not None]
     facts = {"data": runs[0].data, "protocol": protocol, "checkpoint": checkpoint}
@@ -116,11 +116,11 @@ def compare(cfg: DictConfig) -> Path:
 
     out = Path(str(cfg.out))
     title = f"{runs[0].data}, {protocol}, {checkpoint} checkpoint: difference to {baseline}"
-    figure = draw(rungs, baseline, level=LEVEL, title=title)
+    figure = draw(variants, baseline, level=LEVEL, title=title)
     with atomic(out / "compare.png") as temporary:
         figure.savefig(temporary, dpi=130)
     text = page(
-        rungs,
+        variants,
         baseline,
         level=LEVEL,
         resamples=resamples,
@@ -139,12 +139,12 @@ def compare(cfg: DictConfig) -> Path:
             "level": LEVEL,
             "resamples": resamples,
             "seed": seed,
-            "rungs": [_numbers(rung, grouped[rung.name], grouped[baseline]) for rung in rungs],
+            "variants": [_numbers(variant, grouped[variant.name], grouped[baseline]) for variant in variants],
             "notes": notes,
         },
     )
     write_text(out / "compare.md", text)
-    print_table(title, header(rungs, baseline, LEVEL), rows(rungs))
+    print_table(title, header(variants, baseline, LEVEL), rows(variants))
     for note in notes:
         log.warning("%s", note)
     log.info("table, numbers and figure: %s, compare.json and compare.png beside it", out / "compare.md")
@@ -214,21 +214,25 @@ def _read(folder: Path, checkpoint: str) -> _Found:
         raise _SkippedError("not finished, it has no results.json")
     results = _parsed(path)
     version = results.get("version")
-    if version != READS:
-        raise _SkippedError(f"results.json has version {version}, not {READS}; train again with this program")
+    if version not in READS:
+        raise _SkippedError(
+            f"results.json has version {version}, not {READS[-1]}; train again with this program"
+        )
     with decoding(folder, "a run", "train again, or leave this folder out"):
         cfg = read_yaml(config, "the config of a run", "train again, or leave this folder out")
         pair = (int(cfg["seed"]), str(cfg["data"]["root"]))
-        rung = cfg.get("rung") or results.get("rung")
+        # Older runs say rung.
+        places = [(cfg, "variant"), (cfg, "rung"), (results, "variant"), (results, "rung")]
+        variant = next((facts[key] for facts, key in places if facts.get(key)), None)
         evaluations = list(results["evaluations"])
         names = [str(evaluation["checkpoint"]) for evaluation in evaluations]
-    if rung is None:
-        raise _SkippedError("it belongs to no rung; train with rung=NAME")
+    if variant is None:
+        raise _SkippedError("it belongs to no variant; train with variant=NAME")
     if checkpoint not in names:
         there = ", ".join(dict.fromkeys(names)) or "none"
         raise InputError(f"{path} has no checkpoint {checkpoint}; there is {there}; give checkpoint=NAME")
     # The first is that of the data set proper; others come from data.also.
-    return _Found(folder, str(rung), pair, results, evaluations[names.index(checkpoint)])
+    return _Found(folder, str(variant), pair, results, evaluations[names.index(checkpoint)])
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -236,26 +240,26 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _order(found: Sequence[_Found], baseline: str, wanted: Sequence[str]) -> list[str]:
-    """Rungs from the top.
+    """Variants from the top.
 
     Raises:
-        InputError: if the baseline or a wanted rung has no run, or if there is nothing but the baseline, or two runs
-            for the same place.
+        InputError: if the baseline or a wanted variant has no run, or if there is nothing but the baseline, or two
+            runs for the same place.
     """
-    there = list(dict.fromkeys(one.rung for one in found))
+    there = list(dict.fromkeys(one.variant for one in found))
     names = ", ".join(there)
     if baseline not in there:
         raise InputError(f"no run of the baseline {baseline}; there are {names}; give baseline=NAME")
     if there == [baseline]:
-        raise InputError(f"all {len(found)} runs are of {baseline}; give runs of another rung as well")
+        raise InputError(f"all {len(found)} runs are of {baseline}; give runs of another variant as well")
     if unknown := [name for name in wanted if name not in there]:
         raise InputError(f"order: no run of {unknown[0]}; there are {names}")
     places: dict[tuple[str, Pair], Path] = {}
     for one in found:
-        other = places.setdefault((one.rung, one.pair), one.folder)
+        other = places.setdefault((one.variant, one.pair), one.folder)
         if other != one.folder:
             raise InputError(
-                f"{other} and {one.folder} are both runs of {one.rung} with seed {one.pair[0]} on {one.pair[1]}; "
+                f"{other} and {one.folder} are both runs of {one.variant} with seed {one.pair[0]} on {one.pair[1]}; "
                 "leave one out"
             )
     return list(dict.fromkeys([*wanted, *([] if wanted else [baseline]), *there]))
@@ -293,7 +297,7 @@ def _run(one: _Found, protocol: str) -> Run:
         setting["same_picture"] = scores.get("same_picture") if scores.get("queries_in_gallery") else None
         return Run(
             folder=one.folder,
-            rung=one.rung,
+            variant=one.variant,
             pair=one.pair,
             data=data,
             setting={key: value for key, value in setting.items() if value is not None},
@@ -334,7 +338,7 @@ def _queries(path: Path, told: Mapping[str, float]) -> pl.DataFrame:
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
-    """Raises InputError if runs differ in something that their rungs do not explain."""
+    """Raises InputError if runs differ in something that their variants do not explain."""
     first = runs[0]
     asked: dict[str, Run] = {}
     for run in runs:
@@ -359,14 +363,14 @@ def _check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def _rung(
+def _variant(
     name: str,
     members: Mapping[Pair, Run],
     others: Mapping[Pair, Run],
     baseline: str,
     resamples: int,
     seed: int,
-) -> Rung:
+) -> Variant:
     pairs = [pair for pair in members if pair in others] if name != baseline else []
     scores = {}
     for key, title in SCORES.items():
@@ -383,7 +387,7 @@ def _rung(
     pictures = _ratios(members, others, pairs, each_picture=True)
     if name == baseline and any(run.step_seconds for run in members.values()):
         steps, pictures = [1.0], [1.0]
-    return Rung(
+    return Variant(
         name,
         len(members),
         scores,
@@ -453,22 +457,22 @@ def _missing(grouped: Mapping[str, Mapping[Pair, Run]], baseline: str) -> list[s
 
 def _line(run: Run) -> list[str]:
     scores = (f"{100 * run.mean(key):.1f}" for key in SCORES)
-    return [run.rung, str(run.pair[0]), run.pair[1], *scores, str(run.folder)]
+    return [run.variant, str(run.pair[0]), run.pair[1], *scores, str(run.folder)]
 
 
-def _numbers(rung: Rung, members: Mapping[Pair, Run], others: Mapping[Pair, Run]) -> dict[str, Any]:
-    """Everything that the table and the figure show of a rung, JSON-ready; fractions, not per cent."""
+def _numbers(variant: Variant, members: Mapping[Pair, Run], others: Mapping[Pair, Run]) -> dict[str, Any]:
+    """Everything that the table and the figure show of a variant, JSON-ready; fractions, not per cent."""
     found: dict[str, Any] = {
-        "rung": rung.name,
+        "variant": variant.name,
         # The baseline is nobody's partner of its own.
         "pairs": [
             {"seed": pair[0], "root": pair[1]} for pair in members if pair in others and members is not others
         ],
-        "step": rung.step,
-        "picture": rung.picture,
+        "step": variant.step,
+        "picture": variant.picture,
     }
     for key, title in SCORES.items():
-        score = rung.scores[title]
+        score = variant.scores[title]
         found[key] = {
             "mean": score.mean,
             "sd": score.sd,

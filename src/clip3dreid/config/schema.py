@@ -22,7 +22,7 @@ class TrainConfig:
     evaluate_every: int = 5
     weights_dir: str = MISSING
     run_name: str = MISSING
-    rung: str | None = None
+    variant: str | None = None
     teacher_cache: str = "disk"
     channels_last: bool = False
     compile: bool = False
@@ -32,7 +32,7 @@ class TrainConfig:
     body: Any = MISSING
     language: Any = MISSING
     data: Any = MISSING
-    loader: Any = MISSING
+    datamodule: Any = MISSING
     model: Any = MISSING
     loss: dict[str, Any] = field(default_factory=dict)
     optimizer: Any = MISSING

@@ -74,7 +74,7 @@ class ReidDataModule(LightningDataModule):
         seed: of sampling and augmentation.
         people: P, people per global batch.
         pictures: K, pictures per person in a batch.
-        rule: `distinct` or `chunks`, see `IdentityBatches`.
+        sampler: `distinct` or `chunks`, see `IdentityBatches`.
         workers: loader processes per rank.
         evaluation_batch: pictures per evaluation batch and process.
         height: H of the pictures that both views make, in pixels.
@@ -95,7 +95,7 @@ class ReidDataModule(LightningDataModule):
         seed: int,
         people: int,
         pictures: int,
-        rule: str,
+        sampler: str,
         workers: int,
         evaluation_batch: int,
         height: int,
@@ -110,18 +110,18 @@ class ReidDataModule(LightningDataModule):
         for view in (train_view, test_view):
             if (view.height, view.width) != (height, width):
                 raise InputError(
-                    f"{type(view).__name__} makes {view.height}x{view.width} pictures, loader.height and "
-                    f"loader.width say {height}x{width}; set those two alone"
+                    f"{type(view).__name__} makes {view.height}x{view.width} pictures, datamodule.height and "
+                    f"datamodule.width say {height}x{width}; set those two alone"
                 )
             if view.square != square:
                 raise InputError(
-                    f"{type(view).__name__} has square={view.square}, loader.square says {square}; set that alone"
+                    f"{type(view).__name__} has square={view.square}, datamodule.square says {square}; set that alone"
                 )
         self.manifests = list(manifests)
         self.seed = seed
         self.people_per_batch = people
         self.pictures_per_person = pictures
-        self.rule = rule
+        self._sampler = sampler
         self.workers = workers
         self.evaluation_batch = evaluation_batch
         self.train_view = train_view
@@ -167,7 +167,7 @@ class ReidDataModule(LightningDataModule):
             people=self.people_per_batch,
             pictures=self.pictures_per_person,
             seed=self.seed,
-            rule=self.rule,
+            sampler=self._sampler,
             rank=rank,
             world_size=world_size,
         )

@@ -101,11 +101,11 @@ def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
 
 def _check_square(square: bool, height: int, width: int) -> None:
     if not isinstance(square, bool):
-        raise InputError(f"loader.square is {square}; give true or false")
+        raise InputError(f"datamodule.square is {square}; give true or false")
     if square and height != width:
         raise InputError(
-            f"loader.square=true pads pictures to squares, and loader.height and loader.width say {height}x{width}; "
-            "make the two equal, or set loader.square=false"
+            f"datamodule.square=true pads pictures to squares, and datamodule.height and datamodule.width say "
+            f"{height}x{width}; make the two equal, or set datamodule.square=false"
         )
 
 

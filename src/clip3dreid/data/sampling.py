@@ -15,7 +15,7 @@ from clip3dreid.errors import InputError
 
 Ints = npt.NDArray[np.int64]
 
-RULES = ("distinct", "chunks")
+SAMPLERS = ("distinct", "chunks")
 
 
 class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
@@ -84,12 +84,12 @@ class IdentityBatches(ResumableBatches):
         people: P, people per global batch.
         pictures: K, pictures per person and batch.
         seed: of order and augmentation.
-        rule: `distinct` or `chunks`.
+        sampler: `distinct` or `chunks`.
         rank: this process, 0..world_size-1.
         world_size: number of processes.
 
     Raises:
-        InputError: if the rule is unknown, P or K is not positive, P cannot be divided among the processes,
+        InputError: if the sampler is unknown, P or K is not positive, P cannot be divided among the processes,
             or there are fewer people than P.
     """
 
@@ -100,20 +100,20 @@ class IdentityBatches(ResumableBatches):
         people: int,
         pictures: int,
         seed: int,
-        rule: str = "distinct",
+        sampler: str = "distinct",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        if rule not in RULES:
-            raise InputError(f"loader.rule={rule} is not one of {', '.join(RULES)}")
+        if sampler not in SAMPLERS:
+            raise InputError(f"datamodule.sampler={sampler} is not one of {', '.join(SAMPLERS)}")
         if people < 1 or pictures < 1:
             raise InputError(
-                f"loader.people={people} and loader.pictures={pictures}: a batch needs at least 1 of both"
+                f"datamodule.people={people} and datamodule.pictures={pictures}: a batch needs at least 1 of both"
             )
         if people % world_size:
             raise InputError(
-                f"loader.people={people} cannot be divided among {world_size} processes; "
+                f"datamodule.people={people} cannot be divided among {world_size} processes; "
                 f"make it a multiple of {world_size}, or change the number of processes"
             )
         self.people = people
@@ -121,14 +121,14 @@ class IdentityBatches(ResumableBatches):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._distinct = rule == "distinct"
+        self._distinct = sampler == "distinct"
         self._person = np.unique(person, return_inverse=True)[1]
         self._count = np.bincount(self._person)
         self._chunks = np.maximum(self._count // pictures, 1)
         if len(self._count) < people:
             raise InputError(
                 f"the training pictures show {len(self._count)} people, but a batch takes {people}; "
-                "lower loader.people or give more data"
+                "lower datamodule.people or give more data"
             )
         most = most_batches(self._chunks, people)
         self._batches = most if self._distinct else int(self._chunks.sum()) // people

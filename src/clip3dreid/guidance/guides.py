@@ -172,8 +172,8 @@ def _embed(cfg: DictConfig, data: ReidDataModule, teacher: Teacher, shared: Path
             data.train_table,
             cache=cache,
             folder=folder,
-            batch=int(cfg.loader.evaluation_batch),
-            workers=int(cfg.loader.workers),
+            batch=int(cfg.datamodule.evaluation_batch),
+            workers=int(cfg.datamodule.workers),
             progress=lambda done: bar.update(task, completed=done),
         )
 
@@ -249,15 +249,15 @@ def _body_side(cfg: DictConfig, guides: Guides) -> Guides:
         directions = (body.rest(torch.eye(body.num_betas)).vertices - template).permute(1, 2, 0)
     shape = ShapeSpace(template, directions.contiguous(), mean, deviation, table.bodies)
     view = instantiate(cfg.bodies.view)
-    if (view.height, view.width) != (int(cfg.loader.height), int(cfg.loader.width)):
+    if (view.height, view.width) != (int(cfg.datamodule.height), int(cfg.datamodule.width)):
         raise InputError(
-            f"bodies.view makes {view.height}x{view.width} pictures, loader.height and loader.width say "
-            f"{cfg.loader.height}x{cfg.loader.width}; both streams go through one student"
+            f"bodies.view makes {view.height}x{view.width} pictures, datamodule.height and datamodule.width say "
+            f"{cfg.datamodule.height}x{cfg.datamodule.width}; both streams go through one student"
         )
-    if view.square != cfg.loader.square:
+    if view.square != cfg.datamodule.square:
         raise InputError(
-            f"bodies.view has square={view.square}, loader.square says {cfg.loader.square}; both streams go through "
-            "one student"
+            f"bodies.view has square={view.square}, datamodule.square says {cfg.datamodule.square}; both streams "
+            "go through one student"
         )
     stream = BodyStream(table, int(cfg.bodies.batch), view)
     # A file by its name alone: where it lies is nobody's business but this machine's.

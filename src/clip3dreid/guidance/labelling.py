@@ -74,7 +74,7 @@ def scores(
     """Similarity of every training picture with every word.
 
     Args:
-        cfg: `loader.workers`, `batch`, `model.teacher`.
+        cfg: `datamodule.workers`, `batch`, `model.teacher`.
         teacher: on its device.
         words: (W, d) of length 1.
         sources: data sets.
@@ -105,7 +105,7 @@ def scores(
                 cache=str(node.cache),
                 folder=folder if number == 0 else folder.with_name(manifest.name),
                 batch=int(cfg.batch),
-                workers=int(cfg.loader.workers),
+                workers=int(cfg.datamodule.workers),
                 progress=lambda done: bar.update(task, completed=done),  # noqa: B023 - called within the loop
             )
         rows = torch.split(torch.arange(len(table)), ROWS)

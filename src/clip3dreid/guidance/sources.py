@@ -71,7 +71,7 @@ def data_sources(cfg: DictConfig, seed: int, prepared: Path | None = None) -> li
     Held-out people are drawn, and unreadable pictures dropped where `on_error` says so.
 
     Args:
-        cfg: a root config with `data`, `protocol` (overrides every set's own where not empty) and `loader`.
+        cfg: a root config with `data`, `protocol` (overrides every set's own where not empty) and `datamodule`.
         seed: of the draw of held-out people.
         prepared: folder where another process of this run has put its manifests with `share_sources`: they are taken
             as they are, and nothing is looked for on the data's disk.
@@ -96,7 +96,7 @@ def _look(cfg: DictConfig, data: DictConfig, seed: int, key: str) -> Manifest:
     if data.on_error == "skip":
         with Progress(transient=True) as bar:
             task = bar.add_task(f"decoding {manifest.name}", total=len(manifest.table))
-            manifest = _readable(manifest, max(1, int(cfg.loader.workers)), bar, task)
+            manifest = _readable(manifest, max(1, int(cfg.datamodule.workers)), bar, task)
     manifest = hold_out(manifest, int(data.val_people), seed)
     for note in manifest.notes:
         log.info("%s: %s", manifest.name, note)

@@ -88,7 +88,7 @@ class WeighedPositions(nn.Module):
         if maps.shape[1:] != wanted:
             raise InputError(
                 f"pooling WeighedPositions is made for {wanted[0]} channels and {wanted[1]} positions, the map has "
-                f"{maps.shape[1]} and {maps.shape[2]}; change loader.height and loader.width, or the pooling"
+                f"{maps.shape[1]} and {maps.shape[2]}; change datamodule.height and datamodule.width, or the pooling"
             )
         reduced: Tensor = self.reduce(maps @ self.weight)
         return reduced

@@ -75,11 +75,11 @@ def score(cfg: DictConfig) -> dict[str, Any]:
     require_data(cfg)
     _check_size()
     student, card, name = _student(cfg)
-    cfg.loader.height = cfg.height or card.get("height") or cfg.loader.height
-    cfg.loader.width = cfg.width or card.get("width") or cfg.loader.width
-    cfg.loader.square = card.get("square", False) if card else cfg.loader.square
+    cfg.datamodule.height = cfg.height or card.get("height") or cfg.datamodule.height
+    cfg.datamodule.width = cfg.width or card.get("width") or cfg.datamodule.width
+    cfg.datamodule.square = card.get("square", False) if card else cfg.datamodule.square
     sources = data_sources(cfg, cfg.seed)
-    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
+    data: ReidDataModule = instantiate(cfg.datamodule)([source.manifest for source in sources], seed=cfg.seed)
     if cfg.split not in ("test", "val"):
         raise InputError(f"split={cfg.split} is unknown; choose test or val")
     if not data.evaluations(cfg.split):

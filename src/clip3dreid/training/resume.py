@@ -34,9 +34,9 @@ FREE = (
     "trainer.*",
     "channels_last",
     "compile",
-    "loader.workers",
-    "loader.evaluation_batch",
-    "loader.keep_pictures",
+    "datamodule.workers",
+    "datamodule.evaluation_batch",
+    "datamodule.keep_pictures",
     "model.student.ghost_group",
     # What is reported, and where.
     "callbacks.*",
@@ -50,7 +50,7 @@ FREE = (
     "evaluate_every",
     "gradient_norms_every",
     "run_name",
-    "rung",
+    "variant",
     "resume",
 )
 """Keys that a resumed run may set anew; a star stands for any part of a key."""

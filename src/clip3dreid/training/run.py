@@ -64,7 +64,7 @@ from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 LABELS = "labels.parquet"
 CONFIG = "config.yaml"
 QUERIES = "per_query"
@@ -92,9 +92,9 @@ def make_card(cfg: DictConfig, data: ReidDataModule, guides: Guides) -> dict[str
     return {
         "version": CARD_VERSION,
         "student": plain(cfg.model.student),
-        "height": int(cfg.loader.height),
-        "width": int(cfg.loader.width),
-        "square": bool(cfg.loader.square),
+        "height": int(cfg.datamodule.height),
+        "width": int(cfg.datamodule.width),
+        "square": bool(cfg.datamodule.square),
         "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
         "training": {
             "pictures": len(rows),
@@ -156,7 +156,7 @@ def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
 def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: int) -> None:
     """Says so where batch norm sees one picture, or other groups of them than one process would show it."""
     group = cfg.model.student.get("ghost_group")
-    batch = int(cfg.loader.people) * int(cfg.loader.pictures) // processes
+    batch = int(cfg.datamodule.people) * int(cfg.datamodule.pictures) // processes
     mine = bodies // processes
     shared = mine if cfg.bodies.batch_norm == "shared" else 0
     for part, pictures in ((module.student, batch + shared), (module.losses, batch)):
@@ -165,8 +165,9 @@ def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: in
             isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()
         ):
             raise InputError(
-                f"loader.people={cfg.loader.people} and loader.pictures={cfg.loader.pictures} in {processes} "
-                "process(es) leave batch norm one picture at a time, which has no variance; raise one of the two"
+                f"datamodule.people={cfg.datamodule.people} and datamodule.pictures={cfg.datamodule.pictures} in "
+                f"{processes} process(es) leave batch norm one picture at a time, which has no variance; raise one "
+                "of the two"
             )
     if bodies and (mine == 1 or (group is not None and mine > group and mine % group == 1)):
         raise InputError(
@@ -183,7 +184,7 @@ def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: in
     if batch > group and batch % group == 1:
         raise InputError(
             f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
-            f"{group}), which has no variance; change loader.people, loader.pictures or the group"
+            f"{group}), which has no variance; change datamodule.people, datamodule.pictures or the group"
         )
     if processes > 1 and batch % group:
         log.warning(
@@ -292,7 +293,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
             "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
             "select_on_test=false"
         )
-    data: ReidDataModule = instantiate(cfg.loader)([source.manifest for source in sources], seed=cfg.seed)
+    data: ReidDataModule = instantiate(cfg.datamodule)([source.manifest for source in sources], seed=cfg.seed)
     data.validation_split = "test" if cfg.select_on_test else "val"
     # A resumed one starts from its checkpoint, and need not find the weights again that it began with.
     student = make_student(cfg) if start is None else instantiate(cfg.model.student)
@@ -463,10 +464,10 @@ def _report(
     facts = {
         "version": RESULTS_VERSION,
         "seed": int(cfg.seed),
-        "rung": cfg.rung or "+".join(module.losses.entries),
+        "variant": cfg.variant or "+".join(module.losses.entries),
         "cost": {
             "step_seconds": clock.median,
-            "pictures_per_step": int(cfg.loader.people) * int(cfg.loader.pictures) + bodies,
+            "pictures_per_step": int(cfg.datamodule.people) * int(cfg.datamodule.pictures) + bodies,
             "steps": trainer.global_step,
         },
         "metric": str(cfg.retrieval.metric),

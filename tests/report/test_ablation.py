@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip3dreid.report.ladder import BLUE, GREY, Rung, Score, draw, header, page, rows
+from clip3dreid.report.ablation import BLUE, GREY, Score, Variant, draw, header, page, rows
 from tests.processes import PATIENCE_S
 
 NOTHING = Score(0.5, None)
-CE = Rung("ce", 3, {"R1": Score(0.412, 0.013), "mAP": Score(0.3, 0.01)}, 1.0, 1.0)
-LOCAL = Rung(
+CE = Variant("ce", 3, {"R1": Score(0.412, 0.013), "mAP": Score(0.3, 0.01)}, 1.0, 1.0)
+LOCAL = Variant(
     "local_2",
     2,
     {
@@ -22,10 +22,10 @@ LOCAL = Rung(
     1.25,
     2.5,
 )
-ALONE = Rung("all", 1, {"R1": NOTHING, "mAP": NOTHING})
+ALONE = Variant("all", 1, {"R1": NOTHING, "mAP": NOTHING})
 
 
-def text(*rungs: Rung, **changed: Any) -> str:
+def text(*variants: Variant, **changed: Any) -> str:
     keys: dict[str, Any] = {
         "level": 0.95,
         "resamples": 10_000,
@@ -34,7 +34,7 @@ def text(*rungs: Rung, **changed: Any) -> str:
         "runs": [["ce", "1", "/data/a|b", "41.2", "30.0", "runs/0"]],
         "figure": "compare.png",
     }
-    return page(rungs, "ce", **keys | changed)
+    return page(variants, "ce", **keys | changed)
 
 
 def test_the_table_has_scores_differences_and_intervals_in_points() -> None:
@@ -50,13 +50,13 @@ def test_the_table_has_scores_differences_and_intervals_in_points() -> None:
 
 def test_the_page_has_table_notes_figure_reading_and_runs() -> None:
     found = text(CE, LOCAL, ALONE)
-    assert found.startswith("# What each rung is worth against ce\n")
+    assert found.startswith("# What each variant is worth against ce\n")
     assert "data: ltcc, protocol: clothes\\_changing." in found
     assert "| local\\_2 | 2 | 45.0 ± 2.0 | +4.0 | +0.4 to +7.0 | -8.7 to +16.7 |" in found
     assert "- all has no partner\n" in found
     assert "![Differences to ce](compare.png)" in found
     assert "10,000 resamples" in found
-    assert "of\n  20 rungs" in found
+    assert "of\n  20 variants" in found
     assert "| ce | 1 | /data/a\\|b | 41.2 | 30.0 | runs/0 |" in found
     assert found.endswith("|\n")
     assert max(map(len, found.splitlines())) < 220
@@ -72,15 +72,15 @@ def test_the_page_without_notes_has_no_empty_list() -> None:
     assert "\n\n\n" not in text(CE, LOCAL, notes=[])
 
 
-def pixels(rungs: list[Rung], colour: str) -> int:
+def pixels(variants: list[Variant], colour: str) -> int:
     buffer = BytesIO()
-    draw(rungs, "ce", level=0.95, title="clothes_changing").savefig(buffer, dpi=60, format="png")
+    draw(variants, "ce", level=0.95, title="clothes_changing").savefig(buffer, dpi=60, format="png")
     picture = np.asarray(Image.open(buffer).convert("RGB"), int)
     wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
     return int((np.abs(picture - wanted).max(-1) < 12).sum())
 
 
-def test_the_figure_has_a_row_for_each_rung_but_the_baseline() -> None:
+def test_the_figure_has_a_row_for_each_variant_but_the_baseline() -> None:
     figure = draw([CE, LOCAL, ALONE], "ce", level=0.95, title="title")
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["local_2", "all"]
@@ -92,8 +92,10 @@ def test_the_figure_has_a_row_for_each_rung_but_the_baseline() -> None:
 
 
 def test_both_intervals_are_drawn() -> None:
-    bare = Rung("x", 1, {name: Score(0.5, None, (0.01,)) for name in ("R1", "mAP")})
-    full = Rung("x", 1, {name: Score(0.5, None, (0.01,), (-0.1, 0.1), (-0.1, 0.1)) for name in ("R1", "mAP")})
+    bare = Variant("x", 1, {name: Score(0.5, None, (0.01,)) for name in ("R1", "mAP")})
+    full = Variant(
+        "x", 1, {name: Score(0.5, None, (0.01,), (-0.1, 0.1), (-0.1, 0.1)) for name in ("R1", "mAP")}
+    )
     for colour in (BLUE, GREY):
         assert pixels([CE, full], colour) > pixels([CE, bare], colour) + 60
 
@@ -101,7 +103,7 @@ def test_both_intervals_are_drawn() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_huge_interval_of_two_seeds_does_not_squeeze_the_rest(sign: int) -> None:
     score = Score(0.5, 0.1, (sign * 0.03, sign * 0.05), (0.0, sign * 0.08), (-0.9, 0.9))
-    axes = draw([CE, Rung("x", 2, {"R1": score})], "ce", level=0.95, title="t").axes[0]
+    axes = draw([CE, Variant("x", 2, {"R1": score})], "ce", level=0.95, title="t").axes[0]
     low, high = axes.get_xlim()
     assert low < min(0, sign * 8)
     assert high > max(0, sign * 8)
@@ -110,21 +112,21 @@ def test_a_huge_interval_of_two_seeds_does_not_squeeze_the_rest(sign: int) -> No
     assert markers.count("<") == markers.count(">") == 1
 
 
-def test_rungs_without_any_pair_are_drawn_too() -> None:
+def test_variants_without_any_pair_are_drawn_too() -> None:
     assert pixels([CE, ALONE], GREY) > 0
 
 
 def test_names_are_no_mathematics() -> None:
-    rung = Rung("$x_", 1, LOCAL.scores)
+    variant = Variant("$x_", 1, LOCAL.scores)
     buffer = BytesIO()
-    draw([CE, rung], "ce", level=0.95, title="$y_").savefig(buffer, format="png")
-    assert "\\_" in text(CE, rung)
+    draw([CE, variant], "ce", level=0.95, title="$y_").savefig(buffer, format="png")
+    assert "\\_" in text(CE, variant)
 
 
 def test_no_torch_and_no_pyplot_are_loaded() -> None:
     code = (
-        "import sys; from clip3dreid.report.ladder import *; s = Score(0.5, None, (0.1,)); "
-        "draw([Rung('x', 1, {'R1': s})], 'ce', level=0.9, title='t'); "
+        "import sys; from clip3dreid.report.ablation import *; s = Score(0.5, None, (0.1,)); "
+        "draw([Variant('x', 1, {'R1': s})], 'ce', level=0.9, title='t'); "
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)

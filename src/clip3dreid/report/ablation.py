@@ -20,7 +20,7 @@ _ROOM = 0.5
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of one rung; fractions 0..1, differences -1..1."""
+    """One measure of one variant; fractions 0..1, differences -1..1."""
 
     mean: float
     """Over the runs."""
@@ -40,33 +40,33 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """A method, over all its runs."""
 
     name: str
     runs: int
     scores: Mapping[str, Score]
-    """Such as R1 and mAP, the same for all rungs."""
+    """Such as R1 and mAP, the same for all variants."""
     step: float | None = None
     """Time of a training step, as a multiple of the baseline's."""
     picture: float | None = None
     """The same of the time for each picture of a step."""
 
 
-def header(rungs: Sequence[Rung], baseline: str, level: float) -> list[str]:
+def header(variants: Sequence[Variant], baseline: str, level: float) -> list[str]:
     """The names of the columns."""
-    names = ["rung", "runs"]
-    for score in rungs[0].scores:
+    names = ["variant", "runs"]
+    for score in variants[0].scores:
         names += [f"{score}, %", f"to {baseline}", f"{level:.0%} people", f"{level:.0%} seeds"]
     return [*names, "step, x", "picture, x"]
 
 
-def rows(rungs: Sequence[Rung]) -> list[list[str]]:
-    """The cells of the table, a row a rung; scores in per cent, what is not known is blank."""
+def rows(variants: Sequence[Variant]) -> list[list[str]]:
+    """The cells of the table, a row a variant; scores in per cent, what is not known is blank."""
     found = []
-    for rung in rungs:
-        cells = [rung.name, str(rung.runs)]
-        for score in rung.scores.values():
+    for variant in variants:
+        cells = [variant.name, str(variant.runs)]
+        for score in variant.scores.values():
             mean = f"{100 * score.mean:.1f}"
             difference = score.difference
             cells += [
@@ -75,13 +75,13 @@ def rows(rungs: Sequence[Rung]) -> list[list[str]]:
                 _range(score.people),
                 _range(score.seeds),
             ]
-        cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in (rung.step, rung.picture)]
+        cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in (variant.step, variant.picture)]
         found.append(cells)
     return found
 
 
 def page(
-    rungs: Sequence[Rung],
+    variants: Sequence[Variant],
     baseline: str,
     *,
     level: float,
@@ -94,13 +94,13 @@ def page(
     """The comparison as Markdown.
 
     Args:
-        rungs: at least one, in the order of the rows.
-        baseline: the rung that the others are compared with.
+        variants: at least one, in the order of the rows.
+        baseline: the variant that the others are compared with.
         level: of the intervals, 0..1.
         resamples: of the bootstrap.
         facts: what the numbers belong to, such as data set and protocol.
         notes: what the reader must know, such as pairs that are missing.
-        runs: rung, seed, data folder, R1, mAP and folder of each run.
+        runs: variant, seed, data folder, R1, mAP and folder of each run.
         figure: path of the picture, from the page's folder.
 
     Returns:
@@ -108,11 +108,11 @@ def page(
     """
     percent, name = f"{level:.0%}", cell(baseline)
     lines = [
-        f"# What each rung is worth against {name}",
+        f"# What each variant is worth against {name}",
         "",
         ", ".join(f"{key}: {cell(str(value))}" for key, value in facts.items()) + ".",
         "",
-        *grid(header(rungs, baseline, level), rows(rungs)),
+        *grid(header(variants, baseline, level), rows(variants)),
         "",
         *(f"- {cell(note)}" for note in notes),
         *([""] if notes else []),
@@ -129,24 +129,24 @@ def page(
         "  differences. Where each seed has a world of its own, it covers other people as well. Blank with fewer",
         "  than two pairs.",
         "- An interval that includes 0 leaves open whether there is a difference. Each stands for itself: of",
-        f"  {round(1 / (1 - level))} rungs that are worth nothing, one is expected to miss 0.",
+        f"  {round(1 / (1 - level))} variants that are worth nothing, one is expected to miss 0.",
         "- **step, x** and **picture, x**: median time of a training step, and the same for each picture in it, as",
         "  a multiple of the baseline's; the median over pairs. Only times of equal machines with nothing else to do",
         "  compare.",
         "",
         "## Runs",
         "",
-        *grid(["rung", "seed", "data", "R1, %", "mAP, %", "folder"], runs),
+        *grid(["variant", "seed", "data", "R1, %", "mAP, %", "folder"], runs),
     ]
     return "\n".join(lines) + "\n"
 
 
-def draw(rungs: Sequence[Rung], baseline: str, *, level: float, title: str) -> Figure:
-    """A forest plot: a panel a measure, a row a rung, its difference to the baseline with both intervals.
+def draw(variants: Sequence[Variant], baseline: str, *, level: float, title: str) -> Figure:
+    """A forest plot: a panel a measure, a row a variant, its difference to the baseline with both intervals.
 
     Args:
-        rungs: at least one beside the baseline, in the order of the rows.
-        baseline: the rung at 0, which has no row.
+        variants: at least one beside the baseline, in the order of the rows.
+        baseline: the variant at 0, which has no row.
         level: of the intervals, 0..1.
         title: of the figure.
 
@@ -156,15 +156,17 @@ def draw(rungs: Sequence[Rung], baseline: str, *, level: float, title: str) -> F
     # Imported here: only those who draw wait for it. A Figure without pyplot draws with Agg, whatever the screen.
     from matplotlib.figure import Figure
 
-    shown = [rung for rung in rungs if rung.name != baseline]
+    shown = [variant for variant in variants if variant.name != baseline]
     names = list(shown[0].scores)
     figure = Figure(figsize=(4.6 * len(names) + 1.2, 0.5 * len(shown) + 1.9), layout="constrained")
     figure.set_facecolor("white")
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
-        _panel(axes, [rung.scores[name] for rung in shown])
+        _panel(axes, [variant.scores[name] for variant in shown])
         axes.set_xlabel(f"{name}: difference to {baseline}, points", fontsize=9.5, parse_math=False)
-    panels[0].set_yticks(range(len(shown)), [rung.name for rung in shown], fontsize=10, parse_math=False)
+    panels[0].set_yticks(
+        range(len(shown)), [variant.name for variant in shown], fontsize=10, parse_math=False
+    )
     panels[0].set_ylim(len(shown) - 0.4, -0.6)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     figure.legend(

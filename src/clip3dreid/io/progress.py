@@ -1,0 +1,34 @@
+"""Show how far a long piece of work is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Update = Callable[..., None]
+"""`update(done)` or `update(done, total)`: how many are done, and of how many."""
+
+
+@contextmanager
+def progress(task: str, total: int | None = None, *, keep: bool = False) -> Iterator[Update]:
+    """Show a bar on stderr while the block lasts.
+
+    Args:
+        task: what is being done.
+        total: of how many; None: not known yet.
+        keep: whether the bar stays when the block has ended.
+
+    Yields:
+        What is to be called as the work goes on.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=not keep) as bar:
+        line = bar.add_task(task, total=total)
+
+        def update(done: int, total: int | None = total) -> None:
+            bar.update(line, completed=done, total=total)
+
+        yield update
