@@ -147,7 +147,7 @@ COMPUTING = (
 
 
 def test_commands_that_compute_load_torch_after_they_have_said_how_its_threads_wait() -> None:
-    imports = "; ".join(f"import clip3dreid.{name}" for name in COMPUTING)
+    imports = "; ".join(f"import clip3dreid.cli.{name}" for name in COMPUTING)
     code = f"import os, sys; {imports}; print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))"
     quiet = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     done = subprocess.run(

@@ -26,8 +26,8 @@ def _say(text: str) -> None:
 
 def _run(door: str, *arguments: str) -> None:
     """Runs a command of the project as a user would; ends with its status if it fails."""
-    _say(shlex.join(["$", "python", "-m", f"clip3dreid.{door}", *arguments]).replace("'$'", "$"))
-    status = subprocess.run([sys.executable, "-m", f"clip3dreid.{door}", *arguments], check=False).returncode
+    _say(shlex.join(["$", "clip3dreid", door, *arguments]).replace("'$'", "$"))
+    status = subprocess.run([sys.executable, "-m", "clip3dreid", door, *arguments], check=False).returncode
     if status:
         # The command has said why.
         sys.exit(status)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config.hydra import conf_dir
+from clip3dreid.errors import InputError
+
+if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
+    from clip3dreid.data.sources import DataSpec
+    from clip3dreid.retrieval.protocol import ProtocolSet
 
 T = TypeVar("T")
 
@@ -56,3 +64,90 @@ def _fitted(value: Any, hint: Any) -> Any:
     if Path in kinds and isinstance(value, str | int | float):
         return Path(str(value)).expanduser()
     return value
+
+
+def data_names() -> list[str]:
+    """Return the names that `data=` takes."""
+    return sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml") if path.stem != "base")
+
+
+def require_data(cfg: DictConfig) -> None:
+    """Check that a data set was chosen.
+
+    Raises:
+        InputError: with the names that there are.
+    """
+    if "data" not in cfg or OmegaConf.is_missing(cfg, "data") or cfg.data is None:
+        raise InputError(
+            f"no data set: give data=NAME data.root=FOLDER; NAME is one of {', '.join(data_names())}"
+        )
+
+
+def data_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Return the nodes of the data sets of a config by their keys: `data`, then those of `data.also`."""
+    require_data(cfg)
+    return {"data": cfg.data, **{f"data.also.{name}": node for name, node in cfg.data.also.items()}}
+
+
+def data_spec(node: DictConfig, key: str = "data") -> DataSpec:
+    """Make of a `data` node what `data.sources` reads.
+
+    Args:
+        node: as a file of `conf/data` has it.
+        key: where it stands in the config, for messages.
+
+    Raises:
+        InputError: if its root is not set, or a value is unknown.
+    """
+    from clip3dreid.data.sources import DataSpec
+
+    if OmegaConf.is_missing(node, "root"):
+        raise InputError(f"{key}.root is not set; give the folder of {node.name} as {key}.root=FOLDER")
+    root = Path(str(node.root)).expanduser()
+    return DataSpec(str(node.name), root, instantiate(node.read), node.on_error, node.val_people, key)
+
+
+def data_specs(cfg: DictConfig) -> list[DataSpec]:
+    """Make the specs of all data sets of a config, that of `data` first."""
+    return [data_spec(node, key) for key, node in data_nodes(cfg).items()]
+
+
+def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolSet:
+    """Make the protocols of a node that maps names to them.
+
+    Args:
+        nodes: name -> node.
+        headline: the one that selects checkpoints; None: the only one that there is.
+        key: of the headline, for messages.
+
+    Raises:
+        InputError: if the headline is none of them.
+    """
+    from clip3dreid.retrieval.protocol import ProtocolSet
+
+    found = {str(name): instantiate(node) for name, node in nodes.items()}
+    if headline not in found and len(found) == 1:
+        headline = next(iter(found))
+    if found and headline not in found:
+        raise InputError(f"{key}={headline} is none of the protocols {', '.join(found)}; give {key}=NAME")
+    return ProtocolSet(found, headline or "")
+
+
+def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
+    """Make the protocols of every split and data set of a config.
+
+    Args:
+        cfg: a root config with `data` and `protocol`, which overrides every set's own where it is not empty.
+
+    Returns:
+        For `test` and `val`, name of the data set -> its protocols.
+    """
+    sets: dict[str, dict[str, ProtocolSet]] = {"test": {}, "val": {}}
+    for key, node in data_nodes(cfg).items():
+        for split, protocols, headline in (
+            ("test", "protocols", "headline"),
+            ("val", "val_protocols", "val_headline"),
+        ):
+            nodes = cfg.protocol or node[protocols]
+            sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
+    return sets

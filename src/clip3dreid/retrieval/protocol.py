@@ -180,6 +180,15 @@ class Protocol:
         }
 
 
+class ProtocolSet(NamedTuple):
+    """The protocols that a data set is evaluated under."""
+
+    protocols: Mapping[str, Protocol]
+    """Name -> protocol, in the order of reports."""
+    headline: str
+    """Name of the one that selects checkpoints and stands for a run; empty where there are no protocols."""
+
+
 Protocols: TypeAlias = Mapping[str, Mapping[str, Protocol]]
 """Data set -> name -> protocol."""
 

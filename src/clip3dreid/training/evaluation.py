@@ -54,9 +54,9 @@ def _check_size() -> None:
     """Refuses a size under the key of the training, where the checkpoint's own would quietly win."""
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     for side in ("height", "width"):
-        if any(override.startswith(f"loader.{side}=") for override in typed):
+        if any(override.startswith(f"datamodule.{side}=") for override in typed):
             raise InputError(
-                f"loader.{side} is training's; evaluation takes {side}=PIXELS, or the checkpoint's own"
+                f"datamodule.{side} is training's; evaluation takes {side}=PIXELS, or the checkpoint's own"
             )
 
 

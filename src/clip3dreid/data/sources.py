@@ -1,0 +1,93 @@
+"""Find data sets on disk as they are asked for, once for all processes of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clip3dreid.data.manifest import Manifest, load, save
+from clip3dreid.data.selection import drop_unreadable, hold_out
+from clip3dreid.io.checks import Count, check
+from clip3dreid.io.progress import progress
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["fail", "skip"]
+"""What is done about a picture that cannot be read: end with its name, or leave it out and count it."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set, as it is asked for.
+
+    Args:
+        name: what it is called in reports, file names and labels.
+        root: its folder, or table.
+        read: makes a manifest of it, as the functions of `data.datasets` do.
+        on_error: what is done about pictures that cannot be read.
+        val_people: training people held out to choose checkpoints; 0: none.
+        key: what stands before the fields' names in messages.
+
+    Raises:
+        InputError: if a value is none of these.
+    """
+
+    name: str
+    root: Path
+    read: Callable[[Path], Manifest]
+    on_error: OnError = "fail"
+    val_people: Count = 0
+    key: str = "data"
+
+    def __post_init__(self) -> None:
+        check(self, f"{self.key}.")
+
+
+def read_manifest(spec: DataSpec) -> Manifest:
+    """Read a data set as it is on disk, whether or not its pictures can be decoded.
+
+    Raises:
+        InputError: if the root is not there, or does not look like this data set.
+    """
+    return spec.read(spec.root.absolute()).renamed(spec.name)
+
+
+def read_source(spec: DataSpec, seed: int, workers: int = 1) -> Manifest:
+    """Read a data set for a run: unreadable pictures dropped where that is asked for, people held out.
+
+    Args:
+        spec: of the data set.
+        seed: of the draw of held-out people.
+        workers: processes that decode pictures, where unreadable ones are to be found.
+
+    Raises:
+        InputError: as `read_manifest` and `data.selection.hold_out`.
+    """
+    manifest = read_manifest(spec)
+    if spec.on_error == "skip":
+        with progress(f"decoding {manifest.name}", len(manifest.table)) as update:
+            manifest = drop_unreadable(manifest, max(1, workers), update)
+    manifest = hold_out(manifest, spec.val_people, seed)
+    for note in manifest.notes:
+        log.info("%s: %s", manifest.name, note)
+    return manifest
+
+
+def share_manifests(manifests: Sequence[Manifest], folder: Path) -> None:
+    """Write to a folder what was found on the data's disk, for the other processes of a run."""
+    for manifest in manifests:
+        save(manifest, folder / _file(manifest.name))
+
+
+def shared_manifest(name: str, folder: Path) -> Manifest:
+    """Read what another process has put into a folder with `share_manifests`."""
+    return load(folder / _file(name))
+
+
+def _file(name: str) -> str:
+    # A data set may have any name.
+    return f"manifest-{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
