@@ -108,7 +108,7 @@ def print_needs(cfg: DictConfig, overrides: Sequence[str]) -> None:
         [[item.what, item.key, item.place or "-", _size(item), item.state] for item in items],
     )
     given = [f"{item.key}=PATH" for item in items if item.state == NOT_GIVEN]
-    train = " ".join([shlex.join(["python", "-m", "clip3dreid.train", *overrides]), *given])
+    train = " ".join([shlex.join(["clip3dreid", "train", *overrides]), *given])
     # Plain lines, so that all of it can be copied at once.
     if lines := commands(items):
         size = f" (about {to_get(items):.0f} MB, as far as known)" if to_get(items) else ""

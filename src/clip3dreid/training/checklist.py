@@ -98,7 +98,7 @@ def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
         )
     # Of a resumed run: where it lies is no part of what it needs.
     recipe = [one for one in overrides if not one.startswith(("hydra.", "resume="))]
-    command = shlex.join(["python", "-m", "clip3dreid", "weights", *recipe])
+    command = shlex.join(["clip3dreid", "weights", *recipe])
     raise InputError(f"{len(missing)} things are missing: {problems}. How to get all of them: {command}")
 
 
