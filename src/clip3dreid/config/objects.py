@@ -151,3 +151,47 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             nodes = cfg.protocol or node[protocols]
             sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
     return sets
+
+
+def texts(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """Return values that are texts by meaning, which a command line may have taken for numbers.
+
+    Args:
+        cfg: a root config.
+        keys: of values, or of lists of them.
+
+    Returns:
+        Key -> text, or tuple of texts; None stays.
+    """
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(text, value))
+        return value if value is None else str(value)
+
+    return {key: text(plain(cfg[key])) for key in keys}
+
+
+def paths(cfg: DictConfig, key: str) -> tuple[Path, ...]:
+    """Return the files and folders that a key names: none, one, or a list of them.
+
+    Raises:
+        InputError: if one is empty.
+    """
+    value = plain(cfg[key])
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if "" in listed:
+        raise InputError(f"{key} is empty; give a file or a folder")
+    return tuple(Path(str(one)).expanduser() for one in listed)
+
+
+def one_name(cfg: DictConfig, group: str) -> str | None:
+    """Return which option of a group is chosen, where its name is enough; None: none is.
+
+    Raises:
+        InputError: if there are several.
+    """
+    names = [str(name) for name in cfg[group]]
+    if len(names) > 1:
+        raise InputError(f"choose one {group} at a time, not {', '.join(names)}")
+    return names[0] if names else None
