@@ -159,6 +159,11 @@ class ReidModel(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["person-re
         self.eval()
 
     @property
+    def name(self) -> str:
+        """What messages call the model: where it was loaded from."""
+        return self._name
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.student.mean.device
