@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from clip3dreid.config.hydra import at_least
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.crops import CropBatch, CropBatches
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import Listing, list_pictures
@@ -131,7 +132,7 @@ def extract(cfg: DictConfig) -> Extracted:
     if not isinstance(cfg.flip, bool):
         raise InputError(f"flip={cfg.flip} is unknown; choose true or false")
     listing = _listing(cfg)
-    model = load(str(cfg.checkpoint))
+    model = load(str(cfg.checkpoint), trusted=trusted(cfg))
     outputs = _outputs(cfg, model)
     folder = Path(str(cfg.out)).expanduser()
     trainer: lightning.Trainer = instantiate(

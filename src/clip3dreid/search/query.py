@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.config.hydra import at_least
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.sources import plain
@@ -136,7 +137,7 @@ def _model(cfg: DictConfig, shards: Shards) -> ReidModel:
         raise InputError(
             f"checkpoint is not set; give the model that made {shards.folder}: {shards.facts['model']}"
         )
-    model = load(str(cfg.checkpoint))
+    model = load(str(cfg.checkpoint), trusted=trusted(cfg))
     if model.fingerprint != shards.facts["fingerprint"]:
         theirs, ours = shards.facts["fingerprint"][:12], model.fingerprint[:12]
         raise InputError(
