@@ -23,7 +23,8 @@ import clip3dreid
 from clip3dreid.body.smpl import body_digest, load_body, read_arrays, shipped
 from clip3dreid.data.images import TestView, read_rgb, to_unit
 from clip3dreid.errors import InputError
-from clip3dreid.inference.model import ReidModel, Word, load
+from clip3dreid.inference.heads import Word
+from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card, read_checkpoint, save_weights, student_from_checkpoint
 from clip3dreid.training.module import EvaluationModule
@@ -561,7 +562,7 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"clip3dreid.inference.model.{step}", full)
+        patch.setattr(f"clip3dreid.inference.hub.{step}", full)
         with pytest.raises(InputError, match=rf"cannot write {folder}: No space left on device"):
             load(checkpoint(PLAIN, None)).save_pretrained(folder)
     assert contents(folder) == before

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.trust import trusted
 from clip3dreid.search.settings import ExtractSettings
 
 
@@ -22,8 +23,9 @@ def main(cfg: DictConfig) -> None:
     from clip3dreid.inference.model import load
     from clip3dreid.search.extraction import extract
 
+    model = load(checkpoint, trusted=trusted(cfg))
     folder = Path(str(cfg.out)).expanduser()
-    result = extract(load(checkpoint), pictures, settings, folder, objects.trainer_factory(cfg))
+    result = extract(model, pictures, settings, folder, objects.trainer_factory(cfg))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         rate = (
             f"{result.computed / result.seconds:.0f} a second"

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.search.settings import SearchSettings
 
@@ -33,7 +34,7 @@ def main(cfg: DictConfig) -> None:
         raise InputError(
             f"checkpoint is not set; give the model that made {gallery}: {shards.facts['model']}"
         )
-    model = load(objects.checkpoint(cfg))
+    model = load(objects.checkpoint(cfg), trusted=trusted(cfg))
     engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
     result = search(shards, model, queries, settings, engine=engine, teacher=teacher)
     if out is not None:

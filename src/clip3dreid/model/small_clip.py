@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import UNFINISHED, close_stages, inside, open_stage, writing
@@ -34,6 +33,9 @@ def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
     Raises:
         InputError: if the size is too small.
     """
+    # Here, since whoever reads the sums of a teacher's folder needs no network.
+    from transformers import PreTrainedTokenizerFast
+
     if size < 260:
         raise InputError(f"vocabulary_size={size} is too small; give 260 or more")
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
@@ -67,6 +69,8 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
     Raises:
         InputError: if the configuration does not fit together.
     """
+    from transformers import CLIPConfig, CLIPModel
+
     text = dict(config.get("text_config", {})) | {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,

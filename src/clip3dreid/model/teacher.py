@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.model.build import build
 from clip3dreid.model.teacher_files import (
     deciding_files,
     locate,
@@ -276,26 +276,17 @@ class Teacher(nn.Module):
         return self
 
 
-def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
-    """Makes the teacher of a config node `model.teacher`, whose `NODE_KEYS` are left to the caller.
+def load_teacher(node: Mapping[str, Any], trusted: Collection[str] = ()) -> Teacher:
+    """Build the teacher that a mapping describes, such as the node `model.teacher` of a config.
 
     Args:
-        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them.
+        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them are the caller's and left alone.
+        trusted: packages of the user's own whose classes it may name.
 
     Raises:
         InputError: as `Teacher`, and if the node describes something else.
     """
-    # Here, so that a teacher can be had without Hydra.
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    try:
-        teacher = instantiate({key: value for key, value in plain.items() if key not in NODE_KEYS})
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise InputError(str(error.__cause__)) from error
-        raise
+    teacher = build({key: value for key, value in node.items() if key not in NODE_KEYS}, trusted)
     if not isinstance(teacher, Teacher):
         raise InputError(f"model.teacher._target_ makes a {type(teacher).__name__}, not a teacher")
     return teacher

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import decoding, read_json, scan_torch_file
@@ -38,8 +37,8 @@ _AGAIN = "download it again"
 class Family(NamedTuple):
     """Where models of one kind differ from the others."""
 
-    model: Any
-    """Class in `transformers`."""
+    model: str
+    """Class in `transformers`, which is imported where a teacher is read and not before."""
     widths: Callable[[Any], tuple[int, int]]
     """From a config to the width of image and text embeddings."""
     first_patch: int
@@ -83,8 +82,8 @@ def _siglip_tokens(model: Any, states: Tensor) -> Tensor:
 
 
 FAMILIES = {
-    "clip": Family(CLIPModel, _clip_widths, 1, _clip_patches, _clip_tokens, False),
-    "siglip": Family(SiglipModel, _siglip_widths, 0, _siglip_patches, _siglip_tokens, True),
+    "clip": Family("CLIPModel", _clip_widths, 1, _clip_patches, _clip_tokens, False),
+    "siglip": Family("SiglipModel", _siglip_widths, 0, _siglip_patches, _siglip_tokens, True),
 }
 """By `model_type` of the config. SigLIP 2 of a fixed resolution calls itself `siglip` and is one."""
 
@@ -221,6 +220,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> tuple[Any, Family]:
     """The configuration, without what could make `transformers` fetch code, and the model's kind."""
+    from transformers import AutoConfig
+
     plain = _harmless(_read_json(folder / _CONFIG))
     found = plain.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
@@ -267,11 +268,13 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
     Raises:
         InputError: if the weights cannot be read, or are not those of this configuration.
     """
+    import transformers
+
     weights = _weights(folder)[0]
     if weights.name == _PICKLED:
         scan_torch_file(weights)
     with decoding(f"the weights in {folder}", "those of a teacher", _AGAIN), quiet():
-        model, report = family.model.from_pretrained(
+        model, report = getattr(transformers, family.model).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -310,6 +313,8 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         InputError: if it cannot be read, or needs a package that is not installed.
     """
+    from transformers import AutoTokenizer
+
     with decoding(f"the tokenizer in {folder}", "that of a teacher", _AGAIN), quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

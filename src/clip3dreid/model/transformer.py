@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
@@ -48,7 +47,7 @@ class TransformersBackbone(Backbone):
         forward: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        plain: Any = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+        plain = _plain(config)
         _refuse_code(plain)
         if "model_type" not in plain:
             raise InputError("the config of a transformers backbone needs model_type, such as vit or swin")
@@ -63,7 +62,7 @@ class TransformersBackbone(Backbone):
         # Its name: the module itself would be registered, and saved, twice.
         self._final_norm = final_norm
         self.example_size = _pair(getattr(self.model.config, "image_size", 224))
-        self._arguments = dict(forward or {})
+        self._arguments: dict[str, Any] = dict(forward or {})
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             self._arguments["interpolate_pos_encoding"] = True
 
@@ -146,6 +145,15 @@ class TransformersBackbone(Backbone):
         found = [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]
         if found:
             raise InputError(f"{source} does not fit {type(self.model).__name__}: {'; '.join(found)}")
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, all the way down: `transformers` saves what it is given."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _refuse_code(config: Any) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
 from clip3dreid.io.formats import checksum, damaged, decoding, scan_torch_file, unsealed
 from clip3dreid.model.backbone import listed
+from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.places import own_weights
 from clip3dreid.model.student import Student
@@ -365,14 +365,15 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
 
 
-def student_from_checkpoint(path: Path) -> Student:
+def student_from_checkpoint(path: Path, trusted: Collection[str] = ()) -> Student:
     """Rebuilds the student that a checkpoint of this project describes, with its weights, on the CPU.
 
     The description is data from a file that may come from anywhere: it can name classes of
-    `clip3dreid.model` alone.
+    `clip3dreid.model`, and of packages that the caller trusts, alone.
 
     Args:
         path: a Lightning checkpoint or a safetensors file of this project.
+        trusted: names of packages of the user's own.
 
     Returns:
         The student, in evaluation mode.
@@ -383,16 +384,19 @@ def student_from_checkpoint(path: Path) -> Student:
     """
     path = path.expanduser()
     checkpoint = read_checkpoint(path)
-    return build_student(valid_card(checkpoint.card, path), checkpoint.state, path)
+    return build_student(valid_card(checkpoint.card, path), checkpoint.state, path, trusted)
 
 
-def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Student:
+def build_student(
+    card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, trusted: Collection[str] = ()
+) -> Student:
     """As `student_from_checkpoint`, from a card and tensors that have been read already.
 
     Args:
         card: a valid one.
         state: all of the student's tensors.
         path: where the card is from, for messages.
+        trusted: as of `student_from_checkpoint`.
 
     Returns:
         The student, in evaluation mode.
@@ -401,21 +405,23 @@ def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Pa
         InputError: as `student_from_checkpoint`.
     """
     config = card.get("student")
-    check_student(config, path)
+    check_student(config, path, trusted)
     # First without memory: what it takes is then that of tensors that are there.
     with torch.device("meta"):
-        described = _instantiated(config, path)
+        described = _built(config, path, trusted)
     _check_fit(described, state, path)
-    student = _instantiated(config, path)
+    student = _built(config, path, trusted)
     _fit(student, state, path)
     return student.eval()
 
 
-def _instantiated(config: Any, path: Path) -> Student:
+def _built(config: Any, path: Path, trusted: Collection[str]) -> Student:
     try:
-        student: Student = instantiate(config)
+        student = build(config, trusted)
+        if not isinstance(student, Student):
+            raise InputError(f"a {type(student).__name__} is no subclass of {Student.__module__}.Student")
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = " ".join(str(error).split())
         raise InputError(f"{path} describes a student that cannot be built: {reason[:300]}") from error
     return student
 
