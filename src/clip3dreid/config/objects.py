@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
@@ -281,6 +282,6 @@ def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
     def make() -> Teacher:
         from clip3dreid.model.teacher import load_teacher
 
-        return load_teacher(node)
+        return load_teacher(plain(node), trusted(cfg))
 
     return None if node is None else make
