@@ -20,7 +20,7 @@ from clip3dreid.io.files import atomic, write_json, write_text
 from clip3dreid.io.formats import decoding, read_json, read_table, read_yaml
 from clip3dreid.report.ablation import Score, Variant, draw, header, page, rows
 from clip3dreid.report.tables import print_table
-from clip3dreid.retrieval.bootstrap import LEVEL, Interval, Sample, paired_difference, t_interval
+from clip3dreid.retrieval.bootstrap import LEVEL, Interval, QueryScores, paired_difference, t_interval
 
 log = logging.getLogger(__name__)
 
@@ -411,9 +411,9 @@ def _people(
     for pair in pairs:
         worlds.setdefault(pair[1], []).append(pair)
 
-    def samples(runs: Mapping[Pair, Run]) -> list[Sample]:
+    def samples(runs: Mapping[Pair, Run]) -> list[QueryScores]:
         return [
-            Sample(
+            QueryScores(
                 np.stack([runs[pair].values(key) for pair in own]), runs[own[0]].queries["person"].to_numpy()
             )
             for own in worlds.values()
