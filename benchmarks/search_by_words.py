@@ -33,7 +33,7 @@ from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.query_parser import read
 from clip3dreid.model.teacher import load_teacher
-from clip3dreid.retrieval.bootstrap import Sample, interval, t_interval
+from clip3dreid.retrieval.bootstrap import QueryScores, interval, t_interval
 from clip3dreid.search.query import words_query
 
 SHORT = ("stature", "weight", "shoulders", "leg_length")
@@ -117,7 +117,7 @@ def main():
     for kind, name in found[0][0]:
         parts = [(results[kind, name], people) for results, people in found]
         values = np.concatenate([ranks for ranks, _ in parts])
-        people = interval([Sample(ranks, who) for ranks, who in parts], resamples=options.resamples)
+        people = interval([QueryScores(ranks, who) for ranks, who in parts], resamples=options.resamples)
         worlds = t_interval([float(ranks.mean()) for ranks, _ in parts])
         over_people = f"{people.low:.2f} to {people.high:.2f}"
         over_worlds = "" if worlds is None else f"{worlds.low:.2f} to {worlds.high:.2f}"

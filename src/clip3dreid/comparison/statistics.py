@@ -8,7 +8,7 @@ import numpy as np
 
 from clip3dreid.comparison.runs import SCORES, Pair, Run
 from clip3dreid.report.ablation import Score, Variant
-from clip3dreid.retrieval.bootstrap import LEVEL, Interval, Sample, paired_difference, t_interval
+from clip3dreid.retrieval.bootstrap import LEVEL, Interval, QueryScores, paired_difference, t_interval
 
 Runs = Mapping[Pair, Run]
 """The runs of one variant."""
@@ -80,9 +80,9 @@ def _over_people(
     for pair in pairs:
         by_root.setdefault(pair[1], []).append(pair)
 
-    def samples(runs: Runs) -> list[Sample]:
+    def samples(runs: Runs) -> list[QueryScores]:
         return [
-            Sample(
+            QueryScores(
                 np.stack([runs[pair].values(key) for pair in on_root]),
                 runs[on_root[0]].queries["person"].to_numpy(),
             )

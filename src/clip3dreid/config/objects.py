@@ -132,7 +132,7 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     """
     from clip3dreid.retrieval.protocol import ProtocolSet
 
-    found = {str(name): instantiate(node) for name, node in nodes.items()}
+    found = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
     if headline not in found and len(found) == 1:
         headline = next(iter(found))
     if found and headline not in found:
