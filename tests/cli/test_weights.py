@@ -173,7 +173,7 @@ def test_a_recipe_that_needs_nothing_says_so(run, tmp_path):
 def test_what_is_not_given_is_asked_for_in_the_command_that_trains(run):
     _, out, _ = run("+experiment=pku")
     assert "not given" in out
-    assert out.rstrip().endswith("clip3dreid.train +experiment=pku data.root=PATH")
+    assert out.rstrip().endswith("clip3dreid train +experiment=pku data.root=PATH")
 
 
 def test_a_damaged_file_of_a_recipe_ends_with_status_2_and_is_fetched_anew(run, tmp_path):
