@@ -24,6 +24,7 @@ NAMED = (
     "data.protocols",
     "data.val_protocols",
     "formats",
+    "guides",
 )
 """Places whose keys are names that a user may add to, each with a node of its own below."""
 OPEN = ("synonyms", "engine.connection", "hydra")

@@ -34,8 +34,8 @@ _TABLE: tuple[tuple[str, _Say], ...] = (
         lambda m: f"{m[2]} must be a list: {m[2]}=[A,B]",
     ),
     (
-        r"Value '([^']*)' of type '\w+' could not be converted to (Integer|Float|Boolean)[\s\S]*?full_key: ([\w.\[\]]+)",
-        lambda m: f"{m[3]}={m[1]} must be {_KINDS[m[2]]}",
+        r"Value '([^']*)' of type '\w+' could not be converted to (\w+)[\s\S]*?full_key: ([\w.\[\]]+)",
+        lambda m: f"{m[3]}={m[1]} must be {_KINDS.get(m[2], m[2])}",
     ),
     (
         r"In '([^']*)': Could not (?:load|find) '([^']*)'",

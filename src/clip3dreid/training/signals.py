@@ -29,7 +29,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.distributed import distributed_c10d
 
-from clip3dreid.errors import one_line
+from clip3dreid.config.hydra import foreseen
 from clip3dreid.io.launch import launch
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
 
@@ -229,7 +229,7 @@ class StopWatch:
             other = self._left()
             if other is not None and not isinstance(error, SystemExit):
                 raise SystemExit(other) from error
-            status = error.code if isinstance(error, SystemExit) else 2 if one_line(error) else 1
+            status = error.code if isinstance(error, SystemExit) else 2 if foreseen(error) else 1
             self._store.set("left", f"{self._rank} {status if isinstance(status, int) else 1}")
             time.sleep(2 * _TICK_S)  # the store ends with the process that holds it
         except dist.DistError:
