@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from clip3dreid.config.folders import with_folders
+from clip3dreid.config.bare_folders import with_folders
 from clip3dreid.errors import InputError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.comparison.settings import CompareSettings
 from clip3dreid.config import objects
-from clip3dreid.config.folders import with_folders
+from clip3dreid.config.bare_folders import with_folders
 from clip3dreid.config.hydra import entry_point, explained
 
 log = logging.getLogger(__name__)
