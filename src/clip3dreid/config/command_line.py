@@ -15,7 +15,7 @@ import yaml
 
 from clip3dreid.config.folder import is_group, options
 from clip3dreid.config.groups import ADDED, groups_of
-from clip3dreid.config.keys import NAMED, OPEN, SHORT, Keys, Place, kind, meant
+from clip3dreid.config.keys import NAMED, SHORT, Keys, Place, kind, meant
 from clip3dreid.config.renamed import renamed_override
 from clip3dreid.config.words import (
     COMPLETION,
@@ -71,12 +71,9 @@ def ready(command: str, arguments: Sequence[str]) -> list[str]:
     _check_packages(command, choices, search, sweep)
     chosen = [str(_first(word) if sweep else word) for word in choices]
     keys = Keys(command, chosen, search, targets)
-    made: list[str] = []
     replaced: dict[int, Word] = {}
     for word in values:
-        place, exact = _placed(keys, word, made)
-        if place is None:
-            made.append(exact.key)
+        place, exact = _placed(keys, word)
         replaced[id(word)] = _value(keys, exact, place, values, sweep)
     return [*(str(replaced.get(id(word), word)) for word in words), *line.words()]
 
@@ -157,6 +154,8 @@ def _check_choice(command: str, word: Word, folders: tuple[Path, ...], sweep: bo
         if word.key not in groups and word.key not in added:
             has = [*groups, *(f"+{name}" for name in added)]
             raise InputError(f"{command} has no {word.key} to choose{_which(has)}")
+    if word.sign == "~" and isinstance(groups.get(word.key), list):
+        raise InputError(f"{word}: give {word.key}=[] for none")
     if word.sign == "~" or word.value is None or is_function(word.value):
         return
     names = options(word.key, folders)
@@ -217,8 +216,8 @@ def _first(word: Word) -> Word:
     return word._replace(value=split(value)[0].strip() if word.value is not None else None)
 
 
-def _placed(keys: Keys, word: Word, made: Sequence[str]) -> tuple[Place | None, Word]:
-    """Return where a word's key leads to, None for a new one; and the word with the key and sign that do it.
+def _placed(keys: Keys, word: Word) -> tuple[Place, Word]:
+    """Return where a word's key leads to, and the word with the key and sign that Hydra takes there.
 
     Raises:
         InputError: if the command has no such key.
@@ -231,8 +230,6 @@ def _placed(keys: Keys, word: Word, made: Sequence[str]) -> tuple[Place | None, 
             sign="", key=long if word.key != "batch" or long != "datamodule.people" else "batch"
         )
         return keys.find(long), word
-    if any(word.key == key or word.key.startswith((f"{key}.", f"{key.rpartition('.')[0]}.")) for key in made):
-        return None, word
     place = keys.find(word.key)
     if place.node is not None and not (word.sign == "+" and not place.known):
         # A plus before a key that is there says nothing more.
@@ -242,26 +239,10 @@ def _placed(keys: Keys, word: Word, made: Sequence[str]) -> tuple[Place | None, 
     if place.by_target or place.known:
         return place, word._replace(sign="++")
     if place.addable and word.sign:
-        _refuse_slip(keys, word, place)
-        return None if _is_name(word.key) else place, word._replace(sign="++")
+        return place, word._replace(sign="++")
+    if word.sign and word.key.rpartition(".")[0] in NAMED and (word.value or "").startswith(("{", "${")):
+        return place, word._replace(sign="++")
     raise InputError(_unknown(keys, word, place))
-
-
-def _is_name(key: str) -> bool:
-    """Return whether a key adds a named node, below which anything may stand."""
-    return any(key.startswith(f"{name}.") and key.count(".") > name.count(".") + 1 for name in NAMED)
-
-
-def _refuse_slip(keys: Keys, word: Word, place: Place) -> None:
-    """Refuse a new name that is all but one that is there, in a place where any could stand."""
-    if any(word.key.startswith(f"{name}.") for name in OPEN):
-        return
-    here = next((name for name in NAMED if word.key.startswith(f"{name}.")), None)
-    if here is not None:
-        # A node of its own says what it is made by; a single value below a new name is a slip.
-        name = word.key[len(here) + 1 :].partition(".")[0]
-        if f"{here}.{name}" not in keys.targets and here != "data.also":
-            raise InputError(_unknown(keys, word, place))
 
 
 def _unknown(keys: Keys, word: Word, place: Place) -> str:
@@ -284,13 +265,13 @@ def _unknown(keys: Keys, word: Word, place: Place) -> str:
     return f"{word.key} is no key of {keys.command}{meant(place.near)}{end}"
 
 
-def _value(keys: Keys, word: Word, place: Place | None, values: Sequence[Word], sweep: bool) -> Word:
+def _value(keys: Keys, word: Word, place: Place, values: Sequence[Word], sweep: bool) -> Word:
     """Return a word with its value so that Hydra reads what was typed."""
     if word.value is None:
         return word
     if word.key == "batch" and keys.short("batch") is not None:
         return _batch(keys, word, values, sweep)
-    holds = "unknown" if place is None else kind(word.key, place)
+    holds = kind(word.key, place)
     if holds == "unknown":
         if word.key.partition(".")[0] in ("where", "synonyms"):
             return word._replace(value=kept(word.value, text=False, sweep=sweep))

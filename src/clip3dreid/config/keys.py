@@ -38,7 +38,7 @@ SHORT = {
     "precision": ("trainer.precision",),
     "batch": ("datamodule.people", "datamodule.evaluation_batch"),
 }
-"""Short way -> the keys that people look for by it; the first that a command has is meant."""
+"""Short way -> the key that people look for by it, in training and elsewhere."""
 
 
 class Place(NamedTuple):
@@ -88,7 +88,7 @@ class Keys:
             if here in OPEN:
                 return Place(False, addable=True)
             if here in NAMED and (not isinstance(node, DictConfig) or part not in node):
-                return Place(False, addable=True, near=self._near(key, here, node))
+                return self._named(key, parts, depth, node)
             if not isinstance(node, DictConfig):
                 # Below a value, or a reference to another node: its owner will know.
                 inside = node is None or (isinstance(node, Node) and node._is_interpolation())
@@ -98,6 +98,21 @@ class Keys:
                 return self._absent(key, here, part, node, last=depth == len(parts) - 1)
             node = child
         return Place(True, node)
+
+    def _named(self, key: str, parts: Sequence[str], depth: int, node: Any) -> Place:
+        """Return what is known of a key below a name that a user adds: the line must say what it is made by."""
+        here, name = ".".join(parts[:depth]), ".".join(parts[: depth + 1])
+        if not any(target == name or target.startswith(f"{name}.") for target in self.targets):
+            return Place(False, near=self._near(key, here, node))
+        for length in range(len(parts) - 1, depth, -1):
+            target = self.targets.get(".".join(parts[:length]))
+            if target is not None and parts[length] not in SPECIAL:
+                takes = signature(target)
+                if takes is None or takes.open or parts[length] in takes.names:
+                    break
+                close = difflib.get_close_matches(parts[length], takes.names, n=2, cutoff=0.6)
+                return Place(False, near=tuple(".".join([*parts[:length], one]) for one in close))
+        return Place(False, by_target=True)
 
     def _absent(self, key: str, here: str, part: str, node: DictConfig, last: bool) -> Place:
         """Return what is known of a key that a node does not hold."""
@@ -156,7 +171,9 @@ class Keys:
         """Return the key that a short way stands for in this command, None where it stands for itself."""
         if key not in SHORT or key in self.cfg:
             return None
-        return next((name for name in SHORT[key] if self.find(name).node is not None), None)
+        # To whoever trains a batch is people; to others pictures.
+        names = SHORT[key][:1] if "optimizer" in self.cfg else SHORT[key][-1:]
+        return next((name for name in names if self.find(name).node is not None), None)
 
 
 def kind(key: str, place: Place) -> str:

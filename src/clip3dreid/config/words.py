@@ -69,8 +69,9 @@ def is_quoted(value: str) -> bool:
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return False
     try:
-        return isinstance(parsed(value), QuotedString)
-    except ValueError:
+        # Its value() drops the quotes.
+        return isinstance(OverridesParser.create().parse_override(f"key={value}")._value, QuotedString)
+    except HydraException:
         return False
 
 
