@@ -59,8 +59,8 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: list[str
 @entry_point("demo")
 def main(cfg: DictConfig) -> None:
     """Makes people and bodies, trains two methods on some, finds the others; what exists is used again."""
+    from clip3dreid.synthetic.contact_sheet import contact_sheet
     from clip3dreid.synthetic.folder import world_facts
-    from clip3dreid.synthetic.sheet import contact_sheet
 
     out = Path(str(cfg.out))
     world, bodies = out / "world", out / "bodies"
