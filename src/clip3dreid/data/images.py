@@ -285,7 +285,7 @@ def _compose(
     return transforms
 
 
-class Sample(NamedTuple):
+class PictureSample(NamedTuple):
     """One picture on its way to a `Batch`."""
 
     image: Pixels
@@ -303,7 +303,7 @@ def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
-class TrainPictures(Dataset[Sample]):
+class TrainPictures(Dataset[PictureSample]):
     """Augmented pictures with their class indices.
 
     Args:
@@ -335,15 +335,15 @@ class TrainPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
+    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
         row, seed = index
         rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
         image, view = self._view(rgb, seed)
         person, clothes, camera = self._labels[row].tolist()
-        return Sample(image, person, clothes, camera, row, view)
+        return PictureSample(image, person, clothes, camera, row, view)
 
 
-class EvaluationPictures(Dataset[Sample]):
+class EvaluationPictures(Dataset[PictureSample]):
     """Resized pictures that carry their row and nothing else; labels are looked up by row.
 
     Args:
@@ -358,11 +358,13 @@ class EvaluationPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, row: int) -> Sample:
-        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None)
+    def __getitem__(self, row: int) -> PictureSample:
+        return PictureSample(
+            self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None
+        )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[PictureSample]) -> Batch:
     """Joins samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
     images, person, clothes, camera, row, views = zip(*samples, strict=True)
     return Batch(
