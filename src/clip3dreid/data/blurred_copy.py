@@ -118,12 +118,12 @@ def _check_work(out: Path) -> None:
 
 
 def _temporary(name: str) -> bool:
-    """Whether a killed run may have left it in the working folder."""
+    """Return whether a killed run may have left it in the working folder."""
     return is_stage(name) or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
 
 
 def _names(folder: Path) -> list[str]:
-    """What a folder holds, sorted; nothing if it is not there."""
+    """Return what a folder holds, sorted; nothing if it is not there."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError:

@@ -94,7 +94,7 @@ class World:
         return np.random.default_rng([self.seed, stream, *place])
 
     def part(self, person: int) -> tuple[Part, int]:
-        """Which part somebody belongs to, and the number there."""
+        """Return which part somebody belongs to, and the number there."""
         if person < self.train_people:
             return Part.TRAIN, person
         if person < self.train_people + self.test_people:
@@ -137,11 +137,11 @@ class World:
         )
 
     def betas(self) -> Tensor:
-        """(N, K) of everybody."""
+        """Return the betas (N, K) of everybody."""
         return torch.tensor([person.identity.betas for person in self.people])
 
     def population(self) -> Tensor:
-        """(`POPULATION`, K): others like them, to say who is tall."""
+        """Return the betas (`POPULATION`, K) of others like them, to say who is tall."""
         spread = self.settings.people
         betas = sample_betas(
             self.rng(Stream.POPULATION),
@@ -153,7 +153,7 @@ class World:
         return torch.from_numpy(betas)
 
     def shot(self, place: int) -> Shot:
-        """How the picture at a place of the plan is taken; the frames of a walk share all but the box."""
+        """Return how the picture at a place of the plan is taken; the frames of a walk share all but the box."""
         picture = self.plan.pictures[place]
         camera, settings = self.cameras[picture.camera], self.settings.shot
         if picture.sequence < 0:
@@ -164,7 +164,7 @@ class World:
         return next_shot(self.rng(Stream.SHOT, 1, picture.sequence, picture.step + 1), shot, settings)
 
     def pose(self, place: int, poses: npt.NDArray[np.float32] | None = None) -> Pose:
-        """The pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
+        """Return the pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
         picture = self.plan.pictures[place]
         if picture.sequence >= 0:
             rng = self.rng(Stream.WALK, picture.sequence)
@@ -177,7 +177,7 @@ class World:
         return sample(self.settings.poses, rng, self.settings.pose_jitter)
 
     def where(self, place: int) -> tuple[Part, int, int]:
-        """Where the picture at a place of the plan was taken: whose places, which camera, which of its places."""
+        """Return where the picture at a place of the plan is taken: whose places, which camera, which place."""
         picture = self.plan.pictures[place]
         chooser = (1, picture.sequence) if picture.sequence >= 0 else (0, place)
         number = int(self.rng(Stream.PLACE, 0, *chooser).integers(self.settings.places))
