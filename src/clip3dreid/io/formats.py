@@ -19,6 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import atomic, reason_of
 
 if TYPE_CHECKING:  # imported where tables are read: command lines answer --help without it
@@ -336,7 +337,7 @@ def read_table(
             if sums.get("") != checksum(own):
                 wrong.append("metadata")
             if wrong:
-                raise damaged(path, f"the checksum of {', '.join(wrong[:3])} is another", advice)
+                raise damaged(path, f"the checksum of {some(wrong, 3)} is another", advice)
     if sums is None and sealed:
         unsealed(path, TABLE_CHECKSUMS, metadata, advice)
     return table, own

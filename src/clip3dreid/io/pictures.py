@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import reason_of
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -83,7 +84,7 @@ def require_utf8(names: Sequence[str], where: str) -> None:
         InputError: if some are no UTF-8, with up to three of them.
     """
     if bad := [name for name in names if not _is_utf8(name)]:
-        shown = ", ".join(ascii(name) for name in bad[:3]) + (", …" if len(bad) > 3 else "")
+        shown = some([ascii(name) for name in bad], 3)
         raise InputError(f"{where}: {len(bad)} file names are not UTF-8: {shown}; rename them")
 
 

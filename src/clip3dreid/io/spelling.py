@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from clip3dreid.io.checks import some
+
 # A whole number, as pandas writes it too where a column has gaps: "8.0".
 _WHOLE = re.compile(r"(-?)0*([0-9]+)(?:\.0*)?")
 _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
@@ -67,9 +69,9 @@ def merged(before: pl.Series, column: str) -> list[str]:
     several = [(new, sorted(old)) for new, old in sorted(spellings.items()) if len(old) > 1 and new]
     if not several:
         return []
-    shown = "; ".join(f"{', '.join(map(repr, old))} are {new!r}" for new, old in several[:SHOWN])
-    more = f" and {len(several) - SHOWN} more" if len(several) > SHOWN else ""
-    return [f"{len(several)} {column} labels are spelled in several ways and read as one: {shown}{more}"]
+    pairs = [f"{', '.join(map(repr, old))} are {new!r}" for new, old in several]
+    shown = some(pairs, SHOWN, "; ")
+    return [f"{len(several)} {column} labels are spelled in several ways and read as one: {shown}"]
 
 
 def alike(values: Iterable[str], column: str) -> list[str]:
@@ -86,9 +88,8 @@ def alike(values: Iterable[str], column: str) -> list[str]:
     doubtful = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     if not doubtful:
         return []
-    shown = "; ".join(" and ".join(map(repr, group)) for group in doubtful[:SHOWN])
-    more = f" and {len(doubtful) - SHOWN} more" if len(doubtful) > SHOWN else ""
+    shown = some([" and ".join(map(repr, group)) for group in doubtful], SHOWN, "; ")
     return [
         f"{len(doubtful)} {column} labels differ from another by case, zeros or spaces alone and are kept apart: "
-        f"{shown}{more}"
+        f"{shown}"
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import hint, some
 from clip3dreid.io.spelling import label
 
 Value: TypeAlias = str | int
@@ -99,10 +100,10 @@ class Filter:
                 left = (
                     f"of the {kept.sum()} that {' and '.join(before)} left" if before else f"of {len(table)}"
                 )
-                found = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
-                some = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+                there = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
                 raise InputError(
-                    f"{condition.text} leaves no picture {left}; there is {condition.column} {some or 'unknown'}"
+                    f"{condition.text} leaves no picture {left}; there is {condition.column} "
+                    f"{some(there, SHOWN) or 'unknown'}"
                 )
             kept = still
             before.append(condition.text)
@@ -161,7 +162,9 @@ def _known(table: pl.DataFrame, column: str) -> pl.Series:
     """A column to filter by."""
     scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
     if column not in scalar:
-        raise InputError(f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}")
+        raise InputError(
+            f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}{hint(column, scalar)}"
+        )
     if table[column].null_count() == len(table):
         raise InputError(
             f"where.{column}: the gallery knows it of no picture; leave it out, or extract from a table that has it"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import at_work, inside, reason_of
 from clip3dreid.search.engine import Gallery
 from clip3dreid.search.filters import FRAME, Filter
@@ -85,11 +86,10 @@ class Lance:
         connection: Mapping[str, Any] | None = None,
         rebuild: bool = False,
     ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"engine.kind={kind} is unknown; choose one of {', '.join(KINDS)}")
+        choose("engine.kind", kind, KINDS)
         for key, value in (("lists", lists), ("probes", probes), ("refine", refine)):
-            if value is not None and value < 1:
-                raise InputError(f"engine.{key}={value} must be 1 or more")
+            if value is not None:
+                check_number(f"engine.{key}", value, Range(1), whole=True)
         self._client = _client()
         self._width = gallery.width(column)
         self._labels = gallery.labels
@@ -145,8 +145,7 @@ class Lance:
         Raises:
             InputError: as there, or if the place can no longer be read.
         """
-        if k < 1:
-            raise InputError(f"k={k} finds nothing; ask for 1 or more")
+        check_number("k", k, Range(1), whole=True)
         if query.dim() != 2 or query.shape[1] != self._width:
             raise InputError(
                 f"queries are {tuple(query.shape)}, the gallery's vectors {self._width} wide; "

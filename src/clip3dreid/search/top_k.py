@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.retrieval.similarity import GalleryTerms, full_precision, gallery_terms, write_similarities
 
 Metric: TypeAlias = Literal["cosine", "product", "euclidean"]
@@ -123,10 +124,8 @@ def unit(features: Tensor, what: str, first: int = 0) -> Tensor:
 
 
 def _check(query: Tensor, k: int, metric: str) -> None:
-    if k < 1:
-        raise InputError(f"k={k} finds nothing; ask for 1 or more")
-    if metric not in get_args(Metric):
-        raise InputError(f"metric={metric!r} is unknown; choose one of {', '.join(get_args(Metric))}")
+    check_number("k", k, Range(1), whole=True)
+    choose("metric", metric, get_args(Metric))
     if query.dim() != 2 or not query.is_floating_point():
         raise InputError(
             f"queries are {query.dtype} {tuple(query.shape)}; give floating-point features (Q, D)"
