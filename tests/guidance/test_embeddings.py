@@ -15,7 +15,7 @@ from PIL import Image
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.embeddings import embed_pictures, text_targets
-from clip3dreid.io.files import LOCK
+from clip3dreid.io.locks import LOCK
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
 from clip3dreid.model.teacher import Teacher

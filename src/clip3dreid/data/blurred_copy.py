@@ -17,9 +17,10 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import close_stages, inside, is_stage, remove, staged, write_json
+from clip3dreid.io.files import inside, remove, write_json
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.pictures import is_hidden, require_utf8
+from clip3dreid.io.staging import WorkFolder, staged
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
@@ -80,7 +81,7 @@ def check_folder(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    _check_work(out)
+    work_folder(out).check()
     earlier = _settings(out / WORK / SETTINGS) or _settings(out / REPORT)
     if earlier is not None and not overwrite:
         for key, value in settings.items():
@@ -106,20 +107,14 @@ def check_folder(
         )
 
 
-def _check_work(out: Path) -> None:
-    """Check that the working folder, if there is one, is this program's and holds nothing else."""
-    work = inside(out, WORK)
-    for name in (SETTINGS, FILES, JOURNAL):
-        inside(work, name)
-    names = [WORK] if work.is_file() else _names(work)
-    foreign = [name for name in names if name not in (SETTINGS, FILES, JOURNAL) and not _temporary(name)]
-    if foreign:
-        raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
+def work_folder(out: Path) -> WorkFolder:
+    """Return the working folder of an unfinished copy."""
+    return WorkFolder(out, WORK, _is_half_written, (JOURNAL, FILES, SETTINGS))
 
 
-def _temporary(name: str) -> bool:
-    """Return whether a killed run may have left it in the working folder."""
-    return is_stage(name) or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
+def _is_half_written(name: str) -> bool:
+    """Return whether a killed run may have left a file of this name in the working folder."""
+    return name.startswith((".settings-", ".files-")) and name.endswith(".json")
 
 
 def _names(folder: Path) -> list[str]:
@@ -155,17 +150,8 @@ def finished(out: Path) -> dict[str, Outcome]:
 def clear_copy(out: Path) -> None:
     """Remove an earlier copy, its lists last, so that what is left is known for its own if the program is killed."""
     remove(out, [path for path in sorted(own_files(out)) if path not in (REPORT, LISTING)])
-    clear_work(out)
+    work_folder(out).clear()
     remove(out, [LISTING, REPORT])
-
-
-def clear_work(out: Path) -> None:
-    """Remove the working folder."""
-    work = inside(out, WORK)
-    if work.is_dir():
-        remove(work, [name for name in _names(work) if _temporary(name) and not is_stage(name)])
-        remove(work, [JOURNAL, FILES, SETTINGS])
-        close_stages(work)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
@@ -209,5 +195,5 @@ def finish(out: Path, stage: Path, settings: Mapping[str, Any], outcomes: Sequen
     share = {"share_without_face": report.share_without_face}
     with staged(stage, out, REPORT) as temporary:
         write_json(temporary, {**settings, **report._asdict(), **share})
-    clear_work(out)
+    work_folder(out).clear()
     return report

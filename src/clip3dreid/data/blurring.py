@@ -29,13 +29,16 @@ from clip3dreid.data.blurred_copy import (
     finished,
     own_files,
     walk,
+    work_folder,
 )
 from clip3dreid.data.face_detectors import Box, Detector
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import at_work, inside, open_stage, staged, why_not_written, write_json
+from clip3dreid.io.files import inside, why_not_written, write_json
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import Pixels, UnreadablePicture, kind_of, open_picture, read_rgb
 from clip3dreid.io.processes import spread
 from clip3dreid.io.progress import Update, progress
+from clip3dreid.io.staging import staged
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -181,7 +184,7 @@ def blur_folder(
         if settings.overwrite:
             clear_copy(out)
         done = finished(out)
-        stage = open_stage(out / WORK)
+        stage = work_folder(out).open()
         # What the run is going to make is its own from here on, whenever it is killed.
         write_json(out / WORK / FILES, sorted({*files, *own_files(out)}))
         write_json(out / WORK / SETTINGS, facts)

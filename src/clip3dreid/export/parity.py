@@ -33,9 +33,11 @@ from clip3dreid.export.formats import (
     quiet,
 )
 from clip3dreid.inference.model import ReidModel
-from clip3dreid.io.files import at_work, inside, reason_of, together, write_json
+from clip3dreid.io.files import inside, reason_of, write_json
 from clip3dreid.io.formats import peek_json
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import read_rgb
+from clip3dreid.io.staging import together
 
 REPORT = "export.json"
 COSINE = 1 - 1e-4

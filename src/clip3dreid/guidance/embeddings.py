@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import at_work, identify
+from clip3dreid.io.files import identify
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary

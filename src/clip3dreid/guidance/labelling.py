@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 
 from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import at_work, inside, together
+from clip3dreid.io.files import inside
+from clip3dreid.io.locks import at_work
+from clip3dreid.io.staging import together
 
 if TYPE_CHECKING:
     import polars as pl

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
-from clip3dreid.io.files import at_work, inside, reason_of
+from clip3dreid.io.files import inside, reason_of
+from clip3dreid.io.locks import at_work
 from clip3dreid.search.engine import Gallery
 from clip3dreid.search.filters import FRAME, Filter
 from clip3dreid.search.top_k import TopK, unit
