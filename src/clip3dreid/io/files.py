@@ -23,10 +23,9 @@ import numpy.typing as npt
 from clip3dreid.errors import InputError
 
 
-
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place only when the block succeeds.
+    """Yield a temporary path beside `path`, which takes its place only when the block succeeds.
 
     Args:
         path: the file to write; its folder is created.
@@ -64,7 +63,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def writing(what: Path, advice: str = "make room, or choose another place") -> Iterator[None]:
-    """Turns an error of the disk into one line, whichever library was just writing; all others come through.
+    """Turn an error of the disk into one line, whichever library was just writing; all others come through.
 
     Args:
         what: is written, for the message.
@@ -82,7 +81,7 @@ def writing(what: Path, advice: str = "make room, or choose another place") -> I
 
 
 def why_not_written(error: Exception) -> str | None:
-    """The system's reason, if an error is of writing a file; None for any other.
+    """Return the system's reason, if an error is of writing a file; None for any other.
 
     Libraries that write by themselves (safetensors, polars) have errors of their own, which hold the system's number;
     torch's says that a file did not grow.
@@ -98,7 +97,7 @@ def why_not_written(error: Exception) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in a few words: its text on one line, or its type where that says more."""
+    """Return an exception in a few words: its text on one line, or its type where that says more."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(text.split())[:200]
     if not text or isinstance(error, KeyError):
@@ -107,18 +106,18 @@ def reason_of(error: BaseException) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes `text` to `path` atomically, as UTF-8."""
+    """Write `text` to `path` atomically, as UTF-8."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` to `path` atomically, as indented JSON; NaN is refused, since JSON has none."""
+    """Write `value` to `path` atomically, as indented JSON; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def inside(folder: Path | str, path: PurePath | str) -> Path:
-    """The place of a file or folder in a folder that the program fills, if no link leads there.
+    """Return the place of a file in a folder that the program fills, if no link leads there.
 
     Args:
         folder: as the user gave it; it may be a link itself, or lie behind one.
@@ -144,7 +143,7 @@ def inside(folder: Path | str, path: PurePath | str) -> Path:
 
 
 def remove(folder: Path | str, paths: Iterable[str]) -> None:
-    """Removes files that are known for the program's, and the folders below `folder` that this leaves empty.
+    """Remove files that are known for the program's, and the folders below `folder` that this leaves empty.
 
     Args:
         folder: as for `inside`.
@@ -167,7 +166,7 @@ def remove(folder: Path | str, paths: Iterable[str]) -> None:
 
 
 def sweep(folder: Path, ours: Callable[[str], object]) -> None:
-    """Removes what killed processes left of files that `atomic` was just writing.
+    """Remove what killed processes left of files that `atomic` was just writing.
 
     Args:
         folder: locked (`at_work`), so that nobody is writing them.
@@ -195,7 +194,7 @@ class FileIdentity(NamedTuple):
 
 
 def identify(root: Path, paths: Iterable[str], *, missing_ok: bool = False) -> list[FileIdentity]:
-    """Looks at a data set's files.
+    """Look at a data set's files, each for its size and the time of its last change.
 
     Args:
         root: the data set's folder.
@@ -219,7 +218,7 @@ def identify(root: Path, paths: Iterable[str], *, missing_ok: bool = False) -> l
 
 
 def identity_hashes(identities: Sequence[FileIdentity]) -> npt.NDArray[np.int64]:
-    """(N,) 64 bits each, of which a chance agreement is nothing to fear: they are compared row by row."""
+    """Return hashes (N,) of 64 bits, of which a chance agreement is nothing to fear: rows are compared one by one."""
     digests = (
         hashlib.blake2b(
             f"{path}\0{size}\0{mtime_ns}".encode(errors="surrogateescape"), digest_size=8

@@ -25,7 +25,7 @@ _POLL_S = 0.2
 
 @contextmanager
 def at_work(folder: Path | str, doing: str, *, wait: bool = False, tidy: bool = False) -> Iterator[None]:
-    """Keeps a folder to this process for as long as the block lasts.
+    """Keep a folder to this process for as long as the block lasts.
 
     The lock dies with the process that holds it, however that ends, and is not inherited by processes that it starts.
     On a file system that knows no locks a warning is logged and nothing is kept.
@@ -71,7 +71,7 @@ def at_work(folder: Path | str, doing: str, *, wait: bool = False, tidy: bool = 
 
 
 def is_locked(folder: Path | str) -> bool:
-    """Whether a process is at work in a folder; True where nobody can say, as on a file system without locks."""
+    """Return whether a process is at work in a folder; True where nobody can say, as on a disk without locks."""
     path = Path(folder) / LOCK
     if _held_as(path) in _HELD:
         return True
@@ -91,7 +91,7 @@ def is_locked(folder: Path | str) -> bool:
 
 
 def _take(path: Path, wait: bool) -> tuple[int, bool]:
-    """Opens a lock's file and takes the lock; False where there are no locks."""
+    """Open a lock's file and take the lock; False where there are no locks."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _take(path: Path, wait: bool) -> tuple[int, bool]:
 
 
 def _forget(folder: Path) -> None:
-    """Removes a folder that holds nothing but its lock, which who waits for it finds out (`_take`)."""
+    """Remove a folder that holds nothing but its lock, which who waits for it finds out (`_take`)."""
     with suppress(OSError):
         if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
@@ -121,7 +121,7 @@ def _forget(folder: Path) -> None:
 
 
 def _held_as(path: Path) -> tuple[int, int, int]:
-    """This process and the file; a file that is not there is nobody's."""
+    """Return this process and the file; a file that is not there is nobody's."""
     try:
         status = path.lstat()
     except OSError:
@@ -130,7 +130,7 @@ def _held_as(path: Path) -> tuple[int, int, int]:
 
 
 def _lock(handle: int, folder: Path, wait: bool) -> bool:
-    """Takes the lock; False on a file system that has none."""
+    """Take the lock; False on a file system that has none."""
     told = False
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The one rule for how labels are spelled, so that the same person is never two because of a zero or a space."""
+"""Spell labels by one rule, so that the same person is never two because of a zero or a space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def label(text: str) -> str:
-    """A label in its one spelling.
+    """Return a label in its one spelling.
 
     Args:
         text: a person, camera, outfit … as a file spells it.
@@ -42,7 +42,7 @@ def label(text: str) -> str:
 
 
 def labels(column: pl.Series) -> pl.Series:
-    """A column as labels: strings in their one spelling; null where there is nothing but space.
+    """Return a column as labels: strings in their one spelling; null where there is nothing but space.
 
     Args:
         column: (N,) strings, or what can be cast to them.
@@ -57,7 +57,7 @@ def labels(column: pl.Series) -> pl.Series:
 
 
 def merged(before: pl.Series, column: str) -> list[str]:
-    """Notes about labels that were spelled in several ways and are one label now.
+    """Return notes about labels that were spelled in several ways and are one label now.
 
     Args:
         before: (N,) labels as they were.
@@ -75,7 +75,7 @@ def merged(before: pl.Series, column: str) -> list[str]:
 
 
 def alike(values: Iterable[str], column: str) -> list[str]:
-    """Notes about labels that differ by case, zeros or spaces alone, and are kept apart.
+    """Return notes about labels that differ by case, zeros or spaces alone, and are kept apart.
 
     Args:
         values: labels in their one spelling.

@@ -24,12 +24,12 @@ _STAGE = re.compile(r"(run|old)-[a-z0-9_]{8}")
 
 
 def is_stage(name: str) -> bool:
-    """Whether `open_stage` makes folders of this name."""
+    """Return whether `open_stage` makes folders of this name."""
     return _STAGE.fullmatch(name) is not None
 
 
 def open_stage(work: Path) -> Path:
-    """A new folder in `work` where files are written before they take their places (`staged`).
+    """Make a folder in `work` where files are written before they take their places (`staged`).
 
     Earlier ones go. A worker that outlives its killed parent still writes to one of those, so from here on it can
     finish nothing, and nothing of an earlier run gets among the files of a new one.
@@ -51,7 +51,7 @@ def open_stage(work: Path) -> Path:
 
 
 def close_stages(work: Path) -> None:
-    """Removes the folders that `open_stage` made, and then `work`, unless it holds something else."""
+    """Remove the folders that `open_stage` made, and then `work`, unless it holds something else."""
     _remove_stages(work)
     with suppress(OSError):
         work.rmdir()
@@ -69,7 +69,7 @@ def _remove_stages(work: Path) -> None:
 
 @contextmanager
 def staged(stage: Path, folder: Path, path: str) -> Iterator[Path]:
-    """Yields a temporary place in a stage, which becomes a file of `folder` when the block succeeds.
+    """Yield a temporary place in a stage, which becomes a file of `folder` when the block succeeds.
 
     As `atomic`, where a folder has many files: a killed run leaves no litter among them.
 
@@ -163,7 +163,7 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def together(folder: Path | str, last: str) -> Iterator[Path]:
-    """Yields an empty folder, whose files all take their places in `folder` when the block succeeds, or none does.
+    """Yield an empty folder, whose files all take their places in `folder` when the block succeeds, or none does.
 
     Args:
         folder: locked (`at_work`); made if need be.

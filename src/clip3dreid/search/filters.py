@@ -1,4 +1,4 @@
-"""Which gallery pictures to search: by camera, clothes, person or any other label, and by time."""
+"""Choose which gallery pictures to search: by camera, clothes, person or any other label, and by time."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Filter:
         object.__setattr__(self, "frames", _range(frame))
 
     def mask(self, table: pl.DataFrame) -> Tensor | None:
-        """Which rows are searched.
+        """Return which rows are searched.
 
         Args:
             table: G rows of labels.
@@ -110,7 +110,7 @@ class Filter:
         return torch.from_numpy(kept.to_numpy().copy()) if before else None
 
     def sql(self, table: pl.DataFrame) -> str | None:
-        """The filter as an SQL condition, for engines that read one; None where it allows everything.
+        """Return the filter as an SQL condition, for engines that read one; None where it allows everything.
 
         Args:
             table: G rows of labels: SQL compares them as they are spelled there.
@@ -121,7 +121,7 @@ class Filter:
         return " AND ".join(condition.sql for condition in self.conditions(table)) or None
 
     def conditions(self, table: pl.DataFrame) -> Iterator[Condition]:
-        """Yields what is asked for of a table, one column at a time."""
+        """Yield what is asked for of a table, one column at a time."""
         for column, values in self.labels.items():
             known = _known(table, column).cast(pl.String).drop_nulls().unique(maintain_order=True)
             spelled = [text for text in known if label(text) in values]
@@ -159,7 +159,7 @@ def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | 
 
 
 def _known(table: pl.DataFrame, column: str) -> pl.Series:
-    """A column to filter by."""
+    """Return a column to filter by."""
     scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
     if column not in scalar:
         raise InputError(
@@ -173,5 +173,5 @@ def _known(table: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _identifier(column: str) -> str:
-    """A column's name in SQL, whatever is in it."""
+    """Return a column's name in SQL, whatever is in it."""
     return "`" + column.replace("`", "``") + "`"

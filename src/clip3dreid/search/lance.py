@@ -1,4 +1,4 @@
-"""LanceDB as the engine: an index on disk, in an object store or on a server, for galleries of millions."""
+"""Search by LanceDB: an index on disk, in an object store or on a server, for galleries of millions."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Lance:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps a folder to this process, and anything but an index of ours from being replaced."""
+        """Keep a folder to this process, and anything but an index of ours from being replaced."""
         if "://" in self._place:
             self._refuse_foreign()
             yield
@@ -128,7 +128,7 @@ class Lance:
             yield
 
     def _refuse_foreign(self) -> None:
-        """Raises InputError if a table that is to be replaced is not of this program."""
+        """Check that a table that is to be replaced is of this program."""
         for name, columns in ((self._name, {ROW, VECTOR}), (self._mark, {"stamp"})):
             try:
                 held = set(self._database.open_table(name).schema.names)
@@ -141,7 +141,7 @@ class Lance:
                 )
 
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
-        """As `engine.Index.search`; rows whose scores tie stand in gallery order.
+        """Search as `engine.Index.search` does; rows whose scores tie stand in gallery order.
 
         Raises:
             InputError: as there, or if the place can no longer be read.
@@ -168,7 +168,7 @@ class Lance:
         return TopK(rows.to(query.device), scores.to(query.device))
 
     def _search_one(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
-        """`ROW` and `score` of one query, nearest first."""
+        """Return `ROW` and `score` of one query, nearest first."""
         # As many candidates as without the filter.
         probes = math.ceil(self._probes * len(self._labels) / allowed)
         found = self._ask(vector, k, condition, probes)
@@ -190,7 +190,7 @@ class Lance:
         return found.select(ROW, score=score).sort("score", ROW, descending=[True, False])
 
     def _finished(self) -> dict[str, Any] | None:
-        """What the mark of a finished build says; None where there is none."""
+        """Return what the mark of a finished build says; None where there is none."""
         if not {self._name, self._mark} <= _tables(self._database):
             return None
         said = self._database.open_table(self._mark).search().limit(1).to_arrow()["stamp"].to_pylist()
@@ -259,7 +259,7 @@ def _tables(database: Any) -> set[str]:
 
 
 def _stamp(gallery: Gallery, column: str) -> dict[str, Any]:
-    """What an index was built from."""
+    """Return what an index is built from."""
     labels = gallery.labels.select(_labels(gallery.labels))
     digest = hashlib.blake2b(labels.write_csv().encode(errors="surrogateescape"), digest_size=16)
     return {
@@ -287,7 +287,7 @@ def _refuse_others(where: str, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _labels(table: pl.DataFrame) -> list[str]:
-    """Columns that are stored to filter by: those that a filter can name."""
+    """Return the columns that are stored to filter by: those that a filter can name."""
     return [name for name, kind in table.schema.items() if not kind.is_nested() and "`" not in name]
 
 
@@ -306,7 +306,7 @@ def _schema(arrow: Any, gallery: Gallery, column: str) -> Any:
 
 
 def _batches(arrow: Any, gallery: Gallery, column: str, failures: list[InputError]) -> Iterator[Any]:
-    """Yields the gallery in blocks; an error of it is also put into `failures`."""
+    """Yield the gallery in blocks; an error of it is also put into `failures`."""
     schema = _schema(arrow, gallery, column)
     start = 0
     try:
