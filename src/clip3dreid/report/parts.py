@@ -25,7 +25,7 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 def readable(
     paths: Iterable[Path], count: int, width: int, height: int, box: Sequence[int] | None = None
 ) -> list[Image.Image]:
-    """Return the first `count` pictures that can be read, or a box of them (left, top, right, bottom), as they fit."""
+    """Return the first `count` pictures that can be read, or a box (left, top, right, bottom) of them."""
     found: list[Image.Image] = []
     for path in paths:
         if len(found) == count:
