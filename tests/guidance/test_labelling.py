@@ -50,7 +50,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def label(invoke: Command, ltcc_root: Path, teacher: Path) -> Callable[..., Any]:
     def run(*arguments: str, out: str = "out") -> Any:
         view = ("model.teacher.view.height=32", "model.teacher.view.width=16")
-        data = ("data=ltcc", f"data.root={ltcc_root}", "datamodule.workers=0")
+        data = ("data=ltcc", f"data.root={ltcc_root}", "workers=0")
         return invoke("label", *data, f"model.teacher.path={teacher}", *view, f"out={out}", *arguments)
 
     return run
@@ -223,8 +223,7 @@ def test_labels_and_page_are_replaced_together_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        module = {"save": "language.labels", "write_page": "report.label_page"}[step]
-        patch.setattr(f"clip3dreid.{module}.{step}", full)
+        patch.setattr(f"clip3dreid.guidance.labelling.{step}", full)
         failed = label("overwrite=true", "calibration=none")
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1] == (

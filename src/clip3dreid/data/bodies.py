@@ -18,7 +18,7 @@ from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import decoding, read_table
 from clip3dreid.io.pictures import Pixels, read_rgb
-from clip3dreid.types import Bodies
+from clip3dreid.types import BodyBatch
 
 TRUTH = "truth.parquet"
 COMMAND_MB = 49.0
@@ -91,8 +91,17 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 
 
+class BodyStream(NamedTuple):
+    """A second stream of training pictures."""
+
+    table: BodyTable
+    batch: int
+    """S, pictures of the global batch."""
+    view: TrainView
+
+
 class BodySample(NamedTuple):
-    """One picture on its way to `Bodies`."""
+    """One picture on its way to `BodyBatch`."""
 
     image: Pixels
     """(3, H, W)."""
@@ -126,10 +135,10 @@ class BodyPictures(Dataset[BodySample]):
         return BodySample(image, self._betas[row], int(self._body[row]))
 
 
-def collate_bodies(samples: Sequence[BodySample]) -> Bodies:
+def collate_bodies(samples: Sequence[BodySample]) -> BodyBatch:
     """Joins samples: images (S, 3, H, W) uint8, betas (S, K) float32, body (S,) int64."""
     images, betas, body = zip(*samples, strict=True)
-    return Bodies(
+    return BodyBatch(
         images=torch.from_numpy(np.stack(images)),
         betas=torch.from_numpy(np.stack(betas)),
         body=torch.tensor(body),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.io import checks
 from clip3dreid.io.files import atomic, write_json
 from clip3dreid.io.formats import decoding, read_json, read_table, seal, unseal, write_table
 from clip3dreid.io.spelling import labels as spelled
@@ -45,7 +46,7 @@ _FACTS = "clip3dreid_labels"
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class WordLabels:
     """The words of people (or of pictures), and where they come from.
 
     Attributes:
@@ -100,8 +101,7 @@ def aggregate(
     Raises:
         InputError: if a setting is unknown, there are no pictures, or people have no picture that could be used.
     """
-    if calibration not in CALIBRATIONS:
-        raise InputError(f"calibration={calibration} is unknown; choose from {', '.join(CALIBRATIONS)}")
+    checks.choose("calibration", calibration, CALIBRATIONS)
     keys = list(keys_of(level))
     if scores.ndim != 2 or len(scores) != len(table):
         raise ValueError(f"scores of shape {scores.shape} do not fit {len(table)} pictures")
@@ -172,7 +172,7 @@ def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.Da
     return pl.concat(parts).sort("unit", "place").drop("unit", "place")
 
 
-def save(labels: Labels, path: Path) -> None:
+def save(labels: WordLabels, path: Path) -> None:
     """Writes labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
 
     Raises:
@@ -192,7 +192,7 @@ def is_labels(path: Path) -> bool:
     try:
         with decoding(path, _KIND, ""):
             if _suffix(path) == ".parquet":
-                return "clip3dreid_labels" in pl.read_parquet_metadata(path)
+                return _FACTS in pl.read_parquet_metadata(path)
             return {"data_set", "person", "group", "word"} <= set(
                 pl.read_csv(path, n_rows=0, glob=False).columns
             )
@@ -200,7 +200,7 @@ def is_labels(path: Path) -> bool:
         return False
 
 
-def load(path: Path, vocabulary: Vocabulary) -> Labels:
+def load(path: Path, vocabulary: Vocabulary) -> WordLabels:
     """Reads labels that `save` wrote and perhaps somebody edited.
 
     Words may be changed for others of their group, `score` and `margin` emptied, rows put in another order, and all
@@ -229,7 +229,7 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
     for key, kind in (kinds | {"data_sets": list, "pictures": int}).items():
         if not isinstance(facts.get(key), kind):
             raise InputError(f"{path} does not tell its {key}; {_AGAIN}")
-    labels = Labels(
+    labels = WordLabels(
         table=_checked(table, facts["level"], vocabulary, str(path)),
         **{key: facts[key] for key in kinds},
         data_sets=tuple(map(str, facts["data_sets"])),
@@ -262,7 +262,7 @@ def _read_csv(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def tokens(
-    labels: Labels, names: Sequence[str], vocabulary: Vocabulary
+    labels: WordLabels, names: Sequence[str], vocabulary: Vocabulary
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The words of people as numbers, and how sure they are.
 
@@ -289,7 +289,7 @@ def tokens(
     if missing := [name for name in dict.fromkeys(names) if name not in found]:
         what = "people" if labels.level == "person" else "pictures"
         raise InputError(
-            f"{len(missing)} of {len(set(names))} training {what} have no labels: {_few(missing)}; "
+            f"{len(missing)} of {len(set(names))} training {what} have no labels: {checks.some(missing, 3)}; "
             "label this training set"
         )
     both = np.array([found[name] for name in names]).reshape(-1, len(groups), 2)
@@ -302,8 +302,7 @@ def keys_of(level: str) -> tuple[str, ...]:
     Raises:
         InputError: if the level is unknown.
     """
-    if level not in KEYS:
-        raise InputError(f"level={level} is unknown; choose from {', '.join(KEYS)}")
+    checks.choose("level", level, KEYS)
     return KEYS[level]
 
 
@@ -416,11 +415,5 @@ def _shown(value: object) -> str:
 
 
 def _names(people: pl.DataFrame) -> str:
-    return _few(
-        people.select(pl.concat_str("data_set", "person", separator="/")).to_series().sort().to_list()
-    )
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    names = people.select(pl.concat_str("data_set", "person", separator="/")).to_series().sort()
+    return checks.some(names.to_list(), 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import nearest
 
 Embed = Callable[[list[str]], npt.NDArray[np.floating[Any]]]
 """L sentences -> their (L, d) text embeddings."""
@@ -47,8 +47,8 @@ def with_articles(text: str) -> str:
 
 def closest(name: object, known: Collection[str]) -> str:
     """What the name was perhaps meant to be, as the end of a message; empty if nothing is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 class Prompts:

@@ -81,7 +81,7 @@ class ClothesAdversarial(Term):
         )
         self.head = CosineClassifier(dimensions.width, len(self.person_of_clothes))
 
-    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
         """Returns the parts `classification` and `adversarial`, means over the batch."""
         embedding = features.embedding
         own = batch.person[:, None] == self.person_of_clothes
@@ -150,7 +150,7 @@ class ClothesMemory(Term):
         self.register_buffer("memory", torch.zeros(outfits, dimensions.width))
         self.register_buffer("met", torch.zeros(outfits, dtype=torch.bool))
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean over the batch, a scalar; updates the memory."""
         self._remember(gather(features.embedding.detach()), gather(batch.clothes))
         own = batch.person[:, None] == self.person_of_clothes

@@ -41,7 +41,7 @@ class CrossEntropy(Term):
         self.smoothing = fraction("CrossEntropy: smoothing", smoothing)
         self.head = linear_classifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean cross-entropy over the batch, a scalar."""
         logits = self.head(features.embedding)  # (B, people)
         return F.cross_entropy(logits, batch.person, label_smoothing=self.smoothing)

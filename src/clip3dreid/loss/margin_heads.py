@@ -41,7 +41,7 @@ class ArcFace(Term):
         self.margin = margin
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         rows = batch.person[:, None]
@@ -80,7 +80,7 @@ class CosFace(Term):
             weight_init_func=lambda weight: unit_rows(weight.T),
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean cross-entropy over the batch, a scalar."""
         loss: Tensor = self.loss(features.embedding, batch.person)
         return loss
@@ -114,7 +114,7 @@ class Circle(Term):
         self.margin = margin
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         fixed, m = cosine.detach(), self.margin

@@ -63,7 +63,7 @@ class Triplet(Term):
             reducer=MeanReducer(),
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean over the pictures of the global batch, a scalar."""
         embedding, person = gather(features.embedding), gather(batch.person)
         loss: Tensor = self.loss(embedding, person, self.miner(embedding, person))
@@ -97,7 +97,7 @@ class PairwiseCircle(Term):
             m=margin, gamma=positive("PairwiseCircle: scale", scale), reducer=MeanReducer()
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean over the pictures of the global batch, a scalar."""
         loss: Tensor = self.loss(gather(features.embedding), gather(batch.person))
         return loss
@@ -126,7 +126,7 @@ class PairwiseCosFace(Term):
         self.scale = positive("PairwiseCosFace: scale", scale)
         self.margin = margin
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean over the pictures of the global batch, a scalar."""
         cosine, positives, negatives = _pairs(features, batch)
         apart = _logsumexp(self.scale * (cosine + self.margin), negatives)
@@ -162,7 +162,7 @@ class Contrastive(Term):
         super().__init__()
         self.scale = positive("Contrastive: scale", scale)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Returns the mean over the pictures of the global batch that have a positive, a scalar."""
         cosine, positives, negatives = _pairs(features, batch)
         logits = self.scale * cosine
