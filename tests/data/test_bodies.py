@@ -126,7 +126,7 @@ def test_a_damaged_truth_is_refused_in_one_line(damage, root: Path) -> None:
     damage(root / "truth.parquet")
     with pytest.raises(
         InputError,
-        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: clip3dreid synthesize",
+        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: clip3dreid syn",
     ) as caught:
         read_bodies(root)
     assert "\n" not in str(caught.value)

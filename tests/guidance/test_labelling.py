@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
 from clip3dreid.data.datasets import ltcc
+from clip3dreid.data.sources import DataSpec
+from clip3dreid.guidance import labelling
+from clip3dreid.guidance.settings import LabelRun, TeacherUse
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.language.labels import aggregate, choose, load
 from clip3dreid.language.prompts import word_embeddings
@@ -206,6 +209,24 @@ def test_a_person_without_a_usable_picture_is_named(label: Callable[..., Any], t
     done = label(f"data.root={root}", "data.on_error=skip", "model.teacher.cache_dir=cache/other")
     assert done.returncode == 2
     assert "no usable picture of ltcc/0" in done.stderr
+
+
+def test_labels_are_made_from_python_as_from_the_command_line(
+    label: Callable[..., Any], ltcc_root: Path, teacher: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    assert label().returncode == 0
+    made = labelling.label(
+        [DataSpec("ltcc", ltcc_root, ltcc.read)],
+        lambda: Teacher(str(teacher), Native(32, 16), name="body_clip"),
+        lambda: vocabulary,
+        TeacherUse("memory"),
+        LabelRun(tmp_path / "mine", workers=0),
+    )
+    assert made.path == tmp_path / "mine" / "labels.parquet"
+    assert (made.units, made.agreement) == (6, None)
+    by_command = load(tmp_path / "out" / "labels.parquet", vocabulary)
+    assert made.labels.table.drop("score", "margin").equals(by_command.table.drop("score", "margin"))
+    assert made.labels.facts == by_command.facts
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -149,7 +149,7 @@ class JoinedCache:
         self._ends = np.cumsum(counts).tolist()
 
     def read(self, rows: Tensor) -> Tensor:
-        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
+        """Return rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
         embeddings = torch.empty(len(rows), self.width, device=rows.device)
         start = 0
         for cache, end in zip(self._caches, self._ends, strict=True):
@@ -281,7 +281,7 @@ def _complete(
     workers: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Computes what a cache lacks; its folder is locked."""
+    """Compute what a cache lacks; its folder is locked."""
     stored.sweep()
     if stored.stale:
         log.warning(
@@ -304,7 +304,7 @@ def _embed(
     workers: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Hands over the embeddings part by part; one loader for all, or its workers would idle between parts."""
+    """Hand over the embeddings part by part; one loader for all, or its workers would idle between parts."""
     wanted = [row for part in parts for row in part]
     loader = DataLoader(
         _Viewed([files[row] for row in wanted], teacher.view),

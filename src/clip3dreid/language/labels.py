@@ -80,7 +80,7 @@ class WordLabels:
 def aggregate(
     scores: Scores, table: pl.DataFrame, *, calibration: str = "zscore", level: str = "person"
 ) -> tuple[pl.DataFrame, npt.NDArray[np.float32]]:
-    """Calibrates the scores of pictures and averages them over each person.
+    """Calibrate the scores of pictures and averages them over each person.
 
     CLIP favours some words whatever a picture shows; `zscore` takes each word's mean over all pictures away and
     divides by its standard deviation. A person's score is the mean over outfits of the mean over the outfit's
@@ -133,7 +133,7 @@ def aggregate(
 
 
 def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.DataFrame:
-    """The word of each group that scores highest.
+    """Return the word of each group that scores highest.
 
     Args:
         units: U rows of `aggregate`.
@@ -173,7 +173,7 @@ def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.Da
 
 
 def save(labels: WordLabels, path: Path) -> None:
-    """Writes labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
+    """Write labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
 
     Raises:
         InputError: if the suffix is neither, or the place cannot be written.
@@ -188,7 +188,7 @@ def save(labels: WordLabels, path: Path) -> None:
 
 
 def is_labels(path: Path) -> bool:
-    """Whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
+    """Return whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
     try:
         with decoding(path, _KIND, ""):
             if _suffix(path) == ".parquet":
@@ -201,7 +201,7 @@ def is_labels(path: Path) -> bool:
 
 
 def load(path: Path, vocabulary: Vocabulary) -> WordLabels:
-    """Reads labels that `save` wrote and perhaps somebody edited.
+    """Read labels that `save` wrote and perhaps somebody edited.
 
     Words may be changed for others of their group, `score` and `margin` emptied, rows put in another order, and all
     rows of a person removed.
@@ -264,7 +264,7 @@ def _read_csv(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 def tokens(
     labels: WordLabels, names: Sequence[str], vocabulary: Vocabulary
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The words of people as numbers, and how sure they are.
+    """Return the words of people as numbers, and how sure they are.
 
     Args:
         labels: of at least these people.
@@ -297,7 +297,7 @@ def tokens(
 
 
 def keys_of(level: str) -> tuple[str, ...]:
-    """The columns that tell a level's units apart.
+    """Return the columns that tell a level's units apart.
 
     Raises:
         InputError: if the level is unknown.
@@ -307,7 +307,7 @@ def keys_of(level: str) -> tuple[str, ...]:
 
 
 def _zscore(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Each column with mean 0 and standard deviation 1; zeros where it is the same for all."""
+    """Return each column with mean 0 and standard deviation 1; zeros where it is the same for all."""
     # The deviation of a constant column is rounding noise, not 0.
     constant = values.max(0) == values.min(0)
     deviation = np.where(constant, 1.0, values.std(0))
@@ -317,7 +317,7 @@ def _zscore(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _means(
     table: pl.DataFrame, values: npt.NDArray[np.float64], keys: list[str]
 ) -> tuple[pl.DataFrame, npt.NDArray[np.float64]]:
-    """Means of rows that are alike in `keys`, by which the table is sorted, and their `pictures` added up."""
+    """Return means of rows that are alike in `keys`, by which the table is sorted, and their `pictures` added up."""
     runs = table.select(pl.struct(keys).rle_id()).to_series().to_numpy()
     starts = np.flatnonzero(np.diff(runs, prepend=-1))
     units = table.group_by(keys, maintain_order=True).agg(pl.col("pictures").sum())
@@ -332,7 +332,7 @@ def _suffix(path: Path) -> str:
 
 
 def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str) -> pl.DataFrame:
-    """A table of labels that can be trusted, in canonical order, its columns as in `SCHEMA`."""
+    """Return a table of labels that can be trusted, in canonical order, its columns as in `SCHEMA`."""
     keys = keys_of(level)
     columns = [column for column in SCHEMA if column != "path" or column in keys]
     for column in table.columns:
@@ -378,7 +378,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
 
 
 def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None:
-    """Raises InputError, with the place, if a group or word of the table is not in the vocabulary."""
+    """Raise InputError, with the place, if a group or word of the table is not in the vocabulary."""
     owner = {word: group for group, word in vocabulary.flat}
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
@@ -395,7 +395,7 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
 
 
 def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
-    """Raises InputError, with the place, if a unit has more than one row for a group."""
+    """Raise InputError, with the place, if a unit has more than one row for a group."""
     twice = table.filter(pl.struct(keys).is_duplicated())
     if not twice.is_empty():
         raise InputError(
@@ -404,12 +404,12 @@ def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
 
 
 def _unit(table: pl.DataFrame, keys: Sequence[str], row: int) -> str:
-    """`data_set/person`, or `data_set/path` of a picture."""
+    """Return `data_set/person`, or `data_set/path` of a picture."""
     return f"{table['data_set'][row]}/{table[keys[-1]][row]}"[:200]
 
 
 def _shown(value: object) -> str:
-    """A cell in a message: short, and on one line."""
+    """Return a cell in a message: short, and on one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

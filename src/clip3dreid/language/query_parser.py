@@ -61,7 +61,7 @@ def parse_query(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mappin
 
 
 def _denied(before: Sequence[str]) -> bool:
-    """Whether the words before one deny it."""
+    """Return whether the words before one deny it."""
     for word in reversed(before):
         if word in _BREAKS:
             return False

@@ -24,18 +24,18 @@ def _second_stream(batch: Batch, bodies: Features | None) -> tuple[BodyBatch, Fe
 
 
 def vertices_of(betas: Tensor, template: Tensor, directions: Tensor) -> Tensor:
-    """Rest-pose vertices (S, V, 3), metres, of shape coefficients (S, K); see `BodySpace` for the others."""
+    """Return rest-pose vertices (S, V, 3), metres, of shape coefficients (S, K); see `BodySpace` for the others."""
     return template + (betas @ directions.flatten(0, 1).T).view(len(betas), *template.shape)
 
 
 def unit_stature(vertices: Tensor) -> Tensor:
-    """Bodies (S, V, 3), y up, scaled so that each is 1 high."""
+    """Return bodies (S, V, 3), y up, scaled so that each is 1 high."""
     height = vertices[..., 1].amax(1) - vertices[..., 1].amin(1)
     return vertices / height[:, None, None]
 
 
 def vertex_distance(found: Tensor, true: Tensor) -> Tensor:
-    """Mean distance (S,) between the same vertices of two meshes (S, V, 3), in their unit.
+    """Return mean distance (S,) between the same vertices of two meshes (S, V, 3), in their unit.
 
     Where two vertices coincide, the gradient is 0 and not undefined.
     """
@@ -70,7 +70,7 @@ class BodyShape(Term):
         scale: Literal["stature", "metres"],
         consistency: float = 0.0,
     ) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding, and the shape space.
@@ -94,7 +94,7 @@ class BodyShape(Term):
             self.register_buffer(name, getattr(space, name).clone().float(), persistent=False)
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
-        """Returns the parts that take part."""
+        """Return the parts that take part."""
         labels, shown = _second_stream(batch, bodies)
         mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
         target = (labels.betas.to(mean) - mean) / deviation
@@ -124,7 +124,7 @@ class BodyShape(Term):
         return {"vertex": self.vertex_weight * vertex_distance(*meshes).mean()}
 
     def heads(self) -> dict[str, Tensor]:
-        """`shape.weight` and `shape.bias`, with the standardisation folded in."""
+        """Return `shape.weight` and `shape.bias`, with the standardisation folded in."""
         mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
         return {
             "shape.weight": deviation[:, None] * self.head.weight,
@@ -142,7 +142,7 @@ class BodyIdentity(Term):
     needs: ClassVar[frozenset[Need]] = frozenset({BodySpace})
 
     def __init__(self, dimensions: Dimensions, *, smoothing: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding, and how many bodies there are.
@@ -156,13 +156,13 @@ class BodyIdentity(Term):
         self.head = linear_classifier(dimensions.width, dimensions.guide(BodySpace).bodies)
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean cross-entropy over the bodies, a scalar."""
+        """Return the mean cross-entropy over the bodies, a scalar."""
         labels, shown = _second_stream(batch, bodies)
         return F.cross_entropy(self.head(shown.embedding), labels.body, label_smoothing=self.smoothing)
 
 
 def _variance_within(values: Tensor, person: Tensor) -> Tensor:
-    """Variance of values (B, K) around the mean of their person, mean over pictures and K: a scalar."""
+    """Return variance of values (B, K) around the mean of their person, mean over pictures and K: a scalar."""
     same = (person[:, None] == person).to(values.dtype)
     means = same @ values / same.sum(1, keepdim=True)
     return (values - means).square().mean()

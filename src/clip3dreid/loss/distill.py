@@ -39,7 +39,7 @@ class GlobalAlignment(Term):
     def __init__(
         self, dimensions: Dimensions, *, source: Literal["embedding", "pooled"], centre: bool
     ) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the feature, and the teacher's space.
@@ -60,7 +60,7 @@ class GlobalAlignment(Term):
         self.register_buffer("centre", centre_of.clone(), persistent=False)
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean over the batch, 0..4, a scalar."""
+        """Return the mean over the batch, 0..4, a scalar."""
         projected = self.head(getattr(features, self.source))
         target = _embeddings(batch) - cast(Tensor, self.centre)
         self.observed["between_person_variance"] = between_person_variance(projected, batch.person)
@@ -100,7 +100,7 @@ class LogitDistillation(Term):
         kl_weight: float = 1.0,
         teacher_weight: float = 1.0,
     ) -> None:
-        """Builds the teacher's head, and the student's where it has none.
+        """Build the teacher's head, and the student's where it has none.
 
         Args:
             dimensions: number of people, width of the embedding, and the teacher's space.
@@ -140,7 +140,7 @@ class LogitDistillation(Term):
         self._student: list[nn.Linear] = [] if self.student is None else [self.student]
 
     def connect(self, others: Mapping[str, Term]) -> None:
-        """Finds the term whose logits are the student's, unless this one has a classifier of its own.
+        """Find the term whose logits are the student's, unless this one has a classifier of its own.
 
         Raises:
             InputError: if there is no such term, or it is no cross-entropy.
@@ -157,7 +157,7 @@ class LogitDistillation(Term):
         self._student = [other.head]
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
-        """Returns `teacher` and `kl`, means over the batch."""
+        """Return `teacher` and `kl`, means over the batch."""
         reduced = self.reduce(_embeddings(batch).to(features.embedding.dtype))
         of_head = Features(map=features.map, pooled=reduced, embedding=reduced)
         taught = self.identity(of_head, batch)

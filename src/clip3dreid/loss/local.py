@@ -45,7 +45,7 @@ class LocalAlignment(Term):
         positions: Literal["uniform", "activation"],
         tokens: Literal["uniform", "margin"],
     ) -> None:
-        """Builds the projection.
+        """Build the projection.
 
         Args:
             dimensions: channels of the map, and the words.
@@ -112,7 +112,7 @@ class LocalAlignment(Term):
         )
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean over the batch of the solver's value, a scalar."""
+        """Return the mean over the batch of the solver's value, a scalar."""
         projected, transport = self._transport(features, batch)
         with torch.no_grad():
             plan = transport.plan
@@ -126,7 +126,7 @@ class LocalAlignment(Term):
         return transport.value.mean()
 
     def _update_moments(self, joint: Tensor) -> None:
-        """Takes pictures (B, d), of length 1, into the moments of what words score: a mean of about 100 batches."""
+        """Take pictures (B, d), of length 1, into the moments of what words score: a mean of about 100 batches."""
         scores = joint @ F.normalize(self.words - self.centre, dim=1).to(joint).T
         self.seen += 1
         share = (1 / self.seen).clamp(min=MOMENTUM).to(self.usual)
@@ -135,13 +135,13 @@ class LocalAlignment(Term):
 
     @torch.no_grad()
     def plan(self, features: Features, batch: Batch) -> Tensor:
-        """Returns how much of each position goes to each token, (B, h, w, L)."""
+        """Return how much of each position goes to each token, (B, h, w, L)."""
         plan = self._transport(features, batch)[1].plan
         batch_size, _, height, width = features.map.shape
         return plan.reshape(batch_size, height, width, -1)
 
     def heads(self) -> dict[str, Tensor]:
-        """Returns the way into the teacher's space, where the student's side is the one that is projected.
+        """Return the way into the teacher's space, where the student's side is the one that is projected.
 
         `joint.usual` and `joint.spread` (W,) are mean and standard deviation of what each word scores on training
         pictures; they are left out before the first.
@@ -158,7 +158,7 @@ class LocalAlignment(Term):
         }
 
     def _transport(self, features: Features, batch: Batch) -> tuple[Tensor, Transport]:
-        """Returns the positions (B, h * w, ...) as they are projected, and their transport."""
+        """Return the positions (B, h * w, ...) as they are projected, and their transport."""
         maps = features.map
         # Where the forward pass is called outside `WeightedLosses` too, as for drawing a plan.
         with torch.autocast(maps.device.type, enabled=False):
@@ -179,7 +179,7 @@ class LocalAlignment(Term):
 
 
 def _masses(weights: Tensor, present: Tensor | None = None) -> Tensor:
-    """Returns masses (B, M) in proportion to `weights`, 0 where not `present`, that add up to 1.
+    """Return masses (B, M) in proportion to `weights`, 0 where not `present`, that add up to 1.
 
     A row whose present weights are all 0 is uniform over them.
     """

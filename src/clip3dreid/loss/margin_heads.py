@@ -26,7 +26,7 @@ class ArcFace(Term):
     # points exactly along its person's row.
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -42,7 +42,7 @@ class ArcFace(Term):
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+        """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         rows = batch.person[:, None]
         own = cosine.gather(1, rows)
@@ -60,7 +60,7 @@ class CosFace(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -81,7 +81,7 @@ class CosFace(Term):
         )
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+        """Return the mean cross-entropy over the batch, a scalar."""
         loss: Tensor = self.loss(features.embedding, batch.person)
         return loss
 
@@ -99,7 +99,7 @@ class Circle(Term):
     # pytorch-metric-learning has the pairwise form alone.
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -115,7 +115,7 @@ class Circle(Term):
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+        """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         fixed, m = cosine.detach(), self.margin
         own = F.one_hot(batch.person, cosine.shape[1]).bool()

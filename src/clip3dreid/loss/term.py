@@ -49,18 +49,18 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def connect(self, others: Mapping[str, "Term"]) -> None:
-        """Is called once all terms are built, for a term that reads another's head.
+        """Connect the term to another whose head it reads; called once all terms are built.
 
         Raises:
             InputError: if that other term is not there.
         """
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters whose learning rate stays constant while the schedule moves the others."""
+        """Yield the parameters whose learning rate stays constant while the schedule moves the others."""
         yield from ()
 
     def heads(self) -> dict[str, Tensor]:
-        """Tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
+        """Return tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
 
         `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,) and `joint.words` (W, d): a position of the map
         goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them;
@@ -71,7 +71,7 @@ class Term(nn.Module):
 
 
 def between_person_variance(vectors: Tensor, person: Tensor) -> Tensor:
-    """How far apart people are: variance of their mean directions, summed over dimensions; 0 (collapsed) to 1.
+    """Return how far apart people are: variance of their mean directions, summed over dimensions; 0 (collapsed) to 1.
 
     Args:
         vectors: (B, d), of any length.
@@ -86,7 +86,7 @@ def between_person_variance(vectors: Tensor, person: Tensor) -> Tensor:
 
 
 def fraction(name: str, value: float) -> float:
-    """Returns `value` if it lies in 0..1.
+    """Return `value` if it lies in 0..1.
 
     Raises:
         InputError: if it does not; `name` says whose value it is.
@@ -97,7 +97,7 @@ def fraction(name: str, value: float) -> float:
 
 
 def positive(name: str, value: float) -> float:
-    """Returns `value` if it is above 0.
+    """Return `value` if it is above 0.
 
     Raises:
         InputError: if it is not; `name` says whose value it is.
@@ -108,7 +108,7 @@ def positive(name: str, value: float) -> float:
 
 
 def not_negative(name: str, value: float) -> float:
-    """Returns `value` if it is 0 or more.
+    """Return `value` if it is 0 or more.
 
     Raises:
         InputError: if it is not; `name` says whose value it is.

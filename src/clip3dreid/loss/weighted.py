@@ -24,7 +24,7 @@ class LossEntry(TypedDict):
     warmup_epochs: int
     """Epochs over which the weight rises linearly to its value; 0: it has its value from the start epoch on."""
     term: Callable[[Dimensions], Term]
-    """Builds the term: its class with everything but the dimensions filled in."""
+    """Build the term: its class with everything but the dimensions filled in."""
 
 
 class Losses(NamedTuple):
@@ -50,7 +50,7 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more pl
 
 
 def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
-    """What the terms of a run need beside pictures and labels; terms of weight 0 need nothing.
+    """Return what the terms of a run need beside pictures and labels; terms of weight 0 need nothing.
 
     Raises:
         InputError: as `WeightedLosses`, for entries that are wrong.
@@ -67,7 +67,7 @@ class WeightedLosses(nn.Module):
     """All loss terms of a run, with their heads."""
 
     def __init__(self, terms: Mapping[str, LossEntry], dimensions: Dimensions) -> None:
-        """Builds the terms whose weight is above 0, in the order given.
+        """Build the terms whose weight is above 0, in the order given.
 
         Args:
             terms: name of each term and its entry.
@@ -106,7 +106,7 @@ class WeightedLosses(nn.Module):
         return {name: entry["start_epoch"] for name, entry in self.entries.items()}
 
     def weight(self, name: str, epoch: int) -> float:
-        """A term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
+        """Return a term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
         entry = self.entries[name]
         begun = epoch - entry["start_epoch"] + 1
         warmup = entry["warmup_epochs"]
@@ -116,7 +116,7 @@ class WeightedLosses(nn.Module):
     def forward(
         self, features: Features, batch: Batch, epoch: int, *, bodies: Features | None = None
     ) -> Losses:
-        """Computes the terms that take part in `epoch` and adds them up.
+        """Compute the terms that take part in `epoch` and adds them up.
 
         A term before its start epoch is not computed, so its head gets no gradient at all and no
         optimiser moves it, not even by weight decay. Under DistributedDataParallel this needs
@@ -168,14 +168,14 @@ class WeightedLosses(nn.Module):
         )
 
     def heads(self) -> dict[str, Tensor]:
-        """Tensors that the trained model is shipped with; see `Term.heads`."""
+        """Return tensors that the trained model is shipped with; see `Term.heads`."""
         shipped: dict[str, Tensor] = {}
         for term in self._terms().values():
             shipped |= {name: tensor.detach().clone() for name, tensor in term.heads().items()}
         return shipped
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters of all terms whose learning rate is to stay constant."""
+        """Yield the parameters of all terms whose learning rate is to stay constant."""
         for term in self._terms().values():
             yield from term.unscheduled_parameters()
 
@@ -194,12 +194,12 @@ def _term_class(build: Any) -> Any:
 
 
 def _single(values: Tensor) -> Tensor:
-    """Returns half-precision values as float32 and leaves float32 and float64 alone."""
+    """Return half-precision values as float32, float32 and float64 as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _check(name: str, entry: Mapping[str, Any]) -> None:
-    """Raises InputError if an entry's keys or numbers are wrong."""
+    """Raise InputError if an entry's keys or numbers are wrong."""
     expected = set(LossEntry.__annotations__)
     if set(entry) != expected:
         wrong = ", ".join(sorted(str(key) for key in expected ^ set(entry)))
