@@ -22,7 +22,7 @@ from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.io.files import write_json
 from clip3dreid.io.formats import read_text
 from clip3dreid.io.table_files import BOX
-from clip3dreid.language.query_parser import read
+from clip3dreid.language.query_parser import parse_query
 from clip3dreid.model.teacher import load_teacher
 from clip3dreid.report.search_sheet import SUFFIXES, Picture, Row, draw_search
 from clip3dreid.report.tables import print_table
@@ -192,7 +192,7 @@ def _words(cfg: DictConfig, model: ReidModel) -> Questions:
     synonyms = {str(said): str(word) for said, word in (cfg.synonyms or {}).items()}
     asked = []
     for text in texts:
-        reading = read(text, model.groups, synonyms)
+        reading = parse_query(text, model.groups, synonyms)
         if reading.denied:
             log.warning("%r: what is denied (%s) is left out", text, ", ".join(reading.denied))
         if reading.denied and not reading.words:
