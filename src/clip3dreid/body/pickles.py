@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 _KIND = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
-class _Inert:
+class _InertValue:
     """Stands for an object of the file and keeps its state."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -46,11 +46,11 @@ class _Inert:
         self.state = state
 
 
-class _Chumpy(_Inert):
+class _Chumpy(_InertValue):
     """Any chumpy object."""
 
 
-class _Sparse(_Inert):
+class _Sparse(_InertValue):
     """A sparse matrix of scipy; its layout is the class's."""
 
     by = ""
@@ -75,7 +75,7 @@ _SPARSE = {
 }
 
 
-class _Type(_Inert):
+class _Type(_InertValue):
     """A type of numpy's: the name that it is made with, and the byte order that its state adds."""
 
     def made(self) -> np.dtype[Any]:
@@ -90,7 +90,7 @@ class _Type(_Inert):
         return np.dtype(order + name.lstrip("<>|="))
 
 
-class _Array(_Inert):
+class _Array(_InertValue):
     """An array of numpy's, as its state or as the arguments of `_frombuffer` say."""
 
     def made(self) -> Array:
@@ -105,7 +105,7 @@ class _Array(_Inert):
         return _filled(kind.made(), shape, data, "F" if fortran else "C")
 
 
-class _Scalar(_Inert):
+class _Scalar(_InertValue):
     """A number of numpy's."""
 
     def made(self) -> Array:
@@ -216,9 +216,9 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-def _plain_object(cls: object, *_: object) -> _Inert:
+def _plain_object(cls: object, *_: object) -> _InertValue:
     """An old-style object of an allowed class, without running a constructor of the file's choice."""
-    if not isinstance(cls, type) or not issubclass(cls, _Inert):
+    if not isinstance(cls, type) or not issubclass(cls, _InertValue):
         raise InputError("it builds an object of no allowed class")
     return cls()
 
@@ -232,7 +232,7 @@ _CALLS: tuple[tuple[tuple[str, ...], str, Callable[..., Any]], ...] = (
     (("copy_reg", "copyreg"), "_reconstructor", _plain_object),
     (("__builtin__", "builtins"), "bytes", _empty),
     # Named by others, never called.
-    (("__builtin__", "builtins"), "object", _Inert),
+    (("__builtin__", "builtins"), "object", _InertValue),
     (("numpy",), "ndarray", _reconstruct),
 )
 _FUNCTIONS = {(module, name): call for modules, name, call in _CALLS for module in modules}

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import check_weights
 from clip3dreid.io.formats import read_npz
+
+if TYPE_CHECKING:  # the kinds of poses are asked for before torch is loaded
+    from torch import Tensor
 
 Array = npt.NDArray[np.float32]
 
@@ -184,11 +187,8 @@ def sample(kinds: Mapping[str, float], rng: np.random.Generator, sigma: float = 
     Raises:
         InputError: if a kind is unknown or no weight is positive.
     """
-    if unknown := set(kinds) - set(KINDS):
-        raise InputError(f"pose {', '.join(sorted(unknown))} is not known; choose from {', '.join(KINDS)}")
+    check_weights("poses", kinds, KINDS)
     weights = np.array(list(kinds.values()), float)
-    if not len(weights) or (weights < 0).any() or not weights.sum() > 0:
-        raise InputError("the weights of poses must not be negative, and one must be positive")
     kind = str(rng.choice(list(kinds), p=weights / weights.sum()))
     return Pose(kind, jitter(KINDS[kind](rng), sigma, rng))
 

@@ -9,7 +9,7 @@ and it takes about twice the time. `TrainView.extra` adds its transforms by conf
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
+from clip3dreid.io.opencv import one_thread
+from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Batch
 
 # albumentations asks the network for its newest version when it is imported.
@@ -31,42 +32,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if TYPE_CHECKING:
     import albumentations
 
-# Pictures are small and loaders have a worker per core: OpenCV's own threads would only fight over them.
-cv2.setNumThreads(0)
-
 ERASE_ATTEMPTS = 100
 
 ADVICE = "replace it, or leave it out with data.on_error=skip"
 """What a run on a data set can do about a picture that cannot be read."""
-
-
-def find_unreadable(
-    paths: Sequence[Path], workers: int, progress: Callable[[int], None] | None = None
-) -> list[Path]:
-    """Decodes every picture and returns those that cannot be read, in their order.
-
-    Args:
-        paths: files.
-        workers: threads (decoders let go of Python's lock).
-        progress: called with the number of pictures done so far.
-    """
-
-    def unreadable(path: Path) -> bool:
-        try:
-            read_rgb(path)
-        except UnreadablePicture:
-            return True
-        return False
-
-    found = []
-    with ThreadPool(max(workers, 1)) as pool:
-        results = pool.imap(unreadable, paths, chunksize=16)
-        for done, (path, bad) in enumerate(zip(paths, results, strict=True), start=1):
-            if bad:
-                found.append(path)
-            if progress is not None:
-                progress(done)
-    return found
 
 
 def resize(rgb: Pixels, height: int, width: int) -> Pixels:
@@ -145,7 +114,7 @@ def keep(
     def put(row: int) -> None:
         kept[row] = fit(read_rgb(paths[row], advice), height, width, square)
 
-    with ThreadPool(max(workers, 1)) as pool:
+    with one_thread, ThreadPool(max(workers, 1)) as pool:
         pool.map(put, range(len(paths)), chunksize=16)
     return kept
 
@@ -179,7 +148,8 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
-        return _planes(fit(rgb, self.height, self.width, self.square))
+        with one_thread:
+            return _planes(fit(rgb, self.height, self.width, self.square))
 
 
 class TrainView:
@@ -255,6 +225,10 @@ class TrainView:
         Returns:
             The picture, (3, H, W) uint8, and the same before erasing, or None without `keep_view`.
         """
+        with one_thread:
+            return self._augmented(rgb, seed)
+
+    def _augmented(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
         rng = np.random.default_rng(seed)
         # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
         enlarge, down, right, flip, erase = rng.random(5)
@@ -311,7 +285,7 @@ def _compose(
     return transforms
 
 
-class Sample(NamedTuple):
+class PictureSample(NamedTuple):
     """One picture on its way to a `Batch`."""
 
     image: Pixels
@@ -329,7 +303,7 @@ def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
-class TrainPictures(Dataset[Sample]):
+class TrainPictures(Dataset[PictureSample]):
     """Augmented pictures with their class indices.
 
     Args:
@@ -361,15 +335,15 @@ class TrainPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
+    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
         row, seed = index
         rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
         image, view = self._view(rgb, seed)
         person, clothes, camera = self._labels[row].tolist()
-        return Sample(image, person, clothes, camera, row, view)
+        return PictureSample(image, person, clothes, camera, row, view)
 
 
-class EvaluationPictures(Dataset[Sample]):
+class EvaluationPictures(Dataset[PictureSample]):
     """Resized pictures that carry their row and nothing else; labels are looked up by row.
 
     Args:
@@ -384,11 +358,13 @@ class EvaluationPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, row: int) -> Sample:
-        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None)
+    def __getitem__(self, row: int) -> PictureSample:
+        return PictureSample(
+            self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None
+        )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[PictureSample]) -> Batch:
     """Joins samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
     images, person, clothes, camera, row, views = zip(*samples, strict=True)
     return Batch(

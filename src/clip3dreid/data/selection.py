@@ -1,13 +1,17 @@
 """Which rows of a manifest a run uses: people held out to choose checkpoints, pictures that can be read."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from clip3dreid.data.images import find_unreadable
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
+from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 
 
 def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
@@ -74,3 +78,32 @@ def drop_unreadable(
     names = ", ".join(sorted(path.name for path in bad)[:10])
     note = f"{len(bad)} unreadable pictures skipped: {names}{' …' if len(bad) > 10 else ''}"
     return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))
+
+
+def find_unreadable(
+    paths: Sequence[Path], workers: int, progress: Callable[[int], None] | None = None
+) -> list[Path]:
+    """Decode every picture and return those that cannot be read, in their order.
+
+    Args:
+        paths: files.
+        workers: threads (decoders let go of Python's lock).
+        progress: called with the number of pictures done so far.
+    """
+
+    def unreadable(path: Path) -> bool:
+        try:
+            read_rgb(path)
+        except UnreadablePicture:
+            return True
+        return False
+
+    bad_paths = []
+    with ThreadPool(max(workers, 1)) as pool:
+        results = pool.imap(unreadable, paths, chunksize=16)
+        for done, (path, bad) in enumerate(zip(paths, results, strict=True), start=1):
+            if bad:
+                bad_paths.append(path)
+            if progress is not None:
+                progress(done)
+    return bad_paths

@@ -16,6 +16,8 @@ from typing import TypeAlias
 import numpy as np
 
 from clip3dreid.errors import InputError
+from clip3dreid.io import checks
+from clip3dreid.io.checks import check_number, choose
 from clip3dreid.synthetic.occluders import KINDS, Occluder
 
 Range: TypeAlias = tuple[float, float]
@@ -153,7 +155,7 @@ def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> Surveil
     """A camera by chance.
 
     Args:
-        rng: source of chance; the same number of draws is made whatever the settings.
+        rng: the same number of draws is made whatever the settings.
         settings: ranges.
     """
 
@@ -236,12 +238,10 @@ class ShotSettings:
                 "zoom": (0.05, 1),
             },
         )
+        for kind, weight in self.occluders.items():
+            choose("ShotSettings.occluders", kind, KINDS)
+            check_number(f"ShotSettings.occluders.{kind}", weight, checks.Range(0))
         weights = {str(kind): float(weight) for kind, weight in self.occluders.items()}
-        if (unknown := sorted(set(weights) - set(KINDS))) or min(weights.values(), default=-1) < 0:
-            wrong = unknown or dict(weights)
-            raise InputError(
-                f"ShotSettings.occluders has {wrong}; give weights from 0 for {', '.join(KINDS)}"
-            )
         if self.occluder and not sum(weights.values()):
             raise InputError("ShotSettings.occluders are all 0; give one a weight, or set occluder to 0")
         object.__setattr__(self, "occluders", weights)
@@ -279,7 +279,7 @@ def sample_shot(rng: np.random.Generator, camera: SurveillanceCamera, settings: 
     """A picture by chance.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         camera: what takes it.
         settings: ranges.
     """
@@ -312,7 +312,7 @@ def next_shot(rng: np.random.Generator, shot: Shot, settings: ShotSettings) -> S
     Walking is the caller's: `dataclasses.replace` changes view and distance.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         shot: the frame before.
         settings: as the frame before.
     """

@@ -16,16 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import close_stages, inside, is_stage, remove
 from clip3dreid.io.formats import decoding, peek_json, read_json, seal, unseal
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
-WORLD, TRUTH, WORK = "world.json", "truth.parquet", ".world"
+WORLD, WORK = "world.json", ".world"
 _CHUNK = re.compile(r"chunk-\d{6}\.parquet")
 
 
-class Found(NamedTuple):
+class FolderState(NamedTuple):
     """What a folder holds already."""
 
     complete: bool = False
@@ -34,7 +35,7 @@ class Found(NamedTuple):
     """Files of another world that is to be replaced."""
 
 
-def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
+def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState:
     """Looks at the folder that a world is to be written to; nothing is changed.
 
     Args:
@@ -55,21 +56,20 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
     }
     if earlier is None:
         if held:
-            some = ", ".join(sorted(held)[:3])
             raise InputError(
-                f"out={out} holds something else ({some}); choose another folder, or move it away: "
+                f"out={out} holds something else ({some(sorted(held), 3)}); choose another folder, or move it away: "
                 "overwrite=true replaces worlds only"
             )
-        return Found()
+        return FolderState()
     difference = _difference(earlier, facts)
     if difference is None and earlier.get("complete") is True:
         if not (lost := [path for path in facts["files"] if path not in held]):
-            return Found(complete=True)
+            return FolderState(complete=True)
         difference = f"{len(lost)} of its files are gone, such as {lost[0]}"
     if difference is None:
         for folder in sorted({str(PurePosixPath(path).parent) for path in facts["files"]}):
             inside(out, folder)
-        return Found()
+        return FolderState()
     if not overwrite:
         raise InputError(
             f"out={out} holds another world: {difference}; choose another folder, or set overwrite=true"
@@ -77,11 +77,11 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> Found:
     own = set(earlier.get("files") or ()) | {WORLD}
     if foreign := sorted(held - own):
         raise InputError(
-            f"out={out} holds {len(foreign)} files that are not of the world there ({', '.join(foreign[:3])}); "
+            f"out={out} holds {len(foreign)} files that are not of the world there ({some(foreign, 3)}); "
             "move them away, or choose another folder"
         )
     # What the list names and the folder does not hold, such as paths that lead out of it, is not removed.
-    return Found(replaced=tuple(sorted(held)))
+    return FolderState(replaced=tuple(sorted(held)))
 
 
 def world_facts(folder: Path) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _check_work(out: Path) -> None:
         names += sorted(path.name for path in work.iterdir())
     foreign = [name for name in names if not (_CHUNK.fullmatch(name) or is_stage(name))]
     if foreign:
-        raise InputError(f"{work} holds something else ({', '.join(foreign[:3])}); move it away")
+        raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -159,16 +159,25 @@ def _difference(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> str | N
     compared = ("config",) if earlier.get("complete") is True else ("config", "environment")
     there = _flat({key: earlier.get(key) for key in compared})
     here = _flat({key: facts[key] for key in compared})
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    keys = [
+        key for key in sorted(there.keys() | here.keys()) if not _same(key, there.get(key), here.get(key))
+    ]
     if not keys and earlier.get("files") != facts["files"]:
         return "it has other files"
     if not keys:
         return None
-    told = [
+    differences = [
         f"{key.partition('.')[2]} is {_short(there.get(key))} there and {_short(here.get(key))} here"
-        for key in keys[:3]
+        for key in keys
     ]
-    return ", ".join(told) + (f" and {len(keys) - 3} more differ" if len(keys) > 3 else "")
+    return some(differences, 3)
+
+
+def _same(key: str, there: Any, here: Any) -> bool:
+    """Return whether two worlds agree in a value; what made it may have moved to another module since."""
+    if key.endswith("._target_"):
+        there, here = (str(value).rpartition(".")[2] for value in (there, here))
+    return bool(there == here)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -17,13 +17,18 @@ from torch import Tensor
 from clip3dreid.body.poses import ground
 from clip3dreid.body.render import vertex_normals
 from clip3dreid.body.smpl import BodyModel, skin
-from clip3dreid.synthetic import extras
-from clip3dreid.synthetic.cuts import Fitted, fit
+from clip3dreid.synthetic import attached_meshes
+from clip3dreid.synthetic.garment_fit import FittedOutfit, fit
 from clip3dreid.synthetic.landmarks import ANKLE, HIP, NECK, SHOULDER, WRIST, standard_places
 from clip3dreid.synthetic.painting import BAG, BODY, HAIR, TUBE, Paint, hairline, neck_border, paint
 from clip3dreid.synthetic.people import Identity, Outfit
 
-_EXTRAS = ((extras.TUBE, TUBE), (extras.CURTAIN, HAIR), (extras.BUN, HAIR), (extras.BAG, BAG))
+_ATTACHED = (
+    (attached_meshes.TUBE, TUBE),
+    (attached_meshes.CURTAIN, HAIR),
+    (attached_meshes.BUN, HAIR),
+    (attached_meshes.BAG, BAG),
+)
 
 HAIR_VOLUME = {"short": 0.013, "bob": 0.020, "long": 0.018, "bun": 0.009, "bald": 0.0}
 """Metres that hair lifts the scalp."""
@@ -42,7 +47,7 @@ class Figure(NamedTuple):
     """(B, V', 4): place on the standard person (or on the mesh's own surface), and which mesh it is."""
 
 
-class Tailor:
+class Dresser:
     """Dresses one body model.
 
     Attributes:
@@ -60,8 +65,8 @@ class Tailor:
         self._head = weights[:, 15]
         self._foot = weights[:, [7, 8, 10, 11]].sum(1)
         self._leg = weights[:, [1, 2, 4, 5]].sum(1) + self._foot
-        self._bands = extras.Bands(self.places, self._arm)
-        self._skull = extras.Skull(self.places, self._head)
+        self._bands = attached_meshes.Bands(self.places, self._arm)
+        self._skull = attached_meshes.Skull(self.places, self._head)
         self._normals, spanned, directions = _cloth(body)
         # Toes vanish in a shoe, whose point stays where they end.
         self._last = self._foot[:, None] * (spanned - body.template)
@@ -70,18 +75,18 @@ class Tailor:
         offset = directions - body.shape_directions
         self._bridge_directions = (offset * self._normals[..., None]).sum(1)
         faces, start = [body.faces], body.num_vertices
-        for (rows, columns), _ in _EXTRAS:
-            faces.append(extras.grid(rows, columns) + start)
+        for (rows, columns), _ in _ATTACHED:
+            faces.append(attached_meshes.grid(rows, columns) + start)
             start += rows * columns
         self.faces = torch.cat(faces)
-        kinds = [torch.full((rows * columns, 1), float(kind)) for (rows, columns), kind in _EXTRAS]
+        kinds = [torch.full((rows * columns, 1), float(kind)) for (rows, columns), kind in _ATTACHED]
         self._kinds = torch.cat([torch.full((body.num_vertices, 1), float(BODY)), *kinds])
 
-    def wear(self, identities: Sequence[Identity], outfits: Sequence[Outfit]) -> tuple[Fitted, ...]:
+    def wear(self, identities: Sequence[Identity], outfits: Sequence[Outfit]) -> tuple[FittedOutfit, ...]:
         """Outfits on people, by the numbers, for `dress` and `paint`."""
         return tuple(fit(person, outfit) for person, outfit in zip(identities, outfits, strict=True))
 
-    def dress(self, betas: Tensor, poses: Tensor, worn: Sequence[Fitted]) -> Figure:
+    def dress(self, betas: Tensor, poses: Tensor, worn: Sequence[FittedOutfit]) -> Figure:
         """Puts clothes on bodies.
 
         Args:
@@ -99,10 +104,10 @@ class Tailor:
         kept = torch.maximum(surface[..., 0] * shaped[..., 0].sign(), inner) * shaped[..., 0].sign()
         surface = torch.cat([kept[..., None], surface[..., 1:]], -1)
         made = (
-            extras.tube(worn, shaped, joints, self._bands),
-            extras.curtain(worn, shaped, joints, self._bands, self._skull),
-            extras.bun(worn, shaped, joints, self._skull),
-            extras.bag(worn, shaped, joints, self._bands),
+            attached_meshes.tube(worn, shaped, joints, self._bands),
+            attached_meshes.curtain(worn, shaped, joints, self._bands, self._skull),
+            attached_meshes.bun(worn, shaped, joints, self._skull),
+            attached_meshes.bag(worn, shaped, joints, self._bands),
         )
         transforms = self.body.transforms(betas, poses)
         body = skin(surface, self.body.skinning_weights, transforms)
@@ -118,7 +123,7 @@ class Tailor:
         attributes = torch.cat([places, self._kinds.expand(len(betas), -1, -1)], 2)
         return Figure(vertices, self.faces, attributes)
 
-    def stands_off(self, betas: Tensor, worn: Sequence[Fitted]) -> Tensor:
+    def stands_off(self, betas: Tensor, worn: Sequence[FittedOutfit]) -> Tensor:
         """(B, V) metres that the dressed surface lies outside the skin of people (B, K); 0 where they are naked."""
         rows = [
             (
@@ -158,12 +163,12 @@ class Tailor:
         under = under * _soft(height - tube_hem - 0.03, 0.015)
         return off * (1 - under) - 0.025 * under
 
-    def _shoes(self, worn: Sequence[Fitted]) -> Tensor:
+    def _shoes(self, worn: Sequence[FittedOutfit]) -> Tensor:
         """(B, V, 3) metres that shoes round off the toes."""
         top = torch.tensor([[f.shoe_top] for f in worn])
         return (_soft(top - self.places[:, 1], 0.01))[..., None] * self._last
 
-    def paint(self, attributes: Tensor, person: Tensor, worn: Sequence[Fitted]) -> Paint:
+    def paint(self, attributes: Tensor, person: Tensor, worn: Sequence[FittedOutfit]) -> Paint:
         """Colours points of figures.
 
         Args:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.synthetic.plan import People, Picture, Plan
+from clip3dreid.synthetic.plan import PeopleCounts, Plan, PlannedPicture
 
 DISTRACTOR, JUNK = "0", "-1"
 """Market-1501's person numbers for people who are nobody's match, and for bad boxes."""
@@ -31,7 +31,7 @@ def _at_least(least: int, why: str, **settings: int) -> None:
             raise InputError(f"layout.{name}={value} is too small: {why}; give at least {least}")
 
 
-def _people(people: People) -> Iterator[tuple[str, int]]:
+def _people(people: PeopleCounts) -> Iterator[tuple[str, int]]:
     """The split and index of everybody."""
     for index in range(people.train + people.test):
         yield ("train" if index < people.train else "test"), index
@@ -43,7 +43,7 @@ def _seen_by(rng: np.random.Generator, cameras: int, seen: int) -> list[int]:
 
 
 def ltcc(
-    people: People,
+    people: PeopleCounts,
     rng: np.random.Generator,
     *,
     outfits: int,
@@ -72,7 +72,7 @@ def ltcc(
     _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
     _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
     numbers = rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
     for split, person in _people(people):
         for outfit in range(outfits):
             for camera in _seen_by(rng, cameras, seen):
@@ -81,7 +81,7 @@ def ltcc(
                     folder = "test" if role == "gallery" else role
                     frame, number = len(planned) + 1, numbers[person]
                     planned.append(
-                        Picture(
+                        PlannedPicture(
                             f"{folder}/{number:03d}_{outfit + 1}_c{camera + 1}_{frame:06d}.png",
                             *(split, role, person, outfit, camera, frame),
                             person_label=str(number),
@@ -92,7 +92,7 @@ def ltcc(
     return Plan(tuple(planned), _ltcc_lists(planned))
 
 
-def _ltcc_lists(planned: Sequence[Picture]) -> dict[str, str]:
+def _ltcc_lists(planned: Sequence[PlannedPicture]) -> dict[str, str]:
     """The lists of people who change clothes and who do not, one number a line."""
     lists = {
         f"info/cloth-{kind}_id_{split}.txt": ""
@@ -108,7 +108,7 @@ def _ltcc_lists(planned: Sequence[Picture]) -> dict[str, str]:
 
 
 def prcc(
-    people: People, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
+    people: PeopleCounts, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
 ) -> Plan:
     """PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
 
@@ -142,7 +142,7 @@ def prcc(
                     place = f"rgb/{part}/{number:03d}/{letter}_cropped_rgb{frame:03d}.jpg"
                     role = "train" if part == "train" else "left_out"
                 planned.append(
-                    Picture(
+                    PlannedPicture(
                         place,
                         *(split, role, person, int(letter == "C"), camera, frame),
                         person_label=str(number),
@@ -154,7 +154,13 @@ def prcc(
 
 
 def celeb_reid(
-    people: People, rng: np.random.Generator, *, outfits: int, cameras: int, pictures: int, test_pictures: int
+    people: PeopleCounts,
+    rng: np.random.Generator,
+    *,
+    outfits: int,
+    cameras: int,
+    pictures: int,
+    test_pictures: int,
 ) -> Plan:
     """Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
 
@@ -184,7 +190,7 @@ def celeb_reid(
             role = split if split == "train" else ("gallery" if image <= count - outfits else "query")
             outfit, camera = image % outfits, int(rng.integers(cameras))
             planned.append(
-                Picture(
+                PlannedPicture(
                     f"{role}/{number}_{image}_0.jpg",
                     *(split, role, person, outfit, camera, image),
                     person_label=str(number),
@@ -196,7 +202,7 @@ def celeb_reid(
 
 
 def market1501(
-    people: People,
+    people: PeopleCounts,
     rng: np.random.Generator,
     *,
     cameras: int,
@@ -235,13 +241,13 @@ def market1501(
             f"layout.distractors={distractors}, layout.junk={junk}: shares are 0 or more; give such ones"
         )
     numbers = 1 + rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
 
     def add(split: str, role: str, folder: str, person: int, camera: int, label: str, box: int) -> None:
         frame, bad_box = len(planned) + 1, label == JUNK
         name = label if bad_box else f"{int(label):04d}"
         planned.append(
-            Picture(
+            PlannedPicture(
                 f"{folder}/{name}_c{camera + 1}s1_{frame:06d}_{box:02d}.jpg",
                 *(split, role, person, 0, camera, frame),
                 person_label=label,
@@ -273,7 +279,7 @@ VC_OUTFITS = {2: (1, 0, 0, 1), 3: (2, 0, 0, 1)}
 
 
 def vc_clothes(
-    people: People, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
+    people: PeopleCounts, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
 ) -> Plan:
     """VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
 
@@ -304,7 +310,7 @@ def vc_clothes(
                 index += 1
                 role = split if split == "train" else ("gallery" if shot else "query")
                 planned.append(
-                    Picture(
+                    PlannedPicture(
                         f"{role}/{number:03d}-{camera + 1:02d}-{outfit + 1:02d}-{index:02d}.jpg",
                         *(split, role, person, outfit, camera, index),
                         person_label=str(number),
@@ -319,7 +325,7 @@ CCVID_WALKS = 12
 """Walks of a session at most; the cameras of session 3 are counted on from here."""
 
 
-def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
+def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
     """CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
 
     Each session shows another outfit, as far as there are others. A test person's first walk of each session is a
@@ -342,7 +348,7 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
     if walks > CCVID_WALKS:
         raise InputError(f"layout.walks={walks} is too many: a session has {CCVID_WALKS}; give that or fewer")
     numbers = 1 + rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
     lists = dict.fromkeys(("train.txt", "query.txt", "gallery.txt"), "")
     sequence = 0
     for split, person in _people(people):
@@ -356,7 +362,7 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
                 lists[f"{role}.txt"] += f"{folder}\t{number}\t{label}\n"
                 camera = walk - 1 + walks * (session == 3)
                 planned += [
-                    Picture(
+                    PlannedPicture(
                         f"{folder}/{step + 1:05d}.jpg",
                         *(split, role, person, outfit, camera, step + 1),
                         person_label=str(int(number)),
@@ -371,7 +377,7 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
     return Plan(tuple(planned), lists)
 
 
-def bodies(people: People, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
+def bodies(people: PeopleCounts, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
     """Textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
 
     The shapes are in `truth.parquet`; no reader of a person data set applies.
@@ -391,7 +397,7 @@ def bodies(people: People, rng: np.random.Generator, *, cameras: int, pictures: 
         for index in range(1, pictures + 1):
             camera = int(rng.integers(cameras))
             planned.append(
-                Picture(
+                PlannedPicture(
                     f"{split}/{person:06d}_{index:02d}.jpg",
                     *(split, "train" if split == "train" else "gallery", person, 0, camera, index),
                     person_label=str(person),

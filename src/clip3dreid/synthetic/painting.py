@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip3dreid.synthetic.cuts import Fitted
+from clip3dreid.synthetic.garment_fit import FittedOutfit
 from clip3dreid.synthetic.landmarks import ARMPIT, HALF_HEAD, WAIST
 from clip3dreid.synthetic.people import Colour
 
@@ -52,7 +52,7 @@ def neck_border(x: Tensor, forward: Tensor, neckline: Tensor | float) -> Tensor:
     return neckline - 0.3 * (forward - 0.05) + 2.5 * (x - 0.08).clamp_min(0)
 
 
-class _Canvas:
+class _TextureCanvas:
     """Points of one person that are being painted."""
 
     def __init__(self, points: Tensor, skin: Colour) -> None:
@@ -75,14 +75,14 @@ class _Canvas:
         return self.x[chosen], self.height[chosen], self.forward[chosen]
 
 
-def paint(points: Tensor, fitted: Fitted) -> Paint:
+def paint(points: Tensor, fitted: FittedOutfit) -> Paint:
     """Colours points of one person.
 
     Args:
         points: (N, 4) attributes of a figure, interpolated.
         fitted: what is worn.
     """
-    canvas = _Canvas(points, fitted.skin)
+    canvas = _TextureCanvas(points, fitted.skin)
     body = canvas.kind == BODY
     head = body & (canvas.height > 1.47) & (canvas.far < 0.12)
     _head(canvas, head.nonzero()[:, 0], fitted)
@@ -117,12 +117,12 @@ def _tones(shade: Tensor, colour: Colour) -> Tensor:
     return shade[:, None] * shade.new_tensor(colour)
 
 
-def _strands(x: Tensor, height: Tensor, fitted: Fitted) -> Tensor:
+def _strands(x: Tensor, height: Tensor, fitted: FittedOutfit) -> Tensor:
     shade = 1 + 0.22 * torch.sin(x * 190 + 2 * torch.sin(height * 40)) * torch.sin(height * 23 + x * 31)
     return _tones(shade, fitted.hair)
 
 
-def _head(canvas: _Canvas, head: Tensor, fitted: Fitted) -> None:
+def _head(canvas: _TextureCanvas, head: Tensor, fitted: FittedOutfit) -> None:
     x, height, forward = canvas.at(head)
     far = x.abs()
     front = forward > 0.075
@@ -150,7 +150,7 @@ def _head(canvas: _Canvas, head: Tensor, fitted: Fitted) -> None:
         canvas.lay(head[grown], _mix(skin, fitted.hair, 0.10))
 
 
-def _legs(canvas: _Canvas, trunk: Tensor, fitted: Fitted) -> None:
+def _legs(canvas: _TextureCanvas, trunk: Tensor, fitted: FittedOutfit) -> None:
     """Shoes, and what is worn on the legs."""
     outfit = fitted.outfit
     low = (trunk & (canvas.height < fitted.waist)).nonzero()[:, 0]
@@ -194,7 +194,7 @@ def _legs(canvas: _Canvas, trunk: Tensor, fitted: Fitted) -> None:
     canvas.lay(chosen, colours * shade[:, None], _LOWER)
 
 
-def _trunk(canvas: _Canvas, high: Tensor, fitted: Fitted) -> None:
+def _trunk(canvas: _TextureCanvas, high: Tensor, fitted: FittedOutfit) -> None:
     """What is worn above the waist, without the sleeves."""
     outfit = fitted.outfit
     chosen = high.nonzero()[:, 0]
@@ -235,14 +235,14 @@ def _trunk(canvas: _Canvas, high: Tensor, fitted: Fitted) -> None:
     _straps(canvas, chosen, x, height, forward, fitted)
 
 
-def _opening(height: Tensor, fitted: Fitted) -> Tensor:
+def _opening(height: Tensor, fitted: FittedOutfit) -> Tensor:
     """Half width of the gap of an open jacket or coat at a height, metres."""
     low = fitted.tube_hem if fitted.tail else fitted.upper_hem
     return 0.028 + 0.035 * ((height - low) / (1.42 - low)).clamp(0, 1)
 
 
 def _straps(
-    canvas: _Canvas, chosen: Tensor, x: Tensor, height: Tensor, forward: Tensor, fitted: Fitted
+    canvas: _TextureCanvas, chosen: Tensor, x: Tensor, height: Tensor, forward: Tensor, fitted: FittedOutfit
 ) -> None:
     outfit = fitted.outfit
     if outfit.bag == "none":
@@ -256,7 +256,7 @@ def _straps(
     canvas.lay(chosen[where], _tint(outfit.bag_colour, 0.85), _BAG)
 
 
-def _sleeves(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
+def _sleeves(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
     x, height, forward = canvas.at(chosen)
     far = x.abs()
     around = torch.atan2(height - 1.348, forward) * 0.05
@@ -267,7 +267,7 @@ def _sleeves(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
     canvas.lay(chosen, colours * shade[:, None], _UPPER)
 
 
-def _tube(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
+def _tube(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
     """A skirt, or the tail of a coat."""
     outfit = fitted.outfit
     along, height, front = canvas.at(chosen)
@@ -299,7 +299,7 @@ def _tube(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
         canvas.lay(chosen[over], 0.95 * colours, _UPPER)
 
 
-def _bag(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
+def _bag(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
     x, up, forward = canvas.at(chosen)
     colour = fitted.outfit.bag_colour
     shade = torch.where((up - 0.25).abs() < 0.04, 0.6, 1.0)
@@ -316,7 +316,7 @@ def _around(x: Tensor, forward: Tensor) -> Tensor:
 
 
 def _cloth(
-    across: Tensor, along: Tensor, forward: Tensor, fitted: Fitted, upper: bool, logo: bool = True
+    across: Tensor, along: Tensor, forward: Tensor, fitted: FittedOutfit, upper: bool, logo: bool = True
 ) -> Tensor:
     """(M, 3) colour of cloth; `across` and `along` are metres on it."""
     outfit = fitted.outfit

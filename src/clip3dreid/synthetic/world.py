@@ -1,6 +1,6 @@
 """A world of people who change clothes: who they are, where they are seen, how each picture is taken.
 
-Everything follows from one seed: each person, outfit, camera, place and picture has a source of chance of its own,
+Everything follows from one seed: each person, outfit, camera, place and picture has an rng of its own,
 `default_rng([seed, stream, …])`, so that nothing depends on who draws it or in which order, and training person 3
 is the same in a world of 8 training people and in one of 80. Training people, test people and strangers come
 from streams of their own, and so do the places behind them; cameras are shared. Another seed is another world: its
@@ -9,7 +9,6 @@ people, clothes, cameras and places are others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -22,27 +21,24 @@ from torch import Tensor
 
 from clip3dreid.body.measure import sample_betas
 from clip3dreid.body.poses import Pose, jitter, sample, walk_sequence
-from clip3dreid.errors import InputError
-from clip3dreid.synthetic.backgrounds import Backgrounds
 from clip3dreid.synthetic.cameras import (
-    CameraSettings,
     Shot,
-    ShotSettings,
     SurveillanceCamera,
     misplaced,
     next_shot,
     sample_camera,
     sample_shot,
 )
-from clip3dreid.synthetic.people import Identity, Outfit, People, Wardrobe, sample_identity, sample_outfit
+from clip3dreid.synthetic.people import Identity, Outfit, sample_identity, sample_outfit
 from clip3dreid.synthetic.plan import Plan
+from clip3dreid.synthetic.settings import WorldSettings
 
 POPULATION = 2_000
 """Bodies of the world's own distribution among whom its people are tall or short."""
 
 
 class Stream(IntEnum):
-    """What a source of chance is for; part of every seed, so never renumbered."""
+    """Say what an rng is for; part of every seed, so never renumbered."""
 
     PLAN = 0
     SHAPE = 1
@@ -64,45 +60,6 @@ class Part(IntEnum):
     TRAIN = 0
     TEST = 1
     STRANGERS = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How people, clothes, cameras and pictures of a world differ (`conf/world`).
-
-    Attributes:
-        people: shapes and complexions.
-        wardrobe: clothes.
-        camera: what cameras are drawn from.
-        shot: how the pictures of a camera differ.
-        backgrounds: where places come from.
-        bare_backgrounds: the same for textureless bodies.
-        poses: kind -> weight, for pictures that are no walk.
-        pose_jitter: radians on every joint.
-        places: how many places each camera sees in a split.
-        frames_per_second: of walks.
-    """
-
-    people: People
-    wardrobe: Wardrobe
-    camera: CameraSettings
-    shot: ShotSettings
-    backgrounds: Backgrounds
-    bare_backgrounds: Backgrounds
-    poses: Mapping[str, float]
-    pose_jitter: float
-    places: int
-    frames_per_second: float
-
-    def __post_init__(self) -> None:
-        if self.places < 1:
-            raise InputError(f"world.places={self.places} is too few; give at least 1")
-        if not self.frames_per_second > 0:
-            raise InputError(f"world.frames_per_second={self.frames_per_second} is no rate; give one above 0")
-        if self.pose_jitter < 0:
-            raise InputError(f"world.pose_jitter={self.pose_jitter} is negative; give radians from 0")
-        # Wrong weights are told before anything is drawn.
-        sample(self.poses, np.random.default_rng(0))
 
 
 class Person(NamedTuple):
@@ -127,13 +84,13 @@ class World:
 
     seed: int
     plan: Plan
-    settings: Settings
+    settings: WorldSettings
     train_people: int
     test_people: int
     num_betas: int
 
     def rng(self, stream: Stream, *place: int) -> np.random.Generator:
-        """The source of chance of one thing."""
+        """Return the rng of one thing."""
         return np.random.default_rng([self.seed, stream, *place])
 
     def part(self, person: int) -> tuple[Part, int]:

@@ -24,44 +24,10 @@ from torch import Tensor
 from clip3dreid.body import render
 from clip3dreid.errors import InputError
 from clip3dreid.synthetic.backgrounds import window
-from clip3dreid.synthetic.cameras import (
-    CameraSettings,
-    Shot,
-    ShotSettings,
-    SurveillanceCamera,
-    misplaced,
-    next_shot,
-    sample_camera,
-    sample_shot,
-)
+from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
 from clip3dreid.synthetic.framing import boxes, lens, light
 from clip3dreid.synthetic.occluders import Occluder, occlude
-from clip3dreid.synthetic.sensor import encode, expose
-
-__all__ = [
-    "CameraSettings",
-    "Figure",
-    "Occluder",
-    "Paint",
-    "Painted",
-    "Photograph",
-    "Shot",
-    "ShotSettings",
-    "SurveillanceCamera",
-    "boxes",
-    "encode",
-    "lens",
-    "light",
-    "misplaced",
-    "next_shot",
-    "photograph",
-    "photograph_bodies",
-    "sample_camera",
-    "sample_shot",
-]
-
-# Pictures are small and worlds are written by a process per core: OpenCV's own threads would only fight over them.
-cv2.setNumThreads(0)
+from clip3dreid.synthetic.sensor import expose
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -71,7 +37,7 @@ MIDDLE = 0.45
 """Mean level of a scene that a camera exposes for, 0..1."""
 
 
-class Figure(Protocol):
+class Subject(Protocol):
     """People to be photographed."""
 
     @property
@@ -125,7 +91,7 @@ class Photograph(NamedTuple):
     """(B,): how much of what the crop has of the person is not hidden, 0..1."""
 
 
-class _Drawn(NamedTuple):
+class _Layers(NamedTuple):
     """Figures on nothing."""
 
     colour: Tensor
@@ -139,7 +105,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw(
-    figure: Figure,
+    figure: Subject,
     paint: Paint,
     camera: render.Camera,
     box: Tensor,
@@ -148,7 +114,7 @@ def _draw(
     height: int,
     width: int,
     antialias: int,
-) -> _Drawn:
+) -> _Layers:
     """Draws some of the people."""
     vertices, faces = figure.vertices[people], figure.faces
     camera = render.Camera(*(value[people] for value in camera))
@@ -170,7 +136,7 @@ def _draw(
     part = part.index_copy_(0, samples, painted.part.to(torch.uint8)).view(shape)
     # Of the samples of a pixel, the nearest one tells depth and part.
     depth, nearest = F.max_pool2d(-fragments.depth, antialias, return_indices=True)
-    return _Drawn(
+    return _Layers(
         render.downsample(colour, antialias),
         render.downsample(covered.view(shape).to(vertices.dtype), antialias),
         -depth,
@@ -194,7 +160,7 @@ def _at(
 
 
 def photograph(
-    figure: Figure,
+    figure: Subject,
     paint: Paint,
     cameras: Sequence[SurveillanceCamera],
     shots: Sequence[Shot],
@@ -214,11 +180,11 @@ def photograph(
         backgrounds: B canvases (h, w, 3), see `backgrounds.canvas_size`; each picture has a window of its own.
         height: H, pixels.
         width: W, pixels.
-        rngs: B sources of chance, of the sensors' noise.
+        rngs: B, of the sensors' noise.
         antialias: figures are drawn this many times as large, and averaged.
 
     Returns:
-        The pictures, before compression: `encode` does that.
+        The pictures, before compression: `sensor.encode` does that.
 
     Raises:
         InputError: if there are not as many cameras, shots, backgrounds and rngs as people.
@@ -234,7 +200,7 @@ def photograph(
         together = TOGETHER if vertices.device.type == "cpu" else count
         groups = [slice(start, min(start + together, count)) for start in range(0, count, together)]
         parts = [_draw(figure, paint, camera, box, lamp, some, height, width, antialias) for some in groups]
-        drawn = _Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        drawn = _Layers(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         shadows = _shadows(figure, camera, lamp, box, cameras, height, width)
     stature = vertices.amax(1)[:, 1]
     colour, mask, part, depth = (
@@ -269,7 +235,7 @@ def photograph(
 
 
 def _shadows(
-    figure: Figure,
+    figure: Subject,
     camera: render.Camera,
     lamp: render.Light,
     box: Tensor,

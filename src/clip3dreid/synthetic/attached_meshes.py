@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip3dreid.synthetic.cuts import Fitted
+from clip3dreid.synthetic.garment_fit import FittedOutfit
 from clip3dreid.synthetic.landmarks import ANKLE, HIP, KNEE, NECK, TOP, WAIST, interpolate_levels
 
 LEVELS = 24
@@ -27,7 +27,7 @@ BUN = (6, 9)
 BAG = (8, 14)
 
 
-class Extra(NamedTuple):
+class AttachedMesh(NamedTuple):
     """A mesh in the rest pose, for B people."""
 
     points: Tensor
@@ -105,7 +105,7 @@ def _columns(values: Sequence[Sequence[float]]) -> list[Tensor]:
     return list(torch.tensor(values, dtype=torch.float32)[:, :, None].unbind(1))
 
 
-def tube(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: Bands) -> Extra:
+def tube(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands) -> AttachedMesh:
     """Skirts and coat tails: rings around hips and legs that hang from the widest place above them.
 
     Args:
@@ -148,7 +148,9 @@ def tube(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: Band
         weights[..., knee] = free * share * shin
     along = (angle * 0.16).expand_as(x)
     places = torch.stack([along, height[..., None].expand_as(x), sine.expand_as(x)], -1)
-    return Extra(points, weights.flatten(1, 2), places.flatten(1, 2), torch.tensor([f.tube for f in fitted]))
+    return AttachedMesh(
+        points, weights.flatten(1, 2), places.flatten(1, 2), torch.tensor([f.tube for f in fitted])
+    )
 
 
 class Skull:
@@ -178,7 +180,9 @@ def _head_height(heights: Tensor, joints: Tensor, crown: Tensor) -> Tensor:
     return neck + (heights - NECK) * (crown - neck) / (TOP - NECK)
 
 
-def curtain(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: Bands, skull: Skull) -> Extra:
+def curtain(
+    fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands, skull: Skull
+) -> AttachedMesh:
     """Bobs and long hair: a shell, thick as a finger, from the crown around the back of the head to the tips."""
     rows, columns = CURTAIN
     outside = 2 * columns // 3
@@ -212,7 +216,7 @@ def curtain(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: B
     weights[..., 9], weights[..., 15] = trunk, 1 - trunk
     places = torch.stack([angle * 0.09, height[..., None].expand_as(x), share.expand_as(x)], -1)
     present = torch.tensor([f.style in ("bob", "long") for f in fitted])
-    return Extra(points, weights.flatten(1, 2), places.flatten(1, 2), present)
+    return AttachedMesh(points, weights.flatten(1, 2), places.flatten(1, 2), present)
 
 
 def _ball(rows: int, columns: int, squareness: float) -> Tensor:
@@ -224,7 +228,7 @@ def _ball(rows: int, columns: int, squareness: float) -> Tensor:
     return ball / (ball.abs() ** (1 / squareness)).sum(1, keepdim=True) ** squareness
 
 
-def bun(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, skull: Skull) -> Extra:
+def bun(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, skull: Skull) -> AttachedMesh:
     """A ball of hair at the back of the head."""
     batch = len(fitted)
     _, _, back, crown = skull.measure(vertices)
@@ -233,12 +237,12 @@ def bun(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, skull: Skull
     ball = _ball(*BUN, 1 / 2).expand(batch, -1, -1)
     weights = ball.new_zeros(*ball.shape[:2], 24)
     weights[..., 15] = 1
-    return Extra(
+    return AttachedMesh(
         centre[:, None] + 0.052 * ball, weights, ball, torch.tensor([f.style == "bun" for f in fitted])
     )
 
 
-def bag(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: Bands) -> Extra:
+def bag(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands) -> AttachedMesh:
     """A backpack behind the shoulder blades, or a bag beside the hip."""
     batch = len(fitted)
     ease = torch.tensor([[f.upper_ease] for f in fitted])
@@ -256,4 +260,4 @@ def bag(fitted: Sequence[Fitted], vertices: Tensor, joints: Tensor, bands: Bands
     weights = ball.new_zeros(*ball.shape[:2], 24)
     weights[..., 9], weights[..., 0] = on_back.to(ball.dtype), (~on_back).to(ball.dtype)
     present = torch.tensor([f.outfit.bag != "none" for f in fitted])
-    return Extra(centre[:, None] + half[:, None] * ball, weights, ball, present)
+    return AttachedMesh(centre[:, None] + half[:, None] * ball, weights, ball, present)

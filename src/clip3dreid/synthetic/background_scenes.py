@@ -1,6 +1,6 @@
 """Places drawn by chance: corridors, streets, parks, shops and the like, as a camera sees them from above.
 
-They are drawn in parts of the canvas and not in pixels, so the same source of chance gives the same place on every
+They are drawn in parts of the canvas and not in pixels, so the same rng gives the same place on every
 canvas of the same shape.
 """
 
@@ -22,7 +22,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 _SHIFT = 4  # OpenCV takes points in sixteenths of a pixel
 
 
-class _Canvas:
+class _SceneCanvas:
     """Pixels to draw on. x runs from 0 to `aspect`, y from 0 (top) to 1: so units are square."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -75,7 +75,7 @@ def _colour(rng: np.random.Generator, low: float, high: float, tint: float) -> _
     return capped
 
 
-def _floor(canvas: _Canvas, top: float, colour: _Array, tiles: bool) -> None:
+def _floor(canvas: _SceneCanvas, top: float, colour: _Array, tiles: bool) -> None:
     """A floor in perspective from `top` down, with joints if it is tiled."""
     rng = canvas.rng
     canvas.gradient(top, 1.0, colour * rng.uniform(0.7, 0.95), colour * rng.uniform(0.95, 1.15))
@@ -104,7 +104,7 @@ def _floor(canvas: _Canvas, top: float, colour: _Array, tiles: bool) -> None:
         canvas.box(-0.1, y, canvas.aspect + 0.1, y + 0.006 * (y - horizon) / near, joint)
 
 
-def _wall(canvas: _Canvas, top: float) -> None:
+def _wall(canvas: _SceneCanvas, top: float) -> None:
     """A bare wall with doors, posters and a skirting board."""
     rng = canvas.rng
     wall = _colour(rng, 0.35, 0.9, 0.1)
@@ -134,7 +134,7 @@ def _wall(canvas: _Canvas, top: float) -> None:
     _floor(canvas, top, _colour(rng, 0.25, 0.75, 0.08), bool(rng.random() < 0.6))
 
 
-def _corridor(canvas: _Canvas, top: float) -> None:
+def _corridor(canvas: _SceneCanvas, top: float) -> None:
     """A passage that runs away from the camera, with doors along its sides."""
     rng = canvas.rng
     wall, floor = _colour(rng, 0.4, 0.9, 0.07), _colour(rng, 0.25, 0.7, 0.08)
@@ -169,7 +169,7 @@ def _corridor(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 4, 0.03)
 
 
-def _street(canvas: _Canvas, top: float) -> None:
+def _street(canvas: _SceneCanvas, top: float) -> None:
     """A facade with windows and shop fronts, a pavement, perhaps a road, cars and lamp posts."""
     rng = canvas.rng
     wall = _colour(rng, 0.3, 0.8, 0.15)
@@ -224,7 +224,7 @@ def _street(canvas: _Canvas, top: float) -> None:
         canvas.box(x, -0.1, x + rng.uniform(0.01, 0.03), top + rng.uniform(0.02, 0.15), post)
 
 
-def _park(canvas: _Canvas, top: float) -> None:
+def _park(canvas: _SceneCanvas, top: float) -> None:
     """Sky, trees, bushes, grass and a path."""
     rng = canvas.rng
     sky = np.array([0.72, 0.82, 0.92]) * rng.uniform(0.75, 1.1)
@@ -267,7 +267,7 @@ def _park(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 5, 0.04)
 
 
-def _shop(canvas: _Canvas, top: float) -> None:
+def _shop(canvas: _SceneCanvas, top: float) -> None:
     """Shelves full of goods on a shining floor."""
     rng = canvas.rng
     rack, level = _colour(rng, 0.3, 0.95, 0.05), top + 0.02
@@ -301,7 +301,7 @@ def _shop(canvas: _Canvas, top: float) -> None:
     canvas.clouds(2, 4, 0.04)
 
 
-def _office(canvas: _Canvas, top: float) -> None:
+def _office(canvas: _SceneCanvas, top: float) -> None:
     """Windows or a glass partition, desks with screens, a carpet."""
     rng = canvas.rng
     wall = _colour(rng, 0.45, 0.9, 0.05)
@@ -338,7 +338,7 @@ def _office(canvas: _Canvas, top: float) -> None:
     canvas.clouds(2, 4, 0.03)
 
 
-def _square(canvas: _Canvas, top: float) -> None:
+def _square(canvas: _SceneCanvas, top: float) -> None:
     """An open paved place with pillars, railings and far people, as at a station."""
     rng = canvas.rng
     haze = _colour(rng, 0.4, 0.85, 0.06)
@@ -376,14 +376,14 @@ def _square(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 5, 0.03)
 
 
-def _plain(canvas: _Canvas, top: float) -> None:
+def _plain(canvas: _SceneCanvas, top: float) -> None:
     """One colour, a little uneven."""
     rng = canvas.rng
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, 1.1, _colour(rng, 0.05, 0.95, 0.25))
     canvas.clouds(3, 4, rng.uniform(0, 0.04))
 
 
-def _noise(canvas: _Canvas, top: float) -> None:
+def _noise(canvas: _SceneCanvas, top: float) -> None:
     """Coloured spots of all sizes: no floor, no walls, nothing to lean on."""
     rng = canvas.rng
     total = np.zeros((canvas.height, canvas.width, 3), np.float32)
@@ -394,7 +394,7 @@ def _noise(canvas: _Canvas, top: float) -> None:
     canvas.pixels[:] = np.clip(255 * (level + contrast * total), 0, 255)
 
 
-_DRAW: dict[str, Callable[[_Canvas, float], None]] = {
+_DRAW: dict[str, Callable[[_SceneCanvas, float], None]] = {
     "wall": _wall,
     "corridor": _corridor,
     "street": _street,
@@ -414,7 +414,7 @@ def scene(rng: np.random.Generator, height: int, width: int, kind: str | None = 
     """Draws a place.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         height: of the canvas, pixels.
         width: of the canvas, pixels.
         kind: one of `KINDS`; by default one of `PLACES`, by chance.
@@ -423,6 +423,6 @@ def scene(rng: np.random.Generator, height: int, width: int, kind: str | None = 
         (height, width, 3) RGB. The floor begins between 40 and 65 % of the height.
     """
     chosen = PLACES[int(rng.integers(len(PLACES)))]
-    canvas = _Canvas(rng, height, width)
+    canvas = _SceneCanvas(rng, height, width)
     _DRAW[kind or chosen](canvas, float(rng.uniform(0.4, 0.65)))
     return canvas.pixels

@@ -38,7 +38,7 @@ _EASE = {"trousers": 0.013, "shorts": 0.020, "skirt": 0.010}
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedOutfit:
     """An outfit on somebody: heights and widths on the standard person, metres."""
 
     outfit: Outfit
@@ -76,7 +76,7 @@ def _between(span: tuple[float, float], share: float) -> float:
     return span[0] + share * (span[1] - span[0])
 
 
-def fit(identity: Identity, outfit: Outfit) -> Fitted:
+def fit(identity: Identity, outfit: Outfit) -> FittedOutfit:
     """Puts an outfit on a person, by the numbers."""
     look = COMPLEXIONS[identity.complexion if outfit.complexion is None else outfit.complexion]
     cut = UPPER[outfit.upper]
@@ -93,7 +93,7 @@ def fit(identity: Identity, outfit: Outfit) -> Fitted:
     upper_ease = 0.003 + cut.ease * outfit.upper_looseness
     lower_ease = 0.003 + _EASE[outfit.lower] * outfit.lower_looseness
     loose = outfit.upper_looseness if tail else outfit.lower_looseness
-    return Fitted(
+    return FittedOutfit(
         outfit=outfit,
         skin=look.skin,
         hair=look.hair,
