@@ -49,7 +49,7 @@ from clip3dreid.model.weights import HEADS, add_checksum
 from clip3dreid.retrieval.feature_file import load_features
 from clip3dreid.search.shards import Shards, ShardWriter
 from clip3dreid.synthetic import folder as world_folder
-from clip3dreid.training.teacher import read_crowd
+from clip3dreid.training.teacher_data import read_training_set
 from tests.conftest import MODEL_GROUPS, STUDENT, write_bodies
 
 SECONDS, BYTES = 30, 3 << 30
@@ -317,7 +317,9 @@ KINDS = {
     "shards' index": Kind(write_shards("parquet", "index.json"), read_shards),
     "features": Kind(features(np.savez), read_features),
     "features, compressed": Kind(features(np.savez_compressed), read_features),
-    "truth of a crowd": Kind(crowd, lambda path: digest(read_crowd([path.parent], list(MODEL_GROUPS)))),
+    "truth of a crowd": Kind(
+        crowd, lambda path: digest(read_training_set([path.parent], list(MODEL_GROUPS)))
+    ),
     "truth of bodies": Kind(bodies, read_truth_of_bodies),
     "world.json": Kind(world, lambda path: digest(sorted(world_folder.world_facts(path.parent).items()))),
     "body, npz": Kind(smpl_npz, read_body),

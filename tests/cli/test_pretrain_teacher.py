@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
-from clip3dreid.training.teacher import TeachingModule, read_crowd, recolour
+from clip3dreid.training.teacher import TeacherPretrainingModule
+from clip3dreid.training.teacher_data import read_training_set, recolour
 from tests.conftest import Command
 from tests.processes import PATIENCE_S, holding
 
@@ -69,21 +70,21 @@ def test_a_killed_training_goes_on_to_the_same_teacher(
 ) -> None:
     whole = invoke("pretrain_teacher", f"worlds={world}", "out=whole", *TINY)
     assert whole.returncode == 0, whole.stderr
-    step, steps = TeachingModule.training_step, 0
+    step, steps = TeacherPretrainingModule.training_step, 0
 
-    def killed(self: TeachingModule, *batch: Any) -> torch.Tensor:
+    def killed(self: TeacherPretrainingModule, *batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == 13:  # in the second epoch of eight steps
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    monkeypatch.setattr(TeachingModule, "training_step", killed)
+    monkeypatch.setattr(TeacherPretrainingModule, "training_step", killed)
     stopped = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert "stopped by SIGTERM in epoch 1 after batch 5 of 8, saved" in stopped.stdout
     assert not (tmp_path / "parts" / "teacher").exists()
-    monkeypatch.setattr(TeachingModule, "training_step", step)
+    monkeypatch.setattr(TeacherPretrainingModule, "training_step", step)
     again = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
     assert again.returncode == 0, again.stderr
     first, second = (
@@ -150,10 +151,10 @@ def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -
         InputError,
         match=r"truth\.parquet cannot be read as the truth about a world .*; write a world there with",
     ):
-        read_crowd([tmp_path], [])
+        read_training_set([tmp_path], [])
     pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")
     with pytest.raises(InputError, match="has no column split, bad_box"):
-        read_crowd([tmp_path], [])
+        read_training_set([tmp_path], [])
 
 
 def test_a_folder_in_use_is_refused_and_not_touched(world: Path, tmp_path: Path, invoke: Command) -> None:

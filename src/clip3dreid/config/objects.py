@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.export.formats import Format
     from clip3dreid.retrieval.protocol import ProtocolSet
 
 T = TypeVar("T")
@@ -151,3 +153,41 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             nodes = cfg.protocol or node[protocols]
             sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
     return sets
+
+
+def export_formats(cfg: DictConfig) -> dict[str, Format]:
+    """Make the kinds of files that `format` names out of those in `formats`.
+
+    Args:
+        cfg: `conf/export.yaml`, composed.
+
+    Raises:
+        InputError: if a name is unknown, or a format needs a package that is missing.
+    """
+    value = plain(cfg.format)
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        choose("format", name, map(str, cfg.formats))
+    return {name: instantiate(cfg.formats[name]) for name in names}
+
+
+def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
+    """Make the objects that `training.teacher.pretrain_teacher` takes by name.
+
+    Args:
+        cfg: `conf/pretrain_teacher.yaml`, composed.
+
+    Raises:
+        InputError: if words and sentences do not fit each other.
+    """
+    vocabulary = instantiate(cfg.language, _convert_="all")
+    return {
+        "vocabulary": vocabulary,
+        "sentences": instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all"),
+        "train_view": instantiate(cfg.train_view),
+        "optimizer": instantiate(cfg.optimizer.optimizer),
+        "schedule": instantiate(cfg.optimizer.schedule),
+        "trainer": instantiate(cfg.trainer, _partial_=True),
+        "callbacks": [instantiate(node) for name, node in cfg.callbacks.items() if name != "best"],
+        "loggers": [instantiate(node) for node in cfg.logger.values()],
+    }
