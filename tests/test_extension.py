@@ -45,7 +45,7 @@ PACKAGE = {
                 super().__init__(backbone, pooling, mean, std)
                 self.loud = loud
     ''',
-    "losses.py": '''
+    "losses.py": """
         from torch import nn
         from torch.nn import functional as F
 
@@ -60,22 +60,22 @@ PACKAGE = {
 
             def forward(self, features, *others):
                 return self.scale * F.cross_entropy(self.head(features.embedding), others[-1].person)
-    ''',
-    "views.py": '''
+    """,
+    "views.py": """
         from clip3dreid.data.images import TrainView
 
 
         class Dark(TrainView):
             def __call__(self, image, seed):
                 return super().__call__(image // 2, seed)
-    ''',
-    "folders.py": '''
+    """,
+    "folders.py": """
         from clip3dreid.data.datasets import ltcc
 
 
         def read(root, name):
             return ltcc.read(root, name)
-    ''',
+    """,
 }
 CONF = {
     "model/student/mine.yaml": '''
@@ -167,7 +167,9 @@ def test_a_package_of_ones_own_works_at_every_door_where_it_is_trusted_by_name(
     done = command("evaluate", TRUST, *scoring)
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][0]["results"]
-    assert json.loads((tmp_path / "scores.json").read_text())["results"]["general"]["r1"] == run["general"]["r1"]
+    assert (
+        json.loads((tmp_path / "scores.json").read_text())["results"]["general"]["r1"] == run["general"]["r1"]
+    )
 
     looking = ["checkpoint=run", "pictures=pictures/query", "out=shards", "trainer=cpu", "workers=0"]
     refused("extract", *looking)

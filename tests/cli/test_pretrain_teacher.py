@@ -6,20 +6,27 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from clip3dreid.config import objects
+from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
-from clip3dreid.training.teacher import TeacherPretrainingModule
+from clip3dreid.training.teacher import TeacherPretrainingModule, pretrain_teacher
 from clip3dreid.training.teacher_data import read_training_set, recolour
+from clip3dreid.training.teacher_settings import PretrainingSettings
 from tests.conftest import Command
 from tests.processes import PATIENCE_S, holding
 
@@ -130,6 +137,52 @@ def test_what_makes_no_training_gets_one_line_and_leaves_nothing(
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_notebook_pretrains_by_a_typed_call_and_its_folder_is_one_trainings(
+    world: Path, tmp_path: Path
+) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        plain = ["logger=[]", "callbacks=[]", "trainer.default_root_dir=null"]
+        cfg = compose("pretrain_teacher", [f"worlds={world}", "out=run", *TINY, *plain])
+    parts = objects.pretraining_parts(cfg) | {"clip": objects.plain(cfg.clip)}
+    parts["trainer"] = partial(
+        lightning.Trainer,
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    settings = PretrainingSettings(
+        epochs=1, naming_epochs=0, batch=4, vocabulary_size=400, workers=0, in_memory=False
+    )
+    made = pretrain_teacher([world], tmp_path / "run", settings, **parts)
+    assert made.folder == tmp_path / "run" / "teacher"
+    assert made.pictures == 32
+    teacher = Teacher(str(made.folder), Native(32, 16), name="t")
+    assert sum(value.numel() for value in teacher.model.parameters()) == made.weights
+    with pytest.raises(InputError, match="holds a training with another seed"):
+        pretrain_teacher([world], tmp_path / "run", replace(settings, seed=2), **parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be a whole number, 1 or more"),
+        ({"naming_weight": -1}, "naming_weight=-1 must be a number, 0 or more"),
+        ({"in_memory": "perhaps"}, "in_memory=perhaps is unknown; choose true or false"),
+        ({"std": (0.5, 0.5)}, "must be three numbers each"),
+    ],
+)
+def test_settings_that_make_no_training_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PretrainingSettings(**changes)
+
+
+def test_defaults_of_the_code_are_those_of_the_yaml() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("pretrain_teacher", ["worlds=x", "out=y"])
+    assert objects.settings(PretrainingSettings, cfg) == PretrainingSettings()
 
 
 def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
