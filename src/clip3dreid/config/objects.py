@@ -188,6 +188,8 @@ def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
         "optimizer": instantiate(cfg.optimizer.optimizer),
         "schedule": instantiate(cfg.optimizer.schedule),
         "trainer": instantiate(cfg.trainer, _partial_=True),
-        "callbacks": [instantiate(node) for name, node in cfg.callbacks.items() if name != "best"],
-        "loggers": [instantiate(node) for node in cfg.logger.values()],
+        "callbacks": [
+            instantiate(node) for name, node in (cfg.get("callbacks") or {}).items() if name != "best"
+        ],
+        "loggers": [instantiate(node) for node in (cfg.get("logger") or {}).values()],
     }

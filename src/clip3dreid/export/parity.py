@@ -42,7 +42,7 @@ class Parity(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether the file may be used for the model; NaN is not."""
+        """Return whether the file may be used for the model; NaN is not."""
         return self.cosine >= COSINE and self.relative <= RELATIVE
 
 

@@ -22,7 +22,7 @@ def import_lightning() -> None:
             raise PackageNotFoundError(name)
         return from_name(name)
 
-    Distribution.from_name = staticmethod(without)  # type: ignore[assignment,method-assign]
+    Distribution.from_name = staticmethod(without)  # type: ignore[method-assign]
     try:
         importlib.import_module("lightning.pytorch")
     finally:
