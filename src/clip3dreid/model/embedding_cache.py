@@ -42,7 +42,7 @@ class Cache(Protocol):
     """d."""
 
     def read(self, rows: Tensor) -> Tensor:
-        """Map rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
+        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
         ...
 
 
@@ -70,7 +70,7 @@ class MemoryCache:
         self.width = embeddings.shape[1]
 
     def read(self, rows: Tensor) -> Tensor:
-        """Map rows (B,) int64 to embeddings (B, d) float32, on the device of the rows.
+        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows.
 
         Raises:
             IndexError: if there is no such row.
@@ -161,15 +161,15 @@ class EmbeddingCache:
         return {**self.__dict__, "_maps": {}}
 
     def sweep(self) -> None:
-        """Remove what killed processes were just writing."""
+        """Removes what killed processes were just writing."""
         sweep(self.folder, _NAME.fullmatch)
 
     def missing(self) -> list[range]:
-        """Return rows to compute, one range a part: what `put` takes."""
+        """Rows to compute, one range a part: what `put` takes."""
         return [self._rows(part) for part in range(self._parts) if part not in self._starts]
 
     def put(self, rows: range, embeddings: Tensor) -> None:
-        """Write a part.
+        """Writes a part.
 
         Args:
             rows: one of `missing()`.
@@ -212,7 +212,7 @@ class EmbeddingCache:
         self._starts[part] = start
 
     def read(self, rows: Tensor) -> Tensor:
-        """Look embeddings up.
+        """Looks embeddings up.
 
         Args:
             rows: (B,) int64 on any device.
@@ -263,7 +263,7 @@ class EmbeddingCache:
         return self._maps[part]
 
     def _read_index(self) -> dict[str, Any] | None:
-        """Return what the folder says it holds; None for a new one."""
+        """What the folder says it holds; None for a new one."""
         path = self.folder / INDEX
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is no folder; give another model.teacher.cache_dir")
@@ -288,7 +288,7 @@ class EmbeddingCache:
         return found
 
     def _refuse_unknown(self) -> None:
-        """Check that a folder without an index holds nothing that parts would be written over."""
+        """Raises InputError if a folder without an index holds what parts would be written over."""
         names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
         if foreign := [name for name in names if _NAME.fullmatch(name)]:
             raise InputError(
@@ -297,7 +297,7 @@ class EmbeddingCache:
             )
 
     def _check(self, part: int) -> _Place | None:
-        """Return where a part's embeddings lie; None if it cannot be used."""
+        """Where a part's embeddings lie; None if it cannot be used."""
         path, rows = self._path(part), self._rows(part)
         try:
             with decoding(path, "embeddings", ""), safe_open(path, framework="np") as file:
@@ -368,7 +368,7 @@ class TeacherEmbeddings(nn.Module):
         self.width = source.width
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return embeddings (B, d) float32 of a batch, on its device."""
+        """Embeddings (B, d) float32 of a batch, on its device."""
         if self.cache is not None:
             return self.cache.read(batch.row)
         assert self.teacher is not None
