@@ -104,6 +104,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self.eval()
 
     @property
+    def name(self) -> str:
+        """What messages call the model: where it was loaded from."""
+        return self._name
+
+    @property
     def device(self) -> torch.device:
         """Return where the model runs."""
         return self.student.mean.device

@@ -14,7 +14,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, read_json, scan_torch_file
+from clip3dreid.io.formats import decoding, read_json
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 

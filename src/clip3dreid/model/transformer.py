@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, scan_torch_file
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import Backbone, BackboneOutput, listed, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
-from clip3dreid.io.formats import checksum, damaged, decoding, scan_torch_file, unsealed
+from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import listed
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card

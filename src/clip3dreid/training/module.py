@@ -25,10 +25,10 @@ from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import HEADS, add_checksum
-from clip3dreid.retrieval.distributed import whole
-from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
+from clip3dreid.retrieval.distributed import gather_evaluation
+from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
-from clip3dreid.retrieval.ranking import Distance
+from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.training.checkpoints import moved
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.types import Batch, Features
@@ -110,7 +110,7 @@ class EvaluationModule(LightningModule):
         self.metric = metric
         self.flip = flip
         # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
-        self.open_set = checked_rates(open_set, rerank)
+        self.open_set = open_set_rates(open_set, reranked=rerank is not None)
         self.rerank = rerank
         self.test_prefix = "test"
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
@@ -215,7 +215,7 @@ class EvaluationModule(LightningModule):
         )
         scores, queries = {}, {}
         for name, part in found.items():
-            everything = whole(part, self.device)
+            everything = gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)
         return scores, queries
