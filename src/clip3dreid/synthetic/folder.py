@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import close_stages, inside, is_stage, remove
+from clip3dreid.io.files import inside, remove
 from clip3dreid.io.formats import decoding, peek_json, read_json, seal, unseal
+from clip3dreid.io.work_folder import WorkFolder
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
 WORLD, WORK = "world.json", ".world"
 _CHUNK = re.compile(r"chunk-\d{6}\.parquet")
+WORK_FOLDER = WorkFolder(WORK, lambda name: _CHUNK.fullmatch(name) is not None)
+"""Holds the truth of finished chunks."""
 
 
 class FolderState(NamedTuple):
@@ -49,7 +52,7 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    _check_work(out)
+    WORK_FOLDER.check(out)
     earlier = _read(out / WORLD)
     held = {
         path for path in _files(out) if not any(part.startswith(".") for part in PurePosixPath(path).parts)
@@ -132,17 +135,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     )
 
 
-def _check_work(out: Path) -> None:
-    """Check that the working folder, if there is one, is this program's and holds nothing else."""
-    work = inside(out, WORK)
-    names = [WORK] if work.is_file() else []
-    with suppress(OSError):  # not there, or just being removed by whoever is at work
-        names += sorted(path.name for path in work.iterdir())
-    foreign = [name for name in names if not (_CHUNK.fullmatch(name) or is_stage(name))]
-    if foreign:
-        raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
-
-
 def _files(folder: Path) -> Iterator[str]:
     """Return all files below a folder, and links to folders, relative to it, with forward slashes."""
     for here, folders, names in os.walk(folder):
@@ -201,16 +193,8 @@ def clear(out: Path, files: Sequence[str]) -> None:
     Its `world.json` stays until the new one replaces it, so that the rest is still known for a world's if the program
     is killed here.
     """
-    clear_work(out)
+    WORK_FOLDER.clear(out)
     remove(out, [path for path in files if path != WORLD])
-
-
-def clear_work(out: Path) -> None:
-    """Remove what was being worked on, of which `examine` has found that it is this program's."""
-    work = inside(out, WORK)
-    if work.is_dir():
-        remove(work, [path.name for path in work.iterdir() if _CHUNK.fullmatch(path.name)])
-        close_stages(work)
 
 
 def check_space(out: Path, needed: float, pictures: int, replaced: Sequence[str] = ()) -> None:

@@ -30,11 +30,11 @@ from clip3dreid.synthetic.folder import (
     FORMAT,
     SCHEMA_VERSION,
     WORK,
+    WORK_FOLDER,
     WORLD,
     FolderState,
     check_space,
     clear,
-    clear_work,
     examine,
     sealed_facts,
 )
@@ -167,7 +167,7 @@ def write(
     with at_work(out, "writes a world", tidy=True):
         state = _look(spec, out, overwrite)
         if state.complete:
-            clear_work(out)
+            WORK_FOLDER.clear(out)
             return WorldReport(pictures, 0)
         if state.replaced:
             clear(out, state.replaced)
@@ -278,4 +278,4 @@ def _finish(spec: WorldSpec, job: _ChunkJob) -> None:
     with staged(job.stage, job.out, TRUTH) as temporary:
         write_truth(temporary, table)
     job.write_json(WORLD, sealed_facts(spec.facts, complete=True))
-    clear_work(job.out)
+    WORK_FOLDER.clear(job.out)
