@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object
     from clip3dreid.retrieval.protocol import ProtocolSet
     from clip3dreid.search.search import Engine
     from clip3dreid.search.settings import Queries
+    from clip3dreid.synthetic.settings import SynthesisSettings
 
 T = TypeVar("T")
 
@@ -327,3 +329,30 @@ def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
         return load_teacher(plain(node), trusted(cfg))
 
     return None if node is None else make
+
+
+# Rendered worlds.
+
+
+def synthesis_settings(cfg: DictConfig) -> SynthesisSettings:
+    """Make of `conf/synthesize.yaml`, composed, what `synthetic.synthesis.synthesize` takes.
+
+    Raises:
+        InputError: if no layout was chosen, or a value makes no world.
+    """
+    from clip3dreid.synthetic.settings import SynthesisSettings, WorldSettings
+
+    if "layout" not in cfg or cfg.layout is None:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml")))
+        raise InputError(f"no layout: give layout=NAME; NAME is one of {names}")
+    handling = ("out", "workers", "overwrite")  # which do not decide how the world looks
+    return settings(
+        SynthesisSettings,
+        cfg,
+        layout=instantiate(cfg.layout),
+        # Body and vocabulary are made when they are needed, and the body in every process.
+        body=partial(instantiate, plain(cfg.body)),
+        vocabulary=partial(instantiate, plain(cfg.language)),
+        world=WorldSettings(**instantiate(cfg.world, _convert_="all")),
+        config={key: value for key, value in plain(cfg).items() if key not in handling},
+    )

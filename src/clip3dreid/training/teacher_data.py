@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clip3dreid.data.images import TrainView, fit
 from clip3dreid.data.sampling import share
+from clip3dreid.data.truth_file import TRUTH, has_truth, read_truth
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import damaged, decoding, read_table
+from clip3dreid.io.formats import damaged, decoding
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.language.sentences import Sentences
 
-TRUTH = "truth.parquet"
 SENTENCES_FOR_TOKENIZER = 20_000
 
 
@@ -64,11 +64,9 @@ def read_training_set(
     words: list[dict[str, str]] = []
     again = "write a world there with clip3dreid synthesize"
     for world in worlds:
-        if not (world / TRUTH).is_file():
+        if not has_truth(world):
             raise InputError(f"{world} has no {TRUTH}; {again}")
-        table, _ = read_table(
-            world / TRUTH, "the truth about a world", again, needs=("path", "split", "bad_box")
-        )
+        table = read_truth(world, needs=("path", "split", "bad_box"), advice=again)
         if missing := [group for group in groups if f"word_{group}" not in table.columns]:
             raise InputError(
                 f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"
