@@ -14,11 +14,11 @@ import torch
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec, read_manifest, read_source
 from clip3dreid.data.training_set import TrainingSet, training_set
+from clip3dreid.data.truth_file import has_truth, read_truth
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.embeddings import KEPT, TrainingEmbeddings, row_blocks
 from clip3dreid.guidance.settings import Calibration, LabelRun, Level, TeacherUse
 from clip3dreid.io.files import at_work, inside, together
-from clip3dreid.io.formats import read_table
 from clip3dreid.language.agreement import agreement, true_words
 from clip3dreid.language.labels import WordLabels, aggregate, choose, is_labels, save
 from clip3dreid.language.prompts import word_embeddings
@@ -186,11 +186,9 @@ def _truth(manifests: Sequence[Manifest], vocabulary: Vocabulary, level: str) ->
     """Return the true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
     parts = []
     for manifest in manifests:
-        path = manifest.root / "truth.parquet"
-        if not path.is_file():
+        if not has_truth(manifest.root):
             return None
-        again = "write the world anew with clip3dreid synthesize"
-        table, _ = read_table(path, "the truth about a world", again, needs=("split", "person"))
+        table = read_truth(manifest.root, needs=("split", "person"))
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

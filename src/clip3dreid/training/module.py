@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.inference.features import retrieval_features
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
@@ -123,10 +124,7 @@ class EvaluationModule(LightningModule):
 
     def embed(self, images: Tensor) -> Tensor:
         """Retrieval features (B, D), float32, of pictures (B, 3, H, W) in 0..1."""
-        embedding: Tensor = self.student(images).embedding
-        if self.flip:
-            embedding = embedding + self.student(images.flip(-1)).embedding
-        return embedding.float()
+        return retrieval_features(self.student, images, flip=self.flip).embedding
 
     def _start(self, split: str) -> None:
         if self.trainer.world_size > 1:
@@ -268,6 +266,7 @@ class ReidModule(EvaluationModule):
             of which costs a backward pass a term; 0: never.
         checkpoints: folder of the run's checkpoints, to which the last good state is saved should a loss become NaN
             or infinite; None: nothing is saved.
+        trusted: packages of the user's own whose classes the student may be made of.
     """
 
     refined = ("test",)
@@ -291,6 +290,7 @@ class ReidModule(EvaluationModule):
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
         checkpoints: Path | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
@@ -305,7 +305,7 @@ class ReidModule(EvaluationModule):
         self.card = card
         self.seed = seed
         try:
-            check_student(card.get("student"), "a checkpoint of this run")
+            check_student(card.get("student"), "a checkpoint of this run", trusted)
         except InputError as error:
             log.warning(
                 "%s: training can use the checkpoints, and evaluation by itself and load cannot", error

@@ -34,6 +34,7 @@ from clip3dreid.config.run_folder import (
     say_prepared,
     wait_prepared,
 )
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.sampling import IdentityBatches
 from clip3dreid.data.training_set import TrainingSet, training_set
@@ -369,6 +370,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
         checkpoints=folder / "checkpoints",
+        trusted=trusted(cfg),
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None

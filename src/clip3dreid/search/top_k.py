@@ -37,7 +37,7 @@ CROWDED = 0.2
 """Share of segments to look into above which a block's own bar is found first."""
 
 
-class Nearest(NamedTuple):
+class TopK(NamedTuple):
     """The nearest gallery rows of each query."""
 
     rows: Tensor
@@ -46,14 +46,14 @@ class Nearest(NamedTuple):
     """(Q, k) float32, falling; -inf where there is no row."""
 
 
-def nearest(
+def top_k(
     query: Tensor,
     gallery: Tensor | Iterable[Tensor],
     k: int,
     metric: Metric = "cosine",
     allowed: Tensor | None = None,
     memory: int = MEMORY,
-) -> Nearest:
+) -> TopK:
     """Finds the k nearest gallery rows of each query, exactly.
 
     Half-precision features are multiplied in float32, and reduced matrix precision (TF32, autocast) is switched
@@ -78,8 +78,8 @@ def nearest(
 
     Example:
         >>> import torch
-        >>> from clip3dreid.search.nearest import nearest
-        >>> nearest(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 2], [3, 0], [1, 1]]), k=2).rows.tolist()
+        >>> from clip3dreid.search.top_k import top_k
+        >>> top_k(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 2], [3, 0], [1, 1]]), k=2).rows.tolist()
         [[1, 2]]
     """
     _check(query, k, metric)
@@ -100,7 +100,7 @@ def nearest(
         if metric == "euclidean":
             squares = torch.einsum("qd,qd->q", queries, queries)[:, None] - 2 * scores
             scores = -squares.clamp(min=0).sqrt()
-    return Nearest(best.rows, scores.float())
+    return TopK(best.rows, scores.float())
 
 
 def unit(features: Tensor, what: str, first: int = 0) -> Tensor:
