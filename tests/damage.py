@@ -51,7 +51,7 @@ from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_writer import ShardWriter
 from clip3dreid.search.shards import Shards
 from clip3dreid.synthetic import folder as world_folder
-from clip3dreid.training.teacher import read_crowd
+from clip3dreid.training.teacher_data import read_training_set
 from tests.conftest import MODEL_GROUPS, STUDENT, write_bodies
 
 SECONDS, BYTES = 30, 3 << 30
@@ -134,7 +134,7 @@ def write_labels(name: str) -> Callable[[Path], Path]:
         scores = RNG.normal(size=(40, len(words.flat)))
         table = labels.choose(units, scores, words)
         labels.save(
-            labels.Labels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
+            labels.WordLabels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
             folder / f"labels.{'csv' if name.endswith('json') else name.partition('.')[2]}",
         )
         return folder / name
@@ -318,7 +318,9 @@ KINDS = {
     "shards' index": Kind(write_shards("parquet", "index.json"), read_shards),
     "features": Kind(features(np.savez), read_features),
     "features, compressed": Kind(features(np.savez_compressed), read_features),
-    "truth of a crowd": Kind(crowd, lambda path: digest(read_crowd([path.parent], list(MODEL_GROUPS)))),
+    "truth of a crowd": Kind(
+        crowd, lambda path: digest(read_training_set([path.parent], list(MODEL_GROUPS)))
+    ),
     "truth of bodies": Kind(bodies, read_truth_of_bodies),
     "world.json": Kind(world, lambda path: digest(sorted(world_folder.world_facts(path.parent).items()))),
     "body, npz": Kind(smpl_npz, read_body),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.staging import UNFINISHED, WorkFolder, close_stages, open_stage, staged, together
+from clip3dreid.io.staging import UNFINISHED, close_stages, open_stage, staged, together
 from tests.io.test_files import linked, names
 
 __all__ = ["linked"]
@@ -81,36 +81,3 @@ def test_files_that_belong_together_are_not_written_through_links(
     with pytest.raises(InputError, match="is a link"):
         write()
     assert names(tmp_path) == before
-
-
-def work_folder(out: Path) -> WorkFolder:
-    return WorkFolder(out, ".work", lambda name: name.startswith("chunk"), ("plan.json",))
-
-
-def test_a_working_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
-    work = work_folder(tmp_path)
-    work.check()
-    stage = work.open()
-    for name in ("chunk-1", "plan.json"):
-        (tmp_path / ".work" / name).write_text("ours")
-    (stage / "half").write_text("ours")
-    work.check()
-    (tmp_path / ".work" / "precious").write_text("somebody's")
-    with pytest.raises(InputError, match=r"\.work holds something else \(precious\); move it away"):
-        work.check()
-    work.clear()
-    assert names(tmp_path / ".work") == ["precious"]
-    (tmp_path / ".work" / "precious").unlink()
-    work.clear()
-    assert names(tmp_path) == []
-
-
-def test_a_file_or_a_link_in_the_place_of_a_working_folder_is_refused(tmp_path: Path, linked: Path) -> None:
-    (tmp_path / ".work").write_text("somebody's")
-    with pytest.raises(InputError, match="holds something else"):
-        work_folder(tmp_path).check()
-    (tmp_path / ".work").unlink()
-    (tmp_path / ".work").mkdir()
-    (tmp_path / ".work" / "plan.json").symlink_to(linked)
-    with pytest.raises(InputError, match="is a link"):
-        work_folder(tmp_path).check()

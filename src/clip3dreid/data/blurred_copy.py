@@ -20,7 +20,8 @@ from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, remove, write_json
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.pictures import is_hidden, require_utf8
-from clip3dreid.io.staging import WorkFolder, staged
+from clip3dreid.io.staging import staged
+from clip3dreid.io.work_folder import WorkFolder
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
@@ -28,6 +29,16 @@ LISTING = "blur_faces.csv"
 WORK = ".blur_faces"
 """Folder in an unfinished copy: its settings, its list of files, those that are done, and files being written."""
 SETTINGS, FILES, JOURNAL = "settings.json", "files.json", "done.jsonl"
+WORKING_FILES = (JOURNAL, FILES, SETTINGS)
+"""In the order in which they are removed, so that what is left is known for its own."""
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a killed run may have left a file in the working folder."""
+    return name in WORKING_FILES or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
+
+
+WORK_FOLDER = WorkFolder(WORK, _is_ours)
 
 
 class Outcome(NamedTuple):
@@ -81,7 +92,9 @@ def check_folder(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    work_folder(out).check()
+    for name in WORKING_FILES:
+        inside(inside(out, WORK), name)
+    WORK_FOLDER.check(out)
     earlier = _settings(out / WORK / SETTINGS) or _settings(out / REPORT)
     if earlier is not None and not overwrite:
         for key, value in settings.items():
@@ -105,16 +118,6 @@ def check_folder(
             f"out={out} holds {len(foreign)} files that are not of a blurred copy and would be written over "
             f"({some(foreign, 3)}); move them away, or choose another folder"
         )
-
-
-def work_folder(out: Path) -> WorkFolder:
-    """Return the working folder of an unfinished copy."""
-    return WorkFolder(out, WORK, _is_half_written, (JOURNAL, FILES, SETTINGS))
-
-
-def _is_half_written(name: str) -> bool:
-    """Return whether a killed run may have left a file of this name in the working folder."""
-    return name.startswith((".settings-", ".files-")) and name.endswith(".json")
 
 
 def _names(folder: Path) -> list[str]:
@@ -150,7 +153,7 @@ def finished(out: Path) -> dict[str, Outcome]:
 def clear_copy(out: Path) -> None:
     """Remove an earlier copy, its lists last, so that what is left is known for its own if the program is killed."""
     remove(out, [path for path in sorted(own_files(out)) if path not in (REPORT, LISTING)])
-    work_folder(out).clear()
+    WORK_FOLDER.clear(out, WORKING_FILES)
     remove(out, [LISTING, REPORT])
 
 
@@ -195,5 +198,5 @@ def finish(out: Path, stage: Path, settings: Mapping[str, Any], outcomes: Sequen
     share = {"share_without_face": report.share_without_face}
     with staged(stage, out, REPORT) as temporary:
         write_json(temporary, {**settings, **report._asdict(), **share})
-    work_folder(out).clear()
+    WORK_FOLDER.clear(out, WORKING_FILES)
     return report

@@ -29,7 +29,6 @@ from clip3dreid.data.blurred_copy import (
     finished,
     own_files,
     walk,
-    work_folder,
 )
 from clip3dreid.data.face_detectors import Box, Detector
 from clip3dreid.errors import InputError
@@ -38,7 +37,7 @@ from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import Pixels, UnreadablePicture, kind_of, open_picture, read_rgb
 from clip3dreid.io.processes import spread
 from clip3dreid.io.progress import Update, progress
-from clip3dreid.io.staging import staged
+from clip3dreid.io.staging import open_stage, staged
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -184,7 +183,7 @@ def blur_folder(
         if settings.overwrite:
             clear_copy(out)
         done = finished(out)
-        stage = work_folder(out).open()
+        stage = open_stage(out / WORK)
         # What the run is going to make is its own from here on, whenever it is killed.
         write_json(out / WORK / FILES, sorted({*files, *own_files(out)}))
         write_json(out / WORK / SETTINGS, facts)

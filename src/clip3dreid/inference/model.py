@@ -110,12 +110,12 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Return where the model runs."""
         return self.student.mean.device
 
     @property
     def widths(self) -> dict[str, int]:
-        """Columns of each part of `Outputs` that this model gives."""
+        """Return columns of each part of `Outputs` that this model gives."""
         found = {"embedding": self.student.width}
         for name, part in (("joint", "joint"), ("betas", "shape")):
             if part in self.heads:
@@ -124,7 +124,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that results depend on: network, weights, heads, words and the size of pictures."""
+        """Return the SHA-256 of all that results depend on: network, weights, heads, words and size of pictures."""
         # What is padded is named only where it is, so that other models keep their fingerprints.
         facts = [
             self.card["student"],
@@ -142,7 +142,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return digest.hexdigest()
 
     def forward(self, images: Tensor, *, flip: bool = True) -> Outputs:
-        """Pictures through the student, once, and on to all that it has learnt.
+        """Take pictures through the student, once, and on to all that it has learnt.
 
         Args:
             images: (B, 3, H, W) RGB 0..1 on the model's device.
@@ -160,7 +160,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return Outputs(embedding, joint, betas)
 
     def embed(self, images: Pictures, *, flip: bool = True, batch_size: int = 64) -> Tensor:
-        """Retrieval features: the nearer two of them, the likelier the same person.
+        """Compute retrieval features: the nearer two of them, the likelier the same person.
 
         Args:
             images: N pictures.
@@ -176,7 +176,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return self._run(lambda seen: seen.embedding, images, batch_size, self.student.width, flip=flip)
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
-        """Pictures in the teacher's joint space of images and texts, where words can be looked for.
+        """Compute features in the teacher's joint space of images and texts, where words can be looked for.
 
         Args:
             images: N pictures.
@@ -192,7 +192,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return self._run(lambda seen: seen.joint, images, batch_size, len(head.get_buffer("bias")))
 
     def describe(self, images: Pictures, *, batch_size: int = 64) -> list[Description]:
-        """People in words, picture by picture.
+        """Describe people in words, picture by picture.
 
         Args:
             images: N pictures.
@@ -210,7 +210,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return describe(self.word_scores(self.joint(images, batch_size=batch_size)), self.groups)
 
     def describe_person(self, images: Pictures, *, batch_size: int = 64) -> Description:
-        """One person in words, from several pictures: their mean in the teacher's space is described.
+        """Describe one person in words, by the mean of several pictures in the teacher's space.
 
         Args:
             images: pictures of the same person, at least one.
@@ -229,7 +229,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return describe(self.word_scores(F.normalize(joint.mean(0, keepdim=True), dim=1)), self.groups)[0]
 
     def shape(self, images: Pictures, *, batch_size: int = 64) -> Shape:
-        """Bodies: what the student takes the people's figures to be, without pose and clothes.
+        """Compute bodies: what the student takes people's figures to be, without pose and clothes.
 
         Args:
             images: N pictures.
@@ -259,7 +259,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         *,
         flip: bool = False,
     ) -> Tensor:
-        """Rows of width `width` of all pictures, on the CPU."""
+        """Return rows of width `width` of all pictures, on the CPU."""
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, but must be at least 1")
         # Someone may have called train(), and one batch would then change the running statistics.
@@ -283,7 +283,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return head
 
     def word_scores(self, joint: Tensor) -> Tensor:
-        """How well each word of the vocabulary fits.
+        """Score how well each word of the vocabulary fits.
 
         Args:
             joint: (N, d) of length 1, as `joint` gives it; on any device.
@@ -297,7 +297,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return self._words().scores(joint)
 
     def best_words(self, joint: Tensor) -> list[list[str]]:
-        """The best word of each group, in the order of `groups`.
+        """Return the best word of each group, in the order of `groups`.
 
         Args:
             joint: (N, d), as `word_scores` takes it.
@@ -323,7 +323,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return head
 
     def _find_body(self, body: str | Path | None) -> str | Path | None:
-        """The body's file or name if it is known; only checksums say which it is, names in a card do not."""
+        """Return the body's file or name if known; only checksums say which it is, names in a card do not."""
         if self.body_card is None or "shape" not in self.heads:
             if body is not None:
                 raise InputError(

@@ -10,14 +10,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
-from clip3dreid.io.files import inside, remove, writing
+from clip3dreid.io.files import inside, writing
 
 # Eight characters of tempfile's.
 _STAGE = re.compile(r"(run|old)-[a-z0-9_]{8}")
@@ -92,69 +90,6 @@ def staged(stage: Path, folder: Path, path: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class WorkFolder:
-    """The program's own folder in one of many files that is filled over many goes: worlds, blurred copies.
-
-    It holds what is known of finished files, and the stages of those that are just being written; it goes when the
-    last one is there. Nothing of a name that the program does not use there is touched.
-
-    Attributes:
-        folder: that is filled.
-        name: of the working folder in it.
-        ours: from the name of a file to whether the program has files of such names there.
-        last: names of its files that say whose the others are; removed after them, in this order.
-    """
-
-    folder: Path
-    name: str
-    ours: Callable[[str], object]
-    last: tuple[str, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        """The working folder, which need not be there.
-
-        Raises:
-            InputError: if a link leads there.
-        """
-        return inside(self.folder, self.name)
-
-    def check(self) -> None:
-        """Check that the working folder, if there is one, is the program's and holds nothing else.
-
-        Raises:
-            InputError: naming what is in the way.
-        """
-        work = self.path
-        for name in self.last:
-            inside(work, name)
-        names = [self.name] if work.is_file() else _names(work)
-        foreign = [name for name in names if not (self.ours(name) or name in self.last or is_stage(name))]
-        if foreign:
-            raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
-
-    def open(self) -> Path:
-        """Make a stage to write files in, as `open_stage` does."""
-        return open_stage(self.path)
-
-    def clear(self) -> None:
-        """Remove the working folder, of which `check` has found that it is the program's."""
-        work = self.path
-        if work.is_dir():
-            remove(work, [name for name in _names(work) if self.ours(name) and not is_stage(name)])
-            remove(work, self.last)
-            close_stages(work)
-
-
-def _names(folder: Path) -> list[str]:
-    """Return what a folder holds, sorted; nothing where it is not there, or is just being removed."""
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []
 
 
 UNFINISHED = ".unfinished"

@@ -99,7 +99,7 @@ def _configuration(value: Any) -> str:
 
 
 def _harmful(value: Any, key: str, nested: int) -> str:
-    """What the first entry would have to be that brings something in or asks for something huge."""
+    """Say what the first entry would have to be that brings something in or asks for something huge."""
     if isinstance(value, dict | list):
         if not nested or len(value) > _MOST_ENTRIES:
             return f"of fewer entries, less nested ({_shown(key)})"
@@ -168,7 +168,7 @@ _STUDENT: dict[str, _Part] = {
 
 
 def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
-    """A card as it was read, if it is one of ours, of this version and of pictures of a possible size.
+    """Check that a card is one of ours, of this version and of pictures of a possible size, and return it.
 
     Args:
         card: from a file that may come from anywhere.
@@ -193,7 +193,7 @@ def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
 
 
 def picture_size(card: Mapping[str, Any], key: str, name: Path | str) -> int:
-    """Height or width of a card.
+    """Return height or width of a card.
 
     Raises:
         InputError: if it is none.
@@ -265,13 +265,13 @@ def _check_own(value: Any, where: str, path: Path | str, trusted: Collection[str
 
 
 def _refuse_keys(unknown: Mapping[Any, Any], where: str, path: Path | str) -> None:
-    """Raises InputError if there is a key."""
+    """Refuse keys that are left."""
     if unknown:
         raise InputError(f"{path} is refused: its {where} has no key {_shown(next(iter(unknown)))}")
 
 
 def _shown(value: Any) -> str:
-    """A value of a file in a message: short, and on one line."""
+    """Return a value of a file in a message: short, and on one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"
     try:

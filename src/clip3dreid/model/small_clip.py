@@ -24,7 +24,7 @@ _SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", 
 
 
 def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
-    """A byte-pair tokenizer that knows these texts' words, in CLIP's manner: lower case, start and end marked.
+    """Learn a byte-pair tokenizer from texts, in CLIP's manner: lower case, start and end marked.
 
     Args:
         texts: to learn from; the same texts give the same tokenizer.
@@ -61,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
 
 
 def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
-    """A `transformers.CLIPModel` with random weights.
+    """Make a `transformers.CLIPModel` with random weights.
 
     Args:
         tokenizer: whose number of tokens, and special tokens, the text tower gets.
@@ -87,7 +87,7 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
 
 
 def check_place(folder: Path) -> None:
-    """Raises InputError if a teacher must not be written there, for the sake of what the folder holds."""
+    """Check that a teacher may be written there, for the sake of what the folder holds."""
     inside(folder.parent, folder.name)
     if not folder.exists():
         return
@@ -110,7 +110,7 @@ def save_small_clip(
     std: Sequence[float],
     card: Mapping[str, Any],
 ) -> None:
-    """Writes a teacher's folder, all of it or nothing; a teacher of ours that was there before is replaced.
+    """Write a teacher's folder, all of it or nothing; a teacher of ours that was there before is replaced.
 
     Weights are kept in half precision, half the bytes: they are read back as float32.
 
@@ -153,7 +153,7 @@ def save_small_clip(
 
 
 def check_sums(folder: Path) -> None:
-    """Compares the files of a folder with its list of checksums, if it has one.
+    """Compare the files of a folder with its list of checksums, if it has one.
 
     Raises:
         InputError: naming the first file that is missing or differs, or the list if it is damaged.
@@ -167,7 +167,7 @@ def check_sums(folder: Path) -> None:
 
 
 def _listed(folder: Path) -> list[tuple[str, str]]:
-    """Checksums and names of a folder's list."""
+    """Return checksums and names of a folder's list."""
     path = folder / CHECKSUMS
     try:
         lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -177,7 +177,7 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """How many numbers a model has learnt."""
+    """Return how many numbers a model has learnt."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -57,7 +57,7 @@ _LEFT_OUT = re.compile(r"^(fc|head)\.(weight|bias)$|^layers\..*\.attention_bias_
 _STATES = ("model_state_dict", "state_dict", "model")
 
 
-class _Inert:
+class _NumpyScalar:
     """Stands for numpy's scalars while a file is read: CAL and AIM saved their last R1 as one."""
 
     def __init__(self, *_: object) -> None:
@@ -67,8 +67,8 @@ class _Inert:
         pass
 
 
-_INERT: list[Any] = [
-    (_Inert, f"numpy.{name}")
+_NUMPY_SCALARS: list[Any] = [
+    (_NumpyScalar, f"numpy.{name}")
     for name in (
         "core.multiarray.scalar",
         "_core.multiarray.scalar",
@@ -91,7 +91,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file of weights, ours or published, on the CPU, without running anything in it.
+    """Read a file of weights, ours or published, on the CPU, without running anything in it.
 
     Understood are the ImageNet files of torchvision and TinyViT, the checkpoints of CAL (Simple-CCReID) and AIM
     (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
@@ -122,7 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def has_card(path: Path) -> bool:
-    """Whether a file is safetensors that this project wrote."""
+    """Return whether a file is safetensors that this project wrote."""
     try:
         with decoding(path, "safetensors", ""), safe_open(path, framework="pt") as file:
             return CARD in (file.metadata() or {})
@@ -169,11 +169,11 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
-    """What torch's own reader, which runs nothing, makes of a file."""
+    """Return what torch's own reader, which runs nothing, makes of a file."""
     scan_torch_file(path)
     with decoding(path, "a torch file", "get it again"):
         try:
-            with torch.serialization.safe_globals(_INERT):
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
                 content = torch.load(
                     path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -192,7 +192,7 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
 
 
 def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises InputError unless all are plain tensors, and together no larger than what the file can hold.
+    """Check that all are plain tensors, and together no larger than what the file can hold.
 
     Several may look at the same numbers, and one at the same number many times: reading them would take for ever.
     """
@@ -207,7 +207,7 @@ def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _checksum(student: Mapping[str, Tensor], heads: Mapping[str, Tensor], card: Any) -> str:
-    """Of tensors by our names, and of what the file says of them."""
+    """Return the checksum of tensors by our names, and of what the file says of them."""
     named = {**student, **{f"heads.{name}": tensor for name, tensor in heads.items()}}
     arrays = (
         (
@@ -220,7 +220,7 @@ def _checksum(student: Mapping[str, Tensor], heads: Mapping[str, Tensor], card: 
 
 
 def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
-    """Adds the checksum of what `read_checkpoint` reads of a Lightning checkpoint of ours.
+    """Add the checksum of what `read_checkpoint` reads of a Lightning checkpoint of ours.
 
     Args:
         checkpoint: about to be written, with `state_dict`, the card and the heads in it.
@@ -231,7 +231,7 @@ def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
 
 
 def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames tensors to ours, leaves out what a student has no place for."""
+    """Rename tensors to ours, and leave out what a student has no place for."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     ours = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
@@ -246,7 +246,7 @@ def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> frozenset[str]:
-    """Starts a student from weights on this disk; nothing is ever downloaded.
+    """Start a student from weights on this disk; nothing is ever downloaded.
 
     The backbone must be there as a whole. Pooling and neck may be absent, as in ImageNet's files; they then
     stay as they were.
@@ -283,7 +283,7 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
 def _check_fit(
     student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
 ) -> None:
-    """Raises InputError unless the tensors are the student's, in names and shapes."""
+    """Check that the tensors are the student's, in names and shapes."""
     own = student.state_dict()
     parts = {name.split(".")[0] for name in state}
     absent = tuple(f"{part}." for part in optional if part not in parts)
@@ -315,7 +315,7 @@ def _fit(
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """What a checkpoint of this project says of itself.
+    """Read what a checkpoint of this project says of itself.
 
     Args:
         path: a Lightning checkpoint or a safetensors file of this project.
@@ -338,7 +338,7 @@ _UNSAID = {"neck": True}
 
 
 def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of ours with another student, though its shapes may fit (pooling, mean, last stride).
+    """Refuse a checkpoint of ours with another student, though its shapes may fit (pooling, mean, last stride).
 
     Files of others say nothing of their student and pass.
 
@@ -361,7 +361,7 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def student_from_checkpoint(path: Path, trusted: Collection[str] = ()) -> Student:
-    """Rebuilds the student that a checkpoint of this project describes, with its weights, on the CPU.
+    """Rebuild the student that a checkpoint of this project describes, with its weights, on the CPU.
 
     The description is data from a file that may come from anywhere: it can name classes of
     `clip3dreid.model`, and of packages that the caller trusts, alone.
@@ -385,7 +385,7 @@ def student_from_checkpoint(path: Path, trusted: Collection[str] = ()) -> Studen
 def build_student(
     card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, trusted: Collection[str] = ()
 ) -> Student:
-    """As `student_from_checkpoint`, from a card and tensors that have been read already.
+    """Rebuild a student as `student_from_checkpoint` does, from a card and tensors that have been read already.
 
     Args:
         card: a valid one.
@@ -422,7 +422,7 @@ def _built(config: Any, path: Path, trusted: Collection[str]) -> Student:
 
 
 def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> None:
-    """Writes tensors and their card as safetensors, atomically.
+    """Write tensors and their card as safetensors, atomically.
 
     Args:
         state: tensors by the student's names.

@@ -13,6 +13,7 @@ from clip3dreid.io.files import write_text
 from clip3dreid.report.label_figures import PicturesOf, Scores, draw_scores, draw_sheet, draw_words
 from clip3dreid.report.label_units import as_text, noun_of, title_of, with_unit, word_counts
 from clip3dreid.report.parts import cell, grid
+from clip3dreid.report.tables import print_table
 
 
 def write_page(
@@ -68,6 +69,26 @@ def write_page(
     path = folder / "labels.md"
     write_text(path, _page(table, people, best, worst, groups, facts, figures, sheets, agreement, listed))
     return path
+
+
+def print_agreement(agreement: pl.DataFrame) -> None:
+    """Print how far labels agree with the truth of a rendered world.
+
+    Args:
+        agreement: as `language.agreement.agreement` gives it.
+    """
+    header = ["group", "Spearman", "right, %", "balanced, %", "chance, %"]
+    rows: list[list[Any]] = [
+        [
+            row["group"],
+            "" if row["spearman"] is None else f"{row['spearman']:.2f}",
+            100 * row["accuracy"],
+            100 * row["balanced_accuracy"],
+            100 * row["chance"],
+        ]
+        for row in agreement.iter_rows(named=True)
+    ]
+    print_table("agreement with the truth of the rendered world", header, rows)
 
 
 def certainty(table: pl.DataFrame) -> pl.DataFrame:

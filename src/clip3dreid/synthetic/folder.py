@@ -20,12 +20,14 @@ from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, remove
 from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import decoding, peek_json, read_json, seal, unseal
-from clip3dreid.io.staging import WorkFolder
+from clip3dreid.io.work_folder import WorkFolder
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
 WORLD, WORK = "world.json", ".world"
 _CHUNK = re.compile(r"chunk-\d{6}\.parquet")
+WORK_FOLDER = WorkFolder(WORK, lambda name: _CHUNK.fullmatch(name) is not None)
+"""Holds the truth of finished chunks."""
 
 
 class FolderState(NamedTuple):
@@ -51,7 +53,7 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    work_folder(out).check()
+    WORK_FOLDER.check(out)
     earlier = _read(out / WORLD)
     held = {
         path for path in _files(out) if not any(part.startswith(".") for part in PurePosixPath(path).parts)
@@ -134,11 +136,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     )
 
 
-def work_folder(out: Path) -> WorkFolder:
-    """Return the working folder of a world that is being written."""
-    return WorkFolder(out, WORK, _CHUNK.fullmatch)
-
-
 def _files(folder: Path) -> Iterator[str]:
     """Return all files below a folder, and links to folders, relative to it, with forward slashes."""
     for here, folders, names in os.walk(folder):
@@ -187,7 +184,7 @@ def clear(out: Path, files: Sequence[str]) -> None:
     Its `world.json` stays until the new one replaces it, so that the rest is still known for a world's if the program
     is killed here.
     """
-    work_folder(out).clear()
+    WORK_FOLDER.clear(out)
     remove(out, [path for path in files if path != WORLD])
 
 

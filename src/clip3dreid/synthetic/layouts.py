@@ -2,7 +2,7 @@
 
 A layout is a function from the numbers of people to a `Plan`. It follows the rules of its data set: names, splits,
 which camera sees which outfit, which pictures are queries, so that every reader, protocol and recipe of the real
-set runs on the world. People are counted from 0: training people first, then test people, then strangers, who are
+set runs on the world. People are counted from 0: training people first, then test people, then distractors, who are
 nobody's match. Labels are those the data set's reader finds.
 """
 
@@ -223,7 +223,7 @@ def market1501(
         seen: how many of them see a person.
         pictures: of a training person under a camera.
         test_pictures: of a test person under a camera; the first is a query.
-        distractors: pictures of strangers in the gallery (person 0), as a share of the test people's there.
+        distractors: pictures of distractors in the gallery (person 0), as a share of the test people's there.
         junk: bad boxes of test people in the gallery (person -1), likewise.
 
     Raises:
@@ -264,10 +264,10 @@ def market1501(
                 folder = {"train": "bounding_box_train", "query": "query"}.get(role, "bounding_box_test")
                 add(split, role, folder, person, camera, str(numbers[person]), shot)
     gallery = Counter(picture.role for picture in planned)["gallery"]
-    strangers = people.train + people.test
+    first = people.train + people.test
     for index in range(round(distractors * gallery)):
         camera = int(rng.integers(cameras))
-        add("test", "gallery", "bounding_box_test", strangers + index, camera, DISTRACTOR, 1)
+        add("test", "gallery", "bounding_box_test", first + index, camera, DISTRACTOR, 1)
     for _ in range(round(junk * gallery)):
         person, camera = people.train + int(rng.integers(people.test)), int(rng.integers(cameras))
         add("test", "left_out", "bounding_box_test", person, camera, JUNK, 1)

@@ -2,7 +2,7 @@
 
 Everything follows from one seed: each person, outfit, camera, place and picture has an rng of its own,
 `default_rng([seed, stream, …])`, so that nothing depends on who draws it or in which order, and training person 3
-is the same in a world of 8 training people and in one of 80. Training people, test people and strangers come
+is the same in a world of 8 training people and in one of 80. Training people, test people and distractors come
 from streams of their own, and so do the places behind them; cameras are shared. Another seed is another world: its
 people, clothes, cameras and places are others.
 """
@@ -59,7 +59,7 @@ class Part(IntEnum):
 
     TRAIN = 0
     TEST = 1
-    STRANGERS = 2
+    DISTRACTORS = 2
 
 
 class Person(NamedTuple):
@@ -78,7 +78,7 @@ class World:
         plan: the pictures.
         settings: what people, clothes and cameras are drawn from.
         train_people: number of people who are only in the train split.
-        test_people: likewise; who comes after them is a stranger.
+        test_people: likewise; who comes after them is a distractor.
         num_betas: K, of the body.
     """
 
@@ -99,7 +99,7 @@ class World:
             return Part.TRAIN, person
         if person < self.train_people + self.test_people:
             return Part.TEST, person - self.train_people
-        return Part.STRANGERS, person - self.train_people - self.test_people
+        return Part.DISTRACTORS, person - self.train_people - self.test_people
 
     @cached_property
     def people(self) -> tuple[Person, ...]:

@@ -26,18 +26,18 @@ from clip3dreid.io.formats import read_table, write_table
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.processes import spread
-from clip3dreid.io.staging import staged
+from clip3dreid.io.staging import open_stage, staged
 from clip3dreid.synthetic.folder import (
     FORMAT,
     SCHEMA_VERSION,
     WORK,
+    WORK_FOLDER,
     WORLD,
     FolderState,
     check_space,
     clear,
     examine,
     sealed_facts,
-    work_folder,
 )
 from clip3dreid.synthetic.plan import Plan
 
@@ -168,11 +168,11 @@ def write(
     with at_work(out, "writes a world", tidy=True):
         state = _look(spec, out, overwrite)
         if state.complete:
-            work_folder(out).clear()
+            WORK_FOLDER.clear(out)
             return WorldReport(pictures, 0)
         if state.replaced:
             clear(out, state.replaced)
-        job = _ChunkJob(spec, out, work_folder(out).open())
+        job = _ChunkJob(spec, out, open_stage(out / WORK))
         job.write_json(WORLD, sealed_facts(spec.facts, complete=False))
         for path, text in spec.plan.side_files.items():
             job.write(path, text.encode())
@@ -279,4 +279,4 @@ def _finish(spec: WorldSpec, job: _ChunkJob) -> None:
     with staged(job.stage, job.out, TRUTH) as temporary:
         write_truth(temporary, table)
     job.write_json(WORLD, sealed_facts(spec.facts, complete=True))
-    work_folder(job.out).clear()
+    WORK_FOLDER.clear(job.out)
