@@ -12,7 +12,7 @@ from clip3dreid.export.run import export
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.model.small_clip import save_small_clip
 from clip3dreid.search.lance import Lance
-from tests.data.test_faces import blur, write_tree
+from tests.data.test_blurring import blur, write_tree
 from tests.guidance.test_embeddings import Counting, embedded
 from tests.model.test_small_clip import MEAN, STD, made
 from tests.search.galleries import MemoryGallery

@@ -22,7 +22,7 @@ from clip3dreid.inference.heads import Word
 from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import save_weights
-from clip3dreid.training.module import EvaluationModule
+from clip3dreid.training.evaluation_module import EvaluationModule
 from tests.conftest import STUDENT
 from tests.inference.models import (
     BETAS,

@@ -1,6 +1,8 @@
 """Two processes train on, and report, what one does."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Command
+from tests.processes import PATIENCE_S
 from tests.training.test_run import column, weights
 
 # Groups of 4 pictures in batches of 8: one process normalises as two with 4 pictures each.
@@ -81,6 +84,51 @@ def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_li
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "multiple of 2" in done.stderr
+
+
+WAYS = {
+    # As the console script does.
+    "clip3dreid train": ("-c", "from clip3dreid.__main__ import main; main()", "train"),
+    "python -m clip3dreid train": ("-m", "clip3dreid", "train"),
+    "python -m clip3dreid.train": ("-m", "clip3dreid.train"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_whichever_way_a_training_is_started_its_second_process_is_of_the_same_run(
+    way: str, ltcc_root: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY, "model.student.ghost_group=4",
+        "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir='a run=1'",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *WAYS[way], *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("last checkpoint") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a run=1"]
+    facts = json.loads((tmp_path / "a run=1" / "results.json").read_text())
+    assert facts["evaluations"][0]["results"]["general"]["valid_queries"] == 16
+    # A log of each process.
+    assert len(list((tmp_path / "a run=1").glob("*.log"))) == 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_by_two_processes_as_by_one(
+    ltcc_root: Path, command: Command, tmp_path: Path
+) -> None:
+    shared = ["data=ltcc", f"data.root={ltcc_root}"]
+    assert command("train", *shared, "epochs=1", *TINY, "hydra.run.dir=run").returncode == 0
+    asked = ["evaluate", "checkpoint=run", *shared, "datamodule.workers=0", "trainer=cpu"]
+    for out, more in (("one.json", []), ("two.json", ["trainer.devices=2", "trainer.strategy=ddp"])):
+        done = command(*asked, f"out={out}", *more)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("clothes_changing (") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["results"] for name in ("one", "two"))
+    assert two["general"]["map"] == pytest.approx(one["general"]["map"], abs=1e-9)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.model.weights import read_checkpoint
 from clip3dreid.retrieval.protocol import Protocol, nothing
 from clip3dreid.retrieval.rerank import QueryExpansion
-from clip3dreid.training.module import EvaluationModule, ReidModule, limits, share_buffers
+from clip3dreid.training.evaluation_module import EvaluationModule, limits, share_buffers
+from clip3dreid.training.module import ReidModule
 
 
 def _process(rank: int, folder: str) -> None:

@@ -178,7 +178,7 @@ def test_a_resumed_run_that_is_killed_before_it_trains_is_resumed_again(
     assert invoke("train", *arguments).returncode == 0
     with monkeypatch.context() as patch:
         # A dashboard that does not answer, say.
-        patch.setattr("clip3dreid.training.run.record_overrides", lambda folder: sys.exit(9))
+        patch.setattr("clip3dreid.config.training.record_overrides", lambda folder: sys.exit(9))
         assert invoke("train", "resume=run", "epochs=2").returncode == 9
     done = invoke("train", "resume=run", "epochs=2")
     assert done.returncode == 0, done.stderr

@@ -9,18 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from clip3dreid.errors import InputError
 from clip3dreid.model.normalisation import FrozenBatchNorm1d
-from clip3dreid.training.run import _check_ghost
+from clip3dreid.training.checks import check_norms
 from tests.conftest import TINY, Command, write_ltcc
 from tests.processes import PATIENCE_S
 
@@ -413,17 +411,18 @@ def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_
 ) -> None:
     parts = {"neck": torch.nn.BatchNorm1d(3), "none": torch.nn.BatchNorm2d(3), "frozen": FrozenBatchNorm1d(3)}
     parts["frozen"].eval()
-    cfg = OmegaConf.create(
-        {
-            # Groups refuse streams that are one batch, whatever their size.
-            "model": {"student": {"ghost_group": None if shared else group}},
-            "datamodule": {"people": pictures, "pictures": 1},
-            "bodies": {"batch_norm": "shared" if shared else "separate"},
-        }
-    )
-    module: Any = SimpleNamespace(student=parts[student], losses=parts[losses])
     with pytest.raises(InputError, match="one picture at a time") if refused else contextlib.nullcontext():
-        _check_ghost(cfg, module, 2, bodies)
+        check_norms(
+            parts[student],
+            parts[losses],
+            processes=2,
+            people=pictures,
+            pictures=1,
+            bodies=bodies,
+            body_norm="shared" if shared else "separate",
+            # Groups refuse streams that are one batch, whatever their size.
+            ghost_group=None if shared else group,
+        )
 
 
 def test_a_student_without_a_neck_trains_on_one_picture_at_a_time(

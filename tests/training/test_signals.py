@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,26 @@ def test_outside_of_training_a_signal_ends_the_process_with_the_status_of_that_s
         told()
     assert stopped.value.code == 128 + signum
     assert signal.getsignal(signum) is before
+
+
+def test_a_first_process_that_fails_says_why_itself_and_not_that_those_it_told_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[object] = []
+    # As long as it takes to tell the others, who end at once.
+    monkeypatch.setattr(StopWatch, "_part", lambda self, error: time.sleep(1))
+    monkeypatch.setattr(StopWatch, "_leave", lambda self, line, status: left.append(line))
+
+    def fails() -> None:
+        with watch(tmp_path) as one:
+            child = SimpleNamespace(poll=lambda: 1 if one._parting else None)
+            one._launcher = SimpleNamespace(procs=[child])
+            time.sleep(0.3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert left == []
 
 
 def test_in_training_it_waits_for_the_batch_and_a_second_ctrl_c_does_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.processes import further_processes
 from clip3dreid.config.trust import trusted
 from clip3dreid.search.settings import ExtractSettings
 
@@ -25,7 +26,8 @@ def main(cfg: DictConfig) -> None:
 
     model = load(checkpoint, trusted=trusted(cfg))
     folder = Path(str(cfg.out)).expanduser()
-    result = extract(model, pictures, settings, folder, objects.trainer_factory(cfg))
+    others = further_processes("extract")
+    result = extract(model, pictures, settings, folder, objects.trainer_factory(cfg), others)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         rate = (
             f"{result.computed / result.seconds:.0f} a second"

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.processes import further_processes
 from clip3dreid.training.teacher_settings import PretrainingSettings
 
 
@@ -25,6 +26,7 @@ def main(cfg: DictConfig) -> None:
         settings,
         clip=objects.plain(cfg.clip),
         record=objects.plain(cfg),
+        processes=further_processes("pretrain_teacher"),
         **objects.pretraining_parts(cfg),
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from clip3dreid.config.checklist import check_files
 from clip3dreid.config.hydra import entry_point, explained
-from clip3dreid.config.run_folder import resumed
-from clip3dreid.errors import InputError
+from clip3dreid.config.objects import require_data, require_roots
+from clip3dreid.config.resumed import in_order, resumed
+from clip3dreid.config.run_folder import job_folder
+from clip3dreid.io.launch import launch
 from clip3dreid.io.lean import import_lightning
 
-
-def in_order(arguments: list[str]) -> list[str]:
-    """The command line as it is; of an experiment and a recipe on it, the later one wins key by key.
-
-    Args:
-        arguments: of this command.
-
-    Raises:
-        InputError: if a recipe stands before an experiment, which would undo a part of it without a word.
-    """
-    keys = [argument.partition("=")[0].lstrip("+") for argument in arguments]
-    if "recipe" in keys and "experiment" in keys[keys.index("recipe") :]:
-        raise InputError(
-            "+recipe= stands before +experiment=, which would set sizes and student anew; give the experiment first"
-        )
-    return arguments
+log = logging.getLogger(__name__)
 
 
 @entry_point("train")
 def _train(cfg: DictConfig) -> float | None:
-    # Imported here, so that --help and a mistyped key are answered before torch is loaded.
-    import_lightning()
-    from clip3dreid.training.run import run
+    """Train, print the scores, and return the headline's R1 for Hydra's sweepers that look for the best."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with job_folder(folder):
+        require_data(cfg)
+        first = launch().first
+        if first and cfg.resume is None:
+            check_files(cfg, list(HydraConfig.get().overrides.task))
+        if first:
+            require_roots(cfg)
+        # Light until here: what a config lacks is said before torch is loaded.
+        import_lightning()
+        from clip3dreid.config.training import train_arguments
+        from clip3dreid.report.results import print_results
+        from clip3dreid.training.run import train
 
-    return run(cfg)
+        result = train(**train_arguments(cfg, folder))
+        if first and result.results is not None:
+            print_results(result.results)
+            log.info("results, checkpoints and logs are in %s", folder)
+        return result.headline
 
 
 def main() -> None:
-    """Console script."""
+    """Go on with the run that `resume=` names, or begin one."""
+    given = sys.argv
     with explained():
-        sys.argv[1:] = in_order(resumed(sys.argv[1:]))
-    _train()
+        sys.argv = [given[0], *in_order(resumed(given[1:]))]
+    try:
+        _train()
+    finally:
+        sys.argv = given
 
 
 if __name__ == "__main__":

@@ -10,12 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import entry_point
-from clip3dreid.config.published import recipes, student_weights
-from clip3dreid.config.trust import trusted
-from clip3dreid.errors import InputError
-from clip3dreid.report.tables import print_table
-from clip3dreid.training.checklist import (
+from clip3dreid.config.checklist import (
     MISSING,
     NOT_GIVEN,
     THERE,
@@ -27,6 +22,11 @@ from clip3dreid.training.checklist import (
     to_get,
     weights_state,
 )
+from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.published import recipes, student_weights
+from clip3dreid.config.trust import trusted
+from clip3dreid.errors import InputError
+from clip3dreid.report.tables import print_table
 
 
 def _list(weights_dir: str) -> None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import alternatives, hint
-from clip3dreid.io.formats import decoding, read_json, read_table, read_yaml
+from clip3dreid.io.checks import hint
+from clip3dreid.io.formats import decoding, read_table, read_yaml
+from clip3dreid.report.results import CheckpointResults, OldResultsError, RunResults, read_results
 
 SCORES = {"r1": "R1", "map": "mAP"}
 _ROUNDING = 1e-4
@@ -80,8 +81,8 @@ class FinishedRun:
     folder: Path
     variant: str
     pair: Pair
-    results: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
+    results: RunResults
+    evaluation: CheckpointResults
 
 
 def find_runs(paths: Sequence[Path], checkpoint: str) -> tuple[list[FinishedRun], list[str]]:
@@ -159,11 +160,9 @@ def headline(run: FinishedRun) -> str:
     Raises:
         InputError: if the run has no scores.
     """
-    names = [str(name) for name in run.evaluation.get("results") or ()]
-    if not names:
+    if not run.evaluation.results:
         raise InputError(f"{run.folder / 'results.json'} has no scores; {_AGAIN}")
-    # Runs of earlier versions do not say; theirs stands last.
-    return str(run.evaluation.get("headline") or names[-1])
+    return run.evaluation.headline
 
 
 def under(run: FinishedRun, protocol: str) -> Run:
@@ -172,19 +171,17 @@ def under(run: FinishedRun, protocol: str) -> Run:
     Raises:
         InputError: if it was not tested under that protocol, or its files are damaged or do not fit together.
     """
-    results = run.evaluation.get("results") or {}
+    results, cost = run.evaluation.results, run.results.cost
     path = run.folder / "results.json"
     if protocol not in results:
         raise InputError(f"{path} has no protocol {protocol}; there are {', '.join(results)}")
     with decoding(path, "the results of a run", _AGAIN):
         scores = results[protocol]
-        cost = run.results.get("cost") or {}
-        file = run.folder / run.evaluation["per_query"][protocol]
+        file = run.folder / run.evaluation.per_query[protocol]
         means = {key: float(scores[key]) for key in SCORES}
-        data = str(run.evaluation["data"])
         chance = scores.get("chance_r1")
-        seconds, pictures = cost.get("step_seconds"), cost.get("pictures_per_step")
-        setting = {key: run.results.get(key) for key in ("metric", "flip")}
+        seconds, pictures = cost.step_seconds, cost.pictures_per_step
+        setting: dict[str, Any] = {"metric": run.results.metric, "flip": run.results.flip}
         setting |= {key: scores.get(key) for key in ("drop", "shots", "average_precision", "rerank")}
         # Where no query is in the gallery it decides nothing, as before there was such a key.
         setting["same_picture"] = scores.get("same_picture") if scores.get("queries_in_gallery") else None
@@ -192,7 +189,7 @@ def under(run: FinishedRun, protocol: str) -> Run:
             folder=run.folder,
             variant=run.variant,
             pair=run.pair,
-            data=data,
+            data=run.evaluation.data,
             setting={key: value for key, value in setting.items() if value is not None},
             chance_r1=None if chance is None else float(chance),
             queries=_read_queries(file, means),
@@ -247,40 +244,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _read_run(folder: Path, checkpoint: str) -> FinishedRun:
     path = folder / "results.json"
-    results = _read_results(path)
+    if not path.is_file():
+        raise _SkippedError("not finished, it has no results.json")
+    try:
+        results = read_results(path, _AGAIN)
+    except OldResultsError as error:
+        raise _SkippedError(str(error)) from error
     with decoding(folder, "a run", "train again, or leave this folder out"):
         cfg = read_yaml(
             folder / "config.yaml", "the config of a run", "train again, or leave this folder out"
         )
         pair = (int(cfg["seed"]), str(cfg["data"]["root"]))
         # Older runs say rung.
-        places = [(cfg, "variant"), (cfg, "rung"), (results, "variant"), (results, "rung")]
-        variant = next((facts[key] for facts, key in places if facts.get(key)), None)
-        evaluations = list(results["evaluations"])
-        names = [str(evaluation["checkpoint"]) for evaluation in evaluations]
+        variant = cfg.get("variant") or cfg.get("rung") or results.variant
+    names = [evaluation.checkpoint for evaluation in results.evaluations]
     if variant is None:
         raise _SkippedError("it belongs to no variant; train with variant=NAME")
     if checkpoint not in names:
         there = ", ".join(dict.fromkeys(names)) or "none"
         raise InputError(f"{path} has no checkpoint {checkpoint}; there is {there}; give checkpoint=NAME")
     # The first is that of the data set proper; others come from data.also.
-    return FinishedRun(folder, str(variant), pair, results, evaluations[names.index(checkpoint)])
-
-
-RESULTS_VERSIONS = (2, 3)
-"""Versions of `results.json` that are understood: 2 is the first with costs and results of each query."""
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise _SkippedError("not finished, it has no results.json")
-    results = read_json(path, "the results of a run", _AGAIN)
-    version = results.get("version")
-    if version not in RESULTS_VERSIONS:
-        raise _SkippedError(
-            f"results.json has version {version}, not {alternatives(RESULTS_VERSIONS)}; train again with this program"
-        )
-    return results
+    return FinishedRun(folder, str(variant), pair, results, results.evaluations[names.index(checkpoint)])
 
 
 def _read_queries(path: Path, means: Mapping[str, float]) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -20,12 +19,9 @@ from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     import lightning.pytorch as lightning
-    import torch
 
     from clip3dreid.data.sources import DataSpec
-    from clip3dreid.data.training_set import TrainingSet
     from clip3dreid.export.formats import Format
-    from clip3dreid.guidance.guides import Guide
     from clip3dreid.language.vocabulary import Vocabulary
     from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
@@ -126,6 +122,19 @@ def data_spec(node: DictConfig, key: str = "data") -> DataSpec:
 def data_specs(cfg: DictConfig) -> list[DataSpec]:
     """Make the specs of all data sets of a config, that of `data` first."""
     return [data_spec(node, key) for key, node in data_nodes(cfg).items()]
+
+
+def require_roots(cfg: DictConfig) -> None:
+    """Check that the folders of all data sets of a config are there, before anything heavy is loaded.
+
+    Raises:
+        InputError: as their readers, which know what to look for.
+    """
+    from clip3dreid.data.sources import read_manifest
+
+    for spec in data_specs(cfg):
+        if not spec.root.exists():
+            read_manifest(spec)
 
 
 def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolSet:
@@ -284,9 +293,10 @@ def pictures(cfg: DictConfig) -> Path | DataSpec:
     return data_spec(cfg.data) if cfg.pictures is None else Path(str(cfg.pictures)).expanduser()
 
 
-def trainer_factory(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
+def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     """Return what makes the trainer of `trainer=`, given further arguments of it."""
-    return lambda **more: instantiate(cfg.trainer, **more)
+    made: partial[lightning.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
+    return made
 
 
 _QUERIES = ("picture", "person", "text", "text_file")
@@ -371,65 +381,6 @@ def teacher(cfg: DictConfig) -> Callable[[], Teacher]:
 def vocabulary(cfg: DictConfig) -> Callable[[], Vocabulary]:
     """Return what makes the words of a config."""
     return lambda: instantiate(cfg.language, _convert_="all")
-
-
-def training_device(cfg: DictConfig) -> torch.device:
-    """Return where this process is going to train, before there is a trainer to ask."""
-    import torch
-
-    if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Lightning's own launcher and torchrun set the first, SLURM the second.
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    devices = plain(OmegaConf.select(cfg, "trainer.devices"))
-    return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
-
-
-def guides(
-    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, shared: Path | None = None
-) -> list[Guide]:
-    """Make all kinds of guides of a training; what none of its losses needs is never read.
-
-    Args:
-        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`, `guides`.
-        pictures: to train on.
-        labels: those that the run has had before, or that another process of it has chosen; None: there are none.
-        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
-            each; None: this is the only one.
-
-    Raises:
-        InputError: if a setting is unknown.
-    """
-    from clip3dreid.guidance.bodies import BodyGuide
-    from clip3dreid.guidance.embeddings import TrainingEmbeddings
-    from clip3dreid.guidance.settings import BodySettings, LabelSettings, TeacherUse
-    from clip3dreid.guidance.teacher import TeacherGuide
-    from clip3dreid.guidance.words import WordGuide
-
-    seed, datamodule = int(cfg.seed), cfg.datamodule
-    embeddings = TrainingEmbeddings(
-        teacher(cfg),
-        pictures,
-        settings(TeacherUse, cfg.model.get("teacher") or OmegaConf.create()),
-        device=training_device(cfg),
-        batch=int(datamodule.evaluation_batch),
-        workers=int(datamodule.workers),
-        shared=shared,
-    )
-    bodies = BodyGuide(
-        settings(BodySettings, cfg.bodies),
-        lambda: instantiate(plain(cfg.body)),
-        lambda: instantiate(cfg.bodies.view),
-        body_file=str(cfg.body.path),
-        height=int(datamodule.height),
-        width=int(datamodule.width),
-        square=datamodule.square,
-        seed=seed,
-    )
-    words = WordGuide(
-        settings(LabelSettings, cfg.labels), vocabulary(cfg), embeddings, known=labels, seed=seed
-    )
-    return [bodies, words, TeacherGuide(embeddings), *(instantiate(node) for node in cfg.guides.values())]
 
 
 # Rendered worlds.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 
 from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyStream, collate_bodies
+from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets, share_evaluation_sets
 from clip3dreid.data.images import (
     ADVICE,
     EvaluationPictures,
@@ -25,24 +25,11 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import Pixels
 from clip3dreid.types import Batch, BodyBatch
-
-
-class EvaluationSet(NamedTuple):
-    """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery.
-
-    The tables have the manifest's columns and `picture`, as `mark_same_pictures` makes it.
-    """
-
-    name: str
-    query: pl.DataFrame
-    gallery: pl.DataFrame
-    files: list[Path]
 
 
 class _SameBatches(Sampler[list[tuple[int, int]]]):
@@ -73,10 +60,13 @@ class ReidDataModule(LightningDataModule):
         width: W of them.
         square: what both views do, as in `TestView`.
         bodies: a second stream of pictures, beside those of people; None: there is none.
-        train_view: augmentation of training pictures.
-        test_view: resizing of evaluation pictures.
+        train_view: augmentation of training pictures; None: the base recipe's.
+        test_view: resizing of evaluation pictures; None: nothing beside.
         keep_pictures: keep training pictures in memory, decoded and resized, 3 H W bytes each.
         overfit_batches: train on this many batches again and again; 0 for all of them.
+        keep_view: keep training pictures as they are before erasing beside them, for a teacher.
+        validation_split: `test` only where the field's habit of selecting checkpoints on test data is asked for.
+        shared: folder where another process of the run has put the evaluation sets; None: they are made here.
 
     The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each.
     """
@@ -85,22 +75,27 @@ class ReidDataModule(LightningDataModule):
         self,
         manifests: Sequence[Manifest],
         *,
-        seed: int,
-        people: int,
-        pictures: int,
-        sampler: str,
-        workers: int,
-        evaluation_batch: int,
-        height: int,
-        width: int,
-        train_view: TrainView,
-        test_view: TestView,
+        seed: int = 1,
+        people: int = 8,
+        pictures: int = 8,
+        sampler: str = "distinct",
+        workers: int = 0,
+        evaluation_batch: int = 128,
+        height: int = 384,
+        width: int = 192,
+        train_view: TrainView | None = None,
+        test_view: TestView | None = None,
         keep_pictures: bool = False,
         overfit_batches: int = 0,
         square: bool = False,
         bodies: BodyStream | None = None,
+        keep_view: bool = False,
+        validation_split: Literal["val", "test"] = "val",
+        shared: Path | None = None,
     ) -> None:
         super().__init__()
+        train_view = train_view or TrainView(height, width, square=square)
+        test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):
             if (view.height, view.width) != (height, width):
                 raise InputError(
@@ -118,14 +113,17 @@ class ReidDataModule(LightningDataModule):
         self._sampler = sampler
         self.workers = workers
         self.evaluation_batch = evaluation_batch
-        self.train_view = train_view
+        self.train_view = train_view.keeping_view() if keep_view else train_view
         self.test_view = test_view
         self.keep_pictures = keep_pictures
         self.overfit_batches = overfit_batches
+        self.height, self.width, self.square = height, width, square
         self.bodies = bodies
         self.training = training_set(self.manifests)
         self.train_table, self.labels = self.training.table, self.training.labels
         self.train_files = self.training.joined.files(self.train_table)
+        self.validation_split = validation_split
+        self._shared = shared
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
 
@@ -137,15 +135,13 @@ class ReidDataModule(LightningDataModule):
     def evaluations(self, split: str) -> list[EvaluationSet]:
         """The sets of a split (`val` or `test`) that have both queries and a gallery."""
         if split not in self._evaluations:
-            found = []
-            for manifest in self.manifests:
-                query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
-                if len(query) and len(gallery):
-                    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
-                    files = manifest.files(query) + manifest.files(gallery)
-                    found.append(EvaluationSet(manifest.name, query, gallery, files))
-            self._evaluations[split] = found
+            self._evaluations[split] = evaluation_sets(self.manifests, split, self._shared)
         return self._evaluations[split]
+
+    def share_evaluations(self, folder: Path) -> None:
+        """Write the sets of both splits to a folder, for the other processes of a run (`shared`)."""
+        for split in ("val", "test"):
+            share_evaluation_sets(self.evaluations(split), split, folder)
 
     def sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatches:
         """The identity sampler of one process.
@@ -259,9 +255,6 @@ class ReidDataModule(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each test set."""
         return self._evaluation_loaders("test")
-
-    validation_split = "val"
-    """`test` only where the config asks for the field's habit of selecting checkpoints on test data."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Bytes to floats on the device: a quarter of the traffic of sending floats; joins the streams."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -183,13 +184,13 @@ class TrainView:
         height: int,
         width: int,
         *,
-        enlarge: float,
-        enlarge_probability: float,
-        flip_probability: float,
-        erase_probability: float,
-        erase_area: Sequence[float],
-        erase_aspect: Sequence[float],
-        erase_fill: Sequence[float],
+        enlarge: float = 1.125,
+        enlarge_probability: float = 0.5,
+        flip_probability: float = 0.5,
+        erase_probability: float = 0.5,
+        erase_area: Sequence[float] = (0.02, 0.4),
+        erase_aspect: Sequence[float] = (0.3, 3.33),
+        erase_fill: Sequence[float] = (0.5975, 0.5640, 0.5065),
         keep_view: bool = False,
         extra: Sequence[albumentations.BasicTransform] = (),
         square: bool = False,
@@ -214,6 +215,12 @@ class TrainView:
         self.erase_aspect = erase_aspect[0], erase_aspect[1]
         self.fill = np.rint(np.multiply(erase_fill, 255)).astype(np.uint8)[:, None, None]
         self._extra = _compose(extra, height, width) if extra else None
+
+    def keeping_view(self) -> TrainView:
+        """Return the same augmentation that also returns the picture before erasing."""
+        view = copy(self)
+        view.keep_view = True
+        return view
 
     def __call__(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
         """Augment a picture.

@@ -1,4 +1,4 @@
-"""How this process was started: alone, or as one of several of a run, and for which time."""
+"""Find out how this process was started: alone, or as one of several of a run, and for which time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from clip3dreid.errors import InputError
@@ -36,9 +37,18 @@ class Launch(NamedTuple):
         return self.rank == 0
 
 
+class FurtherProcesses(NamedTuple):
+    """What starts the further processes of a run on this machine."""
+
+    command: tuple[str, ...]
+    """Program and arguments, the same for all; each finds its rank in the environment."""
+    folder: Path
+    """The working folder."""
+
+
 @functools.cache
 def launch() -> Launch:
-    """Finds out how this process was started, from what Lightning, torchrun or SLURM leave in the environment.
+    """Find out how this process was started, from what Lightning, torchrun or SLURM leave in the environment.
 
     Raises:
         InputError: if torchrun's meeting place does not answer, or nodes were started one by one.
@@ -63,25 +73,19 @@ def launch() -> Launch:
     )
 
 
-def announce() -> None:
-    """Lets processes that this one will start know which launch they belong to."""
-    os.environ[ID] = launch().id
-
-
 def forget() -> None:
-    """Makes the next run of a sweep, or of a test, a launch of its own."""
-    os.environ.pop(ID, None)
+    """Make the next run of a sweep, or of a notebook, a launch of its own."""
     launch.cache_clear()
 
 
 def _by_slurm() -> bool:
-    """Whether `srun` started this process; in an interactive allocation a command is a command."""
+    """Return whether `srun` started this process; in an interactive allocation a command is a command."""
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys() and not interactive
 
 
 def _job() -> str:
-    """Name of SLURM's job, with the task of an array and the step where these say more."""
+    """Return the name of SLURM's job, with the task of an array and the step where these say more."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"job-{array}-{task}" if array and task else f"job-{os.environ['SLURM_JOB_ID']}"
     step = os.environ.get("SLURM_STEP_ID", "0")
@@ -89,7 +93,7 @@ def _job() -> str:
 
 
 def _agreed() -> str:
-    """A name that all processes of torchrun's launch agree on, kept by its agent through restarts."""
+    """Return a name that all processes of torchrun's launch agree on, kept by its agent through restarts."""
     # Only here: nobody else needs torch this early.
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 

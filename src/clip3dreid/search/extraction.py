@@ -27,6 +27,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.io.checks import hint
 from clip3dreid.io.files import atomic, identify, inside, remove
+from clip3dreid.io.launch import FurtherProcesses
+from clip3dreid.io.launcher import start_by
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
@@ -60,6 +62,7 @@ def extract(
     settings: ExtractSettings,
     folder: Path,
     trainer: Callable[..., lightning.Trainer] | None = None,
+    processes: FurtherProcesses | None = None,
 ) -> ExtractionResult:
     """Fill a folder with what a model says of pictures; what is there already is not computed again.
 
@@ -70,6 +73,7 @@ def extract(
         folder: of the shards (`search.shards.Shards`); made if need be.
         trainer: makes Lightning's trainer, of which devices and strategy are taken; None: one device, the best there
             is.
+        processes: what starts further processes, where the trainer has several.
 
     Raises:
         InputError: if there are no pictures, what is wanted cannot be had from the model, or the folder holds another
@@ -92,6 +96,7 @@ def extract(
         logger=False,
         enable_checkpointing=False,
     )
+    start_by(made, processes)
     facts = {
         "fingerprint": model.fingerprint,
         "source": source,

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from clip3dreid.io.checks import Count, Positive, check
 from clip3dreid.io.files import atomic
-from clip3dreid.io.formats import decoding, read_json
-from clip3dreid.io.run_folder import LAST_CHECKPOINT
+from clip3dreid.io.run_folder import LAST_CHECKPOINT, RESULTS
 
 METHODS = {
     "ce": "The baseline: identity loss alone, trained on the training people, tested on people it never saw",
@@ -110,7 +109,7 @@ def run_demo(settings: DemoSettings) -> None:
 
 def _train(run: Path, method: str, world: Path, bodies: Path, training: Sequence[str]) -> None:
     """Train from the beginning, or from where it was stopped; show a finished training again."""
-    if (run / "results.json").is_file():
+    if (run / RESULTS).is_file():
         _say(f"{run} holds a finished training; its results:")
         _show_results(run)
     elif (run / LAST_CHECKPOINT).is_file():
@@ -122,14 +121,9 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: Sequence
 
 
 def _show_results(run: Path) -> None:
-    from clip3dreid.report.tables import print_scores
+    from clip3dreid.report.results import print_results, read_results
 
-    results, kind, again = run / "results.json", "the results of a run", f"remove {run} and start again"
-    with decoding(results, kind, again):
-        for evaluation in read_json(results, kind, again)["evaluations"]:
-            print_scores(
-                f"{evaluation['data']}, {evaluation['checkpoint']} checkpoint", evaluation["results"]
-            )
+    print_results(read_results(run / RESULTS, f"remove {run} and start again"))
 
 
 def _run(command: str, *arguments: str) -> None:

@@ -1,127 +1,247 @@
-"""A checkpoint on a data set: from a composed config to scores."""
+"""Evaluate a checkpoint on data sets, or features that any model made, under named protocols."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch as pl
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+import polars
 
-from clip3dreid.config.trust import trusted
-from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
-from clip3dreid.guidance.sources import check_protocols, data_sources, plain, protocols_of, require_data
-from clip3dreid.model.places import find_model
-from clip3dreid.model.student import Student
-from clip3dreid.model.weights import load_pretrained, read_card, student_from_checkpoint
-from clip3dreid.report.tables import print_scores, save_tables
-from clip3dreid.training.module import EvaluationModule
+from clip3dreid.io.checks import choose
+from clip3dreid.io.launch import FurtherProcesses
+from clip3dreid.retrieval.evaluation import evaluate, query_table
+from clip3dreid.retrieval.feature_file import equal_features, load_features
+from clip3dreid.retrieval.protocol import ProtocolSet
+from clip3dreid.retrieval.standard import CLOTHES, GENERAL
+from clip3dreid.training.settings import RANKING, RankingSettings
+
+if TYPE_CHECKING:  # features are evaluated without a training framework
+    from lightning.pytorch import Trainer
+
+    from clip3dreid.data.datamodule import ReidDataModule
+    from clip3dreid.data.manifest import Manifest
+    from clip3dreid.data.sources import DataSpec
+    from clip3dreid.model.student import Student
+    from clip3dreid.training.data import RunData
 
 
-def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any], Path]:
-    """The student to evaluate, the card with the picture size it was trained at, and the file of its weights."""
-    if cfg.checkpoint is not None:
-        if "model" in cfg:
-            raise InputError("checkpoint knows its student; leave model/student out")
-        path = find_model(str(cfg.checkpoint)).weights
-        return student_from_checkpoint(path, trusted(cfg)), read_card(path), path
-    if "model" not in cfg:
-        raise InputError(
-            "nothing to evaluate: give checkpoint=FILE_OR_FOLDER, or model/student=NAME model.pretrained=FILE, or "
-            "features=FILE.npz"
-        )
-    if cfg.model.pretrained is None:
-        raise InputError(
-            "model.pretrained is null: an untrained student has no score; give its weights' file"
-        )
-    student: Student = instantiate(cfg.model.student)
-    path = Path(cfg.model.pretrained)
-    loaded = load_pretrained(student, path, fetch=cfg.model.fetch)
-    if "neck.weight" not in loaded:
-        raise InputError(
-            f"{cfg.model.pretrained} holds a backbone alone: its neck would be untrained and its score "
-            "meaningless; train a student from it first"
-        )
-    return student, {}, path
+@dataclass(frozen=True)
+class Evaluated:
+    """The scores of a model.
+
+    Attributes:
+        model: name of the file of its weights, or features.
+        ranking: how queries and galleries were compared.
+        results: data set -> protocol -> scores, 0..1, and what they were measured on; features are one data set, "".
+        queries: data set -> protocol -> what became of each query; see `retrieval.evaluation.query_table`.
+        notes: data set -> what must be known of it.
+        trained_on: names of the data sets that the model was trained on, as far as its file says.
+    """
+
+    model: str
+    ranking: RankingSettings
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    queries: Mapping[str, Mapping[str, polars.DataFrame]]
+    notes: Mapping[str, Sequence[str]]
+    trained_on: Sequence[str] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the queries, ready for JSON."""
+        first, *others = self.results
+        ranked = {"metric": self.ranking.metric}
+        scores = {"notes": list(self.notes[first]), "results": self.results[first]}
+        if not first:
+            return {"features": self.model, **ranked, **scores}
+        also = {name: {"notes": list(self.notes[name]), "results": self.results[name]} for name in others}
+        about = {"checkpoint": self.model, "trained_on": self.trained_on, **ranked}
+        facts = {**about, "flip": self.ranking.flip, "data": first, **scores}
+        return facts | ({"also": also} if also else {})
 
 
-def _check_size() -> None:
-    """Refuses a size under the key of the training, where the checkpoint's own would quietly win."""
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    for side in ("height", "width"):
-        if any(override.startswith(f"datamodule.{side}=") for override in typed):
-            raise InputError(
-                f"datamodule.{side} is training's; evaluation takes {side}=PIXELS, or the checkpoint's own"
-            )
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student with trained weights.
+
+    Attributes:
+        student: the model.
+        card: what its file says of the pictures it was trained on; empty for other people's files.
+        name: of its file.
+    """
+
+    student: Student
+    card: Mapping[str, Any]
+    name: str
 
 
-def score(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluates a student and prints its tables.
+def read_student(checkpoint: Path | str, trusted: Sequence[str] = ()) -> TrainedStudent:
+    """Read the student of a run's folder, a checkpoint or a saved model.
 
     Args:
-        cfg: `conf/evaluate.yaml`, composed.
-
-    Returns:
-        What the JSON file says of the checkpoint, and `results[protocol]`; further data sets under `also`.
+        checkpoint: as `model.places.find_model` takes it.
+        trusted: packages of the user's own whose classes it may be made of.
 
     Raises:
-        InputError: if there is no data set, nothing to evaluate, or the two do not fit.
+        InputError: if there is none, or it is damaged or names what is not trusted.
     """
-    require_data(cfg)
-    _check_size()
-    student, card, name = _student(cfg)
-    cfg.datamodule.height = cfg.height or card.get("height") or cfg.datamodule.height
-    cfg.datamodule.width = cfg.width or card.get("width") or cfg.datamodule.width
-    cfg.datamodule.square = card.get("square", False) if card else cfg.datamodule.square
-    sources = data_sources(cfg, cfg.seed)
-    data: ReidDataModule = instantiate(cfg.datamodule)([source.manifest for source in sources], seed=cfg.seed)
-    if cfg.split not in ("test", "val"):
-        raise InputError(f"split={cfg.split} is unknown; choose test or val")
-    if not data.evaluations(cfg.split):
+    from clip3dreid.model.places import find_model
+    from clip3dreid.model.weights import read_card, student_from_checkpoint
+
+    path = find_model(checkpoint).weights
+    return TrainedStudent(student_from_checkpoint(path, trusted), read_card(path), str(path))
+
+
+def published_student(
+    student: Mapping[str, Any], weights: Path, fetch: str | None = None, trusted: Sequence[str] = ()
+) -> TrainedStudent:
+    """Read a student that is described apart from its weights, as published checkpoints have it.
+
+    Args:
+        student: as plain data, `_target_` and arguments.
+        weights: the file.
+        fetch: the command that gets it, for messages.
+        trusted: packages of the user's own whose classes it may be made of.
+
+    Raises:
+        InputError: if the weights are missing, do not fit, or are of a backbone alone.
+    """
+    from clip3dreid.model.build import build
+    from clip3dreid.model.weights import load_pretrained
+
+    made: Student = build(student, trusted)
+    if "neck.weight" not in load_pretrained(made, weights, fetch=fetch):
         raise InputError(
-            f"{cfg.data.name} has no queries and gallery in split {cfg.split}; look at it with "
+            f"{weights} holds a backbone alone: its neck would be untrained and its score "
+            "meaningless; train a student from it first"
+        )
+    return TrainedStudent(made, {}, str(weights))
+
+
+def evaluate_model(
+    model: TrainedStudent | Path | str,
+    data: RunData | DataSpec | Manifest | Sequence[RunData],
+    *,
+    split: Literal["test", "val"] = "test",
+    ranking: RankingSettings = RANKING,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 1,
+    workers: int = 1,
+    batches: Callable[..., ReidDataModule] | None = None,
+    trainer: partial[Trainer] | None = None,
+    processes: FurtherProcesses | None = None,
+) -> Evaluated:
+    """Evaluate a model on the queries and galleries of data sets.
+
+    Args:
+        model: as `read_student` or `published_student` read it, or what `read_student` takes.
+        data: data sets, with the protocols that they are evaluated under.
+        split: `test`, or `val` where the data has held-out people.
+        ranking: how queries and galleries are compared.
+        height: of the pictures, in pixels; None: that which the model was trained at.
+        width: of them; None: likewise.
+        seed: of the draw of held-out people.
+        workers: processes that decode pictures, where unreadable ones are to be found.
+        batches: makes the data module of manifests, `seed` and perhaps `height`, `width` and `square`; None:
+            `ReidDataModule`.
+        trainer: Lightning's Trainer with device and the like filled in; None: the best device there is.
+        processes: what starts further processes, where the trainer has several.
+
+    Returns:
+        The scores of every data set and protocol; in each of several processes the same.
+
+    Raises:
+        InputError: if there are no queries and gallery, or model, data and protocols do not fit.
+    """
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import TQDMProgressBar
+
+    from clip3dreid.data.datamodule import ReidDataModule
+    from clip3dreid.io.launcher import start_by
+    from clip3dreid.training.data import as_run_data, check_protocols, protocols_of, read_data
+    from clip3dreid.training.evaluation_module import EvaluationModule
+
+    choose("split", split, ("test", "val"))
+    trained = model if isinstance(model, TrainedStudent) else read_student(model)
+    # What the model was trained at, unless something else is asked for.
+    sizes: dict[str, Any] = {
+        "height": height or trained.card.get("height"),
+        "width": width or trained.card.get("width"),
+        "square": trained.card.get("square", False) if trained.card else None,
+    }
+    sources = as_run_data(data)
+    manifests = read_data(sources, seed, workers)
+    module = EvaluationModule(
+        trained.student,
+        protocols=protocols_of(sources),
+        metric=ranking.metric,
+        flip=ranking.flip,
+        rerank=ranking.rerank,
+        open_set=ranking.open_set,
+    )
+    sizes = {key: size for key, size in sizes.items() if size is not None}
+    people = (batches or ReidDataModule)(manifests, seed=seed, **sizes)
+    if not people.evaluations(split):
+        raise InputError(
+            f"{manifests[0].name} has no queries and gallery in split {split}; look at it with "
             "clip3dreid inspect_data"
         )
-    module = EvaluationModule(
-        student,
-        protocols=protocols_of(sources),
-        metric=cfg.metric,
-        flip=cfg.flip,
-        rerank=instantiate(cfg.rerank),
-        open_set=plain(cfg.open_set),
+    check_protocols(people, module.protocols, split)
+    runner = (trainer or partial(pl.Trainer, devices=1, use_distributed_sampler=False))(
+        callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
     )
-    check_protocols(data, module.protocols, cfg.split)
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer, callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
+    start_by(runner, processes)
+    (runner.test if split == "test" else runner.validate)(module, datamodule=people, verbose=False)
+    return Evaluated(
+        trained.name,
+        ranking,
+        module.results[split],
+        module.queries[split],
+        {manifest.name: manifest.notes for manifest in manifests},
+        trained.card.get("data"),
     )
-    run = trainer.test if cfg.split == "test" else trainer.validate
-    run(module, datamodule=data, verbose=False)
-    scores = module.results[cfg.split]
-    notes = {source.manifest.name: list(source.manifest.notes) for source in sources}
-    for data_set, results in scores.items():
-        rank_zero_only(print_scores)(f"{data_set} ({cfg.split}), {name}", results, notes[data_set])
-        if cfg.per_query is not None:
-            queries = module.queries[cfg.split][data_set].items()
-            files = {
-                Path(cfg.per_query) / f"{data_set}_{protocol}.parquet": table for protocol, table in queries
-            }
-            rank_zero_only(save_tables)(files)
-    first, *others = scores
-    facts: dict[str, Any] = {
-        "checkpoint": str(name),
-        "trained_on": card.get("data"),
-        "metric": str(cfg.metric),
-        "flip": bool(cfg.flip),
-        "data": first,
-        "notes": notes[first],
-        "results": scores[first],
-    }
-    if others:
-        facts["also"] = {other: {"notes": notes[other], "results": scores[other]} for other in others}
-    return facts
+
+
+def evaluate_features(
+    path: Path | str, protocols: ProtocolSet | None = None, *, ranking: RankingSettings = RANKING
+) -> Evaluated:
+    """Evaluate features that any model made.
+
+    Args:
+        path: an `.npz`; see `retrieval.feature_file.load_features`.
+        protocols: None: `retrieval.standard.CLOTHES`, or `GENERAL` where not all outfits are labelled.
+        ranking: how queries and galleries are compared; `flip` has no meaning here.
+
+    Raises:
+        InputError: if the file cannot be read, or does not fit the protocols.
+    """
+    query, queries, gallery, gallery_table = load_features(Path(path))
+    if protocols is None:
+        labelled = not (queries["clothes"].null_count() or gallery_table["clothes"].null_count())
+        protocols = CLOTHES if labelled else GENERAL
+    evaluations = evaluate(
+        query,
+        queries,
+        gallery,
+        gallery_table,
+        protocols.protocols,
+        metric=ranking.metric,
+        rerank=ranking.rerank,
+        open_set=ranking.open_set,
+    )
+    notes = []
+    if equal := equal_features(query, queries, gallery, gallery_table):
+        notes.append(
+            f"{equal} of {len(query)} queries have the very features of a gallery item of their person: if these are "
+            "the same pictures, say so with equal query_paths and gallery_paths, and they are dropped"
+        )
+    return Evaluated(
+        str(path),
+        ranking,
+        {"": {name: evaluation.result() for name, evaluation in evaluations.items()}},
+        {"": {name: query_table(evaluation.numbers(), queries) for name, evaluation in evaluations.items()}},
+        {"": notes},
+    )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the epoch, and parameter groups."""
+"""Make learning-rate schedules, functions of the epoch, and parameter groups."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from clip3dreid.errors import InputError
 
 
+def constant(epoch: int) -> float:
+    """Return 1: the learning rate stays as it is."""
+    return 1.0
+
+
 def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epochs: int = 0) -> float:
-    """Multiplier of the learning rate: times `gamma` at each milestone, after a linear warm-up.
+    """Return the multiplier of the learning rate: times `gamma` at each milestone, after a linear warm-up.
 
     Args:
         epoch: 0-based.
@@ -25,7 +30,7 @@ def multistep(epoch: int, *, milestones: Sequence[int], gamma: float, warmup_epo
 
 
 def step(epoch: int, *, every: int, gamma: float, warmup_epochs: int = 0) -> float:
-    """Multiplier of the learning rate: times `gamma` after each `every` epochs, after a linear warm-up.
+    """Return the multiplier of the learning rate: times `gamma` after each `every` epochs, after a linear warm-up.
 
     Args:
         epoch: 0-based.
@@ -44,7 +49,7 @@ def step(epoch: int, *, every: int, gamma: float, warmup_epochs: int = 0) -> flo
 
 
 def cosine(epoch: int, *, epochs: int, warmup_epochs: int = 0, floor: float = 0.0) -> float:
-    """Multiplier of the learning rate: half a cosine from 1 to `floor`, after a linear warm-up.
+    """Return the multiplier of the learning rate: half a cosine from 1 to `floor`, after a linear warm-up.
 
     Args:
         epoch: 0-based.
@@ -64,7 +69,7 @@ def optimise(
     optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
     schedule: Callable[[int], float],
 ) -> tuple[Optimizer, LambdaLR]:
-    """An optimiser with two groups: the scheduled parameters, and those whose rate stays as it is.
+    """Make an optimiser with two groups: the scheduled parameters, and those whose rate stays as it is.
 
     The base recipe keeps the clothes classifier at its first learning rate while everything else decays.
 
@@ -86,12 +91,12 @@ def optimise(
 
 
 def settings_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Settings of each parameter group, `initial_lr` among them once a schedule has been made: all but parameters."""
+    """Return each parameter group without its parameters: `initial_lr` is in it once a schedule has been made."""
     return [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
 
 
 def restore_settings(schedule: LambdaLR, settings: Sequence[Mapping[str, Any]], epoch: int) -> None:
-    """Gives an optimiser whose state came from a checkpoint the settings that it was built with, and its rate.
+    """Give an optimiser whose state came from a checkpoint the settings that it was built with, and its rate.
 
     A checkpoint holds the settings of the run that wrote it, and the rate that its schedule had for the next epoch; a
     resumed run may have other ones.

@@ -1,4 +1,4 @@
-"""What a resumed run may change: its schedule, its place and its machine, but not the model that comes of it."""
+"""Say what a resumed run may change: its schedule, its place and its machine, but not the model that comes of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
+from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import damaged, decoding
 
 FREE = (
@@ -45,6 +47,10 @@ FREE = (
     "logger.*",
     "retrieval.*",
     "protocol.*",
+    "data.headline",
+    "data.val_headline",
+    "data.also.*.headline",
+    "data.also.*.val_headline",
     "data.protocols.*",
     "data.val_protocols.*",
     "data.also.*.protocols.*",
@@ -58,39 +64,31 @@ FREE = (
 """Keys that a resumed run may set anew; a star stands for any part of a key."""
 # What a free group holds and is not: another state, another batch, or another picture that the teacher is shown.
 _FIXED = ("optimizer.optimizer._target_", "trainer.accumulate_grad_batches", "model.teacher.cache")
-_SHOWN = 8
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` as `{"a.b": 1}`; an empty mapping stays one."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix.removesuffix("."): node}
-    return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
 
 
 def may_change(key: str) -> bool:
-    """Whether a resumed run may set a key anew."""
+    """Return whether a resumed run may set a key anew."""
     return key not in _FIXED and any(
         fnmatchcase(key, free) or key == free.removesuffix(".*") for free in FREE
     )
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config that a run was begun with, as plain data from a file that may come from anywhere.
+    """Read the config that a run was begun with, as plain data from a file that may come from anywhere.
 
     Raises:
         InputError: if it cannot be read.
     """
     advice = "without it nobody knows what run this is"
     with decoding(path, "a run's config", advice):
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
         raise damaged(path, "it holds no keys", advice)
-    return found
+    return config
 
 
 def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Compares the config of a resumed run with the one that the run was begun with.
+    """Compare the config of a resumed run with the one that the run was begun with.
 
     Args:
         earlier: of the run's `config.yaml`.
@@ -102,16 +100,21 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Raises:
         InputError: naming what differs and must not: another model, other people or other batches would come of it.
     """
-    there, here = flat(earlier), flat(now)
+    there, here = flatten(earlier), flatten(now)
     absent = object()
-    differ = [key for key in sorted({*there, *here}) if there.get(key, absent) != here.get(key, absent)]
+    differ = [
+        key
+        for key in sorted({*there, *here})
+        if there.get(key, absent) != here.get(key, absent)
+        # What this program knows since then and does not use here.
+        and not (key not in there and here[key] in ({}, [], None))
+    ]
     fixed = [key for key in differ if not may_change(key)]
     if fixed:
-        told = "; ".join(f"{key} was {_short(there, key)}, is {_short(here, key)}" for key in fixed[:_SHOWN])
-        more = f" and {len(fixed) - _SHOWN} more" if len(fixed) > _SHOWN else ""
+        differ_in = [f"{key} was {_short(there, key)}, is {_short(here, key)}" for key in fixed]
         raise InputError(
-            f"a resumed run cannot change what it trains: {told}{more}; start a new run (init_from= takes the "
-            "student's weights along)"
+            f"a resumed run cannot change what it trains: {some(differ_in, 8, between='; ')}; start a new run "
+            "(init_from= takes the student's weights along)"
         )
     return [f"{key} {_short(there, key)} -> {_short(here, key)}" for key in differ if key != "resume"]
 

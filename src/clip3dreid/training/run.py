@@ -1,505 +1,354 @@
-"""One training run: from a composed config to checkpoints, logs and a report."""
+"""Train a student and evaluate it: data, losses and settings in, checkpoints, logs and a report out."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
-import polars
 import torch
-import torch.distributed as dist
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf, read_write
-from torch import nn
 
-from clip3dreid.config import objects
-from clip3dreid.config.run_folder import (
-    command,
-    job_folder,
-    prepared,
-    record_overrides,
-    remove_prepared,
-    say_prepared,
-    wait_prepared,
-)
-from clip3dreid.config.trust import trusted
 from clip3dreid.data.datamodule import ReidDataModule
-from clip3dreid.data.sampling import IdentityBatches
-from clip3dreid.data.training_set import TrainingSet, training_set
-from clip3dreid.errors import InputError
-from clip3dreid.guidance.guides import Guides, check_same_training, guide
-from clip3dreid.guidance.sources import (
-    DataSource,
-    check_protocols,
-    counts,
-    data_sources,
-    plain,
-    protocols_of,
-    share_sources,
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.sources import DataSpec
+from clip3dreid.data.training_set import training_set
+from clip3dreid.guidance.guides import Guides, check_same_training
+from clip3dreid.io.claims import (
+    refuse_held,
+    remove_prepared,
 )
-from clip3dreid.io.environment import environment, keep_earlier
-from clip3dreid.io.files import write_json, write_text
-from clip3dreid.io.launch import announce, forget, launch
-from clip3dreid.language import labels as language_labels
-from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
-from clip3dreid.model.card import CARD_VERSION
+from clip3dreid.io.environment import keep_earlier
+from clip3dreid.io.launch import forget, launch
+from clip3dreid.io.launcher import own_processes
+from clip3dreid.io.locks import at_work
+from clip3dreid.io.run_folder import LAST_CHECKPOINT, resume_argument
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import check_same_student, load_pretrained, read_card
-from clip3dreid.report.tables import print_scores, save_tables
+from clip3dreid.model.weights import read_card
+from clip3dreid.report.results import RunResults
 from clip3dreid.training.callbacks import StepTimes
-from clip3dreid.training.checklist import check_files
-from clip3dreid.training.checkpoints import CheckpointFiles, newest_whole
-from clip3dreid.training.module import ReidModule, limits
-from clip3dreid.training.resume import changes, read_config
+from clip3dreid.training.checkpoints import CheckpointFiles
+from clip3dreid.training.checks import check_norms
+from clip3dreid.training.data import (
+    RunData,
+    as_run_data,
+    check_protocols,
+    headline_of,
+    protocols_of,
+)
+from clip3dreid.training.defaults import (
+    BATCHES,
+    OPTIMIZER,
+    TRAINER,
+    best_checkpoint,
+    csv_logger,
+    described,
+    trainer_arguments,
+    usual_callbacks,
+)
+from clip3dreid.training.evaluation_module import limits
+from clip3dreid.training.module import ReidModule
+from clip3dreid.training.optimizer import constant
+from clip3dreid.training.outcome import evaluate_run, record, selected
+from clip3dreid.training.prepare import (
+    check_people,
+    checkpoint_to_go_on_from,
+    make_card,
+    make_data,
+    make_guides,
+    make_losses,
+    make_student,
+    read_manifests,
+    share,
+    tune,
+)
+from clip3dreid.training.request import MakeData, MakeGuides, MakeTrainer, TrainRequest
+from clip3dreid.training.settings import RANKING, SETTINGS, Invocation, RankingSettings, TrainSettings
 from clip3dreid.training.signals import SaveWhenTold, StopWatch
-from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
 
-RESULTS_VERSION = 3
-LABELS = "labels.parquet"
-CONFIG = "config.yaml"
-QUERIES = "per_query"
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training.
+
+    Attributes:
+        folder: of the run.
+        headline: R1 of the headline protocol on the first data set, 0..1; None where there is nothing to test on.
+        results: of the last checkpoint and, where one was selected, of the best, as `results.json` has them; None
+            where there is nothing to test on.
+        card: what the checkpoints say of themselves.
+        checkpoints: `last`, and `best` where one was selected -> its file.
+    """
+
+    folder: Path
+    headline: float | None
+    results: RunResults | None
+    card: Mapping[str, Any]
+    checkpoints: Mapping[str, Path]
 
 
-def make_student(cfg: DictConfig) -> Student:
-    """The student of the config with the weights it starts from.
+def train(
+    data: RunData | DataSpec | Manifest | Sequence[RunData],
+    *,
+    student: Mapping[str, Any],
+    losses: Mapping[str, LossEntry],
+    folder: Path | str,
+    epochs: int | None = None,
+    settings: TrainSettings = SETTINGS,
+    ranking: RankingSettings = RANKING,
+    batches: MakeData = BATCHES,
+    optimizer: Callable[..., torch.optim.Optimizer] = OPTIMIZER,
+    schedule: Callable[[int], float] = constant,
+    guides: MakeGuides | None = None,
+    trainer: MakeTrainer = TRAINER,
+    loggers: Sequence[Logger] | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    best: Callable[..., ModelCheckpoint] | None = None,
+    config: Mapping[str, Any] | None = None,
+    invocation: Invocation | None = None,
+) -> TrainResult:
+    """Train a student and evaluate it under every protocol of its data.
+
+    `train(manifest, student=node, losses={...}, folder="runs/first", epochs=2)` trains on one device with the base
+    recipe's sizes.
+
+    Args:
+        data: what to train on; of several data sets the first is the data set proper.
+        student: the student as plain data, as a checkpoint's card has it: `_target_` and arguments.
+        losses: name -> entry.
+        folder: of the run, which holds no other.
+        epochs: short for that of `settings`.
+        settings: how the student is trained.
+        ranking: how queries and galleries are compared.
+        batches: makes the data module: `ReidDataModule` with sizes and augmentation filled in.
+        optimizer: makes an optimiser of parameter groups.
+        schedule: multiplier of the learning rate for a 0-based epoch.
+        guides: makes what guides the losses beside pictures and labels; None: nothing does.
+        trainer: Lightning's Trainer with what is not to be as usual filled in.
+        loggers: None: a CSV file.
+        callbacks: None: the last checkpoint is saved after each epoch, and the best where there is something to
+            select by; a bar shows the progress.
+        best: beside `callbacks`, makes what saves the best checkpoint, given `monitor`; None: nothing does.
+        config: all that the run was asked for, as plain data: it is kept in the folder, and a run that is resumed is
+            compared with it; None: what the other arguments say.
+        invocation: how a command started this run; None: none did.
+
+    Returns:
+        Where the run lies, and its scores.
 
     Raises:
-        InputError: if weights are asked for and missing, or do not fit.
+        InputError: if what is asked for cannot be had of data, weights or losses.
+        Stopped: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
-    student: Student = instantiate(cfg.model.student)
-    start = cfg.init_from or cfg.model.pretrained
-    if cfg.init_from:
-        check_same_student(Path(cfg.init_from), plain(cfg.model.student))
-    if start is not None:
-        load_pretrained(student, Path(start), fetch=None if cfg.init_from else cfg.model.fetch)
-    return student
-
-
-def make_card(cfg: DictConfig, data: ReidDataModule, guides: Guides) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
-    rows = polars.concat([manifest.part("train") for manifest in data.manifests])
-    labels = rows.select("data_set", "path", "person", "clothes", "camera").write_csv()
-    return {
-        "version": CARD_VERSION,
-        "student": plain(cfg.model.student),
-        "height": int(cfg.datamodule.height),
-        "width": int(cfg.datamodule.width),
-        "square": bool(cfg.datamodule.square),
-        "data": [str(cfg.data.name), *(str(also.name) for also in cfg.data.also.values())],
-        "training": {
-            "pictures": len(rows),
-            "sha256": hashlib.sha256(labels.encode(errors="surrogateescape")).hexdigest(),
-        },
-        **guides.facts,
-    }
-
-
-def headline(source: DataSource, validation: bool) -> str:
-    """Name of the protocol that selects checkpoints: the last of the data set's list."""
-    return list(source.val_protocols if validation else source.protocols)[-1]
-
-
-def _callbacks(cfg: DictConfig, monitor: str | None, watch: StopWatch) -> list[Callback]:
-    """All of `cfg.callbacks`, the clock and the watch; `best` only where there is something to select by."""
-    callbacks: list[Callback] = [StepTimes(), SaveWhenTold(watch)]
-    for name, node in cfg.callbacks.items():
-        if name == "best":
-            if monitor is not None:
-                callbacks.append(instantiate(node)(monitor=monitor))
-        elif name != "learning_rate" or cfg.logger:
-            callbacks.append(instantiate(node))
-    return callbacks
-
-
-def _loggers(cfg: DictConfig) -> list[Logger]:
-    """All of `cfg.logger`, but for W&B where the environment says that it is disabled."""
-    disabled = os.environ.get("WANDB_MODE") == "disabled"
-    return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
-
-
-def _known_labels(folder: Path, resumed: bool) -> Path | None:
-    """The labels that guide this run already: of a resumed run its own, in a further process those of the first."""
-    if not resumed and launch().first:
-        return None
-    labels = folder / LABELS if resumed else prepared(folder) / LABELS
-    return labels if labels.is_file() else None
-
-
-def _several(cfg: DictConfig) -> bool:
-    """Whether this run may have more processes than this one; asked before there is a trainer that knows."""
-    devices, nodes = plain(cfg.trainer.get("devices", 1)), int(cfg.trainer.get("num_nodes", 1))
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    return launch().processes > 1 or nodes > 1 or not one
-
-
-def _check_people(cfg: DictConfig, pictures: TrainingSet) -> None:
-    """Refuse people that no batch can be made of, before a teacher looks at all of their pictures."""
-    pictures.check()
-    node = cfg.datamodule
-    IdentityBatches(
-        pictures.labels.person,
-        people=node.people,
-        pictures=node.pictures,
-        seed=int(cfg.seed),
-        sampler=node.sampler,
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs)
+    folder = (Path(folder) if settings.resume is None else settings.resume).absolute()
+    sources = as_run_data(data)
+    request = TrainRequest(
+        data=sources,
+        student=student,
+        losses=losses,
+        folder=folder,
+        settings=settings,
+        ranking=ranking,
+        batches=batches,
+        optimizer=optimizer,
+        schedule=schedule,
+        guides=guides or (lambda pictures, labels, shared: ()),
+        trainer=partial(trainer, **(trainer_arguments(settings, folder) | trainer.keywords)),
+        loggers=[csv_logger(folder)] if loggers is None else loggers,
+        callbacks=usual_callbacks(folder) if callbacks is None else callbacks,
+        best=partial(best_checkpoint, folder) if callbacks is None else best,
+        config=described(sources, student, losses, settings, ranking) if config is None else config,
+        invocation=invocation,
     )
+    with _own_run(request) as watch:
+        return _train(request, watch)
 
 
-def _check_starts(terms: Mapping[str, LossEntry], epochs: int) -> None:
-    """Refuses a loss that would never take part."""
-    needs(terms)  # whose entries are whole
-    for name, entry in terms.items():
-        if entry["weight"] > 0 and entry["start_epoch"] >= epochs:
-            raise InputError(
-                f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
-                f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
-            )
-
-
-def _check_ghost(cfg: DictConfig, module: ReidModule, processes: int, bodies: int) -> None:
-    """Says so where batch norm sees one picture, or other groups of them than one process would show it."""
-    group = cfg.model.student.get("ghost_group")
-    batch = int(cfg.datamodule.people) * int(cfg.datamodule.pictures) // processes
-    mine = bodies // processes
-    shared = mine if cfg.bodies.batch_norm == "shared" else 0
-    for part, pictures in ((module.student, batch + shared), (module.losses, batch)):
-        # Norms of maps have a picture's positions to go by.
-        if pictures == 1 and any(
-            isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()
-        ):
-            raise InputError(
-                f"datamodule.people={cfg.datamodule.people} and datamodule.pictures={cfg.datamodule.pictures} in "
-                f"{processes} process(es) leave batch norm one picture at a time, which has no variance; raise one "
-                "of the two"
-            )
-    if bodies and (mine == 1 or (group is not None and mine > group and mine % group == 1)):
-        raise InputError(
-            f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
-            "change bodies.batch"
-        )
-    if group is None:
-        return
-    if bodies and cfg.bodies.batch_norm == "shared":
-        raise InputError(
-            f"bodies.batch_norm=shared needs model.student.ghost_group=null: groups of {group} pictures would hold "
-            "people or bodies, never both"
-        )
-    if batch > group and batch % group == 1:
-        raise InputError(
-            f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
-            f"{group}), which has no variance; change datamodule.people, datamodule.pictures or the group"
-        )
-    if processes > 1 and batch % group:
-        log.warning(
-            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: another number "
-            "of processes would not train the same model",
-            batch,
-            group,
-        )
-
-
-@rank_zero_only
-def _record(cfg: DictConfig, folder: Path, data: ReidDataModule, guides: Guides) -> None:
-    """Saves beside the run what its numbers depend on."""
-    if guides.labels is not None:
-        language_labels.save(guides.labels, folder / LABELS)
-    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
-    facts = environment() | {
-        "seed": int(cfg.seed),
-        "guides": guides.facts,
-        "data": {manifest.name: counts(manifest) for manifest in data.manifests},
-        "notes": {manifest.name: list(manifest.notes) for manifest in data.manifests},
-    }
-    write_json(folder / "environment.json", facts)
-
-
-def _finish_wandb() -> None:
-    """Ends the dashboard's run, which the next run of a sweep would otherwise go on writing to."""
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
-
-
-# What Lightning's launcher leaves in the environment, from which a next run would conclude that it was launched.
-_LAUNCH = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
+    pl.seed_everything(request.settings.seed, workers=True, verbose=False)
+    start = checkpoint_to_go_on_from(request)
+    manifests = read_manifests(request)
+    pictures = training_set(manifests)
+    student = make_student(request, start)
+    check_people(request, pictures)
+    guides = make_guides(request, pictures, resumed=start is not None)
+    data = make_data(request, manifests, guides)
+    card = make_card(request.student, data, guides)
+    if launch().first:
+        if start is not None:
+            check_same_training(read_card(start), card, guides.same)
+        if request.several:
+            share(request.folder, manifests, guides, data, start)
+    losses = make_losses(request, student, data, guides)
+    tune(student, request.settings)
+    module = _module(request, student, losses, guides, card)
+    monitor = _monitor(request, data)
+    trainer = _trainer(request, monitor, watch)
+    _check_before_anything_is_written(request, trainer, data, module)
+    _record(request, trainer, data, guides, resumed=start is not None)
+    _fit(trainer, module, data, start, watch)
+    if data.overfit_batches:
+        log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
+        return _result(request, card, trainer, None)
+    results = evaluate_run(
+        request.folder, trainer, module, data, request.data, request.settings, request.ranking, monitor
+    )
+    return _result(request, card, trainer, results)
 
 
 @contextmanager
-def _own_launch() -> Iterator[None]:
-    """Makes one run of a sweep launch its further processes as a run of its own would.
-
-    Lightning starts a process for each further device by repeating this process's command line and Hydra's run
-    folder. In a sweep the command line would be the whole sweep's, and the folder nobody's.
-    """
-    hydra = cast(DictConfig, HydraConfig.get())
-    if hydra.mode != RunMode.MULTIRUN:
-        yield
-        return
-    arguments, environment = sys.argv, {name: os.environ.get(name) for name in _LAUNCH}
-    sys.argv = [sys.argv[0], *hydra.overrides.task]
-    with read_write(hydra):
-        hydra.run.dir = hydra.runtime.output_dir
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        sys.argv = arguments
-        for name, value in environment.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def run(cfg: DictConfig) -> float | None:
-    """Trains and evaluates.
-
-    Args:
-        cfg: `conf/train.yaml`, composed.
-
-    Returns:
-        The headline protocol's R1 on the first data set, 0..1, for Hydra's optimising sweepers; None where there
-        is nothing to test on.
-
-    Raises:
-        InputError: if the config asks for something that the data, the weights or the losses cannot give.
-        SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    alone = HydraConfig.get().mode != RunMode.MULTIRUN
-    watch = StopWatch(folder, f"clip3dreid train {command(folder)}", again=alone)
-    with _own_launch(), job_folder(folder):
+def _own_run(request: TrainRequest) -> Iterator[StopWatch]:
+    """Keep folder, signals and processes to this run while it lasts."""
+    invocation = request.invocation
+    keeping: AbstractContextManager[object] = nullcontext()
+    if invocation is None:
+        if request.settings.resume is None:
+            refuse_held(request.folder)
+        command, keeping = (
+            f"settings.{resume_argument(request.folder)}",
+            at_work(request.folder, "a run", tidy=True),
+        )
+        watch = StopWatch(request.folder, command, again=False)
+    else:
+        watch = StopWatch(request.folder, invocation.resume, invocation.alone, invocation.foreseen)
+    with own_processes(ends=invocation is not None and invocation.alone), keeping:
         try:
             with watch.reporting():
-                found = _run(cfg, folder, watch)
+                yield watch
             if launch().first:
-                remove_prepared(folder)
-            return found
+                remove_prepared(request.folder)
         finally:
-            _finish_wandb()
+            _finish_dashboards(request.loggers)
             forget()
 
 
-def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    if launch().first and not cfg.resume:
-        check_files(cfg, list(HydraConfig.get().overrides.task))
-    start = None
-    if cfg.resume:
-        start = _check_resumed(cfg, folder) if launch().first else newest_whole(folder).path
-    announce()
-    several = _several(cfg)
-    if not launch().first:
-        wait_prepared(folder)
-    sources = data_sources(cfg, cfg.seed, None if launch().first else prepared(folder))
-    if cfg.select_on_test and any(node.val_people for node in (cfg.data, *cfg.data.also.values())):
-        raise InputError(
-            "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
-            "select_on_test=false"
-        )
-    manifests = [source.manifest for source in sources]
-    pictures = training_set(manifests)
-    # A resumed one starts from its checkpoint, and need not find the weights again that it began with.
-    student = make_student(cfg) if start is None else instantiate(cfg.model.student)
-    # Asked before anything else is built: a data set without training people has no outfits either.
-    _check_people(cfg, pictures)
-    if missing := pictures.labels.without_clothes:
-        log.info(
-            "%d of %d training pictures have no clothes label: clothes are left alone",
-            missing,
-            len(pictures.table),
-        )
-    terms = instantiate(cfg.loss)
-    _check_starts(terms, int(cfg.epochs))
-    known = _known_labels(folder, resumed=start is not None)
-    shared = prepared(folder) if several else None
-    guides = guide(needs(terms), objects.guides(cfg, pictures, labels=known, shared=shared))
-    if several and launch().first:
-        share_sources(sources, prepared(folder))
-        if guides.labels is not None:
-            language_labels.save(guides.labels, prepared(folder) / LABELS)
-        say_prepared(folder)
-    view = {"keep_view": guides.keep_view}
-    make: Any = instantiate(cfg.datamodule, train_view=view)
-    data: ReidDataModule = make(manifests, seed=cfg.seed, bodies=guides.bodies)
-    data.validation_split = "test" if cfg.select_on_test else "val"
-    losses = WeightedLosses(
-        terms,
-        Dimensions(
-            channels=student.channels,
-            width=student.width,
-            people=len(data.labels.people),
-            person_of_clothes=data.person_of_clothes,
-            guides=guides.says,
-        ),
-    )
-    if cfg.channels_last:
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if cfg.compile:
-        if cfg.gradient_norms_every:
-            # A compiled backward pass may else reuse what a second one of the same step needs.
-            torch._functorch.config.donated_buffer = False
-        student.compile()  # in place: names of weights stay as they are
-    card = make_card(cfg, data, guides)
-    module = ReidModule(
+def _module(
+    request: TrainRequest, student: Student, losses: WeightedLosses, guides: Guides, card: Mapping[str, Any]
+) -> ReidModule:
+    settings, ranking = request.settings, request.ranking
+    return ReidModule(
         student,
         losses,
-        optimizer=instantiate(cfg.optimizer.optimizer),
-        schedule=instantiate(cfg.optimizer.schedule),
+        optimizer=request.optimizer,
+        schedule=request.schedule,
         card=card,
-        seed=int(cfg.seed),
-        protocols=protocols_of(sources),
-        metric=cfg.retrieval.metric,
-        flip=cfg.retrieval.flip,
-        rerank=instantiate(cfg.retrieval.rerank),
-        open_set=plain(cfg.retrieval.open_set),
+        seed=settings.seed,
+        protocols=protocols_of(request.data),
+        metric=ranking.metric,
+        flip=ranking.flip,
+        rerank=ranking.rerank,
+        open_set=ranking.open_set,
         targets=guides.targets,
-        body_norm=str(cfg.bodies.batch_norm),
-        gradient_norms_every=int(cfg.gradient_norms_every),
-        checkpoints=folder / "checkpoints",
-        trusted=trusted(cfg),
+        body_norm=settings.body_norm,
+        gradient_norms_every=settings.gradient_norms_every,
+        checkpoints=request.folder / LAST_CHECKPOINT.parent,
+        trusted=settings.trusted,
     )
-    selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
-    monitor = None
+
+
+def _monitor(request: TrainRequest, data: ReidDataModule) -> str | None:
+    """Return the name of the score that selects checkpoints; None where there is none."""
+    evaluations = data.evaluations(request.selecting)
     # In a trial that leaves pictures out there is no score to select by.
-    if selecting and not limits(cfg.trainer):
-        chosen = next(source for source in sources if source.manifest.name == selecting[0])
-        monitor = f"val/{selecting[0]}/{headline(chosen, not cfg.select_on_test)}/r1"
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
-        callbacks=_callbacks(cfg, monitor, watch),
-        logger=_loggers(cfg),
-        plugins=[*(instantiate(cfg.trainer.get("plugins")) or ()), CheckpointFiles()],
+    if not evaluations or limits(SimpleNamespace(**request.trainer.keywords)):
+        return None
+    name = evaluations[0].name
+    return f"val/{name}/{headline_of(request.data, name, request.selecting)}/r1"
+
+
+def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl.Trainer:
+    best = [] if monitor is None or request.best is None else [request.best(monitor=monitor)]
+    plugins = request.trainer.keywords.get("plugins") or ()
+    trainer = request.trainer(
+        callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
+        logger=list(request.loggers),
+        plugins=[*plugins, CheckpointFiles()],
     )
-    watch.take_over(trainer)
-    # Asked now, what loader and evaluator would refuse later is refused before anything is written or launched.
+    watch.take_over(trainer, None if request.invocation is None else request.invocation.processes)
+    return trainer
+
+
+def _check_before_anything_is_written(
+    request: TrainRequest, trainer: pl.Trainer, data: ReidDataModule, module: ReidModule
+) -> None:
+    """Refuse what loader, evaluator and norms would refuse later."""
     data.sampler(0, trainer.world_size)
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
-    check_protocols(data, module.protocols, data.validation_split, "test")
-    _check_ghost(cfg, module, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
-    if start is not None:
-        check_same_training(read_card(start), card, guides.same)
-        rank_zero_only(keep_earlier)(folder)
-        rank_zero_only(record_overrides)(folder)
+    check_protocols(data, module.protocols, request.selecting, "test")
+    check_norms(
+        module.student,
+        module.losses,
+        processes=trainer.world_size,
+        people=data.people_per_batch,
+        pictures=data.pictures_per_person,
+        bodies=0 if data.bodies is None else data.bodies.batch,
+        body_norm=request.settings.body_norm,
+        ghost_group=request.student.get("ghost_group"),
+    )
+
+
+def _record(
+    request: TrainRequest, trainer: pl.Trainer, data: ReidDataModule, guides: Guides, resumed: bool
+) -> None:
+    """Save beside the run what its numbers depend on."""
+    if trainer.is_global_zero:
+        if resumed:
+            keep_earlier(request.folder)
+        if resumed and request.invocation is not None:
+            request.invocation.accepted()
     for logger in trainer.loggers:
-        logger.log_hyperparams(plain(cfg))
-    _record(cfg, folder, data, guides)
+        logger.log_hyperparams(dict(request.config))
+    rank_zero_only(record)(request.folder, request.config, data, guides, request.settings.seed)
+
+
+def _fit(
+    trainer: pl.Trainer, module: ReidModule, data: ReidDataModule, start: Path | None, watch: StopWatch
+) -> None:
     try:
         # Checkpoints hold plain data only, so nothing in them is ever unpickled.
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except BaseException:
         watch.end_children()
         raise
-    if data.overfit_batches:
-        log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
-        return None
-    return _report(cfg, folder, trainer, module, data, sources, monitor)
 
 
-def _check_resumed(cfg: DictConfig, folder: Path) -> Path:
-    """The checkpoint to go on from; says where that is, and what the run changes.
-
-    Raises:
-        InputError: if there is none, or the run would train another model than it began with.
-    """
-    at = newest_whole(folder)
-    changed = changes(read_config(folder / CONFIG), plain(cfg))
-    if at.epochs > int(cfg.epochs):
-        raise InputError(f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them; give more")
-    within = f" and {at.batches} batches" if at.batches else ""
-    if at.batches and at.epochs == int(cfg.epochs):
-        raise InputError(
-            f"epochs={cfg.epochs}, but {folder} has trained {at.epochs} of them{within} of the next; give more"
-        )
-    log.info("going on after %d epochs%s, from %s", at.epochs, within, at.path)
-    if changed:
-        log.info("changed since the run began: %s", "; ".join(changed))
-    return at.path
-
-
-def _report(
-    cfg: DictConfig,
-    folder: Path,
+def _result(
+    request: TrainRequest,
+    card: Mapping[str, Any],
     trainer: pl.Trainer,
-    module: ReidModule,
-    data: ReidDataModule,
-    sources: list[DataSource],
-    monitor: str | None,
-) -> float | None:
-    """Evaluates the last checkpoint and the selected one, prints the tables, writes `results.json`."""
-    if not data.evaluations("test"):
-        log.info("no test people in this data: nothing to evaluate")
-        return None
-    candidates: list[tuple[str, str, str | None]] = [("last", "last epoch", None)]
-    by = "on TEST data" if cfg.select_on_test else "on held-out people"
-    # Without a path where the run was too short for a single evaluation.
-    candidates += [
-        ("best", f"best {monitor} {by}", callback.best_model_path)
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path
-    ]
-    evaluations: list[dict[str, Any]] = []
-    for name, selected_by, path in candidates:
-        module.test_prefix = f"test/{name}"
-        trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-        if limits(trainer) and not module.results["test"]:
-            log.warning("a trial with %s: no score exists, and none is written", ", ".join(limits(trainer)))
-            return None
-        for data_set, results in module.results["test"].items():
-            queries = module.queries["test"][data_set]
-            files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}
-            tables = {folder / files[protocol]: table for protocol, table in queries.items()}
-            rank_zero_only(save_tables)(tables)
-            evaluations.append(
-                {
-                    "checkpoint": name,
-                    "selected_by": selected_by,
-                    "data": data_set,
-                    "results": results,
-                    "per_query": files,
-                }
-            )
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    clock = next(callback for callback in callbacks if isinstance(callback, StepTimes))
-    bodies = 0 if data.bodies is None else data.bodies.batch
-    facts = {
-        "version": RESULTS_VERSION,
-        "seed": int(cfg.seed),
-        "variant": cfg.variant or "+".join(module.losses.entries),
-        "cost": {
-            "step_seconds": clock.median,
-            "pictures_per_step": int(cfg.datamodule.people) * int(cfg.datamodule.pictures) + bodies,
-            "steps": trainer.global_step,
-        },
-        "metric": str(cfg.retrieval.metric),
-        "flip": bool(cfg.retrieval.flip),
-        "notes": {source.manifest.name: list(source.manifest.notes) for source in sources},
-        "evaluations": evaluations,
-    }
-    _publish(folder, facts)
-    first = evaluations[0]
-    source = next(source for source in sources if source.manifest.name == first["data"])
-    return float(first["results"][headline(source, validation=False)]["r1"])
+    results: RunResults | None,
+) -> TrainResult:
+    files = {"last": request.folder / LAST_CHECKPOINT}
+    for path in selected(trainer):
+        files["best"] = Path(path)
+    first = None if results is None else results.evaluations[0]
+    return TrainResult(
+        folder=request.folder,
+        headline=None if first is None else float(first.results[first.headline]["r1"]),
+        results=results,
+        card=card,
+        checkpoints={name: path for name, path in files.items() if path.is_file()},
+    )
 
 
-@rank_zero_only
-def _publish(folder: Path, facts: dict[str, Any]) -> None:
-    write_json(folder / "results.json", facts)
-    for evaluation in facts["evaluations"]:
-        title = f"{evaluation['data']}, {evaluation['checkpoint']} checkpoint ({evaluation['selected_by']})"
-        print_scores(title, evaluation["results"], facts["notes"][evaluation["data"]])
-    log.info("results, checkpoints and logs are in %s", folder)
+def _finish_dashboards(loggers: Sequence[Logger]) -> None:
+    """End runs of dashboards, which the next run of this process would otherwise go on writing to."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()

@@ -1,4 +1,4 @@
-"""Signals: a run that is told to end saves where it is, says how to go on, and ends in all of its processes.
+"""Heed signals: a run that is told to end saves where it is, says how to go on, and ends in all of its processes.
 
 Python runs a signal's handler in the main thread, between two of its own steps. A process that waits inside a
 collective for another one never gets there, so signals are also heard by a thread, which tells the other processes
@@ -8,6 +8,7 @@ where they wait for each other for ever if only one is told; they are taken out.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import select
@@ -25,12 +26,12 @@ from typing import Any, Self
 import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.distributed import distributed_c10d
 
-from clip3dreid.config.hydra import foreseen
-from clip3dreid.io.launch import launch
+from clip3dreid.errors import one_line
+from clip3dreid.io.launch import FurtherProcesses, launch
+from clip3dreid.io.launcher import start_by
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ GRACE_S = 25.0
 LOST_S = 15.0
 """Seconds that a process goes on for without the first one: as long as all that end normally take to leave."""
 _TICK_S = 0.25
-# Of Lightning; untyped, for what is its own there.
-_SCRIPTS: Any = subprocess_script
 
 
 class Stopped(SystemExit):
@@ -53,7 +52,7 @@ class Stopped(SystemExit):
 
 
 class StopWatch:
-    """Listens for signals while a run lasts.
+    """Listen for signals while a run lasts.
 
     SIGTERM, SIGHUP and Ctrl-C (the first; the second one ends at once), and under SLURM SIGUSR1 and SIGUSR2, the
     usual requests for saving and requeueing. A SIGHUP that was ignored when the run began, as by `nohup`, still is.
@@ -65,21 +64,29 @@ class StopWatch:
         folder: of the run.
         command: that goes on with it, for messages.
         again: whether the same command, started again by a scheduler, goes on with it; that of a sweep does not.
+        foreseen: whether an error is one that ends the command with status 2, as it then does all processes.
 
     Attributes:
         told: the signal that this or another process was told by; None: none.
     """
 
-    def __init__(self, folder: Path, command: str, again: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        command: str,
+        again: bool = True,
+        foreseen: Callable[[BaseException], object] = one_line,
+    ) -> None:
         self.folder, self.command, self.again = folder, command, again
         self.told: int | None = None
+        self._foreseen = foreseen
         self.training = False
         self._handled = False
+        self._parting = False
         self._rank = launch().rank
         self._store: Any = None
         self._saved = ""
         self._launcher: Any = None
-        self._observer: Any = None
         self._pid = os.getpid()
         self._closed = threading.Event()
         # Held by the thread while it works and by a fork: a child that is forked in the middle of another thread's
@@ -88,7 +95,7 @@ class StopWatch:
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Installs the handlers; in a thread that is not the main one Python has none, and this does nothing."""
+        """Install the handlers; in a thread that is not the main one Python has none, and this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             return self
         self._ear, self._mouth = os.pipe()
@@ -96,9 +103,8 @@ class StopWatch:
         for signum in self._heeded():
             self._earlier[signum] = signal.signal(signum, self._handle)
         self._earlier_fd = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
-        os.register_at_fork(
-            before=self._quiet.acquire, after_in_parent=self._quiet.release, after_in_child=self._deafen
-        )
+        _LISTENING.append(self)
+        _hear_of_forks()
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -106,15 +112,16 @@ class StopWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the handlers out; where the run ends by an error, the other processes are told."""
-        if self._observer is not None:
-            _SCRIPTS._launch_process_observer = self._observer
+        """Take the handlers out; where the run ends by an error, the other processes are told."""
         if error is not None:
+            # Those that it tells end with it, which is no news by then.
+            self._parting = True
             self._part(error)
         if not self._earlier:
             return
         self._closed.set()
         self._thread.join()
+        _LISTENING.remove(self)
         signal.set_wakeup_fd(self._earlier_fd)
         for signum, handler in self._earlier.items():
             signal.signal(signum, handler)
@@ -128,11 +135,18 @@ class StopWatch:
             found += [signal.SIGUSR1, signal.SIGUSR2]
         return [signum for signum in found if signal.getsignal(signum) is not signal.SIG_IGN]
 
-    def _deafen(self) -> None:
+    def quieten(self) -> None:
+        """Wait until the thread rests, and keep it at rest, before this process is forked."""
+        self._quiet.acquire()
+
+    def resume(self) -> None:
+        """Let the thread go on."""
+        self._quiet.release()
+
+    def deafen(self) -> None:
         """In a forked worker: what it is told is not said to this process."""
         self._quiet.release()
-        if not self._closed.is_set():
-            signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(-1)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -152,7 +166,7 @@ class StopWatch:
                 log.warning("%s: stopping after this batch", signal.Signals(signum).name)
 
     def connect(self) -> None:
-        """Begins to hear of the other processes; called as soon as they have met."""
+        """Begin to hear of the other processes; called as soon as they have met."""
         if self._store is None and dist.is_initialized() and dist.get_world_size() > 1:
             self._rank = dist.get_rank()
             # A connection of our own: the one that collectives are arranged by may be waiting.
@@ -176,7 +190,7 @@ class StopWatch:
                         self._leave(self._farewell(), 128 + self.told)
 
     def _exchanged(self, lost_at: float | None, now: float) -> float | None:
-        """Hears of the others; since when nobody answers, or None."""
+        """Hear of the others; return since when nobody answers, or None."""
         try:
             self._exchange()
         except Exception:  # the store's own errors have no common base that is public
@@ -187,8 +201,8 @@ class StopWatch:
         return None
 
     def _look_after_children(self) -> None:
-        """Ends this process if one that it started has failed; Lightning would kill it without a word."""
-        if self.told is not None:
+        """End this process if one that it started has failed; Lightning would kill it without a word."""
+        if self.told is not None or self._parting:
             return  # they are told as well, and this one has until its time is up
         for number, child in enumerate(getattr(self._launcher, "procs", ()), start=1):
             status = child.poll()
@@ -204,7 +218,7 @@ class StopWatch:
             self._leave(f"process {number} of this run {how}; {self._next()}", status)
 
     def _exchange(self) -> None:
-        """Says what this process was told, and hears what others were."""
+        """Say what this process was told, and hear what others were."""
         if self._store is None:
             return
         if self.told is not None:
@@ -218,7 +232,7 @@ class StopWatch:
                 self._leave(None, status)
 
     def _part(self, error: BaseException) -> None:
-        """Lets the other processes know that this one ends, and with which status they are to end too.
+        """Let the other processes know that this one ends, and with which status they are to end too.
 
         Raises:
             SystemExit: where another process ended first, and its end is all that is wrong here.
@@ -229,14 +243,14 @@ class StopWatch:
             other = self._left()
             if other is not None and not isinstance(error, SystemExit):
                 raise SystemExit(other) from error
-            status = error.code if isinstance(error, SystemExit) else 2 if foreseen(error) else 1
+            status = error.code if isinstance(error, SystemExit) else 2 if self._foreseen(error) else 1
             self._store.set("left", f"{self._rank} {status if isinstance(status, int) else 1}")
             time.sleep(2 * _TICK_S)  # the store ends with the process that holds it
         except dist.DistError:
             return
 
     def _left(self) -> int | None:
-        """Status that another process ended with; a moment is waited for its word: its end is noticed sooner."""
+        """Return the status that another process ended with; its end may be noticed a moment before its word."""
         for _ in range(8):
             if self._store.check(["left"]):
                 rank, status = map(int, self._store.get("left").decode().split())
@@ -245,7 +259,7 @@ class StopWatch:
         return None
 
     def _leave(self, line: str | None, status: int) -> None:
-        """Ends this process from outside its main thread, which is waiting for something that will not come."""
+        """End this process from outside its main thread, which is waiting for something that will not come."""
         if line is not None:
             print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(status)
@@ -260,7 +274,7 @@ class StopWatch:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Listens while the block lasts; if it is stopped, says how the run goes on.
+        """Listen while the block lasts; if it is stopped, says how the run goes on.
 
         Raises:
             Stopped: with the signal's status, whatever the stop came through as.
@@ -275,7 +289,7 @@ class StopWatch:
             raise Stopped(self.told) from stop
 
     def _finish(self, told: int) -> None:
-        """Says how the run goes on, and has SLURM start it again where its signal asked for that."""
+        """Say how the run goes on, and have SLURM start it again where its signal asked for that."""
         self.end_children()
         if self._rank > 0:
             return
@@ -287,27 +301,53 @@ class StopWatch:
                 log.error("SLURM is not asked to start a sweep again, which would begin with its first run")
 
     def saved(self, where: str) -> None:
-        """Notes where the run was saved, for the line that it ends with."""
+        """Note where the run was saved, for the line that it ends with."""
         self._saved = f" {where}"
 
-    def take_over(self, trainer: pl.Trainer) -> None:
-        """Takes Lightning's signal handling out of a trainer, with the broadcast that it makes before every step."""
+    def take_over(self, trainer: pl.Trainer, processes: FurtherProcesses | None = None) -> None:
+        """Take Lightning's signal handling out of a trainer, with the broadcast that it makes before every step.
+
+        Args:
+            trainer: not yet at work.
+            processes: what starts its further processes; None: what Lightning takes this program to be.
+        """
         trainer._signal_connector = _Silent(trainer)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        # Lightning's observer kills this process as soon as one that it started has ended, in the middle of a stop
+        # too; the watch looks after them.
+        start_by(trainer, processes, observed=False)
         self._launcher = trainer.strategy.launcher
-        # It kills this process as soon as one that it started has ended, in the middle of a stop too; the watch looks
-        # after them.
-        self._observer = _SCRIPTS._launch_process_observer
-        _SCRIPTS._launch_process_observer = lambda _: None
 
     def end_children(self) -> None:
-        """Tells processes that this one started to end; they have nobody to go on with."""
+        """Tell processes that this one started to end; they have nobody to go on with."""
         if hasattr(self._launcher, "procs"):
             self._launcher.kill(signal.SIGTERM)
 
 
+_LISTENING: list[StopWatch] = []
+"""The watches of this process that have a thread."""
+
+
+@functools.cache
+def _hear_of_forks() -> None:
+    """Have the watches at rest while this process is forked; asked for once, since Python never lets go of it."""
+
+    def all_do(act: Callable[[StopWatch], None]) -> Callable[[], None]:
+        def do() -> None:
+            for watch in _LISTENING:
+                act(watch)
+
+        return do
+
+    os.register_at_fork(
+        before=all_do(StopWatch.quieten),
+        after_in_parent=all_do(StopWatch.resume),
+        after_in_child=all_do(StopWatch.deafen),
+    )
+
+
 def requeue(run: Callable[..., Any] = subprocess.run) -> bool:
-    """Asks SLURM to start this job again, which goes on in the same folder.
+    """Ask SLURM to start this job again, which goes on in the same folder.
 
     Args:
         run: starts a command.
@@ -330,7 +370,7 @@ def requeue(run: Callable[..., Any] = subprocess.run) -> bool:
 
 
 class SaveWhenTold(Callback):
-    """Ends a training that is told to stop, with a checkpoint to go on from.
+    """End a training that is told to stop, with a checkpoint to go on from.
 
     The first process decides when, saves and leaves; the others, which may be waiting for it in the middle of the
     next step, are ended by their watches.
@@ -343,7 +383,7 @@ class SaveWhenTold(Callback):
         self.watch = watch
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Lets the watch hear of the other processes."""
+        """Let the watch hear of the other processes."""
         self.watch.connect()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -351,7 +391,7 @@ class SaveWhenTold(Callback):
         self.watch.training = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops after an epoch, which has its checkpoint."""
+        """Stop after an epoch, which has its checkpoint."""
         if self.watch.told is not None and trainer.is_global_zero and trainer.current_epoch > 0:
             self.watch.saved(f"after epoch {trainer.current_epoch - 1}, saved")
             raise Stopped(self.watch.told)
@@ -359,7 +399,7 @@ class SaveWhenTold(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops in the middle of an epoch; after its last batch the epoch is ended first."""
+        """Stop in the middle of an epoch; after its last batch the epoch is ended first."""
         loop = trainer.fit_loop.epoch_loop
         if self.watch.told is None or not trainer.is_global_zero or loop.batch_progress.is_last_batch:
             return
@@ -384,8 +424,8 @@ class _Silent(_SignalConnector):
     """In the place of Lightning's handlers."""
 
     def register_signal_handlers(self) -> None:
-        """Leaves the signals to the watch."""
+        """Leave the signals to the watch."""
         self.received_sigterm = False
 
     def teardown(self) -> None:
-        """Has nothing to restore."""
+        """Have nothing to restore."""

@@ -26,6 +26,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.environment import environment, keep_earlier
 from clip3dreid.io.files import inside, write_json, write_text
 from clip3dreid.io.formats import damaged, read_yaml
+from clip3dreid.io.launch import FurtherProcesses
 from clip3dreid.io.progress import progress
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.language.sentences import Sentences
@@ -174,6 +175,7 @@ def pretrain_teacher(
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     record: Mapping[str, Any] | None = None,
+    processes: FurtherProcesses | None = None,
 ) -> PretrainedTeacher:
     """Train a small teacher, or go on training it, and write its folder.
 
@@ -190,6 +192,7 @@ def pretrain_teacher(
         trainer: makes a Trainer of its callbacks, loggers and plugins.
         callbacks: besides those that keep and stop a run.
         loggers: of the trainer.
+        processes: what starts further processes, where the trainer has several.
         record: all that decides what comes of it, as plain values; a folder with another record is refused. None: the
             arguments that are plain.
 
@@ -245,7 +248,7 @@ def pretrain_teacher(
         reload_dataloaders_every_n_epochs=1,
         plugins=[CheckpointFiles()],
     )
-    watch.take_over(made)
+    watch.take_over(made, processes)
     start = _check_folder(out, kept)
     if made.is_global_zero:
         check_place(teacher)

@@ -7,10 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import conf_dir, register
-from clip3dreid.data.bodies import COMMAND, COMMAND_MB
-from clip3dreid.errors import InputError
-from clip3dreid.training.checklist import (
+from clip3dreid.config.checklist import (
     Item,
     check_files,
     checklist,
@@ -19,6 +16,9 @@ from clip3dreid.training.checklist import (
     to_get,
     weights_state,
 )
+from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.data.bodies import COMMAND, COMMAND_MB
+from clip3dreid.errors import InputError
 from tests.conftest import Command, student_config
 
 
@@ -126,7 +126,7 @@ def test_the_size_of_a_download_is_that_of_the_numbers_in_it() -> None:
 def test_the_tokenizer_of_siglip_needs_packages_that_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clip3dreid.training.checklist._installed", lambda name: False)
+    monkeypatch.setattr("clip3dreid.config.checklist._installed", lambda name: False)
     overrides = ("+experiment=ltcc", "model/teacher=siglip_b16")
     assert "pip install sentencepiece protobuf" in commands(checklist(recipe(*overrides)))
     # With the other form of it there they are not.
@@ -152,7 +152,7 @@ def test_a_folder_of_the_users_own_is_not_what_the_command_on_record_gets(tmp_pa
 def test_official_bodies_need_their_file_and_their_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clip3dreid.training.checklist._installed", lambda name: False)
+    monkeypatch.setattr("clip3dreid.config.checklist._installed", lambda name: False)
     found = checklist(recipe("+experiment=ltcc", "body=smpl"))
     lines = commands(found)
     assert any(
@@ -162,7 +162,7 @@ def test_official_bodies_need_their_file_and_their_reader(
     (making,) = [line for line in lines if "layout=bodies" in line]
     assert making.endswith("body=smpl body.path=FILE")
     (tmp_path / "SMPL.pkl").touch()
-    monkeypatch.setattr("clip3dreid.training.checklist._installed", lambda name: True)
+    monkeypatch.setattr("clip3dreid.config.checklist._installed", lambda name: True)
     found = checklist(recipe("+experiment=ltcc", "body=smpl", "body.path=SMPL.pkl"))
     assert next(item for item in found if item.key == "body.path").get is None
 
@@ -214,7 +214,7 @@ def test_a_training_that_lacks_everything_says_so_in_one_line(invoke: Command, t
         "(body.path) is not given",
         "data ltcc /nowhere (data.root) is missing",
         "data prcc /no (data.also.prcc.root) is missing",
-        f"How to get all of them: {shlex.join(['python', '-m', 'clip3dreid.cli.weights', *arguments])}",
+        f"How to get all of them: {shlex.join(['clip3dreid', 'weights', *arguments])}",
     ):
         assert part in line, part
     assert list(tmp_path.iterdir()) == []

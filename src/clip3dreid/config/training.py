@@ -1,0 +1,208 @@
+"""Turn the config of `clip3dreid train` into the call of `training.run.train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from clip3dreid.config import objects
+from clip3dreid.config.hydra import foreseen
+from clip3dreid.config.processes import further_processes
+from clip3dreid.config.renamed import renamed_config
+from clip3dreid.config.resumed import record_overrides
+from clip3dreid.config.trust import trusted
+from clip3dreid.io.run_folder import resume_argument
+from clip3dreid.training.settings import Invocation, RankingSettings, TrainSettings
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
+    from clip3dreid.data.training_set import TrainingSet
+    from clip3dreid.guidance.guides import Guide
+    from clip3dreid.training.data import RunData
+
+
+def train_settings(cfg: DictConfig) -> TrainSettings:
+    """Make the settings of `conf/train.yaml`.
+
+    Raises:
+        InputError: if a value is none of those that there are.
+    """
+    pretrained = cfg.model.get("pretrained")
+    return objects.settings(
+        TrainSettings,
+        cfg,
+        pretrained=None if pretrained is None else Path(str(pretrained)).expanduser(),
+        fetch=cfg.model.get("fetch"),
+        body_norm=cfg.bodies.batch_norm,
+        trusted=trusted(cfg),
+    )
+
+
+def ranking_settings(node: DictConfig, prefix: str = "") -> RankingSettings:
+    """Make of a node how queries and galleries are compared.
+
+    Args:
+        node: with `metric`, `flip`, `rerank` and `open_set`.
+        prefix: what stands before these in messages.
+
+    Raises:
+        InputError: if a value is none of those that there are.
+    """
+    rates = objects.plain(node.open_set)
+    return objects.settings(
+        RankingSettings,
+        node,
+        rerank=instantiate(node.rerank),
+        # A single number is no list, here: rates are compared with each other.
+        open_set=tuple(rates) if isinstance(rates, list) else rates,
+        prefix=prefix,
+    )
+
+
+def run_data(cfg: DictConfig) -> list[RunData]:
+    """Make the data sets of a config with the protocols that they are evaluated under.
+
+    Raises:
+        InputError: if there is none, or something of it is not set.
+    """
+    from clip3dreid.training.data import RunData
+
+    protocols = objects.protocol_sets(cfg)
+    return [
+        RunData(spec, protocols["test"][spec.name], protocols["val"][spec.name])
+        for spec in objects.data_specs(cfg)
+    ]
+
+
+def callbacks(cfg: DictConfig) -> tuple[list[Callback], Any]:
+    """Make all of `cfg.callbacks`; what saves the best checkpoint stands apart, as it lacks the score's name."""
+    nodes = dict(cfg.callbacks.items())
+    best = instantiate(nodes.pop("best")) if "best" in nodes else None
+    if not cfg.logger:
+        nodes.pop("learning_rate", None)  # which has nothing to write to
+    return [instantiate(node) for node in nodes.values()], best
+
+
+def loggers(cfg: DictConfig) -> list[Logger]:
+    """Make all of `cfg.logger`, but for W&B where the environment says that it is disabled."""
+    disabled = os.environ.get("WANDB_MODE") == "disabled"
+    return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
+
+
+def training_device(cfg: DictConfig) -> torch.device:
+    """Return where this process is going to train, before there is a trainer to ask."""
+    import torch
+
+    if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Lightning's own launcher and torchrun set the first, SLURM the second.
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = objects.plain(OmegaConf.select(cfg, "trainer.devices"))
+    return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
+
+
+def guides(
+    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, shared: Path | None = None
+) -> list[Guide]:
+    """Make all kinds of guides of a training; what none of its losses needs is never read.
+
+    Args:
+        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`, `guides`.
+        pictures: to train on.
+        labels: those that the run has had before, or that another process of it has chosen; None: there are none.
+        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
+            each; None: this is the only one.
+
+    Raises:
+        InputError: if a setting is unknown.
+    """
+    from clip3dreid.guidance.bodies import BodyGuide
+    from clip3dreid.guidance.embeddings import TrainingEmbeddings
+    from clip3dreid.guidance.settings import BodySettings, LabelSettings, TeacherUse
+    from clip3dreid.guidance.teacher import TeacherGuide
+    from clip3dreid.guidance.words import WordGuide
+
+    seed, datamodule = int(cfg.seed), cfg.datamodule
+    embeddings = TrainingEmbeddings(
+        objects.teacher(cfg),
+        pictures,
+        objects.settings(TeacherUse, cfg.model.get("teacher") or OmegaConf.create()),
+        device=training_device(cfg),
+        batch=int(datamodule.evaluation_batch),
+        workers=int(datamodule.workers),
+        shared=shared,
+    )
+    bodies = BodyGuide(
+        objects.settings(BodySettings, cfg.bodies),
+        lambda: instantiate(objects.plain(cfg.body)),
+        lambda: instantiate(cfg.bodies.view),
+        body_file=str(cfg.body.path),
+        height=int(datamodule.height),
+        width=int(datamodule.width),
+        square=datamodule.square,
+        seed=seed,
+    )
+    words = WordGuide(
+        objects.settings(LabelSettings, cfg.labels),
+        objects.vocabulary(cfg),
+        embeddings,
+        known=labels,
+        seed=seed,
+    )
+    return [bodies, words, TeacherGuide(embeddings), *(instantiate(node) for node in cfg.guides.values())]
+
+
+def invocation(folder: Path) -> Invocation:
+    """Say how the run that Hydra is at was started.
+
+    Args:
+        folder: of the run.
+    """
+    return Invocation(
+        resume=f"clip3dreid train {resume_argument(folder)}",
+        processes=further_processes("train"),
+        alone=HydraConfig.get().mode != RunMode.MULTIRUN,
+        foreseen=foreseen,
+        renamed=renamed_config,
+        accepted=lambda: record_overrides(folder),
+    )
+
+
+def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Make the arguments of `training.run.train`.
+
+    Args:
+        cfg: `conf/train.yaml`, composed.
+        folder: of the run.
+
+    Raises:
+        InputError: if something is not set, or a value is none of those that there are.
+    """
+    steps, best = callbacks(cfg)
+    return {
+        "data": run_data(cfg),
+        "student": objects.plain(cfg.model.student),
+        "losses": instantiate(cfg.loss),
+        "folder": folder,
+        "settings": train_settings(cfg),
+        "ranking": ranking_settings(cfg.retrieval, "retrieval."),
+        "batches": instantiate(cfg.datamodule),
+        "optimizer": instantiate(cfg.optimizer.optimizer),
+        "schedule": instantiate(cfg.optimizer.schedule),
+        "guides": lambda pictures, labels, shared: guides(cfg, pictures, labels=labels, shared=shared),
+        "trainer": objects.trainer_factory(cfg),
+        "loggers": loggers(cfg),
+        "callbacks": steps,
+        "best": best,
+        "config": objects.plain(cfg),
+        "invocation": invocation(folder),
+    }

@@ -1,0 +1,90 @@
+"""Check that losses take part, and that norms see enough pictures, before a run begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import nn
+
+from clip3dreid.errors import InputError
+from clip3dreid.loss.weighted import LossEntry, needs
+
+log = logging.getLogger(__name__)
+
+
+def check_starts(losses: Mapping[str, LossEntry], epochs: int) -> None:
+    """Refuse a loss that would never take part.
+
+    Raises:
+        InputError: naming it, or if an entry is wrong.
+    """
+    needs(losses)  # whose entries are whole
+    for name, entry in losses.items():
+        if entry["weight"] > 0 and entry["start_epoch"] >= epochs:
+            raise InputError(
+                f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
+                f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
+            )
+
+
+def check_norms(
+    student: nn.Module,
+    losses: nn.Module,
+    *,
+    processes: int,
+    people: int,
+    pictures: int,
+    bodies: int,
+    body_norm: Literal["separate", "shared"],
+    ghost_group: int | None,
+) -> None:
+    """Refuse batches of which a norm sees one picture, and say where it sees others than one process would show it.
+
+    Args:
+        student: with its norms.
+        losses: likewise.
+        processes: of the run.
+        people: P, people of a global batch.
+        pictures: K, pictures of each.
+        bodies: S, bodies of a global batch; 0: there are none.
+        body_norm: whether bodies are normalised with the people.
+        ghost_group: pictures that a norm of the student sees at a time; None: all of a process.
+
+    Raises:
+        InputError: naming the sizes.
+    """
+    batch, mine = people * pictures // processes, bodies // processes
+    shared = mine if body_norm == "shared" else 0
+    for part, seen in ((student, batch + shared), (losses, batch)):
+        # Norms of maps have a picture's positions to go by.
+        if seen == 1 and any(isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()):
+            raise InputError(
+                f"datamodule.people={people} and datamodule.pictures={pictures} in {processes} process(es) leave "
+                "batch norm one picture at a time, which has no variance; raise one of the two"
+            )
+    if bodies and (mine == 1 or (ghost_group is not None and mine > ghost_group and mine % ghost_group == 1)):
+        raise InputError(
+            f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
+            "change bodies.batch"
+        )
+    if ghost_group is None:
+        return
+    if bodies and body_norm == "shared":
+        raise InputError(
+            f"bodies.batch_norm=shared needs model.student.ghost_group=null: groups of {ghost_group} pictures would "
+            "hold people or bodies, never both"
+        )
+    if batch > ghost_group and batch % ghost_group == 1:
+        raise InputError(
+            f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
+            f"{ghost_group}), which has no variance; change datamodule.people, datamodule.pictures or the group"
+        )
+    if processes > 1 and batch % ghost_group:
+        log.warning(
+            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: another number "
+            "of processes would not train the same model",
+            batch,
+            ghost_group,
+        )

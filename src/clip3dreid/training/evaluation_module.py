@@ -1,0 +1,236 @@
+"""Embed queries and galleries with a student, rank them, and report: the LightningModule of evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+import polars as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.data.evaluation_sets import EvaluationSet
+from clip3dreid.errors import InputError
+from clip3dreid.inference.features import retrieval_features
+from clip3dreid.model.student import Student
+from clip3dreid.retrieval.distributed import gather_evaluation
+from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
+from clip3dreid.retrieval.protocol import Protocol, Protocols
+from clip3dreid.retrieval.settings import Distance, open_set_rates
+from clip3dreid.types import Batch
+
+log = logging.getLogger(__name__)
+
+# Rows that travel between processes at a time when features are exchanged: 64 MB at 4,096 float32 columns.
+EXCHANGE_ROWS = 4096
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers, in place.
+
+    In training DistributedDataParallel does so before each step, so after the last step the processes' running
+    statistics differ by that step. Pictures embedded by different processes must come from one and the same model,
+    and it must be the one that is saved.
+    """
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def limits(trainer: Any) -> list[str]:
+    """Return Lightning's own switches for smoke tests that are set, with which not everything is embedded.
+
+    Args:
+        trainer: a Trainer, or its arguments as attributes.
+    """
+    if getattr(trainer, "fast_dev_run", None):
+        return ["trainer.fast_dev_run"]
+    values = {
+        f"limit_{part}_batches": getattr(trainer, f"limit_{part}_batches", None) for part in ("val", "test")
+    }
+    # The number 1 is one batch, the fraction 1.0 all of them.
+    return [
+        f"trainer.{key}={value}" for key, value in values.items() if value is not None and str(value) != "1.0"
+    ]
+
+
+class EvaluationModule(LightningModule):
+    """A student under its protocols: embeds queries and galleries, ranks, reports.
+
+    Args:
+        student: the model.
+        protocols: for each split (`val`, `test`) and data set, the protocols to report.
+        metric: distance of the ranking.
+        flip: embed each picture and its mirror image and add the two.
+        rerank: re-ranking; None: there is none.
+        open_set: false positive rates at which to report the true positive rate; None: none.
+
+    After `trainer.validate` or `trainer.test`, `results[split][data set][protocol]` holds the scores and
+    `queries[split][data set][protocol]` those of every valid query (see `query_table`); loggers get the scores under
+    `val/…`, and under what `test_prefix` says.
+    Distributed, each process embeds a share of the pictures and ranks a share of the queries.
+    """
+
+    refined: tuple[str, ...] = ("val", "test")
+    """Stages with re-ranking and open-set scores, where these are asked for."""
+    trials = False
+    """Whether a smoke test that leaves pictures out may go on without a score."""
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        protocols: Mapping[str, Protocols],
+        metric: Distance,
+        flip: bool,
+        rerank: Reranking | None = None,
+        open_set: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if metric not in get_args(Distance):
+            raise InputError(f"metric={metric} is not known; choose one of {', '.join(get_args(Distance))}")
+        self.student = student
+        self.protocols = protocols
+        self.metric = metric
+        self.flip = flip
+        # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
+        self.open_set = open_set_rates(open_set, reranked=rerank is not None)
+        self.rerank = rerank
+        self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+        self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
+        self._features: list[Tensor] = []
+        self._embedded: list[Tensor] = []
+
+    @property
+    def test_prefix(self) -> str:
+        """What stands before the names of a test's scores in the log."""
+        return "test"
+
+    @property
+    def data(self) -> ReidDataModule:
+        """The datamodule of the trainer that runs this module."""
+        return cast(ReidDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return retrieval features (B, D), float32, of pictures (B, 3, H, W) in 0..1."""
+        return retrieval_features(self.student, images, flip=self.flip).embedding
+
+    def _start(self, split: str) -> None:
+        if self.trainer.world_size > 1:
+            share_buffers(self.student)
+        # Preallocated: a list of batches and its concatenation would need twice the memory.
+        sizes = [len(evaluation.files) for evaluation in self.data.evaluations(split)]
+        self._features = [torch.zeros(size, self.student.width) for size in sizes]
+        self._embedded = [torch.zeros(size, dtype=torch.int32) for size in sizes]
+
+    def _keep(self, batch: Batch, loader: int) -> None:
+        rows = batch.row.cpu()
+        self._features[loader][rows] = self.embed(batch.images).cpu()
+        self._embedded[loader][rows] += 1
+
+    def _exchange(self, features: Tensor) -> Tensor:
+        """Fill in the rows that other processes embedded (theirs are zero here, so the sum is the union)."""
+        if self.trainer.world_size > 1:
+            for rows in torch.split(features, EXCHANGE_ROWS):
+                on_device = rows.to(self.device)
+                dist.all_reduce(on_device)
+                rows.copy_(on_device)
+        return features
+
+    def _finish(self, split: str, stage: str, prefix: str) -> None:
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        self.results[stage], self.queries[stage] = {}, {}
+        for evaluation, features, embedded in zip(
+            self.data.evaluations(split), self._features, self._embedded, strict=True
+        ):
+            if not self._complete(evaluation, self._exchange(embedded)):
+                continue
+            protocols = self.protocols[split][evaluation.name]
+            scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
+            self.results[stage][evaluation.name] = scores
+            self.queries[stage][evaluation.name] = queries
+            for protocol, values in scores.items():
+                shown = {
+                    f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")
+                }
+                # Equal in all processes, and known to all, since each asks which checkpoint is the best.
+                self.log_dict(shown, sync_dist=True)
+        self._features, self._embedded = [], []
+
+    def _complete(self, evaluation: EvaluationSet, embedded: Tensor) -> bool:
+        """Return whether every picture has a feature; those that were never computed are zeros, and are not scored.
+
+        Args:
+            evaluation: whose pictures.
+            embedded: (N,) how often each was embedded.
+
+        Raises:
+            InputError: naming the first picture that was not, unless this is a trial that leaves some out on purpose.
+        """
+        missing = (embedded == 0).nonzero().flatten()
+        if not len(missing) or self.trainer.sanity_checking:
+            return not len(missing)
+        what = f"{len(missing)} of {len(embedded)} pictures of {evaluation.name} were never embedded"
+        switches = limits(self.trainer)
+        if switches and self.trials:
+            log.warning("%s (%s): no score exists", what, ", ".join(switches))
+            return False
+        advice = f"leave {', '.join(switches)} out" if switches else "run it again"
+        first = evaluation.files[int(missing[0])]
+        raise InputError(f"{what}, first {first}: there is no score; {advice}")
+
+    def _score(
+        self,
+        evaluation: EvaluationSet,
+        features: Tensor,
+        protocols: Mapping[str, Protocol],
+        share: tuple[int, int],
+        stage: str,
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
+        features = features.to(self.device)
+        query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
+        refined = stage in self.refined
+        found = evaluate(
+            query,
+            evaluation.query,
+            gallery,
+            evaluation.gallery,
+            protocols,
+            metric=self.metric,
+            share=share,
+            rerank=self.rerank if refined else None,
+            open_set=self.open_set if refined else None,
+        )
+        scores, queries = {}, {}
+        for name, part in found.items():
+            everything = gather_evaluation(part, self.device)
+            scores[name] = part.result(everything)
+            queries[name] = query_table(everything.numbers, evaluation.query)
+        return scores, queries
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the features."""
+        self._start(self.data.validation_split)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch."""
+        self._keep(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Rank, and log `val/<data set>/<protocol>/r1` and the like."""
+        self._finish(self.data.validation_split, "val", "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Make room for the features."""
+        self._start("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch."""
+        self._keep(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Rank, and log `test/<data set>/<protocol>/r1` and the like."""
+        self._finish("test", "test", self.test_prefix)

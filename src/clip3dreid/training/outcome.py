@@ -1,0 +1,122 @@
+"""Record what a run depends on, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.guidance.guides import Guides
+from clip3dreid.io.environment import environment
+from clip3dreid.io.files import write_json, write_text
+from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, QUERIES
+from clip3dreid.language import labels as language_labels
+from clip3dreid.report.results import CheckpointResults, RunCost, RunResults, write_results
+from clip3dreid.report.tables import save_tables
+from clip3dreid.training.callbacks import StepTimes
+from clip3dreid.training.data import RunData, counts, headline_of
+from clip3dreid.training.evaluation_module import limits
+from clip3dreid.training.module import ReidModule
+from clip3dreid.training.settings import RankingSettings, TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+def record(folder: Path, config: Mapping[str, Any], data: ReidDataModule, guides: Guides, seed: int) -> None:
+    """Save beside a run what its numbers depend on.
+
+    Args:
+        folder: of the run.
+        config: all that it was asked for, as plain data.
+        data: what it trains on.
+        guides: what guides it.
+        seed: of everything that is drawn.
+    """
+    if guides.labels is not None:
+        language_labels.save(guides.labels, folder / LABELS)
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    facts = environment() | {
+        "seed": seed,
+        "guides": guides.facts,
+        "data": {manifest.name: counts(manifest) for manifest in data.manifests},
+        "notes": {manifest.name: list(manifest.notes) for manifest in data.manifests},
+    }
+    write_json(folder / ENVIRONMENT, facts)
+
+
+def selected(trainer: pl.Trainer) -> Iterator[str]:
+    """Yield the checkpoints that were selected by a score; none where a run was too short for an evaluation."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            yield callback.best_model_path
+
+
+def evaluate_run(
+    folder: Path,
+    trainer: pl.Trainer,
+    module: ReidModule,
+    data: ReidDataModule,
+    sources: Sequence[RunData],
+    settings: TrainSettings,
+    ranking: RankingSettings,
+    monitor: str | None,
+) -> RunResults | None:
+    """Evaluate the last checkpoint of a run and the selected one, and write its results.
+
+    Args:
+        folder: of the run.
+        trainer: which has trained.
+        module: as it was trained.
+        data: with test people, or without.
+        sources: the same data sets with their protocols.
+        settings: of the training.
+        ranking: how queries and galleries were compared.
+        monitor: the score by which a checkpoint was selected.
+
+    Returns:
+        The scores; None where there is nobody to test on, or a trial has left pictures out.
+    """
+    if not data.evaluations("test"):
+        log.info("no test people in this data: nothing to evaluate")
+        return None
+    by = "on TEST data" if settings.select_on_test else "on held-out people"
+    candidates: list[tuple[str, str, str | None]] = [("last", "last epoch", None)]
+    candidates += [("best", f"best {monitor} {by}", path) for path in selected(trainer)]
+    evaluations: list[CheckpointResults] = []
+    for name, selected_by, path in candidates:
+        trainer.test(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+        if limits(trainer) and not module.results["test"]:
+            log.warning("a trial with %s: no score exists, and none is written", ", ".join(limits(trainer)))
+            return None
+        for data_set, scores in module.results["test"].items():
+            queries = module.queries["test"][data_set]
+            files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}
+            rank_zero_only(save_tables)({folder / files[key]: table for key, table in queries.items()})
+            headline = headline_of(sources, data_set, "test")
+            evaluations.append(CheckpointResults(name, selected_by, data_set, scores, files, headline))
+    results = RunResults(
+        seed=settings.seed,
+        variant=settings.variant or "+".join(module.losses.entries),
+        metric=ranking.metric,
+        flip=ranking.flip,
+        evaluations=tuple(evaluations),
+        cost=_cost(trainer, data),
+        notes={manifest.name: list(manifest.notes) for manifest in data.manifests},
+    )
+    rank_zero_only(write_results)(folder, results)
+    return results
+
+
+def _cost(trainer: pl.Trainer, data: ReidDataModule) -> RunCost:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    clock = next(callback for callback in callbacks if isinstance(callback, StepTimes))
+    bodies = 0 if data.bodies is None else data.bodies.batch
+    pictures = data.people_per_batch * data.pictures_per_person + bodies
+    return RunCost(clock.median, pictures, trainer.global_step)

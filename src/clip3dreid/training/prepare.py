@@ -1,0 +1,199 @@
+"""Prepare a training: what it goes on from, its data, student, guides and losses."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.sources import DataSpec, share_manifests
+from clip3dreid.data.training_set import TrainingSet
+from clip3dreid.errors import InputError
+from clip3dreid.guidance.guides import Guides, guide
+from clip3dreid.io.claims import (
+    prepared,
+    say_prepared,
+    wait_prepared,
+)
+from clip3dreid.io.launch import launch
+from clip3dreid.io.run_folder import CONFIG, LABELS
+from clip3dreid.language import labels as language_labels
+from clip3dreid.loss.weighted import WeightedLosses, needs
+from clip3dreid.model.build import build
+from clip3dreid.model.card import CARD_VERSION
+from clip3dreid.model.student import Student
+from clip3dreid.model.weights import check_same_student, load_pretrained
+from clip3dreid.training.checkpoints import newest_whole
+from clip3dreid.training.checks import check_starts
+from clip3dreid.training.data import (
+    read_data,
+)
+from clip3dreid.training.request import TrainRequest
+from clip3dreid.training.resume import changes, read_config
+from clip3dreid.training.settings import TrainSettings
+from clip3dreid.types import Dimensions
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint_to_go_on_from(request: TrainRequest) -> Path | None:
+    """Return the checkpoint of a resumed run; the first process looks for it and tells the others.
+
+    Raises:
+        InputError: if there is none, or the run would train another model than it began with.
+    """
+    if not launch().first:
+        told = wait_prepared(request.folder)
+        return request.folder / told["start"] if told.get("start") else None
+    if request.settings.resume is None:
+        return None
+    folder, epochs = request.folder, request.settings.epochs
+    newest = newest_whole(folder)
+    earlier: Mapping[str, Any] = read_config(folder / CONFIG)
+    if request.invocation is not None:
+        earlier = request.invocation.renamed(earlier)
+    changed = changes(earlier, request.config)
+    within = f" and {newest.batches} batches" if newest.batches else ""
+    if newest.epochs > epochs or (newest.batches and newest.epochs == epochs):
+        more = f"{within} of the next" if newest.batches and newest.epochs == epochs else ""
+        raise InputError(
+            f"epochs={epochs}, but {folder} has trained {newest.epochs} of them{more}; give more"
+        )
+    log.info("going on after %d epochs%s, from %s", newest.epochs, within, newest.path)
+    if changed:
+        log.info("changed since the run began: %s", "; ".join(changed))
+    return newest.path
+
+
+def read_manifests(request: TrainRequest) -> list[Manifest]:
+    """Read the data sets; further processes are told of them by the first.
+
+    Raises:
+        InputError: if one cannot be read, or held-out people would have nothing to do.
+    """
+    specs = [one.source for one in request.data if isinstance(one.source, DataSpec)]
+    if request.settings.select_on_test and any(spec.val_people for spec in specs):
+        raise InputError(
+            "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
+            "select_on_test=false"
+        )
+    workers = int(request.batches.keywords.get("workers", 1))
+    shared = None if launch().first else prepared(request.folder)
+    return read_data(request.data, request.settings.seed, workers, shared)
+
+
+def make_student(request: TrainRequest, start: Path | None) -> Student:
+    """Return the student with the weights it starts from; a resumed one has those of its checkpoint.
+
+    Raises:
+        InputError: if weights are asked for and missing, or do not fit.
+    """
+    settings = request.settings
+    student: Student = build(request.student, settings.trusted)
+    if start is not None:
+        return student
+    if settings.init_from is not None:
+        check_same_student(settings.init_from, request.student)
+        load_pretrained(student, settings.init_from)
+    elif settings.pretrained is not None:
+        load_pretrained(student, settings.pretrained, fetch=settings.fetch)
+    return student
+
+
+def check_people(request: TrainRequest, pictures: TrainingSet) -> None:
+    """Refuse people that no batch can be made of, and losses that never take part, before a teacher's long look."""
+    pictures.check()
+    request.batches(pictures.manifests, seed=request.settings.seed).sampler()
+    if missing := pictures.labels.without_clothes:
+        log.info(
+            "%d of %d training pictures have no clothes label: clothes are left alone",
+            missing,
+            len(pictures.table),
+        )
+    check_starts(request.losses, request.settings.epochs)
+
+
+def make_guides(request: TrainRequest, pictures: TrainingSet, resumed: bool) -> Guides:
+    """Read, embed and label whatever the losses need."""
+    folder = request.folder
+    # Of a resumed run its own, in a further process those of the first.
+    labels = folder / LABELS if resumed else prepared(folder) / LABELS
+    known = labels if (resumed or not launch().first) and labels.is_file() else None
+    shared = prepared(folder) if request.several else None
+    return guide(needs(request.losses), request.guides(pictures, known, shared))
+
+
+def make_data(request: TrainRequest, manifests: Sequence[Manifest], guides: Guides) -> ReidDataModule:
+    """Make the data module, with what the guides add to it."""
+    return request.batches(
+        manifests,
+        seed=request.settings.seed,
+        bodies=guides.bodies,
+        keep_view=guides.keep_view,
+        validation_split=request.selecting,
+        shared=prepared(request.folder) if request.several and not launch().first else None,
+    )
+
+
+def make_card(student: Mapping[str, Any], data: ReidDataModule, guides: Guides) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
+    rows = data.training.parts
+    labels = rows.select("data_set", "path", "person", "clothes", "camera").write_csv()
+    return {
+        "version": CARD_VERSION,
+        "student": dict(student),
+        "height": data.height,
+        "width": data.width,
+        "square": data.square,
+        "data": [manifest.name for manifest in data.manifests],
+        "training": {
+            "pictures": len(rows),
+            "sha256": hashlib.sha256(labels.encode(errors="surrogateescape")).hexdigest(),
+        },
+        **guides.facts,
+    }
+
+
+def share(
+    folder: Path, manifests: Sequence[Manifest], guides: Guides, data: ReidDataModule, start: Path | None
+) -> None:
+    """Put what this process, the first, has found out where the others look for it."""
+    shared = prepared(folder)
+    share_manifests(manifests, shared)
+    data.share_evaluations(shared)
+    if guides.labels is not None:
+        language_labels.save(guides.labels, shared / LABELS)
+    say_prepared(folder, {"start": None if start is None else str(start.relative_to(folder))})
+
+
+def make_losses(
+    request: TrainRequest, student: Student, data: ReidDataModule, guides: Guides
+) -> WeightedLosses:
+    """Build the losses, with heads for these people and guides."""
+    return WeightedLosses(
+        request.losses,
+        Dimensions(
+            channels=student.channels,
+            width=student.width,
+            people=len(data.labels.people),
+            person_of_clothes=data.person_of_clothes,
+            guides=guides.says,
+        ),
+    )
+
+
+def tune(student: Student, settings: TrainSettings) -> None:
+    """Make a student faster, in place; names of weights stay as they are."""
+    if settings.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        if settings.gradient_norms_every:
+            # A compiled backward pass may else reuse what a second one of the same step needs.
+            torch._functorch.config.donated_buffer = False
+        student.compile()

@@ -1,0 +1,109 @@
+"""Hold what a training and an evaluation are told, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.io.launch import FurtherProcesses
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Say how a student is trained.
+
+    Args:
+        epochs: over the training pictures.
+        seed: of everything that is drawn.
+        evaluate_every: epochs between evaluations on held-out people, where there are any.
+        select_on_test: keep the checkpoint with the best score on test data, the field's habit; reports say so.
+        resume: a run's folder, in which the run goes on where it was stopped.
+        init_from: a run's folder, a checkpoint or a saved model whose student this training starts from.
+        pretrained: weights that the student starts from otherwise; None: from scratch.
+        fetch: the command that gets them, for messages.
+        variant: name of the method in comparisons; None: its losses.
+        channels_last: keep feature maps channel by channel within a pixel: faster convolutions on GPUs, some CPUs.
+        compile: compile the student: minutes to begin with, faster steps.
+        body_norm: of a second stream of bodies: `separate`: by its own statistics, running ones from people alone; or
+            `shared`: both streams are one batch.
+        gradient_norms_every: steps between measurements of the gradient that each loss sends into the backbone; 0:
+            never.
+        trusted: packages of the user's own whose classes the student may be made of.
+
+    Raises:
+        InputError: if a value is none of these.
+    """
+
+    epochs: Positive = 60
+    seed: Count = 1
+    evaluate_every: Positive = 5
+    select_on_test: bool = False
+    resume: Path | None = None
+    init_from: Path | None = None
+    pretrained: Path | None = None
+    fetch: str | None = None
+    variant: str | None = None
+    channels_last: bool = False
+    compile: bool = False
+    body_norm: Literal["separate", "shared"] = "separate"
+    gradient_norms_every: Count = 0
+    trusted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """Say how queries and galleries are compared.
+
+    Args:
+        metric: distance of the ranking.
+        flip: embed a picture and its mirror image and add the two.
+        rerank: a re-ranking of `retrieval.rerank`; None: none. In training it is that of the final test.
+        open_set: false positive rates at which the true positive rate is reported; None: none. Likewise.
+        prefix: what stands before the fields' names in messages.
+
+    Raises:
+        InputError: if a value is none of these.
+    """
+
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    flip: bool = True
+    rerank: Any = None
+    open_set: tuple[float, ...] | None = None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        check(self, self.prefix)
+
+
+SETTINGS = TrainSettings()
+RANKING = RankingSettings()
+"""Where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """Say how a run was started, where a command did it; a notebook's run has none.
+
+    The command has claimed the run's folder, and keeps it locked.
+
+    Args:
+        resume: the command that goes on with the run, for messages.
+        processes: what starts its further processes.
+        alone: whether it is the command's only run: a scheduler that starts the command again goes on with it.
+        foreseen: whether an error is one that the command explains in a line, and ends with status 2.
+        renamed: puts the config of a run that goes on under the keys of now.
+        accepted: called by the first process of a run that goes on, once nothing is wrong with what is asked for.
+    """
+
+    resume: str
+    processes: FurtherProcesses
+    alone: bool
+    foreseen: Callable[[BaseException], object]
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    accepted: Callable[[], None]
