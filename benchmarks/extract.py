@@ -82,21 +82,24 @@ def extracted(model, crops, out, workers):
     """Seconds of the work, and the peak of all memory of the process and of its largest child, MiB."""
     code = (
         "import resource, sys, json\n"
-        "from hydra import compose, initialize_config_dir\n"
-        "from clip3dreid.config.hydra import conf_dir, quieten, register\n"
+        "from functools import partial\n"
+        "from pathlib import Path\n"
+        "import lightning.pytorch as lightning\n"
+        "from clip3dreid.inference.model import load\n"
         "from clip3dreid.search.extraction import extract\n"
-        "register(); quieten()\n"
-        "with initialize_config_dir(str(conf_dir()), version_base='1.3'):\n"
-        "    cfg = compose('extract', overrides=sys.argv[1:])\n"
-        "found = extract(cfg)\n"
+        "from clip3dreid.search.settings import ExtractSettings\n"
+        "model, crops, out, workers = sys.argv[1:]\n"
+        "cpu = partial(lightning.Trainer, accelerator='cpu', devices=1, enable_model_summary=False)\n"
+        "result = extract(load(model), crops, ExtractSettings(workers=int(workers)), Path(out), cpu)\n"
         "whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN\n"
         "peak = [resource.getrusage(who).ru_maxrss / 1024 for who in whose]\n"
-        "print(json.dumps([found.seconds, *peak]))\n"
+        "print(json.dumps([result.seconds, *peak]))\n"
     )
-    overrides = [f"checkpoint={model}", f"pictures={crops}", f"out={out}", f"workers={workers}", "trainer=cpu",
-                 "trainer.default_root_dir=."]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", code, *overrides], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(model), str(crops), str(out), str(workers)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -34,7 +34,7 @@ def await_end(leader: int) -> None:
 
 _HOLDER = """
 import sys
-from clip3dreid.io.files import at_work
+from clip3dreid.io.locks import at_work
 with at_work(*sys.argv[1:]):
     print("there", flush=True)
     sys.stdin.read()
@@ -43,7 +43,7 @@ with at_work(*sys.argv[1:]):
 
 @contextmanager
 def holding(folder: Path, doing: str) -> Iterator[int]:
-    """Another process that is at work in a folder (`files.at_work`) while the block lasts; its number."""
+    """Another process that is at work in a folder (`locks.at_work`) while the block lasts; its number."""
     command = [sys.executable, "-c", _HOLDER, str(folder), doing]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin is not None

@@ -19,7 +19,7 @@ from clip3dreid.data.blur_settings import BlurSettings
 from clip3dreid.data.blurring import blur_boxes, blur_folder
 from clip3dreid.data.face_detectors import Box, YuNet
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import LOCK
+from clip3dreid.io.locks import LOCK
 from clip3dreid.io.pictures import read_rgb
 from tests.processes import PATIENCE_S, await_end, holding
 from tests.small_disk import fill, small_disk

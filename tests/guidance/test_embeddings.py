@@ -17,7 +17,7 @@ from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.embeddings import JoinedCache, TrainingEmbeddings, embed_pictures, text_targets
 from clip3dreid.guidance.settings import TeacherUse
-from clip3dreid.io.files import LOCK
+from clip3dreid.io.locks import LOCK
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import MemoryCache
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer

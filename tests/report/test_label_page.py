@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from clip3dreid.errors import InputError
-from clip3dreid.report import label_page
-from clip3dreid.report.label_page import certainty, draw_scores, draw_sheet, draw_words, write_page
+from clip3dreid.report import label_figures
+from clip3dreid.report.label_figures import draw_scores, draw_sheet, draw_words
+from clip3dreid.report.label_page import certainty, write_page
 from tests.processes import PATIENCE_S
 
 GROUPS = {"stature": ["short", "medium height", "tall"], "leg_length": ["short legs", "long legs"]}
@@ -182,18 +183,18 @@ def test_scores_can_be_drawn_of_one_person_and_of_very_many(tmp_path: Path, coun
 def test_rows_that_are_alike_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
     # Three kinds of people in turn.
     scores = np.eye(5)[np.arange(30) % 3]
-    kinds = label_page._reading_order(scores) % 3
+    kinds = label_figures._reading_order(scores) % 3
     assert np.count_nonzero(np.diff(kinds)) == 2
-    monkeypatch.setattr(label_page, "_MOST_CLUSTERED", 10)
+    monkeypatch.setattr(label_figures, "_MOST_CLUSTERED", 10)
     line = np.random.default_rng(0).permutation(30)
-    order = label_page._reading_order(line[:, None] * np.ones(5))
+    order = label_figures._reading_order(line[:, None] * np.ones(5))
     assert sorted(order) == list(range(30))
     assert abs(np.diff(line[order])).max() == 1
 
 
 def test_many_rows_share_the_means_of_their_neighbours() -> None:
     values = np.arange(2000.0)[:, None]
-    pooled = label_page._pooled(values)
+    pooled = label_figures._pooled(values)
     assert len(pooled) == 667
     assert pooled[:2, 0].tolist() == [1, 4]
     assert pooled[-1, 0] == 1998.5

@@ -176,7 +176,7 @@ def test_blocks_never_take_more_rows_than_the_memory_allows():
     ("change", "message"),
     [
         ({"k": 0}, "k=0"),
-        ({"metric": "manhattan"}, "metric='manhattan' is unknown"),
+        ({"metric": "manhattan"}, "metric=manhattan is unknown"),
         ({"query": torch.ones(2, 3, dtype=torch.int64)}, "give floating-point features"),
         ({"query": torch.ones(2, 4)}, r"gallery features are \(5, 3\)"),
         ({"query": torch.tensor([[1.0, 0, 0], [0, 0, 0]])}, "query feature 1 has length 0"),

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import open_stage
 from clip3dreid.io.formats import CHECKSUM, seal
+from clip3dreid.io.staging import open_stage
 from clip3dreid.synthetic import writing
 from clip3dreid.synthetic.plan import Plan, PlannedPicture
 from clip3dreid.synthetic.writing import CHUNK, RenderedImage, Renderer, WorldReport, WorldSpec, write

@@ -16,7 +16,7 @@ from clip3dreid.report.ablation import Variant
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResult:
     """What came of a comparison.
 
     Attributes:
@@ -42,7 +42,7 @@ class Comparison:
         return f"{data}, {protocol}, {checkpoint} checkpoint: difference to {self.settings.baseline}"
 
 
-def compare(runs: Sequence[Path], settings: CompareSettings) -> Comparison:
+def compare(runs: Sequence[Path], settings: CompareSettings) -> ComparisonResult:
     """Compare finished runs with those of a baseline, in pairs of equal seed and data.
 
     `comparison.page.write` makes a page of the result.
@@ -81,7 +81,7 @@ def compare(runs: Sequence[Path], settings: CompareSettings) -> Comparison:
     chance = [run.chance_r1 for run in chosen if run.chance_r1 is not None]
     facts = {"data": chosen[0].data, "protocol": protocol, "checkpoint": settings.checkpoint}
     facts |= {key: chosen[0].setting[key] for key in ("metric", "shots") if key in chosen[0].setting}
-    return Comparison(
+    return ComparisonResult(
         settings,
         facts,
         float(np.mean(chance)) if chance else None,

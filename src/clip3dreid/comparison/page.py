@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clip3dreid.comparison.compare import Comparison
+from clip3dreid.comparison.compare import ComparisonResult
 from clip3dreid.comparison.runs import SCORES, Run
 from clip3dreid.comparison.statistics import Runs
 from clip3dreid.io.files import atomic, write_json, write_text
@@ -16,7 +16,7 @@ COMPARE_VERSION = 2
 PAGE, NUMBERS, FIGURE = "compare.md", "compare.json", "compare.png"
 
 
-def write(comparison: Comparison, folder: Path) -> Path:
+def write(comparison: ComparisonResult, folder: Path) -> Path:
     """Write page, numbers and figure of a comparison.
 
     Args:
@@ -48,7 +48,7 @@ def write(comparison: Comparison, folder: Path) -> Path:
     return folder / PAGE
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: ComparisonResult) -> dict[str, Any]:
     """Return everything that page and figure show, JSON-ready; fractions, not per cent."""
     settings, runs = comparison.settings, comparison.runs
     return {

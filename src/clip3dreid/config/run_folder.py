@@ -29,9 +29,10 @@ from clip3dreid.config.hydra import afterwards, conf_dir, explained
 from clip3dreid.config.schema import TrainConfig
 from clip3dreid.config.trust import KEY
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import LOCK, at_work, is_locked, write_json, write_text
+from clip3dreid.io.files import write_json, write_text
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.launch import Launch, launch
+from clip3dreid.io.locks import LOCK, at_work, is_locked
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.model.build import TARGET, is_trusted, trust_hint
 

@@ -17,9 +17,10 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import inside, remove, staged, write_json
+from clip3dreid.io.files import inside, remove, write_json
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.pictures import is_hidden, require_utf8
+from clip3dreid.io.staging import staged
 from clip3dreid.io.work_folder import WorkFolder
 
 REPORT_VERSION = 1

@@ -32,10 +32,12 @@ from clip3dreid.data.blurred_copy import (
 )
 from clip3dreid.data.face_detectors import Box, Detector
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import at_work, inside, open_stage, staged, why_not_written, write_json
+from clip3dreid.io.files import inside, why_not_written, write_json
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import Pixels, UnreadablePicture, kind_of, open_picture, read_rgb
 from clip3dreid.io.processes import spread
 from clip3dreid.io.progress import Update, progress
+from clip3dreid.io.staging import open_stage, staged
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 

@@ -19,8 +19,10 @@ from clip3dreid.export.graph import Graph, contract_of
 from clip3dreid.export.parity import BATCHES, COSINE, RELATIVE, Parity, compare, crops, drawn, latency
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.model import ReidModel
-from clip3dreid.io.files import at_work, inside, reason_of, together, write_json
+from clip3dreid.io.files import inside, reason_of, write_json
 from clip3dreid.io.formats import peek_json
+from clip3dreid.io.locks import at_work
+from clip3dreid.io.staging import together
 
 REPORT = "export.json"
 TIMED = (1, 32)

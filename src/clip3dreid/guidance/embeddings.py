@@ -21,7 +21,8 @@ from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.settings import FRESH, TeacherUse
 from clip3dreid.io.checks import choose
-from clip3dreid.io.files import at_work, identify
+from clip3dreid.io.files import identify
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.io.progress import progress
 from clip3dreid.language.prompts import word_embeddings

@@ -18,7 +18,9 @@ from clip3dreid.data.truth_file import has_truth, read_truth
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.embeddings import KEPT, TrainingEmbeddings, row_blocks
 from clip3dreid.guidance.settings import Calibration, LabelRun, Level, TeacherUse
-from clip3dreid.io.files import at_work, inside, together
+from clip3dreid.io.files import inside
+from clip3dreid.io.locks import at_work
+from clip3dreid.io.staging import together
 from clip3dreid.language.agreement import agreement, true_words
 from clip3dreid.language.labels import WordLabels, aggregate, choose, is_labels, save
 from clip3dreid.language.prompts import word_embeddings

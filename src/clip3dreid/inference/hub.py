@@ -13,8 +13,10 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import LOCK, at_work, inside, together, write_json, write_text
+from clip3dreid.io.files import inside, write_json, write_text
 from clip3dreid.io.formats import damaged, peek_json, read_json, unsealed
+from clip3dreid.io.locks import LOCK, at_work
+from clip3dreid.io.staging import together
 from clip3dreid.model.card import CARD, valid_card
 from clip3dreid.model.places import LIBRARY, Place
 from clip3dreid.model.student import Student

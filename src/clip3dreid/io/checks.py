@@ -127,9 +127,9 @@ def hint(word: Any, words: Iterable[Any]) -> str:
     return "" if near is None else f"; did you mean {near}?"
 
 
-def some(names: Sequence[Any], most: int = 5) -> str:
+def some(names: Sequence[Any], most: int = 5, separator: str = ", ") -> str:
     """Join the first few of many names: `a, b, c and 7 more`."""
-    shown = ", ".join(map(str, names[:most]))
+    shown = separator.join(map(str, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 

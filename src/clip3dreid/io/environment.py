@@ -1,4 +1,4 @@
-"""What a number depends on besides the config: versions, machine, source state."""
+"""Record what a number depends on besides the config: versions, machine, source state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONFIG = "config.yaml"
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the folder of this package, None where it is not a checkout or git is missing."""
+    """Return what git prints in the folder of this package, None where it is no checkout or git is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],
@@ -59,7 +59,7 @@ def _version(package: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of Python and packages, the device, and the git commit with whether it was changed."""
+    """Return versions of Python and packages, the device, and the git commit with whether it was changed."""
     # An installed package may lie inside somebody else's repository, whose commit says nothing of ours.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     commit = _git("rev-parse", "HEAD") if tracked else None
@@ -77,7 +77,7 @@ def environment() -> dict[str, Any]:
 
 
 def keep_earlier(folder: Path) -> None:
-    """Keeps what the earlier part of a resumed run wrote: `metrics.csv` as `metrics.1.csv`, and so on.
+    """Keep what the earlier part of a resumed run wrote: `metrics.csv` as `metrics.1.csv`, and so on.
 
     So too `config.yaml` and `environment.json`, which say how that part was run, and `results.json`. Lightning would
     delete the first, and this program write over the others. The config keeps its name as well until then: a run that
@@ -93,6 +93,6 @@ def keep_earlier(folder: Path) -> None:
 
 
 def _numbered(path: Path) -> Path:
-    """The first free name of `metrics.1.csv`, `metrics.2.csv` and so on."""
+    """Return the first free name of `metrics.1.csv`, `metrics.2.csv` and so on."""
     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
     return next(name for name in names if not name.exists())

@@ -1,4 +1,4 @@
-"""Formats: every file from outside is read to the end or refused in one line, and damage is known by checksums."""
+"""Read every file from outside to its end, or refuse it in one line, and know damage by checksums."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import atomic, reason_of
 
 if TYPE_CHECKING:  # imported where tables are read: command lines answer --help without it
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def decoding(what: object, kind: str, advice: str) -> Iterator[None]:
-    """Turns whatever a decoder raises into one line; the one guard around every read of a file from outside.
+    """Turn whatever a decoder raises into one line; the one guard around every read of a file from outside.
 
     A damaged or hostile file can make a decoder raise almost anything, running out of memory and Rust's panics, which
     are no `Exception`, included. So the block holds the reading alone, and no code of ours that may have defects.
@@ -57,7 +58,7 @@ def decoding(what: object, kind: str, advice: str) -> Iterator[None]:
 
 
 def read_json(path: Path, what: str, advice: str) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Args:
         path: the file, UTF-8.
@@ -91,7 +92,7 @@ def read_npz(
     skip_objects: bool = False,
     most_bytes: float = math.inf,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Reads arrays of numbers and strings, whole and compared with the archive's checksums.
+    """Read arrays of numbers and strings, whole and compared with the archive's checksums.
 
     numpy's own reader takes an array of a smaller shape than was written without a word, since it then never gets to
     the checksum, and makes room for whatever size a file claims.
@@ -139,13 +140,13 @@ def read_npz(
 
 
 def npz_keys(path: Path, what: object, advice: str) -> list[str]:
-    """Names of the arrays of an NPZ file, sorted; arguments and errors as of `read_npz`."""
+    """Return the names of the arrays of an NPZ file, sorted; arguments and errors as of `read_npz`."""
     with decoding(what, "NPZ", advice), zipfile.ZipFile(path) as archive:
         return sorted(name.removesuffix(".npy") for name in archive.namelist())
 
 
 def _read_array(stream: IO[bytes], size: int) -> npt.NDArray[Any] | None:
-    """An array of `size` bytes with its header; None if it is one of objects. Anything may be raised."""
+    """Read an array of `size` bytes with its header; None if it is one of objects. Anything may be raised."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, fortran, dtype = headers[np.lib.format.read_magic(stream)](stream)
     if dtype.hasobject:
@@ -161,7 +162,7 @@ def _read_array(stream: IO[bytes], size: int) -> npt.NDArray[Any] | None:
 
 
 def read_text(path: Path, what: object, advice: str) -> str:
-    """Reads a text, UTF-8 with or without a mark at its beginning; arguments and errors as of `decoding`."""
+    """Read a text, UTF-8 with or without a mark at its beginning; arguments and errors as of `decoding`."""
     with decoding(what, "text", advice):
         return path.read_text(encoding="utf-8-sig")
 
@@ -205,7 +206,7 @@ _OURS = "clip3dreid"
 
 
 def checksum(facts: Any, arrays: Iterable[tuple[str, npt.NDArray[Any]]] = ()) -> str:
-    """CRC-32 of plain values and arrays with their names, types and shapes; eight hexadecimal digits.
+    """Return the CRC-32 of plain values and arrays with their names, types and shapes; eight hexadecimal digits.
 
     It tells damage, which is all it is for: whoever means to deceive writes the checksum too. CRC-32 takes a tenth of
     the time that writing takes, and any secure hash some half of it.
@@ -222,12 +223,12 @@ def checksum(facts: Any, arrays: Iterable[tuple[str, npt.NDArray[Any]]] = ()) ->
 
 
 def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON-ready facts with a checksum of themselves, to be compared by `unseal`."""
+    """Return JSON-ready facts with a checksum of themselves, to be compared by `unseal`."""
     return {**facts, CHECKSUM: checksum(dict(facts))}
 
 
 def unseal(facts: Mapping[str, Any], path: Path, advice: str) -> dict[str, Any]:
-    """Facts as they were before `seal`; those of an earlier version, without a checksum, with a line in the log.
+    """Return facts as they were before `seal`; those of an earlier version, without checksum, with a line in the log.
 
     Args:
         facts: as read.
@@ -250,7 +251,7 @@ _CLOSE = 0.85
 
 
 def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
-    """Says in the log that nobody can tell whether a file is as it was written.
+    """Say in the log that nobody can tell whether a file is as it was written.
 
     Args:
         path: the file.
@@ -271,12 +272,12 @@ def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
 
 
 def damaged(path: Path, reason: str, advice: str) -> InputError:
-    """The line about a file that can be read and is not what was written."""
+    """Return the error about a file that can be read and is not what was written."""
     return InputError(f"{path} is damaged ({reason}); {advice}")
 
 
 def write_table(path: Path | str, table: pl.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a table as Parquet, atomically, with a checksum of each column and of the metadata.
+    """Write a table as Parquet, atomically, with a checksum of each column and of the metadata.
 
     Args:
         path: the file.
@@ -301,7 +302,7 @@ def read_table(
     needs: Collection[str] = (),
     sealed: bool = True,
 ) -> tuple[pl.DataFrame, dict[str, str]]:
-    """Reads a Parquet file, and compares its checksums where it has some.
+    """Read a Parquet file, and compares its checksums where it has some.
 
     Args:
         path: the file; no pattern, and no address.
@@ -336,7 +337,7 @@ def read_table(
             if sums.get("") != checksum(own):
                 wrong.append("metadata")
             if wrong:
-                raise damaged(path, f"the checksum of {', '.join(wrong[:3])} is another", advice)
+                raise damaged(path, f"the checksum of {some(wrong, 3)} is another", advice)
     if sums is None and sealed:
         unsealed(path, TABLE_CHECKSUMS, metadata, advice)
     return table, own
@@ -347,7 +348,7 @@ def _column_checksum(series: pl.Series) -> str:
 
 
 def _arrays(name: str, series: pl.Series) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """What a column holds as plain arrays, the same in every version of polars and however a file encodes it."""
+    """Yield what a column holds as plain arrays, the same in every version of polars, however a file encodes it."""
     import polars as pl
 
     yield f"{name}?", series.is_null().to_numpy()

@@ -1,4 +1,4 @@
-"""Picture files: which there are, and how one becomes RGB. Every picture that a user brings is opened here."""
+"""Find picture files, and make RGB of them. Every picture that a user brings is opened here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import reason_of
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -60,7 +61,7 @@ class UnreadablePicture(InputError):  # noqa: N818 - it is one of the InputError
 
 
 def kind_of(name: str) -> Kind:
-    """Tells by a file's name whether it is a picture, one in a format that is not read, or something else."""
+    """Tell by a file's name whether it is a picture, one in a format that is not read, or something else."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - asked of every file, and several times faster
     if suffix in SUFFIXES:
         return "picture"
@@ -68,12 +69,12 @@ def kind_of(name: str) -> Kind:
 
 
 def is_hidden(name: str) -> bool:
-    """Tells whether a file or folder is no user's: hidden, or what archives, disks and NAS boxes leave behind."""
+    """Return whether a file or folder is no user's: hidden, or what archives, disks and NAS boxes leave behind."""
     return name.startswith(".") or name in _SYSTEM
 
 
 def require_utf8(names: Sequence[str], where: str) -> None:
-    """Checks that names can be written down.
+    """Check that names can be written down.
 
     Args:
         names: of files or folders.
@@ -83,7 +84,7 @@ def require_utf8(names: Sequence[str], where: str) -> None:
         InputError: if some are no UTF-8, with up to three of them.
     """
     if bad := [name for name in names if not _is_utf8(name)]:
-        shown = ", ".join(ascii(name) for name in bad[:3]) + (", …" if len(bad) > 3 else "")
+        shown = some([ascii(name) for name in bad], 3)
         raise InputError(f"{where}: {len(bad)} file names are not UTF-8: {shown}; rename them")
 
 
@@ -107,7 +108,7 @@ class Found(NamedTuple):
     """Other files, and hidden files and folders."""
 
     def left_out(self) -> list[str]:
-        """What is passed over, counted, in sentences for people; empty where that is nothing."""
+        """Return what is passed over, counted, in sentences for people; empty where that is nothing."""
         said = []
         if self.unread:
             said.append(f"{len(self.unread)} pictures are in formats that are not read: {tally(self.unread)}")
@@ -117,7 +118,7 @@ class Found(NamedTuple):
 
 
 def find_pictures(folder: Path, name: str) -> Found:
-    """Looks for pictures in a folder, at any depth; links to folders are followed, each folder is visited once.
+    """Look for pictures in a folder, at any depth; links to folders are followed, each folder is visited once.
 
     Args:
         folder: to look through.
@@ -145,14 +146,14 @@ def find_pictures(folder: Path, name: str) -> Found:
 
 
 def cannot_enter(error: OSError) -> None:
-    """Raises InputError about a folder that cannot be listed."""
+    """Refuse a folder that cannot be listed."""
     raise InputError(
         f"{error.filename} cannot be looked into: {error.strerror}; make it readable, or move it away"
     ) from error
 
 
 def tally(paths: Sequence[str], most: int = 5) -> str:
-    """Counts files by what they are, most frequent first, as in `3 *.txt such as train/notes.txt`.
+    """Count files by what they are, most frequent first, as in `3 *.txt such as train/notes.txt`.
 
     Args:
         paths: with forward slashes; folders end with one.
@@ -178,7 +179,7 @@ def _printable(name: str) -> str:
 
 @contextmanager
 def open_picture(path: Path | str) -> Iterator[Image.Image]:
-    """Opens a picture's header; nothing is decoded yet.
+    """Open a picture's header; nothing is decoded yet.
 
     Args:
         path: a file in one of `FORMATS`.
@@ -193,7 +194,7 @@ def open_picture(path: Path | str) -> Iterator[Image.Image]:
 
 
 def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
-    """Decodes a picture by its content, whatever its suffix says.
+    """Decode a picture by its content, whatever its suffix says.
 
     Args:
         path: file in one of `FORMATS`, in any colour mode.
@@ -214,7 +215,7 @@ def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
 
 
 def unreadable(path: Path | str, error: BaseException, advice: str = "replace it") -> UnreadablePicture:
-    """What to raise where opening or decoding a picture has failed with `error`."""
+    """Return what to raise where opening or decoding a picture has failed with `error`."""
     reason = _reason(error)
     return UnreadablePicture(f"cannot read the picture {path}: {reason}; {advice}", reason)
 
@@ -247,7 +248,7 @@ def _too_large(size: str) -> str:
 
 
 def upright_rgb(image: Image.Image, own: bool = False) -> Pixels:
-    """Turns an image of Pillow into RGB. Whatever a decoder raises comes through.
+    """Turn an image of Pillow into RGB. Whatever a decoder raises comes through.
 
     Args:
         image: in any mode, decoded or not.
@@ -282,7 +283,7 @@ def _on_background(image: Image.Image) -> Image.Image:
 
 
 def _grey(values: npt.NDArray[np.generic]) -> Pixels:
-    """(H, W) uint8 of grey values of more than 8 bits."""
+    """Return grey values of more than 8 bits as (H, W) uint8."""
     if values.dtype.itemsize == 2:
         return (values.astype(np.uint16) >> 8).astype(np.uint8)
     numbers = values.astype(np.float64)

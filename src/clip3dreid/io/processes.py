@@ -1,4 +1,4 @@
-"""Work given to processes that end with the one that started them."""
+"""Give work to processes that end with the one that started them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POLL_S = 0.2
 def spread(
     task: Callable[[Item], Result], items: Sequence[Item], processes: int, *, at_once: int = 1
 ) -> Iterator[Result]:
-    """Yields the results of a task, in the order of its items; the first error ends it.
+    """Yield the results of a task, in the order of its items; the first error ends it.
 
     Args:
         task: every process gets a copy of it, once, so it must be picklable, and may keep what it makes.
@@ -54,7 +54,7 @@ def spread(
 
 
 def _start(task: Callable[[Any], Any]) -> None:
-    """Leaves Ctrl-C to the parent, and ends with it should it be killed: idle workers would wait for ever."""
+    """Leave Ctrl-C to the parent, and ends with it should it be killed: idle workers would wait for ever."""
     global _TASK
     _TASK = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,7 +69,7 @@ def _call(item: Any) -> Any:
 
 
 def end_with_parent() -> None:
-    """Ends this process, at once and with status 1, when the one that started it is gone, however that ended."""
+    """End this process, at once and with status 1, when the one that started it is gone, however that ended."""
     parent = os.getppid()
 
     def wait() -> None:

@@ -9,7 +9,7 @@ extraction and a teacher's embeddings are such folders. What they have in common
 - Opening a folder looks at every part (`Parts`): what is there and good is kept, all else is missing.
 - A folder is of one plan. One of another (another model, other settings) is refused by name, and so is one that has
   files of the parts' names and no index that says whose they are: nobody's work is written over.
-- Looking changes nothing. Whoever fills it has locked it (`files.at_work`), and writes nothing through a link.
+- Looking changes nothing. Whoever fills it has locked it (`locks.at_work`), and writes nothing through a link.
 - Of several processes that fill it together each makes its own parts.
 """
 

@@ -1,4 +1,4 @@
-"""The one rule for how labels are spelled, so that the same person is never two because of a zero or a space."""
+"""Spell labels by one rule, so that the same person is never two because of a zero or a space."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 
 import polars as pl
+
+from clip3dreid.io.checks import some
 
 # A whole number, as pandas writes it too where a column has gaps: "8.0".
 _WHOLE = re.compile(r"(-?)0*([0-9]+)(?:\.0*)?")
@@ -17,7 +19,7 @@ SHOWN = 3
 
 
 def label(text: str) -> str:
-    """A label in its one spelling.
+    """Return a label in its one spelling.
 
     Args:
         text: a person, camera, outfit … as a file spells it.
@@ -40,7 +42,7 @@ def label(text: str) -> str:
 
 
 def labels(column: pl.Series) -> pl.Series:
-    """A column as labels: strings in their one spelling; null where there is nothing but space.
+    """Return a column as labels: strings in their one spelling; null where there is nothing but space.
 
     Args:
         column: (N,) strings, or what can be cast to them.
@@ -55,7 +57,7 @@ def labels(column: pl.Series) -> pl.Series:
 
 
 def merged(before: pl.Series, column: str) -> list[str]:
-    """Notes about labels that were spelled in several ways and are one label now.
+    """Return notes about labels that were spelled in several ways and are one label now.
 
     Args:
         before: (N,) labels as they were.
@@ -67,13 +69,13 @@ def merged(before: pl.Series, column: str) -> list[str]:
     several = [(new, sorted(old)) for new, old in sorted(spellings.items()) if len(old) > 1 and new]
     if not several:
         return []
-    shown = "; ".join(f"{', '.join(map(repr, old))} are {new!r}" for new, old in several[:SHOWN])
-    more = f" and {len(several) - SHOWN} more" if len(several) > SHOWN else ""
-    return [f"{len(several)} {column} labels are spelled in several ways and read as one: {shown}{more}"]
+    pairs = [f"{', '.join(map(repr, old))} are {new!r}" for new, old in several]
+    shown = some(pairs, SHOWN, "; ")
+    return [f"{len(several)} {column} labels are spelled in several ways and read as one: {shown}"]
 
 
 def alike(values: Iterable[str], column: str) -> list[str]:
-    """Notes about labels that differ by case, zeros or spaces alone, and are kept apart.
+    """Return notes about labels that differ by case, zeros or spaces alone, and are kept apart.
 
     Args:
         values: labels in their one spelling.
@@ -86,9 +88,8 @@ def alike(values: Iterable[str], column: str) -> list[str]:
     doubtful = sorted(sorted(group) for group in groups.values() if len(group) > 1)
     if not doubtful:
         return []
-    shown = "; ".join(" and ".join(map(repr, group)) for group in doubtful[:SHOWN])
-    more = f" and {len(doubtful) - SHOWN} more" if len(doubtful) > SHOWN else ""
+    shown = some([" and ".join(map(repr, group)) for group in doubtful], SHOWN, "; ")
     return [
         f"{len(doubtful)} {column} labels differ from another by case, zeros or spaces alone and are kept apart: "
-        f"{shown}{more}"
+        f"{shown}"
     ]

@@ -1,4 +1,4 @@
-"""Tables that users bring, whatever program wrote them: read, or refused in one line."""
+"""Read tables that users bring, whatever program wrote them, or refuse them in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _BOX_PARTS = frozenset([*_BOX_CENTRES, *(part for form in _BOX_FORMS for part in
 
 
 def read_table(path: Path, name: str, needs: Sequence[str] = (), advice: str = "correct it") -> pl.DataFrame:
-    """Reads a table with a header.
+    """Read a table with a header.
 
     A CSV or TSV file may be UTF-8, with or without a byte order mark, or UTF-16; its separator (comma, semicolon, tab
     or vertical bar) is told by its header. Everything in it stays text, without space around it. Empty lines, and
@@ -152,7 +152,7 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _wrong_line(text: str, separator: str) -> str | None:
-    """The first line with more cells than the header, where that is what is wrong."""
+    """Return the first line with more cells than the header, where that is what is wrong."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     wide = len(next(rows))
     try:
@@ -165,7 +165,7 @@ def _wrong_line(text: str, separator: str) -> str | None:
 
 
 def _counts_rows(table: pl.DataFrame, column: str) -> bool:
-    """Whether a column is none of the table's: without a name and empty, or numbers of rows."""
+    """Return whether a column is none of the table's: without a name and empty, or numbers of rows."""
     if not _ROW_NUMBERS.fullmatch(column):
         return False
     if table[column].null_count() == len(table):
@@ -175,14 +175,14 @@ def _counts_rows(table: pl.DataFrame, column: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """A column's name as it is compared: small, without spaces, hyphens, dots and underscores."""
+    """Return a column's name as it is compared: small, without spaces, hyphens, dots and underscores."""
     return re.sub(r"[\s_.-]", "", name).casefold()
 
 
 def understood(
     table: pl.DataFrame, name: str, columns: Mapping[str, Collection[str]] = COLUMNS
 ) -> pl.DataFrame:
-    """Gives columns the names that this program knows them by, where they go by another common one.
+    """Give columns the names that this program knows them by, where they go by another common one.
 
     Args:
         table: any.
@@ -210,7 +210,7 @@ def understood(
 
 
 def take_boxes(table: pl.DataFrame, name: str) -> tuple[pl.DataFrame | None, pl.DataFrame]:
-    """Takes the box of a person in a larger picture out of a table, by any of its common names.
+    """Take the box of a person in a larger picture out of a table, by any of its common names.
 
     Understood are `left, top, right, bottom` and `left, top, width, height`, also as `x1, y1, x2, y2`, `xmin, ymin,
     xmax, ymax`, `x, y, w, h` and the like, with or without `bbox` in front. Fractions of a pixel are rounded.
@@ -261,14 +261,14 @@ def _box_key(column: str) -> str:
 
 
 def _looks_like_box(key: str, column: str) -> bool:
-    """Whether a column might be part of a box; a width and a height alone may be the whole picture's."""
+    """Return whether a column might be part of a box; a width and a height alone may be the whole picture's."""
     if key in ("w", "width", "h", "height"):
         return key != _key(column)
     return key in _BOX_PARTS or re.fullmatch(r"(bbox|bb|box|rect|roi)(es|s)?.*", _key(column)) is not None
 
 
 def forward_slashes(paths: pl.Series, folder: Path) -> pl.Series:
-    """Paths that were written under Windows, with slashes: a backslash that is part of a name stays.
+    """Return paths that were written under Windows, with slashes: a backslash that is part of a name stays.
 
     Args:
         paths: (N,) relative to `folder`; null stays null.
@@ -290,7 +290,7 @@ def _require_plain(column: pl.Series, name: str) -> None:
 
 
 def whole_numbers(column: pl.Series, name: str) -> pl.Series:
-    """A column as whole numbers, however they are written: 12, "12" or 12.0.
+    """Return a column as whole numbers, however they are written: 12, "12" or 12.0.
 
     Args:
         column: (N,) numbers or text.
@@ -315,7 +315,7 @@ def whole_numbers(column: pl.Series, name: str) -> pl.Series:
 
 
 def decimal_numbers(column: pl.Series, name: str, wanted: str = "a number") -> pl.Series:
-    """A column as numbers, of a table whose decimal comma may be a comma.
+    """Return a column as numbers, of a table whose decimal comma may be a comma.
 
     Args:
         column: (N,) numbers or text.

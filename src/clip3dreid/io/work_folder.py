@@ -9,7 +9,8 @@ from pathlib import Path
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import close_stages, inside, is_stage, remove
+from clip3dreid.io.files import inside, remove
+from clip3dreid.io.staging import close_stages, is_stage
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class WorkFolder:
 
     Args:
         name: of the folder, within the one that is being filled.
-        is_ours: whether a file of that name is this program's; stages (`files.open_stage`) are, besides.
+        is_ours: whether a file of that name is this program's; stages (`staging.open_stage`) are, besides.
     """
 
     name: str

@@ -104,7 +104,7 @@ class EmbeddingCache:
     A part holds the consecutive rows `i * rows_per_part` and on: `embedding` (n, d) float32 and `identity` (n,)
     int64, hashes of the files' identities. Opening checks every part whole; what does not agree with the files as
     they are now, or is damaged, counts as missing. Opening writes nothing; `put` and `sweep` want the folder locked
-    (`files.at_work`). Copies for other processes, forked or pickled, map the parts anew.
+    (`locks.at_work`). Copies for other processes, forked or pickled, map the parts anew.
 
     Args:
         folder: made by the first `put` if need be; one for a data set.

@@ -14,7 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import UNFINISHED, close_stages, inside, open_stage, writing
+from clip3dreid.io.files import inside, writing
+from clip3dreid.io.staging import UNFINISHED, close_stages, open_stage
 
 WEIGHTS = "model.safetensors"
 CHECKSUMS = "SHA256SUMS"
@@ -114,7 +115,7 @@ def save_small_clip(
     Weights are kept in half precision, half the bytes: they are read back as float32.
 
     Args:
-        folder: where. Whoever else may write it must be kept away (`files.at_work`).
+        folder: where. Whoever else may write it must be kept away (`locks.at_work`).
         model: a `CLIPModel`.
         tokenizer: its tokenizer.
         mean: of R, G and B, that pictures in 0..1 are normalised with.

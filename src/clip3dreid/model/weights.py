@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
+from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import listed
@@ -352,18 +353,11 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     card = read_checkpoint(path).card if path.is_file() else None
     if card is None:
         return
-    there, here = (_UNSAID | _flatten(node) for node in (valid_card(card, path).get("student"), config))
+    there, here = (_UNSAID | flatten(node) for node in (valid_card(card, path).get("student"), config))
     wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
     if wrong:
         shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
         raise InputError(f"{path} holds another student: model.student.{shown}")
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return `{a: {b: 1}}` as `{"a.b": 1}`."""
-    if not isinstance(node, Mapping):
-        return {prefix.removesuffix("."): node}
-    return {k: v for key, value in node.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
 
 
 def student_from_checkpoint(path: Path, trusted: Collection[str] = ()) -> Student:

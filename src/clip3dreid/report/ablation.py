@@ -1,4 +1,4 @@
-"""The table and the figure that say what each method is worth against a baseline."""
+"""Show what each method is worth against a baseline: the table and the figure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Variant:
 
 
 def header(variants: Sequence[Variant], baseline: str, level: float) -> list[str]:
-    """The names of the columns."""
+    """Return the names of the columns."""
     names = ["variant", "runs"]
     for score in variants[0].scores:
         names += [f"{score}, %", f"to {baseline}", f"{level:.0%} people", f"{level:.0%} seeds"]
@@ -62,7 +62,7 @@ def header(variants: Sequence[Variant], baseline: str, level: float) -> list[str
 
 
 def rows(variants: Sequence[Variant]) -> list[list[str]]:
-    """The cells of the table, a row a variant; scores in per cent, what is not known is blank."""
+    """Return the cells of the table, a row a variant; scores in per cent, what is not known is blank."""
     found = []
     for variant in variants:
         cells = [variant.name, str(variant.runs)]
@@ -91,7 +91,7 @@ def page(
     runs: Sequence[Sequence[str]],
     figure: str,
 ) -> str:
-    """The comparison as Markdown.
+    """Return the comparison as Markdown.
 
     Args:
         variants: at least one, in the order of the rows.
@@ -142,7 +142,7 @@ def page(
 
 
 def draw(variants: Sequence[Variant], baseline: str, *, level: float, title: str) -> Figure:
-    """A forest plot: a panel a measure, a row a variant, its difference to the baseline with both intervals.
+    """Draw a forest plot: a panel a measure, a row a variant, its difference to the baseline with both intervals.
 
     Args:
         variants: at least one beside the baseline, in the order of the rows.
@@ -211,7 +211,7 @@ def _panel(axes: Axes, scores: Sequence[Score]) -> None:
 
 
 def _limits(scores: Sequence[Score]) -> Range:
-    """Where the axis starts and ends, in points; 0 is on it."""
+    """Return where the axis starts and ends, in points; 0 is on it."""
     values = [0.0]
     for score in scores:
         values += [*score.differences, *(score.people or ())]
@@ -235,7 +235,7 @@ def _legend(level: float) -> list[Any]:
 
 
 def _signed(value: float) -> str:
-    """A difference in points; what rounds to nothing has no sign."""
+    """Return a difference in points; what rounds to nothing has no sign."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 

@@ -1,4 +1,4 @@
-"""What reports are put together from: colours, letters, pictures that fit, Markdown tables."""
+"""Put reports together: colours, letters, pictures that fit, Markdown tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INK = "#1f2430"
 
 
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font of the figures, which has most of the world's letters."""
+    """Return the font of the figures, which has most of the world's letters."""
     from matplotlib import get_data_path
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -25,7 +25,7 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 def readable(
     paths: Iterable[Path], count: int, width: int, height: int, box: Sequence[int] | None = None
 ) -> list[Image.Image]:
-    """The first `count` pictures that can be read, or the box left, top, right, bottom of them, made to fit."""
+    """Return the first `count` pictures that can be read, or a box (left, top, right, bottom) of them."""
     found: list[Image.Image] = []
     for path in paths:
         if len(found) == count:
@@ -42,17 +42,17 @@ def readable(
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
+    """Return a Markdown table."""
     head, *body = ([cell(text) for text in row] for row in (header, *rows))
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(header), *body)]
 
 
 def cell(text: str) -> str:
-    """Text that stays in its cell and is no markup."""
+    """Return text that stays in its cell and is no markup."""
     escaped = "".join(f"\\{sign}" if sign in "\\`*_|<>[]" else sign for sign in text)
     return " ".join(escaped.split())
 
 
 def short(name: str, most: int = 40) -> str:
-    """The end of a long name, which tells paths apart."""
+    """Return the end of a long name, which tells paths apart."""
     return name if len(name) <= most else "\u2026" + name[1 - most :]

@@ -1,4 +1,4 @@
-"""What searches a gallery: exactly, in memory or from its shards, or another engine behind the same two words.
+"""Search a gallery: exactly, in memory or from its shards, or by another engine behind the same two words.
 
 An engine is a callable `(gallery, column) -> Index`, which a config composes (`conf/engine/*.yaml`, `_partial_`), and
 an index answers `search(query, k, where)`. Rows are gallery rows, 0-based, in the order of the shards; scores are
@@ -36,17 +36,17 @@ class Gallery(Protocol):
         """G rows."""
 
     def width(self, name: str) -> int:
-        """Columns of a vector."""
+        """Return the number of columns of a vector."""
 
     def blocks(self, name: str) -> Iterator[Tensor]:
-        """Yields (n, width) of one vector, in the order of the labels."""
+        """Yield (n, width) of one vector, in the order of the labels."""
 
 
 class Index(Protocol):
     """A gallery that can be searched."""
 
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
-        """Finds the k nearest gallery rows of each query among those that a filter allows.
+        """Find the k nearest gallery rows of each query among those that a filter allows.
 
         Args:
             query: (Q, D) floating-point features, not 0.
@@ -79,7 +79,7 @@ class Exact:
         self._unit = self._vectors is not None and self._vectors.dtype == torch.float32
 
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
-        """As `Index.search`."""
+        """Search as `Index.search` does."""
         allowed = where.mask(self._gallery.labels)
         vectors = self._gallery.blocks(self._column) if self._vectors is None else self._vectors
         metric: Metric = "cosine"
@@ -89,7 +89,7 @@ class Exact:
 
 
 def _together(gallery: Gallery, column: str) -> Tensor:
-    """(G, D) all vectors, never twice in memory.
+    """Return all vectors (G, D), never twice in memory.
 
     In float32 they are of length 1, so that no search takes their norms, which cost as much as a query's products
     with them. Half precision stays as stored: rounding it again would change scores.

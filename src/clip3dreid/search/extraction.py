@@ -26,7 +26,8 @@ from clip3dreid.data.sources import DataSpec, read_manifest
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.io.checks import hint
-from clip3dreid.io.files import at_work, atomic, identify, inside, remove
+from clip3dreid.io.files import atomic, identify, inside, remove
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
 from clip3dreid.search.settings import ExtractSettings

@@ -1,4 +1,4 @@
-"""Which gallery pictures to search: by camera, clothes, person or any other label, and by time."""
+"""Choose which gallery pictures to search: by camera, clothes, person or any other label, and by time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import hint, some
 from clip3dreid.io.spelling import label
 
 Value: TypeAlias = str | int
@@ -78,7 +79,7 @@ class Filter:
         object.__setattr__(self, "frames", _range(frame))
 
     def mask(self, table: pl.DataFrame) -> Tensor | None:
-        """Which rows are searched.
+        """Return which rows are searched.
 
         Args:
             table: G rows of labels.
@@ -99,17 +100,17 @@ class Filter:
                 left = (
                     f"of the {kept.sum()} that {' and '.join(before)} left" if before else f"of {len(table)}"
                 )
-                found = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
-                some = ", ".join(found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
+                there = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
                 raise InputError(
-                    f"{condition.text} leaves no picture {left}; there is {condition.column} {some or 'unknown'}"
+                    f"{condition.text} leaves no picture {left}; there is {condition.column} "
+                    f"{some(there, SHOWN) or 'unknown'}"
                 )
             kept = still
             before.append(condition.text)
         return torch.from_numpy(kept.to_numpy().copy()) if before else None
 
     def sql(self, table: pl.DataFrame) -> str | None:
-        """The filter as an SQL condition, for engines that read one; None where it allows everything.
+        """Return the filter as an SQL condition, for engines that read one; None where it allows everything.
 
         Args:
             table: G rows of labels: SQL compares them as they are spelled there.
@@ -120,7 +121,7 @@ class Filter:
         return " AND ".join(condition.sql for condition in self.conditions(table)) or None
 
     def conditions(self, table: pl.DataFrame) -> Iterator[Condition]:
-        """Yields what is asked for of a table, one column at a time."""
+        """Yield what is asked for of a table, one column at a time."""
         for column, values in self.labels.items():
             known = _known(table, column).cast(pl.String).drop_nulls().unique(maintain_order=True)
             spelled = [text for text in known if label(text) in values]
@@ -158,10 +159,12 @@ def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | 
 
 
 def _known(table: pl.DataFrame, column: str) -> pl.Series:
-    """A column to filter by."""
+    """Return a column to filter by."""
     scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
     if column not in scalar:
-        raise InputError(f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}")
+        raise InputError(
+            f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}{hint(column, scalar)}"
+        )
     if table[column].null_count() == len(table):
         raise InputError(
             f"where.{column}: the gallery knows it of no picture; leave it out, or extract from a table that has it"
@@ -170,5 +173,5 @@ def _known(table: pl.DataFrame, column: str) -> pl.Series:
 
 
 def _identifier(column: str) -> str:
-    """A column's name in SQL, whatever is in it."""
+    """Return a column's name in SQL, whatever is in it."""
     return "`" + column.replace("`", "``") + "`"

@@ -1,4 +1,4 @@
-"""LanceDB as the engine: an index on disk, in an object store or on a server, for galleries of millions."""
+"""Search by LanceDB: an index on disk, in an object store or on a server, for galleries of millions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import at_work, inside, reason_of
+from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.io.files import inside, reason_of
+from clip3dreid.io.locks import at_work
 from clip3dreid.search.engine import Gallery
 from clip3dreid.search.filters import FRAME, Filter
 from clip3dreid.search.top_k import TopK, unit
@@ -85,11 +87,10 @@ class Lance:
         connection: Mapping[str, Any] | None = None,
         rebuild: bool = False,
     ) -> None:
-        if kind not in KINDS:
-            raise InputError(f"engine.kind={kind} is unknown; choose one of {', '.join(KINDS)}")
+        choose("engine.kind", kind, KINDS)
         for key, value in (("lists", lists), ("probes", probes), ("refine", refine)):
-            if value is not None and value < 1:
-                raise InputError(f"engine.{key}={value} must be 1 or more")
+            if value is not None:
+                check_number(f"engine.{key}", value, Range(1), whole=True)
         self._client = _client()
         self._width = gallery.width(column)
         self._labels = gallery.labels
@@ -114,7 +115,7 @@ class Lance:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps a folder to this process, and anything but an index of ours from being replaced."""
+        """Keep a folder to this process, and anything but an index of ours from being replaced."""
         if "://" in self._place:
             self._refuse_foreign()
             yield
@@ -127,7 +128,7 @@ class Lance:
             yield
 
     def _refuse_foreign(self) -> None:
-        """Raises InputError if a table that is to be replaced is not of this program."""
+        """Check that a table that is to be replaced is of this program."""
         for name, columns in ((self._name, {ROW, VECTOR}), (self._mark, {"stamp"})):
             try:
                 held = set(self._database.open_table(name).schema.names)
@@ -140,13 +141,12 @@ class Lance:
                 )
 
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
-        """As `engine.Index.search`; rows whose scores tie stand in gallery order.
+        """Search as `engine.Index.search` does; rows whose scores tie stand in gallery order.
 
         Raises:
             InputError: as there, or if the place can no longer be read.
         """
-        if k < 1:
-            raise InputError(f"k={k} finds nothing; ask for 1 or more")
+        check_number("k", k, Range(1), whole=True)
         if query.dim() != 2 or query.shape[1] != self._width:
             raise InputError(
                 f"queries are {tuple(query.shape)}, the gallery's vectors {self._width} wide; "
@@ -168,7 +168,7 @@ class Lance:
         return TopK(rows.to(query.device), scores.to(query.device))
 
     def _search_one(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
-        """`ROW` and `score` of one query, nearest first."""
+        """Return `ROW` and `score` of one query, nearest first."""
         # As many candidates as without the filter.
         probes = math.ceil(self._probes * len(self._labels) / allowed)
         found = self._ask(vector, k, condition, probes)
@@ -190,7 +190,7 @@ class Lance:
         return found.select(ROW, score=score).sort("score", ROW, descending=[True, False])
 
     def _finished(self) -> dict[str, Any] | None:
-        """What the mark of a finished build says; None where there is none."""
+        """Return what the mark of a finished build says; None where there is none."""
         if not {self._name, self._mark} <= _tables(self._database):
             return None
         said = self._database.open_table(self._mark).search().limit(1).to_arrow()["stamp"].to_pylist()
@@ -259,7 +259,7 @@ def _tables(database: Any) -> set[str]:
 
 
 def _stamp(gallery: Gallery, column: str) -> dict[str, Any]:
-    """What an index was built from."""
+    """Return what an index is built from."""
     labels = gallery.labels.select(_labels(gallery.labels))
     digest = hashlib.blake2b(labels.write_csv().encode(errors="surrogateescape"), digest_size=16)
     return {
@@ -287,7 +287,7 @@ def _refuse_others(where: str, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _labels(table: pl.DataFrame) -> list[str]:
-    """Columns that are stored to filter by: those that a filter can name."""
+    """Return the columns that are stored to filter by: those that a filter can name."""
     return [name for name, kind in table.schema.items() if not kind.is_nested() and "`" not in name]
 
 
@@ -306,7 +306,7 @@ def _schema(arrow: Any, gallery: Gallery, column: str) -> Any:
 
 
 def _batches(arrow: Any, gallery: Gallery, column: str, failures: list[InputError]) -> Iterator[Any]:
-    """Yields the gallery in blocks; an error of it is also put into `failures`."""
+    """Yield the gallery in blocks; an error of it is also put into `failures`."""
     schema = _schema(arrow, gallery, column)
     start = 0
     try:

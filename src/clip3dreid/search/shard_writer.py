@@ -36,7 +36,7 @@ class ShardWriter:
 
     Opening looks at every shard of this process whole: what is damaged, or was made of other pictures or labels,
     counts as missing. Of several processes that fill a folder together the first must have locked it for all of them
-    (`files.at_work`); what killed ones were just writing is removed.
+    (`locks.at_work`); what killed ones were just writing is removed.
 
     Args:
         folder: made if need be.

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, block by block: the k best of a gallery of any size, in flat memory.
+"""Find exact nearest neighbours, block by block: the k best of a gallery of any size, in flat memory.
 
 What cannot be avoided is the matrix product. What comes after it touches every score once: a block's scores are
 reduced to the best of every `SEGMENT` columns, and only segments whose best beats the query's k-th best so far are
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.retrieval.similarity import GalleryTerms, full_precision, gallery_terms, write_similarities
 
 Metric: TypeAlias = Literal["cosine", "product", "euclidean"]
@@ -54,7 +55,7 @@ def top_k(
     allowed: Tensor | None = None,
     memory: int = MEMORY,
 ) -> TopK:
-    """Finds the k nearest gallery rows of each query, exactly.
+    """Find the k nearest gallery rows of each query, exactly.
 
     Half-precision features are multiplied in float32, and reduced matrix precision (TF32, autocast) is switched
     off. Everything runs on the device of the queries; gallery blocks are moved there.
@@ -104,7 +105,7 @@ def top_k(
 
 
 def unit(features: Tensor, what: str, first: int = 0) -> Tensor:
-    """(n, D) features of length 1, in float32, or float64 if they are.
+    """Return features (n, D) of length 1, in float32, or float64 if they are.
 
     Args:
         features: (n, D) floating-point.
@@ -123,10 +124,8 @@ def unit(features: Tensor, what: str, first: int = 0) -> Tensor:
 
 
 def _check(query: Tensor, k: int, metric: str) -> None:
-    if k < 1:
-        raise InputError(f"k={k} finds nothing; ask for 1 or more")
-    if metric not in get_args(Metric):
-        raise InputError(f"metric={metric!r} is unknown; choose one of {', '.join(get_args(Metric))}")
+    check_number("k", k, Range(1), whole=True)
+    choose("metric", metric, get_args(Metric))
     if query.dim() != 2 or not query.is_floating_point():
         raise InputError(
             f"queries are {query.dtype} {tuple(query.shape)}; give floating-point features (Q, D)"
@@ -135,7 +134,7 @@ def _check(query: Tensor, k: int, metric: str) -> None:
 
 
 def _refuse(wrong: Tensor, what: str, why: str, rows: Tensor | None = None) -> None:
-    """Raises InputError if any of `wrong` (n,) is true, naming the first, by its number in `rows` if given."""
+    """Refuse features of which any of `wrong` (n,) is true, naming the first, by its number in `rows` if given."""
     if bool(wrong.any()):
         place = wrong.nonzero()[0, 0]
         raise InputError(f"{what} feature {int(place if rows is None else rows[place])} {why}")
@@ -144,7 +143,7 @@ def _refuse(wrong: Tensor, what: str, why: str, rows: Tensor | None = None) -> N
 def _blocks(
     queries: Tensor, gallery: Tensor | Iterable[Tensor], allowed: Tensor | None, memory: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields allowed gallery rows (n,) ascending, and their features (n, D) as the queries are."""
+    """Yield allowed gallery rows (n,) ascending, and their features (n, D) as the queries are."""
     done = 0
     for whole in [gallery] if isinstance(gallery, Tensor) else gallery:
         if whole.dim() != 2 or whole.shape[1] != queries.shape[1]:
@@ -198,7 +197,7 @@ class _Best:
         self._buffer = like.new_empty(0)
 
     def buffer(self, queries: int, columns: int) -> Tensor:
-        """(queries, columns) to be filled with scores; the same memory each time."""
+        """Return memory (queries, columns) to be filled with scores; the same each time."""
         width = -(-columns // SEGMENT) * SEGMENT
         if self._buffer.numel() < queries * width:
             self._buffer = self._buffer.new_empty(queries * width)
@@ -208,7 +207,7 @@ class _Best:
         return whole[:, :columns]
 
     def add(self, start: int, scores: Tensor, rows: Tensor) -> None:
-        """Takes in a block.
+        """Take in a block.
 
         Args:
             start: the first of its queries.
@@ -242,7 +241,7 @@ class _Best:
             self._merge(start + query[which], rows[columns], values[which, place])
 
     def _merge(self, query: Tensor, rows: Tensor, values: Tensor) -> None:
-        """Merges new rows (n,), ordered by query and then by gallery row, into the best."""
+        """Merge new rows (n,), ordered by query and then by gallery row, into the best."""
         touched, count = torch.unique_consecutive(query, return_counts=True)
         owner = torch.arange(len(touched), device=query.device).repeat_interleave(count)
         place = self.k + torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[owner]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, remove
+from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import decoding, peek_json, read_json, seal, unseal
 from clip3dreid.io.work_folder import WorkFolder
 
@@ -149,8 +150,8 @@ def _difference(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> str | N
         return f"its version is {earlier.get('version')}, this program writes {SCHEMA_VERSION}"
     # Once it is complete, it does not matter who drew it.
     compared = ("config",) if earlier.get("complete") is True else ("config", "environment")
-    there = _flat({key: earlier.get(key) for key in compared})
-    here = _flat({key: facts[key] for key in compared})
+    there = flatten({key: earlier.get(key) for key in compared})
+    here = flatten({key: facts[key] for key in compared})
     keys = [
         key for key in sorted(there.keys() | here.keys()) if not _same(key, there.get(key), here.get(key))
     ]
@@ -170,16 +171,6 @@ def _same(key: str, there: Any, here: Any) -> bool:
     if key.endswith("._target_"):
         there, here = (str(value).rpartition(".")[2] for value in (there, here))
     return bool(there == here)
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    if not isinstance(value, Mapping):
-        return {key: value}
-    flat: dict[str, Any] = {}
-    for name, below in value.items():
-        flat |= _flat(below, f"{key}.{name}" if key else str(name))
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -22,10 +22,11 @@ import torch
 
 from clip3dreid.data.truth_file import TRUTH, write_truth
 from clip3dreid.io.checks import Range, check_number
-from clip3dreid.io.files import at_work, open_stage, staged
 from clip3dreid.io.formats import read_table, write_table
+from clip3dreid.io.locks import at_work
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.processes import spread
+from clip3dreid.io.staging import open_stage, staged
 from clip3dreid.synthetic.folder import (
     FORMAT,
     SCHEMA_VERSION,
