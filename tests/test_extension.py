@@ -61,8 +61,8 @@ PACKAGE = {
                 self.scale = scale
                 self.head = nn.Linear(dimensions.width, dimensions.people)
 
-            def forward(self, features, *others):
-                return self.scale * F.cross_entropy(self.head(features.embedding), others[-1].person)
+            def forward(self, features, batch, bodies=None):
+                return self.scale * F.cross_entropy(self.head(features.embedding), batch.person)
     """,
     "views.py": """
         from clip3dreid.data.images import TrainView
