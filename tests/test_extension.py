@@ -4,6 +4,7 @@ It is trusted by name on each command line, and refused with that hint otherwise
 """
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import yaml
 
 import clip3dreid
 from clip3dreid.errors import InputError
+from clip3dreid.model.build import build
+from clip3dreid.model.card import check_student
 from tests.conftest import TINY, Command, write_ltcc
 
 PACKAGE = {
@@ -58,8 +61,8 @@ PACKAGE = {
                 self.scale = scale
                 self.head = nn.Linear(dimensions.width, dimensions.people)
 
-            def forward(self, features, *others):
-                return self.scale * F.cross_entropy(self.head(features.embedding), others[-1].person)
+            def forward(self, features, batch, bodies=None):
+                return self.scale * F.cross_entropy(self.head(features.embedding), batch.person)
     """,
     "views.py": """
         from clip3dreid.data.images import TrainView
@@ -195,6 +198,21 @@ def test_a_package_of_ones_own_works_at_every_door_where_it_is_trusted_by_name(
     again = clip3dreid.load(tmp_path / "saved", trusted=("mypkg",))
     assert again.fingerprint == model.fingerprint
     assert "trusted" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+def test_the_class_of_the_documentation_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    blocks = dict(re.findall(r"```\w+\n# ([\w/]+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL))
+    write(tmp_path, {"mypkg/net.py": blocks["mypkg/net.py"], "mypkg/__init__.py": ""})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = yaml.safe_load(blocks["myconf/model/student/tiny.yaml"])["student"]
+    try:
+        check_student(node, "a card", ["mypkg"])
+        student = build(node, ["mypkg"]).eval()
+    finally:
+        for name in ("mypkg", "mypkg.net"):
+            sys.modules.pop(name, None)
+    assert student(torch.rand(2, 3, 32, 16)).embedding.shape == (2, student.width)
 
 
 def test_trust_in_a_folder_is_nobodys(own: Path, invoke: Command, tmp_path: Path) -> None:

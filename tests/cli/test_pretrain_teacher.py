@@ -218,15 +218,27 @@ def test_a_folder_in_use_is_refused_and_not_touched(world: Path, tmp_path: Path,
         assert not list((tmp_path / "run").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n", "a: ${nowhere}\n", "\xff\xfe"])
+DAMAGED = r"config\.yaml (is damaged|cannot be read)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", DAMAGED),
+        ("- 1\n", DAMAGED),
+        ("a: ${nowhere}\n", "run holds a training with another a, batch, "),
+        ("\xff\xfe", DAMAGED),
+    ],
+)
 def test_a_folder_of_something_else_is_one_line(
-    text: str, world: Path, tmp_path: Path, invoke: Command
+    text: str, message: str, world: Path, tmp_path: Path, invoke: Command
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text, encoding="latin-1")
     done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
     assert done.returncode == 2, done.stderr
-    assert re.search(r"config\.yaml (is damaged|cannot be read)", done.stderr)
+    assert re.search(message, done.stderr)
+    assert done.stderr.count("\n") == 1
     assert (tmp_path / "run" / "config.yaml").read_text(encoding="latin-1") == text
 
 

@@ -148,6 +148,20 @@ def test_the_example_of_the_documentation_runs_without_torch_and_this_package(
     assert found == pytest.approx((1 - features[:2] @ features[2]).tolist(), abs=1e-4)
 
 
+def test_the_call_of_the_documentation_exports(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "export(" in block]
+    (tmp_path / "model").symlink_to(saved)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example.replace("unit_length=True", "unit_length=True, timing=0"), names)
+    record = json.loads((tmp_path / "exported" / "export.json").read_text())
+    assert names["exported"].report() == record
+    assert record["unit_length"] is True
+
+
 def test_a_program_runs_without_this_package(exported: Path, model: ReidModel) -> None:
     code = (
         "import torch; program = torch.export.load('model.pt2').module()\n"

@@ -18,7 +18,7 @@ import clip3dreid
 from clip3dreid.body.smpl import body_digest, load_body, read_arrays, shipped
 from clip3dreid.data.images import TestView, read_rgb, to_unit
 from clip3dreid.errors import InputError
-from clip3dreid.inference.heads import Word
+from clip3dreid.inference.heads import ScoredWord
 from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import save_weights
@@ -112,7 +112,7 @@ def test_words_are_scored_by_cosine_from_the_centre_and_sorted(
                 assert score == pytest.approx(
                     float(F.cosine_similarity(joint[row], centred, dim=0)), abs=1e-5
                 )
-    assert isinstance(found[0]["build"][0], Word)
+    assert isinstance(found[0]["build"][0], ScoredWord)
 
 
 def test_a_person_is_described_by_the_mean_of_the_pictures(model: ReidModel, pictures: list[Path]) -> None:

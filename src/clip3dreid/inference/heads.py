@@ -16,7 +16,7 @@ from clip3dreid.model.student import Student
 _MOST_BETAS = 1000
 
 
-class Word(NamedTuple):
+class ScoredWord(NamedTuple):
     """One word of a description."""
 
     word: str
@@ -24,7 +24,7 @@ class Word(NamedTuple):
     """Cosine, -1..1, of the picture and the word in the teacher's space; comparable within a group."""
 
 
-Description = dict[str, list[Word]]
+Description = dict[str, list[ScoredWord]]
 """Group of words -> its words, the best first."""
 
 
@@ -67,7 +67,7 @@ def describe(scores: Tensor, groups: Mapping[str, Sequence[str]]) -> list[Descri
     sizes = [len(words) for words in groups.values()]
     return [
         {
-            group: sorted(map(Word, words, part.tolist()), key=lambda word: -word.score)
+            group: sorted(map(ScoredWord, words, part.tolist()), key=lambda word: -word.score)
             for (group, words), part in zip(groups.items(), row.split(sizes), strict=True)
         }
         for row in scores

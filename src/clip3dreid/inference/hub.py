@@ -18,7 +18,7 @@ from clip3dreid.io.formats import damaged, peek_json, read_json, unsealed
 from clip3dreid.io.locks import LOCK, at_work
 from clip3dreid.io.staging import together
 from clip3dreid.model.card import CARD, valid_card
-from clip3dreid.model.places import LIBRARY, Place
+from clip3dreid.model.places import LIBRARY, ModelPlace
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights
 
@@ -35,7 +35,7 @@ class ModelFiles(NamedTuple):
     student: Student
     card: dict[str, Any]
     heads: dict[str, Tensor]
-    place: Place
+    place: ModelPlace
     weights_card: Any
     """The card in the file of weights; None where that has none."""
 
@@ -58,7 +58,7 @@ class ModelFiles(NamedTuple):
             )
 
 
-def read_files(place: Place, trusted: Collection[str]) -> ModelFiles:
+def read_files(place: ModelPlace, trusted: Collection[str]) -> ModelFiles:
     """Read a model's files, and build the student that they describe.
 
     Args:

@@ -24,7 +24,7 @@ _LAST = (LAST_CHECKPOINT, Path(LAST_CHECKPOINT.name))
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-class Place(NamedTuple):
+class ModelPlace(NamedTuple):
     """The files of a model."""
 
     weights: Path
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     """JSON that says what the model is; None where the weights' file does."""
 
 
-def find_weights(place: Path | str) -> Place:
+def find_weights(place: Path | str) -> ModelPlace:
     """Find the files that a place on this disk stands for.
 
     Args:
@@ -47,12 +47,12 @@ def find_weights(place: Path | str) -> Place:
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{place} is not there; give {TAKEN}")
-        return Place(path, None)
+        return ModelPlace(path, None)
     if (path / CONFIG_NAME).is_file():
-        return Place(path / SAFETENSORS_SINGLE_FILE, path / CONFIG_NAME)
+        return ModelPlace(path / SAFETENSORS_SINGLE_FILE, path / CONFIG_NAME)
     for last in _LAST:
         if (path / last).is_file():
-            return Place(path / last, None)
+            return ModelPlace(path / last, None)
     raise InputError(
         f"{place} holds no model: neither {CONFIG_NAME} with {SAFETENSORS_SINGLE_FILE}, as save_pretrained "
         f"writes them, nor {_LAST[0]} of a training run"
@@ -83,7 +83,7 @@ def find_model(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     revision: str | None = None,
-) -> Place:
+) -> ModelPlace:
     """Find files as `find_weights`, or of `user/name` on the Hugging Face hub, which alone is ever downloaded.
 
     A text is taken for such a name only where nothing on this disk is called so, or lies in a folder that is there.
@@ -122,7 +122,7 @@ def find_model(
         raise InputError(
             f"{place} is not there, and cannot be had from the Hugging Face hub ({reason_of(error)}); give {TAKEN}"
         ) from error
-    return Place(weights, config)
+    return ModelPlace(weights, config)
 
 
 def _is_ours(config: Path) -> bool:
