@@ -1,1 +1,1 @@
-"""What guides a training beside pictures and identities."""
+"""Make what guides a training: words, teacher, bodies."""

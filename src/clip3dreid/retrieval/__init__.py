@@ -1,1 +1,1 @@
-"""Protocols, ranking and metrics: from features and labels to numbers that name their protocol."""
+"""Rank galleries and score the ranks under a named protocol."""

@@ -1,1 +1,1 @@
-"""The rendered world."""
+"""Render a world of people who change their clothes."""
