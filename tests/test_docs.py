@@ -1,0 +1,98 @@
+"""Pages say what is there: links, files, tests, commands and names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clip3dreid.config.objects import data_names
+from tests.test_contributing import blocks
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+COMMANDS = {path.stem for path in (ROOT / "src/clip3dreid/cli").glob("*.py") if path.stem != "__init__"}
+each_page = pytest.mark.parametrize("name", TEXTS)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def anchors(text: str) -> set[str]:
+    """Return what headings are linked as."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_every_link_of_a_page_leads_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(TEXTS[name])):
+        if re.match(r"\w+:", target):
+            continue
+        place, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / place if place else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@each_page
+def test_every_file_of_the_project_that_a_page_names_is_there(name: str) -> None:
+    examples = {block.file for block in blocks()} if name == "CONTRIBUTING.md" else set()
+    for path in re.findall(r"`((?:src|tests|conf|benchmarks|docs|tools)/[\w./-]+)`", TEXTS[name]):
+        assert (ROOT / path).exists() or path in examples or "NAME" in path, path
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py")))
+    for name, text in TEXTS.items():
+        for test in re.findall(r"`(test_\w+)…?`", text):
+            assert f"def {test}" in tests or (ROOT / "tests" / f"{test}.py").exists(), (name, test)
+
+
+@each_page
+def test_every_command_that_a_page_names_is_there(name: str) -> None:
+    """Of the library's modules only `clip3dreid.train` is started by its own name."""
+    examples = {"outfits"} if name == "CONTRIBUTING.md" else set()
+    for command in re.findall(r"(?:^|`|\n) *clip3dreid ([a-z]\w*)", TEXTS[name]):
+        assert command in COMMANDS | examples, command
+    assert set(re.findall(r"python -m clip3dreid\.(\w+)", TEXTS[name])) <= {"train"}
+    assert "clip3dreid-" not in TEXTS[name]
+
+
+@pytest.mark.parametrize(
+    "old", [r"\bladder\b", r"\brungs?\b", r"\bloader[.=]", r"\bstrangers?\b", r"\bcrowd\b"]
+)
+def test_names_that_were_given_up_are_in_no_page_and_no_config(old: str) -> None:
+    configs = {
+        str(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "conf").rglob("*.yaml"))
+    }
+    for name, text in (TEXTS | configs).items():
+        for line in text.splitlines():
+            assert not re.search(old, line, flags=re.I) or line.startswith("- Renamed: "), (name, line)
+
+
+def test_the_readme_and_the_page_on_data_sets_name_every_data_set() -> None:
+    names = set(data_names())
+    listed = re.search(r"`data=` is one of\n\n((?:`\w+`\s+)+)", TEXTS["README.md"])
+    assert listed is not None
+    assert set(re.findall(r"`(\w+)`", listed[1])) == names - {"embedded"}
+    table = TEXTS["docs/datasets.md"].split("## Access")[0]
+    assert names - {"embedded"} <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {page for page in TEXTS if page.startswith("docs/")}
+    assert pages <= set(re.findall(r"\]\((docs/\w+\.md)", TEXTS["README.md"]))
+    assert {"CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"} <= set(
+        re.findall(r"\]\((\w+\.md)", TEXTS["README.md"])
+    )
+
+
+def test_the_headline_of_every_data_set_on_its_page_is_the_one_of_its_config() -> None:
+    rows = re.findall(r"^\|[^|]+\| `(\w+)` \|.*\*\*(\w+)\*\*.*\|$", TEXTS["docs/datasets.md"], flags=re.M)
+    assert len(rows) >= 11
+    for data, headline in rows:
+        config = (ROOT / "conf/data" / f"{data}.yaml").read_text(encoding="utf-8")
+        assert f"\nheadline: {headline}\n" in config, data
