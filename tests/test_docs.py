@@ -1,11 +1,14 @@
 """Pages say what is there: links, files, tests, commands and names."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from clip3dreid.config.objects import data_names
+from tests.conftest import Command
 from tests.test_contributing import blocks
 
 ROOT = Path(__file__).parents[1]
@@ -96,3 +99,38 @@ def test_the_headline_of_every_data_set_on_its_page_is_the_one_of_its_config() -
     for data, headline in rows:
         config = (ROOT / "conf/data" / f"{data}.yaml").read_text(encoding="utf-8")
         assert f"\nheadline: {headline}\n" in config, data
+
+
+def commands_of(text: str) -> Iterator[list[str]]:
+    """Yield the words of each `clip3dreid` line of a page's code."""
+    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", text, flags=re.M | re.S):
+        for line in block.splitlines():
+            if line.startswith("clip3dreid "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def first_of_each(words: list[str]) -> list[str]:
+    """Return a sweep's words with the first value of each key, and without what asks for a sweep."""
+    if not {"-m", "--multirun"} & set(words):
+        return words
+    return [
+        word.partition(",")[0] if "=" in word and "[" not in word else word
+        for word in words
+        if word not in ("-m", "--multirun")
+    ]
+
+
+SHOWN = {
+    " ".join(words): first_of_each(words)
+    for text in TEXTS.values()
+    for words in commands_of(text)
+    # Folders that are there decide what these mean.
+    if not any(word.startswith("resume=") for word in words) and "outfits" not in words and "…" not in words
+}
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_every_command_of_a_page_is_understood(command: str, invoke: Command) -> None:
+    name, *words = SHOWN[command]
+    done = invoke(name, *words, *([] if words == ["--help"] else ["--cfg", "job"]))
+    assert done.returncode == 0, done.stderr
