@@ -104,7 +104,7 @@ def test_the_headline_of_every_data_set_on_its_page_is_the_one_of_its_config() -
 def commands_of(text: str) -> Iterator[list[str]]:
     """Yield the words of each `clip3dreid` line of a page's code."""
     for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", text, flags=re.M | re.S):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("clip3dreid "):
                 yield shlex.split(line, comments=True)[1:]
 
