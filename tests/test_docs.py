@@ -124,8 +124,9 @@ SHOWN = {
     " ".join(words): first_of_each(words)
     for text in TEXTS.values()
     for words in commands_of(text)
-    # Folders that are there decide what these mean.
-    if not any(word.startswith("resume=") for word in words) and "outfits" not in words and "…" not in words
+    # What these mean is decided by folders that are not there.
+    if not any(word.startswith(("resume=", "--config-dir=")) for word in words)
+    and not {"outfits", "…"} & set(words)
 }
 
 
