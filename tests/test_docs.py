@@ -2,12 +2,19 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from clip3dreid.config.objects import data_names
+from clip3dreid.model.pooling import MaximumAverage
+from clip3dreid.model.student import Student
 from tests.conftest import Command
 from tests.test_contributing import blocks
 
@@ -121,8 +128,9 @@ def first_of_each(words: list[str]) -> list[str]:
 
 
 SHOWN = {
-    " ".join(words): first_of_each(words)
-    for text in TEXTS.values()
+    " ".join(words): (first_of_each(words), name)
+    # The README last: a command that stands there too is one of its own.
+    for name, text in sorted(TEXTS.items(), key=lambda item: item[0] == "README.md")
     for words in commands_of(text)
     # What these mean is decided by folders that are not there.
     if not any(word.startswith(("resume=", "--config-dir=")) for word in words)
@@ -130,8 +138,37 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("command", SHOWN)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[] if page == "README.md" else pytest.mark.slow)
+        for command, (_, page) in SHOWN.items()
+    ],
+)
 def test_every_command_of_a_page_is_understood(command: str, invoke: Command) -> None:
-    name, *words = SHOWN[command]
+    name, *words = SHOWN[command][0]
     done = invoke(name, *words, *([] if words == ["--help"] else ["--cfg", "job"]))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_backbone_of_timm_that_a_page_shows_is_a_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(nn.Module):
+        """A stand-in: timm needs torchvision, which is not installed where this runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 4, stride=4)
+
+        def forward_features(self, images: Tensor) -> Tensor:
+            return self.conv(images)
+
+    def create_model(name: str, *, pretrained: bool, num_classes: int) -> nn.Module:
+        assert (name, pretrained, num_classes) == ("resnet18", False, 0)
+        return Network()
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXTS["docs/dependencies.md"], flags=re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    student = Student(names["TimmBackbone"]("resnet18"), MaximumAverage(), [0.5] * 3, [0.5] * 3)
+    assert student(torch.rand(2, 3, 32, 16)).map.shape == (2, 6, 8, 4)
