@@ -1,5 +1,6 @@
 """Pages say what is there: links, files, tests, commands and names."""
 
+import pkgutil
 import re
 import shlex
 import sys
@@ -59,6 +60,12 @@ def test_every_test_that_a_page_names_is_there() -> None:
     for name, text in TEXTS.items():
         for test in re.findall(r"`(test_\w+)…?`", text):
             assert f"def {test}" in tests or (ROOT / "tests" / f"{test}.py").exists(), (name, test)
+
+
+@each_page
+def test_every_name_of_the_library_that_a_page_names_is_there(name: str) -> None:
+    for dotted in re.findall(r"`(clip3dreid(?:\.\w+)+)`", TEXTS[name]):
+        pkgutil.resolve_name(dotted)
 
 
 @each_page
