@@ -109,6 +109,12 @@ def added(folder: str) -> list[str]:
     return [file for file in files if file.startswith(folder) and file.endswith(".py")]
 
 
+def touched(folder: str) -> list[str]:
+    """Return the Python files that the page makes or adds to below a folder."""
+    files = dict.fromkeys(block.file for block in blocks() if block.file)
+    return [file for file in files if file.startswith(folder) and file.endswith(".py")]
+
+
 def test_what_the_page_adds_passes_its_tests_and_those_of_every_config(tree: Path) -> None:
     every = [
         "tests/data/datasets/test_data_configs.py",
@@ -137,7 +143,7 @@ def test_the_commands_of_a_section_do_what_it_says(tree: Path, section: str) -> 
 
 
 def test_what_the_page_adds_is_formatted_and_passes_ruff(tree: Path) -> None:
-    files = " ".join(added(""))
+    files = " ".join(touched(""))
     for command in (f"ruff check {files}", f"ruff format --check {files}"):
         done = run(tree, f"{Path(sys.executable).parent}/{command}")
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
@@ -145,6 +151,6 @@ def test_what_the_page_adds_is_formatted_and_passes_ruff(tree: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_page_adds_passes_mypy_and_the_import_rules(tree: Path) -> None:
-    for command in (f"mypy {' '.join(added('src/'))}", "lint-imports"):
+    for command in (f"mypy {' '.join(touched('src/'))}", "lint-imports"):
         done = run(tree, f"{Path(sys.executable).parent}/{command}")
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"

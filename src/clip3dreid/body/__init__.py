@@ -1,1 +1,1 @@
-"""Body models, poses, measures and a renderer."""
+"""The 3D side: body models, their measures, poses and a renderer."""

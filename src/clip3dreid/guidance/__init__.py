@@ -1,1 +1,1 @@
-"""Make what guides a training: words, teacher, bodies."""
+"""Guide a training by words, a teacher and bodies, beside pictures and identities."""

@@ -1,1 +1,1 @@
-"""Rank galleries and score the ranks under a named protocol."""
+"""Evaluate retrieval: protocols, ranking and metrics, from features and labels to numbers."""

@@ -1,1 +1,1 @@
-"""Render a world of people who change their clothes."""
+"""The rendered world: people, clothes, cameras, places, and data sets of them in the layouts of real ones."""
