@@ -224,7 +224,7 @@ def test_another_world_in_the_folder_is_kept_until_overwrite_is_asked_for(
     [
         ((), "no layout: give layout=NAME; NAME is one of bodies, ccvid, celeb_reid, ltcc,"),
         (("layout=ltcc",), "out is not set; give it on the command line as out=VALUE"),
-        (("layout=ltcc", "out=w", "train_people=0"), "train_people=0 is too small"),
+        (("layout=ltcc", "out=w", "train_people=0"), "train_people=0 must be a whole number, 1 or more"),
         (("layout=ltcc", "out=w", "layout.seen=1"), "layout.seen=1 is too small"),
         (("layout=ltcc", "out=w", "poses=none.npz"), "none.npz"),
         (("layout=ltcc", "out=w", "backgrounds=nowhere"), "nowhere"),

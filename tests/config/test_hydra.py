@@ -23,7 +23,6 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "weights",
         "blur_faces",
         "synthesize",
-        "build_body",
         "demo",
     } | {"label", "pretrain_teacher", "compare", "extract", "search", "export"}
     assert doors <= names

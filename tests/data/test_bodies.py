@@ -96,13 +96,15 @@ def test_a_folder_without_bodies_says_how_to_make_them(tmp_path: Path) -> None:
 
 def test_clothed_people_are_refused(tmp_path: Path) -> None:
     root = write(tmp_path, truth().with_columns(outfit_upper=pl.lit("shirt")))
-    with pytest.raises(InputError, match=r"shows clothed people; give textureless bodies: python -m"):
+    with pytest.raises(
+        InputError, match=r"shows clothed people; give textureless bodies: clip3dreid synthesize"
+    ):
         read_bodies(root)
 
 
 def test_a_split_without_bodies_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path, truth().filter(pl.col("split") == "test"))
-    with pytest.raises(InputError, match=r"holds no bodies to train on; make some: python -m"):
+    with pytest.raises(InputError, match=r"holds no bodies to train on; make some: clip3dreid synthesize"):
         read_bodies(root)
 
 
@@ -123,7 +125,7 @@ def test_a_damaged_truth_is_refused_in_one_line(damage, root: Path) -> None:
     damage(root / "truth.parquet")
     with pytest.raises(
         InputError,
-        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: py",
+        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: clip3dreid",
     ) as caught:
         read_bodies(root)
     assert "\n" not in str(caught.value)

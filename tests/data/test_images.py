@@ -22,7 +22,6 @@ from clip3dreid.data.images import (
     TrainPictures,
     TrainView,
     collate,
-    find_unreadable,
     keep,
     squared,
     to_unit,
@@ -43,18 +42,6 @@ def train_view(height=48, width=24, **changes):
         "erase_fill": (1.0, 0.0, 0.5),
     }
     return TrainView(height, width, **(settings | changes))
-
-
-class TestFindingUnreadable:
-    def test_find_unreadable_names_the_bad_ones_in_order_and_counts_all(self, tmp_path):
-        paths = [tmp_path / f"{i}.png" for i in range(40)]
-        for i, path in enumerate(paths):
-            Image.fromarray(noise(8, 4)).save(path)
-            if i in (3, 17, 39):
-                path.write_bytes(path.read_bytes()[:60])
-        seen = []
-        assert find_unreadable(paths, 3, seen.append) == [paths[3], paths[17], paths[39]]
-        assert seen == list(range(1, 41))
 
 
 class TestResizing:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip3dreid.data.inspection import inspect
+from clip3dreid.data.inspection import describe_data
 from clip3dreid.data.manifest import Manifest, Published, build
 
 ROWS: list[tuple[str, str, str, str, str | None, str | None, str | None]] = [
@@ -46,7 +46,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def test_counts_agree_with_counting_by_hand(manifest: Manifest) -> None:
-    counts = {part: c[:5] for part, c in inspect(manifest).counts.items()}
+    counts = {part: c[:5] for part, c in describe_data(manifest).counts.items()}
     assert counts == {
         "train": (4, 2, 3, 3, None),
         "test": (4, 2, 2, 2, None),
@@ -60,7 +60,7 @@ def test_counts_agree_with_counting_by_hand(manifest: Manifest) -> None:
 
 
 def test_pictures_per_person_are_least_median_and_most(manifest: Manifest) -> None:
-    counts = inspect(manifest).counts
+    counts = describe_data(manifest).counts
     assert tuple(counts["train"].pictures_per_person) == (1, 2, 3)
     assert tuple(counts["all"].pictures_per_person) == (1, 2, 3)
     assert tuple(counts["query B"].pictures_per_person) == (1, 1, 1)
@@ -69,13 +69,13 @@ def test_pictures_per_person_are_least_median_and_most(manifest: Manifest) -> No
 def test_a_picture_in_two_roles_is_one_picture() -> None:
     row = {"path": "a", "person": "1", "split": "test"}
     both = build("x", Path("r"), [row | {"role": "query"}, row | {"role": "gallery"}])
-    counts = inspect(both).counts
+    counts = describe_data(both).counts
     assert [counts[part].pictures for part in ("query", "gallery", "test", "all")] == [1, 1, 1, 1]
     assert tuple(counts["all"].pictures_per_person) == (1, 1, 1)
 
 
 def test_differences_from_published_counts_are_reported_and_never_raised(manifest: Manifest) -> None:
-    report = inspect(manifest)
+    report = describe_data(manifest)
     assert [(c.part, c.what, c.published, c.found) for c in report.published] == [
         ("train", "pictures", 4, 4),
         ("query C", "pictures", 5, 2),
@@ -94,7 +94,7 @@ def test_differences_from_published_counts_are_reported_and_never_raised(manifes
 
 
 def test_sizes_agree_with_the_pictures_that_were_written(manifest: Manifest) -> None:
-    sizes = inspect(manifest, workers=2).sizes
+    sizes = describe_data(manifest, workers=2).sizes
     assert sizes is not None
     widths, heights = [10, 10, 11, 11, 12, 12, 13, 13], list(range(20, 28))
     assert tuple(sizes.width) == (10, statistics.median(widths), 13)
@@ -106,7 +106,7 @@ def test_a_turned_picture_is_measured_as_it_will_be_seen(tmp_path: Path) -> None
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(tmp_path / "a.jpg", 40, 20, exif=exif)
-    sizes = inspect(
+    sizes = describe_data(
         build("x", tmp_path, [{"path": "a.jpg", "person": "1", "split": "train", "role": "train"}])
     ).sizes
     assert sizes is not None
@@ -115,7 +115,7 @@ def test_a_turned_picture_is_measured_as_it_will_be_seen(tmp_path: Path) -> None
 
 def test_jpeg_data_in_a_png_name_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 8, 9, format="JPEG")
-    report = inspect(
+    report = describe_data(
         build("x", tmp_path, [{"path": "a.png", "person": "1", "split": "train", "role": "train"}]), True
     )
     assert report.unreadable == ()
@@ -127,7 +127,7 @@ def test_unreadable_pictures_are_named_and_truncated_ones_found_by_decoding(mani
     (manifest.root / "t/3.jpg").unlink()
     whole = (manifest.root / "q/1.jpg").read_bytes()
     (manifest.root / "q/1.jpg").write_bytes(whole[:-100])
-    headers, full = inspect(manifest), inspect(manifest, decode=True)
+    headers, full = describe_data(manifest), describe_data(manifest, decode=True)
     assert [(u.path, u.reason.partition(" of")[0]) for u in headers.unreadable] == [
         ("t/1.jpg", "not a picture"),
         ("t/2.jpg", "not a picture"),
@@ -138,18 +138,18 @@ def test_unreadable_pictures_are_named_and_truncated_ones_found_by_decoding(mani
 
 
 def test_a_data_set_without_a_readable_picture_has_no_sizes(manifest: Manifest) -> None:
-    report = inspect(manifest.replace(root=manifest.root / "elsewhere"))
+    report = describe_data(manifest.replace(root=manifest.root / "elsewhere"))
     assert report.sizes is None
     assert len(report.unreadable) == 8
 
 
 def test_names_in_train_and_test_are_counted(manifest: Manifest) -> None:
-    assert inspect(manifest).names_in_train_and_test == 1
+    assert describe_data(manifest).names_in_train_and_test == 1
 
 
 def test_the_table_of_unreadable_pictures_is_cut_and_says_so(tmp_path: Path) -> None:
     rows = [{"path": f"{i:02d}.jpg", "person": "1", "split": "train", "role": "train"} for i in range(23)]
-    report = inspect(build("x", tmp_path, rows))
+    report = describe_data(build("x", tmp_path, rows))
     table = next(rows for title, _, rows in report.tables() if title == "Unreadable pictures")
     assert len(table) == 21
     assert table[-1] == ["and 3 more", ""]
@@ -157,7 +157,7 @@ def test_the_table_of_unreadable_pictures_is_cut_and_says_so(tmp_path: Path) -> 
 
 
 def test_the_dictionary_survives_json_and_holds_what_the_report_holds(manifest: Manifest) -> None:
-    report = inspect(manifest, decode=True)
+    report = describe_data(manifest, decode=True)
     back = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert back == report.to_dict()
     assert back["version"] == 1
@@ -175,7 +175,7 @@ def test_the_dictionary_survives_json_and_holds_what_the_report_holds(manifest: 
 
 
 def test_tables_are_rectangles_of_strings(manifest: Manifest) -> None:
-    tables = inspect(manifest).tables()
+    tables = describe_data(manifest).tables()
     assert len(tables) == 4
     for _, header, rows in tables:
         assert rows

@@ -2,10 +2,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from clip3dreid.data.manifest import Manifest, build
-from clip3dreid.data.selection import hold_out
+from clip3dreid.data.selection import find_unreadable, hold_out
 from clip3dreid.errors import InputError
+from tests.random_pictures import noise
 
 
 def world(people: int = 5) -> Manifest:
@@ -75,3 +77,14 @@ def test_zero_changes_nothing_and_too_many_is_refused() -> None:
     assert hold_out(manifest, 0, seed=0) is manifest
     with pytest.raises(InputError, match="val_people=4"):
         hold_out(manifest, 4, seed=0)
+
+
+def test_find_unreadable_names_the_bad_ones_in_order_and_counts_all(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        Image.fromarray(noise(8, 4)).save(path)
+        if i in (3, 17, 39):
+            path.write_bytes(path.read_bytes()[:60])
+    seen: list[int] = []
+    assert find_unreadable(paths, 3, seen.append) == [paths[3], paths[17], paths[39]]
+    assert seen == list(range(1, 41))

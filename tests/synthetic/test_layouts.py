@@ -15,12 +15,12 @@ from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import count
 from clip3dreid.synthetic import layouts
-from clip3dreid.synthetic.plan import Layout, People, Plan
+from clip3dreid.synthetic.plan import Layout, PeopleCounts, Plan
 
 NAMES = sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml"))
 READ = [name for name in NAMES if name != "bodies"]
 SEEDS = (0, 1, 2)
-PEOPLE = People(train=3, test=4)
+PEOPLE = PeopleCounts(train=3, test=4)
 
 
 def layout(name: str, **settings: Any) -> Layout:
@@ -30,7 +30,7 @@ def layout(name: str, **settings: Any) -> Layout:
     return made
 
 
-def plan(name: str, seed: int = 0, people: People = PEOPLE, **settings: Any) -> Plan:
+def plan(name: str, seed: int = 0, people: PeopleCounts = PEOPLE, **settings: Any) -> Plan:
     return layout(name, **settings)(people, np.random.default_rng(seed))
 
 
@@ -139,7 +139,7 @@ def test_settings_that_break_the_rules_are_named(name: str, settings: dict[str, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_people_are_in_one_split_and_every_path_is_there_once(name: str) -> None:
-    made = plan(name, people=People(5, 3))
+    made = plan(name, people=PeopleCounts(5, 3))
     split = {person: {p.split for p in made.pictures if p.person == person} for person in made.outfits}
     assert [split[person] for person in range(8)] == [{"train"}] * 5 + [{"test"}] * 3
     assert all(splits == {"test"} for person, splits in split.items() if person >= 8)
@@ -154,7 +154,7 @@ def test_a_plan_depends_on_its_source_of_chance_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ltcc", "prcc", "market1501", "vc_clothes", "ccvid"])
 def test_another_seed_numbers_people_otherwise(name: str) -> None:
-    people = People(20, 20)
+    people = PeopleCounts(20, 20)
     assert plan(name, 1, people).pictures != plan(name, 2, people).pictures
 
 
@@ -182,7 +182,7 @@ def test_celeb_reid_numbers_people_anew_in_the_test_split() -> None:
     assert numbers == {("train", n) for n in "123"} | {("test", n) for n in "1234"}
 
 
-def test_market_distractors_are_strangers_and_junk_are_bad_boxes_of_test_people() -> None:
+def test_market_distractors_are_nobody_s_match_and_junk_are_bad_boxes_of_test_people() -> None:
     pictures = plan("market1501", distractors=0.5, junk=0.25).pictures
     gallery = [p for p in pictures if p.role == "gallery" and p.person_label != layouts.DISTRACTOR]
     distractors = [p.person for p in pictures if p.person_label == layouts.DISTRACTOR]

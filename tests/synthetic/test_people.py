@@ -1,5 +1,4 @@
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -36,13 +35,6 @@ def test_the_order_of_names_in_a_configuration_does_not_matter() -> None:
     one = Wardrobe(upper={"jacket": 1.0, "t_shirt": 2.0})
     other = Wardrobe(upper={"t_shirt": 2.0, "jacket": 1.0})
     assert outfits(20, wardrobe=one) == outfits(20, wardrobe=other)
-
-
-def test_people_and_outfits_survive_a_journey_through_json() -> None:
-    for outfit in outfits(30, People(complexion_per_outfit=True)):
-        assert Outfit.from_dict(json.loads(json.dumps(outfit.to_dict()))) == outfit
-    person = sample_identity(np.random.default_rng(0), People(), np.linspace(-2, 2, 10).astype(np.float32))
-    assert Identity.from_dict(json.loads(json.dumps(person.to_dict()))) == person
 
 
 def test_betas_are_kept_as_they_are() -> None:
@@ -114,16 +106,15 @@ def test_colours_stay_colours_however_much_they_vary() -> None:
         (lambda: People(complexions=0), "complexions=0"),
         (lambda: People(shape_spread=-1), "shape_spread"),
         (lambda: People(stature_spread=float("nan")), "stature_spread"),
-        (lambda: Wardrobe(upper={"toga": 1.0}), "toga is unknown"),
-        (lambda: Wardrobe(lower={"skirt": 0.0}), "one above it"),
+        (lambda: Wardrobe(upper={"toga": 1.0}), "upper=toga is unknown"),
+        (lambda: Wardrobe(lower={"skirt": 0.0}), "above 0"),
         (lambda: Wardrobe(patterns={"plain": float("nan")}), "patterns"),
         (lambda: Wardrobe(bags={}), "bags"),
-        (lambda: Wardrobe(dress=1.5), "dress is 1.5"),
+        (lambda: Wardrobe(dress=1.5), "dress=1.5"),
         (lambda: Wardrobe(looseness=(1.0, 0.5)), "ascending"),
-        (lambda: Wardrobe(palette=0), "palette is 0"),
-        (lambda: dataclasses.replace(outfits(1)[0], upper="toga"), "'toga'"),
-        (lambda: Identity((0.0,), 9), "complexion is 9"),
-        (lambda: Outfit.from_dict({"upper": "jacket"}), "missing or unknown"),
+        (lambda: Wardrobe(palette=0), "palette=0"),
+        (lambda: dataclasses.replace(outfits(1)[0], upper="toga"), "outfit.upper=toga"),
+        (lambda: Identity((0.0,), 9), "complexion=9"),
     ],
 )
 def test_settings_and_tables_that_make_no_sense_are_one_line(make: object, message: str) -> None:

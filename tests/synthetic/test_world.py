@@ -17,21 +17,21 @@ from clip3dreid.errors import InputError
 from clip3dreid.synthetic import layouts
 from clip3dreid.synthetic.backgrounds import Procedural
 from clip3dreid.synthetic.cameras import CameraSettings, ShotSettings
-from clip3dreid.synthetic.people import People as PeopleSettings
-from clip3dreid.synthetic.people import Wardrobe
-from clip3dreid.synthetic.plan import People, Plan
-from clip3dreid.synthetic.studio import Studio
+from clip3dreid.synthetic.people import People, Wardrobe
+from clip3dreid.synthetic.plan import PeopleCounts, Plan
+from clip3dreid.synthetic.renderer import RendererFactory
+from clip3dreid.synthetic.settings import WorldSettings
 from clip3dreid.synthetic.truth import flat, truth
-from clip3dreid.synthetic.world import Part, Settings, Stream, World
-from clip3dreid.synthetic.writing import Drawn
+from clip3dreid.synthetic.world import Part, Stream, World
+from clip3dreid.synthetic.writing import RenderedImage
 
 HEIGHT, WIDTH = 64, 32
 BODY = partial(load_body, "anny_light")
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> WorldSettings:
     plain: dict[str, Any] = {
-        "people": PeopleSettings(),
+        "people": People(),
         "wardrobe": Wardrobe(),
         "camera": CameraSettings(),
         "shot": ShotSettings(),
@@ -42,36 +42,36 @@ def settings(**changes: Any) -> Settings:
         "places": 3,
         "frames_per_second": 25.0,
     }
-    return Settings(**(plain | changes))
+    return WorldSettings(**(plain | changes))
 
 
-def ltcc(people: People) -> Plan:
+def ltcc(people: PeopleCounts) -> Plan:
     numbers = {"outfits": 2, "cameras": 3, "seen": 3, "pictures": 2, "test_pictures": 2}
     return layouts.ltcc(people, np.random.default_rng(0), **numbers)
 
 
-def market(people: People) -> Plan:
+def market(people: PeopleCounts) -> Plan:
     rng = np.random.default_rng(0)
     return layouts.market1501(
         people, rng, cameras=3, seen=2, pictures=1, test_pictures=2, distractors=1.0, junk=3.0
     )
 
 
-def ccvid(people: People, frames: int = 4) -> Plan:
+def ccvid(people: PeopleCounts, frames: int = 4) -> Plan:
     return layouts.ccvid(people, np.random.default_rng(0), outfits=2, walks=2, frames=frames)
 
 
 def world(plan: Plan | None = None, seed: int = 7, train: int = 3, test: int = 2, **changes: Any) -> World:
-    plan = plan or ltcc(People(train, test))
+    plan = plan or ltcc(PeopleCounts(train, test))
     return World(seed, plan, settings(**changes), train, test, 10)
 
 
-def draw(made: World, places: list[int], **changes: Any) -> list[Drawn]:
-    studio = Studio(made, BODY, HEIGHT, WIDTH, 1)
-    return dataclasses.replace(studio, **changes)()(places)
+def draw(made: World, places: list[int], **changes: Any) -> list[RenderedImage]:
+    factory = RendererFactory(made, BODY, HEIGHT, WIDTH, 1)
+    return dataclasses.replace(factory, **changes)()(places)
 
 
-def decoded(drawn: Drawn) -> np.ndarray:
+def decoded(drawn: RenderedImage) -> np.ndarray:
     import io
 
     return np.asarray(Image.open(io.BytesIO(drawn.data)).convert("RGB"))
@@ -89,8 +89,8 @@ def test_another_seed_is_another_world() -> None:
     assert not set(one.cameras) & set(other.cameras)
 
 
-def test_nobody_of_the_training_people_is_a_test_person_or_a_stranger() -> None:
-    made = world(market(People(4, 4)), train=4, test=4)
+def test_nobody_of_the_training_people_is_a_test_person_or_a_distractor() -> None:
+    made = world(market(PeopleCounts(4, 4)), train=4, test=4)
     assert len(made.people) == 8 + 8
     assert len({person.identity.betas for person in made.people}) == 16
 
@@ -106,7 +106,7 @@ def test_more_people_leave_the_others_who_they_were() -> None:
     assert many.people[9:11] == few.people[3:5]
 
 
-def test_strangers_come_after_the_test_people() -> None:
+def test_distractors_come_after_the_test_people() -> None:
     made = world(train=3, test=2)
     assert [made.part(person) for person in (0, 2, 3, 4, 5, 6)] == [
         *(
@@ -114,8 +114,8 @@ def test_strangers_come_after_the_test_people() -> None:
             (Part.TRAIN, 2),
             (Part.TEST, 0),
             (Part.TEST, 1),
-            (Part.STRANGERS, 0),
-            (Part.STRANGERS, 1),
+            (Part.DISTRACTORS, 0),
+            (Part.DISTRACTORS, 1),
         ),
     ]
 
@@ -130,13 +130,13 @@ def test_train_and_test_are_seen_by_the_same_cameras_at_other_places() -> None:
     )
     assert not where["train"] & where["test"]
     assert {number for _, _, number in where["train"]} == {0, 1, 2}
-    studio = Studio(made, BODY, HEIGHT, WIDTH, 1)
-    canvases = [studio.canvas(part, 0, number) for part in (Part.TRAIN, Part.TEST) for number in range(3)]
+    factory = RendererFactory(made, BODY, HEIGHT, WIDTH, 1)
+    canvases = [factory.canvas(part, 0, number) for part in (Part.TRAIN, Part.TEST) for number in range(3)]
     assert all((one != other).any() for i, one in enumerate(canvases) for other in canvases[:i])
 
 
 def test_shapes_have_the_spread_that_is_asked_for() -> None:
-    made = world(train=150, test=50, people=PeopleSettings(shape_spread=2.0, stature_spread=0.5))
+    made = world(train=150, test=50, people=People(shape_spread=2.0, stature_spread=0.5))
     spread = made.betas().std(0)
     # A normal distribution cut off at 2.5 has a deviation of 0.95.
     assert 0.4 < spread[0] < 0.56
@@ -152,7 +152,7 @@ def test_the_population_is_nobody_of_the_world() -> None:
 
 
 def test_frames_of_a_walk_share_the_view_and_go_on_in_stride() -> None:
-    made = world(ccvid(People(3, 2), frames=5))
+    made = world(ccvid(PeopleCounts(3, 2), frames=5))
     shots = [made.shot(place) for place in range(5)]
     assert len({(shot.yaw, shot.distance, shot.light_yaw, shot.window) for shot in shots}) == 1
     assert len({shot.box_shift for shot in shots}) == 5
@@ -166,13 +166,13 @@ def test_frames_of_a_walk_share_the_view_and_go_on_in_stride() -> None:
 
 
 def test_a_longer_walk_begins_as_the_shorter_one() -> None:
-    short, long = world(ccvid(People(1, 1), frames=3)), world(ccvid(People(1, 1), frames=6))
+    short, long = world(ccvid(PeopleCounts(1, 1), frames=3)), world(ccvid(PeopleCounts(1, 1), frames=6))
     for place in range(3):
         np.testing.assert_array_equal(short.pose(place).axis_angle, long.pose(place).axis_angle)
 
 
 def test_a_bad_box_misses_much_of_the_person() -> None:
-    made = world(market(People(3, 2)))
+    made = world(market(PeopleCounts(3, 2)))
     shift = {
         bad: [
             max(map(abs, made.shot(place).box_shift))
@@ -191,7 +191,7 @@ def test_poses_of_a_file_are_used_for_single_pictures_and_never_for_walks() -> N
     drawn = {round(float(single.pose(place, poses).axis_angle[4, 0]), 3) for place in range(20)}
     assert drawn == {0.1, 0.2, 0.3, 0.4}
     assert single.pose(0, poses).kind == "file"
-    assert world(ccvid(People(1, 1)), train=1, test=1).pose(0, poses).kind == "walking"
+    assert world(ccvid(PeopleCounts(1, 1)), train=1, test=1).pose(0, poses).kind == "walking"
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,10 @@ def test_a_picture_shows_its_person_and_the_same_place_gives_the_same_bytes() ->
 
 
 def test_jpegs_have_the_quality_of_their_camera() -> None:
-    made = world(market(People(3, 2)))
+    made = world(market(PeopleCounts(3, 2)))
     places = [place for place, picture in enumerate(made.plan.pictures) if picture.camera == 0][:1]
     (fine,), (coarse,) = (
-        draw(world(market(People(3, 2)), camera=CameraSettings(quality=(quality, quality))), places)
+        draw(world(market(PeopleCounts(3, 2)), camera=CameraSettings(quality=(quality, quality))), places)
         for quality in (95, 10)
     )
     assert fine.data.startswith(b"\xff\xd8")
@@ -233,7 +233,7 @@ def test_jpegs_have_the_quality_of_their_camera() -> None:
 
 
 def test_another_body_shape_is_another_silhouette_and_another_outfit_other_colours() -> None:
-    plan = ltcc(People(3, 2))
+    plan = ltcc(PeopleCounts(3, 2))
     shot = ShotSettings(occluder=0.0, motion=(0, 0), box_shift=0.0, box_scale=0.0)
     pictures = draw(
         world(plan, shot=shot, camera=CameraSettings(noise=(0, 0))), [0, 6, 12]
@@ -247,7 +247,7 @@ def grey(rng: np.random.Generator, split: str, height: int, width: int) -> np.nd
 
 
 def test_bodies_are_drawn_without_colour_and_stand_out() -> None:
-    plan = layouts.bodies(People(3, 2), np.random.default_rng(0), cameras=2, pictures=2)
+    plan = layouts.bodies(PeopleCounts(3, 2), np.random.default_rng(0), cameras=2, pictures=2)
     drawn = draw(
         world(
             plan,
@@ -264,7 +264,7 @@ def test_bodies_are_drawn_without_colour_and_stand_out() -> None:
 
 
 def test_the_truth_has_all_that_is_known_of_every_picture() -> None:
-    made = world(ccvid(People(2, 1), frames=1), train=2, test=1)
+    made = world(ccvid(PeopleCounts(2, 1), frames=1), train=2, test=1)
     drawn = draw(made, list(range(len(made.plan.pictures))))
     table = pl.DataFrame(
         [{"place": place} | picture.facts for place, picture in enumerate(drawn)], infer_schema_length=None

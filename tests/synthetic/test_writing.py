@@ -1,4 +1,4 @@
-"""Writing, resuming and refusing, with an artist who paints a number: what is drawn does not matter here."""
+"""Writing, resuming and refusing, with a renderer that paints a number: what is drawn does not matter here."""
 
 import contextlib
 import functools
@@ -23,8 +23,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.files import open_stage
 from clip3dreid.io.formats import CHECKSUM, seal
 from clip3dreid.synthetic import writing
-from clip3dreid.synthetic.plan import Picture, Plan
-from clip3dreid.synthetic.writing import CHUNK, Artist, Commission, Drawn, Report, write
+from clip3dreid.synthetic.plan import Plan, PlannedPicture
+from clip3dreid.synthetic.writing import CHUNK, RenderedImage, Renderer, WorldReport, WorldSpec, write
 from tests.processes import PATIENCE_S, await_end
 from tests.small_disk import fill, small_disk
 
@@ -35,7 +35,7 @@ CONFIG = {"seed": 7, "layout": {"cameras": 2}}
 def plan(pictures: int = PICTURES, suffix: str = ".png") -> Plan:
     return Plan(
         tuple(
-            Picture(
+            PlannedPicture(
                 f"{'train' if i % 2 else 'test'}/{i:04d}{suffix}",
                 *("train" if i % 2 else "test", "train" if i % 2 else "gallery", i % 5, 0, 0, i),
                 *(str(i % 5), "1_1", "1"),
@@ -52,10 +52,10 @@ class Painter:
     def __init__(self, dies_at: int = -1, fails_at: int = -1, wait: float = 0) -> None:
         self.dies_at, self.fails_at, self.wait = dies_at, fails_at, wait
 
-    def __call__(self, places: Sequence[int]) -> list[Drawn]:
+    def __call__(self, places: Sequence[int]) -> list[RenderedImage]:
         return [self.paint(place) for place in places]
 
-    def paint(self, place: int) -> Drawn:
+    def paint(self, place: int) -> RenderedImage:
         time.sleep(self.wait)
         if place == self.dies_at:
             os._exit(9)
@@ -65,16 +65,16 @@ class Painter:
         noise = np.random.default_rng([7, place]).integers(0, 256, (8, 4, 3), np.uint8)
         Image.fromarray(noise).save(buffer, "PNG")
         # Half of the chunks know no pose at all.
-        return Drawn(buffer.getvalue(), {"pose": None if place // CHUNK % 2 else [place / 10.0]})
+        return RenderedImage(buffer.getvalue(), {"pose": None if place // CHUNK % 2 else [place / 10.0]})
 
 
 def finish(table: pl.DataFrame) -> pl.DataFrame:
     return table.rename({"place": "number"})
 
 
-def commission(config: dict[str, Any] | None = None, pictures: int = PICTURES, **painter: Any) -> Commission:
-    artist: Any = functools.partial(Painter, **painter)
-    return Commission(plan(pictures), artist, 8, 4, config or CONFIG, {"torch": "1"}, finish)
+def spec(config: dict[str, Any] | None = None, pictures: int = PICTURES, **painter: Any) -> WorldSpec:
+    renderer: Any = functools.partial(Painter, **painter)
+    return WorldSpec(plan(pictures), renderer, 8, 4, config or CONFIG, {"torch": "1"}, finish)
 
 
 def held(root: Path) -> dict[str, bytes]:
@@ -86,13 +86,13 @@ def held(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("worlds") / "world"
-    assert write(commission(), out, workers=0) == Report(PICTURES, PICTURES)
+    assert write(spec(), out, workers=0) == WorldReport(PICTURES, PICTURES)
     return out
 
 
 def interrupted(out: Path, at: int = 2 * CHUNK + 1) -> Path:
     with pytest.raises(ZeroDivisionError, match=f"no picture {at}"):
-        write(commission(fails_at=at), out, workers=0)
+        write(spec(fails_at=at), out, workers=0)
     return out
 
 
@@ -116,13 +116,13 @@ def test_the_truth_has_a_row_for_each_picture_in_plan_order_whatever_its_chunk_l
 
 
 def test_the_bytes_do_not_depend_on_the_workers(world: Path, tmp_path: Path) -> None:
-    write(commission(), tmp_path / "w", workers=2)
+    write(spec(), tmp_path / "w", workers=2)
     assert held(tmp_path / "w") == held(world)
 
 
 def test_a_complete_world_is_left_alone(world: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in world.rglob("*")}
-    assert write(commission(dies_at=0), world, workers=0) == Report(PICTURES, 0)
+    assert write(spec(dies_at=0), world, workers=0) == WorldReport(PICTURES, 0)
     assert times == {path: path.stat().st_mtime_ns for path in world.rglob("*")}
 
 
@@ -132,8 +132,8 @@ def test_an_interrupted_world_goes_on_with_the_missing_chunks_only(world: Path, 
     first = out / plan().pictures[0].path
     before = first.stat().st_mtime_ns
     calls: list[tuple[int, int]] = []
-    report = write(commission(), out, workers=0, progress=lambda *done: calls.append(done))
-    assert report == Report(PICTURES, PICTURES - 2 * CHUNK)
+    report = write(spec(), out, workers=0, progress=lambda *done: calls.append(done))
+    assert report == WorldReport(PICTURES, PICTURES - 2 * CHUNK)
     assert calls == [(2 * CHUNK, PICTURES), (3 * CHUNK, PICTURES), (PICTURES, PICTURES)]
     assert first.stat().st_mtime_ns == before
     assert held(out) == held(world)
@@ -142,17 +142,17 @@ def test_an_interrupted_world_goes_on_with_the_missing_chunks_only(world: Path, 
 def test_a_picture_that_was_removed_meanwhile_is_drawn_again(world: Path, tmp_path: Path) -> None:
     out = interrupted(tmp_path / "w")
     (out / plan().pictures[3].path).unlink()
-    assert write(commission(), out, workers=0).drawn == PICTURES - CHUNK
+    assert write(spec(), out, workers=0).rendered == PICTURES - CHUNK
     assert held(out) == held(world)
 
 
 SLOW = """
 import functools
 from pathlib import Path
-from tests.synthetic.test_writing import commission
+from tests.synthetic.test_writing import spec
 from clip3dreid.synthetic.writing import write
 if __name__ == "__main__":
-    write(commission(pictures=200, wait=0.01), Path("w"), workers=2, progress=lambda *done: print(*done, flush=True))
+    write(spec(pictures=200, wait=0.01), Path("w"), workers=2, progress=lambda *done: print(*done, flush=True))
 """
 
 
@@ -199,39 +199,39 @@ def test_a_killed_run_leaves_whole_files_only_and_is_continued(signal_number: in
         if ".world" not in path.parts:
             Image.open(path).load()
     assert not (out / "truth.parquet").exists()
-    report = write(commission(pictures=200), out, workers=0)
-    assert 0 < report.drawn < 200
-    write(commission(pictures=200), tmp_path / "whole", workers=0)
+    report = write(spec(pictures=200), out, workers=0)
+    assert 0 < report.rendered < 200
+    write(spec(pictures=200), tmp_path / "whole", workers=0)
     assert held(out) == held(tmp_path / "whole")
 
 
 def test_a_worker_that_is_killed_is_told_in_a_line(world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a process at work was killed.*workers=2"):
-        write(commission(dies_at=2 * CHUNK), tmp_path / "w", workers=2)
-    write(commission(), tmp_path / "w", workers=0)
+        write(spec(dies_at=2 * CHUNK), tmp_path / "w", workers=2)
+    write(spec(), tmp_path / "w", workers=0)
     assert held(tmp_path / "w") == held(world)
 
 
 def test_the_error_of_a_worker_surfaces_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="no picture 20"):
-        write(commission(fails_at=20), tmp_path / "w", workers=2)
+        write(spec(fails_at=20), tmp_path / "w", workers=2)
 
 
 def test_an_unfinished_world_of_other_settings_or_versions_is_refused(tmp_path: Path) -> None:
     out = interrupted(tmp_path / "w")
     before = held(out)
-    other = commission({"seed": 8, "layout": {"cameras": 2}})
+    other = spec({"seed": 8, "layout": {"cameras": 2}})
     with pytest.raises(InputError, match=r"another world: seed is 7 there and 8 here; .*overwrite=true"):
         write(other, out, workers=0)
-    newer = Commission(plan(), Painter, 8, 4, CONFIG, {"torch": "2"}, finish)
+    newer = WorldSpec(plan(), Painter, 8, 4, CONFIG, {"torch": "2"}, finish)
     with pytest.raises(InputError, match=r"torch is 1 there and 2 here"):
         write(newer, out, workers=0)
     assert held(out) == before
 
 
 def test_a_complete_world_is_left_alone_whatever_versions_made_it(world: Path) -> None:
-    newer = Commission(plan(), Painter, 8, 4, CONFIG, {"torch": "2"}, finish)
-    assert write(newer, world, workers=0).drawn == 0
+    newer = WorldSpec(plan(), Painter, 8, 4, CONFIG, {"torch": "2"}, finish)
+    assert write(newer, world, workers=0).rendered == 0
 
 
 def test_a_world_that_lost_a_picture_is_refused(world: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_world_that_lost_a_picture_is_refused(world: Path, tmp_path: Path) -> 
     shutil.copytree(world, out)
     (out / "train/0001.png").unlink()
     with pytest.raises(InputError, match=r"1 of its files are gone, such as train/0001\.png"):
-        write(commission(), out, workers=0)
+        write(spec(), out, workers=0)
 
 
 def test_overwrite_replaces_a_world_and_leaves_none_of_its_files(world: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_overwrite_replaces_a_world_and_leaves_none_of_its_files(world: Path, tm
     shutil.copytree(world, out)
     (out / ".notes").write_text("mine")
     config = CONFIG | {"seed": 8}
-    smaller = commission(config, pictures=4)
+    smaller = spec(config, pictures=4)
     write(smaller, out, workers=0, overwrite=True)
     assert set(held(out)) == set(smaller.files) | {".notes"}
     assert (out / ".notes").read_text() == "mine"
@@ -256,7 +256,7 @@ def test_overwrite_replaces_a_world_and_leaves_none_of_its_files(world: Path, tm
 def test_overwrite_removes_folders_that_it_empties(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "w"
     shutil.copytree(world, out)
-    one = Commission(plan(1), Painter, 8, 4, CONFIG, {"torch": "1"}, finish)
+    one = WorldSpec(plan(1), Painter, 8, 4, CONFIG, {"torch": "1"}, finish)
     write(one, out, workers=0, overwrite=True)
     assert not (out / "train").exists()
 
@@ -267,7 +267,7 @@ def test_a_folder_that_holds_something_else_is_never_touched(overwrite: bool, tm
     (out / "train").mkdir(parents=True)
     (out / "train/0001.png").write_text("mine")
     with pytest.raises(InputError, match=r"holds something else \(train/0001\.png\)"):
-        write(commission(), out, workers=0, overwrite=overwrite)
+        write(spec(), out, workers=0, overwrite=overwrite)
     assert held(out) == {"train/0001.png": b"mine"}
 
 
@@ -277,7 +277,7 @@ def test_overwrite_refuses_a_world_with_other_files_among_its_own(world: Path, t
     (out / "train/mine.png").write_text("mine")
     before = held(out)
     with pytest.raises(InputError, match=r"1 files that are not of the world there \(train/mine\.png\)"):
-        write(commission({"seed": 9}), out, workers=0, overwrite=True)
+        write(spec({"seed": 9}), out, workers=0, overwrite=True)
     assert held(out) == before
 
 
@@ -287,7 +287,7 @@ def test_a_description_of_something_else_is_no_world(text: str, tmp_path: Path) 
     out.mkdir()
     (out / "world.json").write_text(text)
     with pytest.raises(InputError, match="something else"):
-        write(commission(), out, workers=0, overwrite=True)
+        write(spec(), out, workers=0, overwrite=True)
     assert (out / "world.json").read_text() == text
 
 
@@ -299,7 +299,7 @@ def test_a_list_that_points_out_of_the_folder_removes_nothing_there(world: Path,
     del facts[CHECKSUM]
     hostile = facts | {"files": [*facts["files"], "../mine.txt"]}
     (out / "world.json").write_text(json.dumps(seal(hostile)))
-    write(commission({"seed": 9}), out, workers=0, overwrite=True)
+    write(spec({"seed": 9}), out, workers=0, overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
@@ -309,13 +309,13 @@ def test_a_world_of_another_version_is_told_so(world: Path, tmp_path: Path) -> N
     facts = json.loads((out / "world.json").read_text())
     (out / "world.json").write_text(json.dumps(facts | {"version": 0}))
     with pytest.raises(InputError, match=r"its version is 0, this program writes 1"):
-        write(commission(), out, workers=0)
+        write(spec(), out, workers=0)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
-        write(commission(), tmp_path / "w", workers=0, overwrite=True)
+        write(spec(), tmp_path / "w", workers=0, overwrite=True)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
@@ -324,7 +324,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     free = int(PICTURES * (3 * 8 * 4 + writing.BYTES_OF_TRUTH)) - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free))
     with pytest.raises(InputError, match=r"up to 0\.1 MB are needed for 50 pictures, 0\.1 MB are free"):
-        write(commission(), tmp_path / "new" / "w", workers=0)
+        write(spec(), tmp_path / "new" / "w", workers=0)
     assert not (tmp_path / "new").exists()
 
 
@@ -335,17 +335,17 @@ def test_a_disk_too_full_for_the_new_world_leaves_the_old_one(
     shutil.copytree(world, out)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 0))
     with pytest.raises(InputError, match="too full"):
-        write(commission({"seed": 9}), out, workers=0, overwrite=True)
+        write(spec({"seed": 9}), out, workers=0, overwrite=True)
     assert held(out) == held(world)
     # What is replaced makes room.
-    assert write(commission({"seed": 9}, pictures=2), out, workers=0, overwrite=True).drawn == 2
+    assert write(spec({"seed": 9}, pictures=2), out, workers=0, overwrite=True).rendered == 2
 
 
 def test_only_the_missing_pictures_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = interrupted(tmp_path / "w")
     free = (PICTURES - 2 * CHUNK) * (3 * 8 * 4 + writing.BYTES_OF_TRUTH)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free))
-    assert write(commission(), out, workers=0).pictures == PICTURES
+    assert write(spec(), out, workers=0).pictures == PICTURES
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told_and_the_run_goes_on_later(
@@ -363,8 +363,8 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_the_run_goes_on_later(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(InputError, match=r"cannot write .*0020\.png: No space left on device"):
-            write(commission(), tmp_path / "w", workers=0)
-    write(commission(), tmp_path / "w", workers=0)
+            write(spec(), tmp_path / "w", workers=0)
+    write(spec(), tmp_path / "w", workers=0)
     assert held(tmp_path / "w") == held(world)
 
 
@@ -373,13 +373,13 @@ def test_what_a_killed_run_was_just_writing_is_swept_away(world: Path, tmp_path:
     (stage,) = (path for path in (out / ".world").iterdir() if path.is_dir())
     (stage / "1-0042.png").write_text("half")
     with contextlib.suppress(ZeroDivisionError):
-        write(commission(fails_at=PICTURES - 1), out, workers=0)
+        write(spec(fails_at=PICTURES - 1), out, workers=0)
     assert not stage.exists()
 
 
 def test_negative_workers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="workers=-1"):
-        write(commission(), tmp_path / "w", workers=-1)
+        write(spec(), tmp_path / "w", workers=-1)
 
 
 def test_the_fingerprint_follows_the_values_and_not_their_order() -> None:
@@ -390,11 +390,11 @@ def test_the_fingerprint_follows_the_values_and_not_their_order() -> None:
 def test_an_artist_is_made_once_in_a_process(tmp_path: Path) -> None:
     made: list[int] = []
 
-    def artist() -> Artist:
+    def renderer() -> Renderer:
         made.append(1)
         return Painter()
 
-    write(Commission(plan(), artist, 8, 4, CONFIG, {}, finish), tmp_path / "w", workers=0)
+    write(WorldSpec(plan(), renderer, 8, 4, CONFIG, {}, finish), tmp_path / "w", workers=0)
     assert made == [1]
 
 
@@ -423,7 +423,7 @@ def test_nothing_is_written_or_removed_through_a_link(place: str, overwrite: boo
     config = CONFIG | {"seed": 8} if overwrite else CONFIG
     # A picture that is a link is there, and is left as it is.
     with contextlib.suppress(InputError):
-        write(commission(config), out, workers=0, overwrite=overwrite)
+        write(spec(config), out, workers=0, overwrite=overwrite)
         assert (place, overwrite) == ("train/0001.png", False)
     assert held(precious) == before
     assert (out / place).is_symlink()
@@ -437,19 +437,19 @@ def test_a_link_in_a_new_folder_is_something_else(tmp_path: Path) -> None:
         out.mkdir()
         (out / place).symlink_to(precious)
         with pytest.raises(InputError, match=f"holds something else \\({place}\\)"):
-            write(commission(), out, workers=0)
+            write(spec(), out, workers=0)
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / ".world").symlink_to(precious)
     with pytest.raises(InputError, match=r"w/\.world is a link.*move it away"):
-        write(commission(), tmp_path / "w", workers=0)
+        write(spec(), tmp_path / "w", workers=0)
     assert held(precious) == before
 
 
 def test_the_folder_itself_may_be_a_link_to_a_large_disk(world: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "w").symlink_to(tmp_path / "disk")
-    write(commission({"seed": 8}), tmp_path / "w", workers=0)
-    write(commission(), tmp_path / "w", workers=0, overwrite=True)
+    write(spec({"seed": 8}), tmp_path / "w", workers=0)
+    write(spec(), tmp_path / "w", workers=0, overwrite=True)
     assert held(tmp_path / "disk") == held(world)
     assert (tmp_path / "w").is_symlink()
 
@@ -460,7 +460,7 @@ def test_a_working_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> Non
     before = held(out)
     for config, overwrite in ((CONFIG, False), (CONFIG | {"seed": 8}, True)):
         with pytest.raises(InputError, match=r"\.world holds something else \(notes\.txt\); move it away"):
-            write(commission(config), out, workers=0, overwrite=overwrite)
+            write(spec(config), out, workers=0, overwrite=overwrite)
     assert held(out) == before
 
 
@@ -470,11 +470,11 @@ def test_a_folder_where_another_process_writes_is_refused_and_that_one_ends_well
     with slow(tmp_path) as run:
         for overwrite in (False, True):
             with pytest.raises(InputError, match=rf"in use: process {run.pid} on .* \(writes a world\)"):
-                write(commission(pictures=200), tmp_path / "w", workers=0, overwrite=overwrite)
+                write(spec(pictures=200), tmp_path / "w", workers=0, overwrite=overwrite)
         assert run.wait(PATIENCE_S) == 0
-    write(commission(pictures=200), tmp_path / "whole", workers=0)
+    write(spec(pictures=200), tmp_path / "whole", workers=0)
     assert held(tmp_path / "w") == held(tmp_path / "whole")
-    assert write(commission(pictures=200), tmp_path / "w", workers=0).drawn == 0
+    assert write(spec(pictures=200), tmp_path / "w", workers=0).rendered == 0
 
 
 def test_a_worker_that_outlived_its_parent_puts_nothing_into_the_next_world(
@@ -484,14 +484,14 @@ def test_a_worker_that_outlived_its_parent_puts_nothing_into_the_next_world(
     (tmp_path / "slow.py").write_text(SLOW)
     with slow(tmp_path) as run:
         with pytest.raises(InputError, match=rf"in use: process {run.pid} on .* \(writes a world\)"):
-            write(commission(pictures=200), tmp_path / "w", workers=0)
+            write(spec(pictures=200), tmp_path / "w", workers=0)
         workers = children(run.pid)
         assert len(workers) >= 2
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         run.kill()
         run.wait()
-    other = commission({"seed": 8}, pictures=250)
+    other = spec({"seed": 8}, pictures=250)
     write(other, tmp_path / "w", workers=0, overwrite=True)
     for worker in workers:
         os.kill(worker, signal.SIGCONT)
@@ -502,7 +502,7 @@ def test_a_worker_that_outlived_its_parent_puts_nothing_into_the_next_world(
 
 
 def test_what_was_written_to_a_stage_that_is_gone_takes_nobodys_place(tmp_path: Path) -> None:
-    job = writing._Job(commission(), tmp_path, open_stage(tmp_path / ".world"))
+    job = writing._ChunkJob(spec(), tmp_path, open_stage(tmp_path / ".world"))
     open_stage(tmp_path / ".world")
     with pytest.raises(InputError, match="cannot write"):
         job(0)
@@ -514,21 +514,21 @@ def test_a_run_killed_while_it_tidied_up_is_tidied_up_after(world: Path, tmp_pat
     shutil.copytree(world, out)
     open_stage(out / ".world")
     (out / ".world" / "chunk-000001.parquet").write_text("old")
-    assert write(commission(), out, workers=0).drawn == 0
+    assert write(spec(), out, workers=0).rendered == 0
     assert not (out / ".world").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot write .*file/w"):
-        write(commission(), tmp_path / "file" / "w", workers=0)
+        write(spec(), tmp_path / "file" / "w", workers=0)
 
     def read_only(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(InputError, match=r"cannot write .*Read-only file system"):
-        write(commission(), tmp_path / "w", workers=0)
+        write(spec(), tmp_path / "w", workers=0)
 
 
 @pytest.mark.slow
@@ -543,9 +543,9 @@ def test_a_disk_that_fills_up_for_real_is_one_line_and_the_run_goes_on(
             patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))
             filler = fill(disk, leave=120_000)
             with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
-                write(commission(), out, workers=workers)
+                write(spec(), out, workers=workers)
         filler.unlink()
-        assert write(commission(), out, workers=workers).drawn > 0
+        assert write(spec(), out, workers=workers).drawn > 0
         assert held(out) == held(world)
 
 
@@ -558,6 +558,6 @@ def test_a_run_killed_ten_times_and_started_again_at_once_ends_as_if_undisturbed
             time.sleep(rng.uniform(0, 0.3))
             run.kill()
             run.wait()
-    write(commission(pictures=200), tmp_path / "w", workers=2)
-    write(commission(pictures=200), tmp_path / "whole", workers=0)
+    write(spec(pictures=200), tmp_path / "w", workers=2)
+    write(spec(pictures=200), tmp_path / "whole", workers=0)
     assert held(tmp_path / "w") == held(tmp_path / "whole")

@@ -35,7 +35,7 @@ Array = npt.NDArray[Any]
 _KIND = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
-class _Inert:
+class _InertValue:
     """Stands for an object of the file and keeps its state."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -46,11 +46,11 @@ class _Inert:
         self.state = state
 
 
-class _Chumpy(_Inert):
+class _Chumpy(_InertValue):
     """Any chumpy object."""
 
 
-class _Sparse(_Inert):
+class _Sparse(_InertValue):
     """A sparse matrix of scipy; its layout is the class's."""
 
     by = ""
@@ -75,11 +75,11 @@ _SPARSE = {
 }
 
 
-class _Type(_Inert):
+class _Type(_InertValue):
     """A type of numpy's: the name that it is made with, and the byte order that its state adds."""
 
     def made(self) -> np.dtype[Any]:
-        """The type, if it is one of plain numbers."""
+        """Return the type, if it is one of plain numbers."""
         name, order, plain = str(self.arguments[0]), "", True
         if isinstance(self.state, tuple):
             # Version, byte order, then what only types of several fields, of objects or of times have.
@@ -90,11 +90,11 @@ class _Type(_Inert):
         return np.dtype(order + name.lstrip("<>|="))
 
 
-class _Array(_Inert):
+class _Array(_InertValue):
     """An array of numpy's, as its state or as the arguments of `_frombuffer` say."""
 
     def made(self) -> Array:
-        """The array, if its bytes are as many as type and shape ask for."""
+        """Return the array, if its bytes are as many as type and shape ask for."""
         if isinstance(self.state, tuple):
             _, shape, kind, fortran, data = self.state
         else:
@@ -105,11 +105,11 @@ class _Array(_Inert):
         return _filled(kind.made(), shape, data, "F" if fortran else "C")
 
 
-class _Scalar(_Inert):
+class _Scalar(_InertValue):
     """A number of numpy's."""
 
     def made(self) -> Array:
-        """An array of no dimension."""
+        """Return an array of no dimension."""
         kind, data = self.arguments
         if not isinstance(kind, _Type) or not isinstance(data, bytes | str):
             raise InputError("it holds a number of Python objects")
@@ -127,7 +127,7 @@ def _filled(kind: np.dtype[Any], shape: Any, data: Any, order: str) -> Array:
 
 
 def _dense(matrix: _Sparse) -> Array:
-    """A sparse matrix written out, after its indices have been looked at."""
+    """Return a sparse matrix written out, after its indices have been looked at."""
     state: dict[str, Any] = dict(matrix.state or {})
     rows, columns = (int(size) for size in state.get("_shape", state.get("shape", ())))
     if rows < 0 or columns < 0 or rows * columns > MOST_NUMBERS:
@@ -148,8 +148,8 @@ def _dense(matrix: _Sparse) -> Array:
             or int(starts[-1]) != len(other)
         ):
             raise InputError("it holds a sparse matrix whose lines do not add up")
-        own = np.repeat(np.arange(lines), counts)
-        row, column = (other, own) if matrix.by == "columns" else (own, other)
+        line = np.repeat(np.arange(lines), counts)
+        row, column = (other, line) if matrix.by == "columns" else (line, other)
     for index, size in ((row, rows), (column, columns)):
         fits = index.ndim == 1 and index.dtype.kind in "iu" and len(index) == len(values)
         if not fits or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < size):
@@ -162,7 +162,7 @@ def _dense(matrix: _Sparse) -> Array:
 
 
 def _numbers(value: Any) -> Array:
-    """Anything of the file that is an array, as one."""
+    """Return anything of the file that is an array, as one."""
     if isinstance(value, _Array | _Scalar):
         return value.made()
     if isinstance(value, _Sparse):
@@ -202,23 +202,23 @@ class _Function:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as protocol 2 pickles them."""
+    """Return bytes as protocol 2 pickles them."""
     return text.encode("latin1" if encoding not in ("latin1", "ascii", "utf-8") else encoding)
 
 
 def _empty(*_: object) -> bytes:
-    """No bytes, as protocol 2 makes them: by their class."""
+    """Return no bytes, as protocol 2 makes them: by their class."""
     return b""
 
 
 def _reconstruct(*_: object) -> _Array:
-    """An array of numpy's before it has its state."""
+    """Return an array of numpy's before it has its state."""
     return _Array()
 
 
-def _plain_object(cls: object, *_: object) -> _Inert:
-    """An old-style object of an allowed class, without running a constructor of the file's choice."""
-    if not isinstance(cls, type) or not issubclass(cls, _Inert):
+def _plain_object(cls: object, *_: object) -> _InertValue:
+    """Return an old-style object of an allowed class, without running a constructor of the file's choice."""
+    if not isinstance(cls, type) or not issubclass(cls, _InertValue):
         raise InputError("it builds an object of no allowed class")
     return cls()
 
@@ -232,7 +232,7 @@ _CALLS: tuple[tuple[tuple[str, ...], str, Callable[..., Any]], ...] = (
     (("copy_reg", "copyreg"), "_reconstructor", _plain_object),
     (("__builtin__", "builtins"), "bytes", _empty),
     # Named by others, never called.
-    (("__builtin__", "builtins"), "object", _Inert),
+    (("__builtin__", "builtins"), "object", _InertValue),
     (("numpy",), "ndarray", _reconstruct),
 )
 _FUNCTIONS = {(module, name): call for modules, name, call in _CALLS for module in modules}
@@ -270,7 +270,7 @@ _INSTRUCTIONS = frozenset(_NEEDED.split())
 
 @contextmanager
 def _of(path: Path) -> Iterator[None]:
-    """Puts the file's name to a refusal that does not know it."""
+    """Put the file's name to a refusal that does not know it."""
     try:
         yield
     except InputError as error:
@@ -280,7 +280,7 @@ def _of(path: Path) -> Iterator[None]:
 
 
 def read_pickle(path: Path, keys: Collection[str]) -> dict[str, Array]:
-    """Reads an official SMPL `.pkl`: arrays of numpy, scipy.sparse and chumpy, and nothing else.
+    """Read an official SMPL `.pkl`: arrays of numpy, scipy.sparse and chumpy, and nothing else.
 
     Args:
         path: the file; chumpy need not be installed.
@@ -301,10 +301,10 @@ def read_pickle(path: Path, keys: Collection[str]) -> dict[str, Array]:
         data = path.read_bytes()
         with _of(path):
             scan_pickle(io.BytesIO(data), _INSTRUCTIONS)
-            found = _Restricted(io.BytesIO(data), path).load()
-    if not isinstance(found, dict):
+            content = _Restricted(io.BytesIO(data), path).load()
+    if not isinstance(content, dict):
         raise InputError(
-            f"{path} holds a {type(found).__name__} and no dictionary of arrays; give an SMPL file"
+            f"{path} holds a {type(content).__name__} and no dictionary of arrays; give an SMPL file"
         )
     with decoding(path, "a pickle of arrays", _ADVICE), _of(path):
-        return {key: _numbers(found[key]) for key in keys if key in found}
+        return {key: _numbers(content[key]) for key in keys if key in content}

@@ -1,4 +1,4 @@
-"""Makes a face-blurred copy of a folder: `clip3dreid blur_faces source=DIR out=DIR`."""
+"""`clip3dreid blur_faces`: a copy of a folder of pictures in which faces are blurred."""
 
 from __future__ import annotations
 
@@ -6,40 +6,28 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
-from clip3dreid.data.faces import LISTING, REPORT, blur_folder
+from clip3dreid.data.blur_settings import BlurSettings
 
 
 @entry_point("blur_faces")
 def main(cfg: DictConfig) -> None:
-    """Blurs, then says how many pictures showed no face."""
-    console = Console()
-    source, out = Path(cfg.source), Path(cfg.out)
+    """Blur, and say how many pictures showed no face."""
+    settings = objects.settings(BlurSettings, cfg)
+    source, out = (Path(str(folder)).expanduser() for folder in (cfg.source, cfg.out))
+    # Here and not above, so that --help and a mistyped key are answered at once.
+    from clip3dreid.data.blurred_copy import LISTING, REPORT
+    from clip3dreid.data.blurring import blur_folder
+
     detector = instantiate(cfg.detector)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{source} -> {out}", total=None)
-        report = blur_folder(
-            source,
-            out,
-            detector,
-            margin=cfg.margin,
-            strength=cfg.strength,
-            workers=cfg.workers,
-            on_error=cfg.on_error,
-            overwrite=cfg.overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    console.print(
+    report = blur_folder(source, out, detector, settings)
+    print(  # noqa: T201
         f"{report.pictures} pictures, {report.boxes} boxes blurred; no face found in {report.without_face} "
         f"pictures ({report.share_without_face:.1%}), copied as they are; {report.copied} other files, "
         f"{report.unreadable} unreadable pictures left out.\n"
-        f"Every file is listed in {out / LISTING}; detector {detector!r} and kernel are in {out / REPORT}.",
-        soft_wrap=True,
-        highlight=False,
+        f"Every file is listed in {out / LISTING}; detector {detector!r} and kernel are in {out / REPORT}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from clip3dreid.errors import InputError
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.retrieval.protocol import ProtocolSet
+    from clip3dreid.synthetic.settings import SynthesisSettings
 
 T = TypeVar("T")
 
@@ -151,3 +153,30 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             nodes = cfg.protocol or node[protocols]
             sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
     return sets
+
+
+# Rendered worlds.
+
+
+def synthesis_settings(cfg: DictConfig) -> SynthesisSettings:
+    """Make of `conf/synthesize.yaml`, composed, what `synthetic.synthesis.synthesize` takes.
+
+    Raises:
+        InputError: if no layout was chosen, or a value makes no world.
+    """
+    from clip3dreid.synthetic.settings import SynthesisSettings, WorldSettings
+
+    if "layout" not in cfg or cfg.layout is None:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml")))
+        raise InputError(f"no layout: give layout=NAME; NAME is one of {names}")
+    handling = ("out", "workers", "overwrite")  # which do not decide how the world looks
+    return settings(
+        SynthesisSettings,
+        cfg,
+        layout=instantiate(cfg.layout),
+        # Body and vocabulary are made when they are needed, and the body in every process.
+        body=partial(instantiate, plain(cfg.body)),
+        vocabulary=partial(instantiate, plain(cfg.language)),
+        world=WorldSettings(**instantiate(cfg.world, _convert_="all")),
+        config={key: value for key, value in plain(cfg).items() if key not in handling},
+    )

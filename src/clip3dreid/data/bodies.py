@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 from clip3dreid.data.images import TrainView, pack_paths
 from clip3dreid.data.sampling import ResumableBatches, exchanged
+from clip3dreid.data.truth_file import TRUTH, has_truth, read_truth, shows_clothes
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, read_table
+from clip3dreid.io.formats import decoding
 from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Bodies
 
-TRUTH = "truth.parquet"
 COMMAND_MB = 49.0
 """10^6 bytes that `COMMAND` writes."""
 COMMAND = "clip3dreid synthesize layout=bodies out={root} train_people=2000 test_people=200 seed=1"
@@ -61,17 +61,14 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
         InputError: if there is no such folder, or it holds something else; the message says how to make one.
     """
     command = COMMAND.format(root=root)
-    path = root / TRUTH
-    if not path.is_file():
+    if not has_truth(root):
         raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
     again = f"make it anew: {command} overwrite=true"
-    table, _ = read_table(path, "the truth about bodies", again, columns=("path", "split", "person", "betas"))
-    with decoding(path, "the truth about bodies", again):
+    kind = "the truth about bodies"
+    table = read_truth(root, columns=("path", "split", "person", "betas"), kind=kind, advice=again)
+    with decoding(root / TRUTH, kind, again):
         table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
-        # What is worn has columns of its own; the number of the outfit stands there for bodies too.
-        columns = pl.scan_parquet(path, glob=False).collect_schema()
-    worn = [name for name in columns if name.startswith("outfit_") and name != "outfit_index"]
-    if worn:
+    if shows_clothes(root, again):
         raise InputError(
             f"{root} (bodies.root) shows clothed people; give textureless bodies: {COMMAND.format(root='FOLDER')}"
         )
@@ -85,9 +82,7 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     except (TypeError, ValueError):  # text, nothing at all, or lists of different lengths
         betas = np.empty(0, np.float32)
     if betas.ndim != 2 or not np.isfinite(betas).all():
-        raise InputError(
-            f"{path}: betas are not as many finite numbers for every body; make it anew: {command} overwrite=true"
-        )
+        raise InputError(f"{root / TRUTH}: betas are not as many finite numbers for every body; {again}")
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 
 

@@ -9,7 +9,7 @@ and it takes about twice the time. `TrainView.extra` adds its transforms by conf
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
+from clip3dreid.io.opencv import one_thread
+from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Batch
 
 # albumentations asks the network for its newest version when it is imported.
@@ -31,46 +32,14 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if TYPE_CHECKING:
     import albumentations
 
-# Pictures are small and loaders have a worker per core: OpenCV's own threads would only fight over them.
-cv2.setNumThreads(0)
-
 ERASE_ATTEMPTS = 100
 
 ADVICE = "replace it, or leave it out with data.on_error=skip"
 """What a run on a data set can do about a picture that cannot be read."""
 
 
-def find_unreadable(
-    paths: Sequence[Path], workers: int, progress: Callable[[int], None] | None = None
-) -> list[Path]:
-    """Decodes every picture and returns those that cannot be read, in their order.
-
-    Args:
-        paths: files.
-        workers: threads (decoders let go of Python's lock).
-        progress: called with the number of pictures done so far.
-    """
-
-    def unreadable(path: Path) -> bool:
-        try:
-            read_rgb(path)
-        except UnreadablePicture:
-            return True
-        return False
-
-    found = []
-    with ThreadPool(max(workers, 1)) as pool:
-        results = pool.imap(unreadable, paths, chunksize=16)
-        for done, (path, bad) in enumerate(zip(paths, results, strict=True), start=1):
-            if bad:
-                found.append(path)
-            if progress is not None:
-                progress(done)
-    return found
-
-
 def resize(rgb: Pixels, height: int, width: int) -> Pixels:
-    """Pillow's antialiased bilinear resize, which published numbers rest on: (h, w, 3) uint8 to (height, width, 3).
+    """Resize (h, w, 3) uint8 as Pillow does, antialiased and bilinear, which published numbers rest on.
 
     Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
     (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
@@ -84,7 +53,7 @@ def resize(rgb: Pixels, height: int, width: int) -> Pixels:
 
 
 def squared(rgb: Pixels) -> Pixels:
-    """Pads (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
+    """Pad (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
     height, width = rgb.shape[:2]
     down, right = max(width - height, 0), max(height - width, 0)
     if not (down or right):
@@ -95,7 +64,7 @@ def squared(rgb: Pixels) -> Pixels:
 
 
 def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
-    """(h, w, 3) to (height, width, 3), padded to a square before it is resized if so asked."""
+    """Resize (h, w, 3) to (height, width, 3), padded to a square before if so asked."""
     return resize(squared(rgb) if square else rgb, height, width)
 
 
@@ -110,7 +79,7 @@ def _check_square(square: bool, height: int, width: int) -> None:
 
 
 def _planes(rgb: Pixels) -> Pixels:
-    """(H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
+    """Copy (H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
     planes = np.empty((3, *rgb.shape[:2]), np.uint8)
     cv2.split(rgb, [planes[0], planes[1], planes[2]])
     return planes
@@ -124,7 +93,7 @@ def keep(
     square: bool = False,
     advice: str = ADVICE,
 ) -> Pixels:
-    """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
+    """Decode and resize pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
 
     What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
     forked share the memory.
@@ -145,7 +114,7 @@ def keep(
     def put(row: int) -> None:
         kept[row] = fit(read_rgb(paths[row], advice), height, width, square)
 
-    with ThreadPool(max(workers, 1)) as pool:
+    with one_thread, ThreadPool(max(workers, 1)) as pool:
         pool.map(put, range(len(paths)), chunksize=16)
     return kept
 
@@ -171,7 +140,7 @@ class TestView:
         self.square = square
 
     def __call__(self, rgb: Pixels) -> Pixels:
-        """Resizes a picture.
+        """Resize a picture.
 
         Args:
             rgb: (h, w, 3) uint8.
@@ -179,7 +148,8 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
-        return _planes(fit(rgb, self.height, self.width, self.square))
+        with one_thread:
+            return _planes(fit(rgb, self.height, self.width, self.square))
 
 
 class TrainView:
@@ -246,7 +216,7 @@ class TrainView:
         self._extra = _compose(extra, height, width) if extra else None
 
     def __call__(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
-        """Augments a picture.
+        """Augment a picture.
 
         Args:
             rgb: (h, w, 3) uint8.
@@ -255,6 +225,10 @@ class TrainView:
         Returns:
             The picture, (3, H, W) uint8, and the same before erasing, or None without `keep_view`.
         """
+        with one_thread:
+            return self._augmented(rgb, seed)
+
+    def _augmented(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
         rng = np.random.default_rng(seed)
         # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
         enlarge, down, right, flip, erase = rng.random(5)
@@ -279,7 +253,7 @@ class TrainView:
         return picture, view
 
     def _rectangle(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is erased; empty if no draw fitted into the picture."""
+        """Return top, left, height and width of what is erased; empty if no draw fitted into the picture."""
         for _ in range(ERASE_ATTEMPTS):
             area = rng.uniform(*self.erase_area) * self.height * self.width
             aspect = rng.uniform(*self.erase_aspect)
@@ -311,7 +285,7 @@ def _compose(
     return transforms
 
 
-class Sample(NamedTuple):
+class PictureSample(NamedTuple):
     """One picture on its way to a `Batch`."""
 
     image: Pixels
@@ -325,11 +299,11 @@ class Sample(NamedTuple):
 
 
 def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
-    """Paths as one array: a forked worker that touches 100,000 objects copies all of their memory."""
+    """Pack paths into one array: a forked worker that touches 100,000 objects copies all of their memory."""
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
-class TrainPictures(Dataset[Sample]):
+class TrainPictures(Dataset[PictureSample]):
     """Augmented pictures with their class indices.
 
     Args:
@@ -361,15 +335,15 @@ class TrainPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
+    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
         row, seed = index
         rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
         image, view = self._view(rgb, seed)
         person, clothes, camera = self._labels[row].tolist()
-        return Sample(image, person, clothes, camera, row, view)
+        return PictureSample(image, person, clothes, camera, row, view)
 
 
-class EvaluationPictures(Dataset[Sample]):
+class EvaluationPictures(Dataset[PictureSample]):
     """Resized pictures that carry their row and nothing else; labels are looked up by row.
 
     Args:
@@ -384,12 +358,14 @@ class EvaluationPictures(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, row: int) -> Sample:
-        return Sample(self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None)
+    def __getitem__(self, row: int) -> PictureSample:
+        return PictureSample(
+            self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None
+        )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Joins samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
+def collate(samples: Sequence[PictureSample]) -> Batch:
+    """Join samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
     images, person, clothes, camera, row, views = zip(*samples, strict=True)
     return Batch(
         images=torch.from_numpy(np.stack(images)),
@@ -402,7 +378,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Bytes 0..255 to float32 0..1, on the images' device; floats are taken to be in 0..1 already.
+    """Turn bytes 0..255 into float32 0..1, on the images' device; floats are taken to be in 0..1 already.
 
     Args:
         images: (B, 3, H, W), uint8 or floating point.

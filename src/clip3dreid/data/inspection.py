@@ -1,4 +1,4 @@
-"""What a data set holds: counts beside the published ones, labels, pictures' sizes, unreadable files."""
+"""Describe what a data set holds: counts beside the published ones, labels, pictures' sizes, unreadable files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = 256
 ORIENTATION, TURNED = 0x0112, range(5, 9)
 """The EXIF tag of a picture's orientation, and its values that swap width and height."""
 
-Table = tuple[str, list[str], list[list[str]]]
+Table = tuple[str, list[str], list[list[Any]]]
 """Title, header, rows."""
 
 
@@ -38,7 +38,7 @@ class Spread(NamedTuple):
         return f"{self.least:g} / {self.median:g} / {self.most:g}"
 
 
-class Counts(NamedTuple):
+class PartCounts(NamedTuple):
     """What a part of a data set holds; None where no picture of it has the label."""
 
     pictures: int
@@ -96,7 +96,7 @@ class DataReport:
 
     name: str
     root: Path
-    counts: dict[str, Counts]
+    counts: dict[str, PartCounts]
     published: tuple[Comparison, ...]
     sizes: Sizes | None
     unreadable: tuple[Unreadable, ...]
@@ -105,7 +105,7 @@ class DataReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it, with a version."""
+        """Return the report as JSON can hold it, with a version."""
         return {
             "version": REPORT_VERSION,
             "name": self.name,
@@ -120,7 +120,7 @@ class DataReport:
         }
 
     def tables(self) -> list[Table]:
-        """The report as tables to print: title, header and rows, all strings."""
+        """Return the report as tables to print: title, header and rows, all strings."""
         tables: list[Table] = [self._counts_table()]
         if self.published:
             tables.append(self._published_table())
@@ -159,8 +159,8 @@ class DataReport:
         return "Pictures (least / median / most)", ["fact", "value"], rows
 
 
-def inspect(manifest: Manifest, decode: bool = False, workers: int = 4) -> DataReport:
-    """Finds out what a data set holds.
+def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) -> DataReport:
+    """Find out what a data set holds on disk.
 
     Args:
         manifest: the data set.
@@ -190,7 +190,7 @@ def inspect(manifest: Manifest, decode: bool = False, workers: int = 4) -> DataR
 
 
 def _parts(table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    """The parts whose counts are published anywhere, in the order in which they are read."""
+    """Yield the parts whose counts are published anywhere, in the order in which they are read."""
     split, role, query_set = pl.col("split"), pl.col("role"), pl.col("query_set")
     yield "train", table.filter(split == "train")
     for name, prefix in (("val", "val_"), ("test", "")):
@@ -204,7 +204,7 @@ def _parts(table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     yield "all", table
 
 
-def _count(rows: pl.DataFrame) -> Counts:
+def _count(rows: pl.DataFrame) -> PartCounts:
     def distinct(*columns: str) -> int:
         return rows.select(columns).drop_nulls().n_unique()
 
@@ -214,7 +214,7 @@ def _count(rows: pl.DataFrame) -> Counts:
     # Person numbers may restart in another split, so 1 of train and 1 of test count as two people.
     person = ("data_set", "split", "person")
     per_person = rows.group_by(person).agg(pl.col("path").n_unique())["path"]
-    return Counts(
+    return PartCounts(
         pictures=distinct("data_set", "path"),
         people=distinct(*person),
         clothes=label("data_set", "split", "clothes"),
@@ -224,12 +224,12 @@ def _count(rows: pl.DataFrame) -> Counts:
     )
 
 
-def _found(counts: dict[str, Counts], part: str, what: str) -> int | None:
-    """A count of a part; 0 where the part has no pictures, None where it has no such label."""
+def _found(counts: dict[str, PartCounts], part: str, what: str) -> int | None:
+    """Return a count of a part; 0 where the part has no pictures, None where it has no such label."""
     if part not in counts:
         return 0
-    found: int | None = getattr(counts[part], what)
-    return found
+    number: int | None = getattr(counts[part], what)
+    return number
 
 
 def _look(manifest: Manifest, decode: bool, workers: int) -> tuple[Sizes | None, tuple[Unreadable, ...]]:
@@ -254,7 +254,7 @@ def _look(manifest: Manifest, decode: bool, workers: int) -> tuple[Sizes | None,
 
 
 def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, int] | Unreadable]:
-    """Width and height of each picture, or why it cannot be read."""
+    """Return width and height of each picture, or why it cannot be read."""
     looks: list[tuple[int, int] | Unreadable] = []
     for path in paths:
         try:
@@ -278,7 +278,7 @@ def _spread(values: pl.Series) -> Spread:
 
 
 def _plain(record: Any) -> Any:
-    """A named tuple as a dictionary, all the way down."""
+    """Return a named tuple as a dictionary, all the way down."""
     if hasattr(record, "_asdict"):
         return {key: _plain(value) for key, value in record._asdict().items()}
     return record
@@ -289,7 +289,7 @@ def _number(count: int | None) -> str:
 
 
 def _verdict(comparison: Comparison) -> str:
-    """What to make of a published count: nothing of one that is only remembered."""
+    """Return what to make of a published count: nothing of one that is only remembered."""
     missed = None if comparison.found is None else comparison.found - comparison.published
     difference = {None: "no such label", 0: "none"}.get(missed, f"{missed or 0:+,}")
     return f"{difference} (published count remembered, no source)" if comparison.remembered else difference

@@ -29,7 +29,7 @@ class Listing(NamedTuple):
 
 
 def list_pictures(place: Path) -> Listing:
-    """Lists the pictures of a folder, at any depth, or those that a table names.
+    """List the pictures of a folder, at any depth, or those that a table names.
 
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
@@ -57,7 +57,7 @@ def list_pictures(place: Path) -> Listing:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a file is a saved manifest, which knows where its pictures are."""
+    """Return whether a file is a saved manifest, which knows where its pictures are."""
     try:
         with decoding(path, "a manifest", ""):
             facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
@@ -68,13 +68,13 @@ def _is_manifest(path: Path) -> bool:
 
 def _walk(folder: Path) -> list[str]:
     name = f"pictures={folder}"
-    found = find_pictures(folder, name)
-    for what in found.left_out():
+    listed = find_pictures(folder, name)
+    for what in listed.left_out():
         # Those of formats that are not read are listed all the same, so that on_error decides about them.
         log.info("%s: %s", name, what)
-    if not found.pictures and not found.unread:
+    if not listed.pictures and not listed.unread:
         raise InputError(f"{name} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return sorted([*found.pictures, *found.unread])
+    return sorted([*listed.pictures, *listed.unread])
 
 
 def _read_table(path: Path) -> pl.DataFrame:
@@ -93,7 +93,7 @@ def _read_table(path: Path) -> pl.DataFrame:
 
 
 def _column(table: pl.DataFrame, column: str, name: str, folder: Path) -> pl.Series:
-    """A column as the manifest has it."""
+    """Return a column as the manifest has it."""
     if column == "path":
         return forward_slashes(table[column].cast(pl.String), folder)
     return whole_numbers(table[column], name) if column == "frame" else labels(table[column])

@@ -118,16 +118,14 @@ def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.Da
     """The true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
     import polars as pl
 
-    from clip3dreid.io.formats import read_table
+    from clip3dreid.data.truth_file import has_truth, read_truth
     from clip3dreid.language.agreement import true_words
 
     parts = []
     for manifest in sources:
-        path = manifest.root / "truth.parquet"
-        if not path.is_file():
+        if not has_truth(manifest.root):
             return None
-        again = "write the world anew with clip3dreid synthesize"
-        table, _ = read_table(path, "the truth about a world", again, needs=("split", "person"))
+        table = read_truth(manifest.root, needs=("split", "person"))
         if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
             return None
         table = table.filter(pl.col("split") == "train")

@@ -12,7 +12,7 @@ import enum
 import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -89,6 +89,24 @@ def check_number(key: str, value: Any, bounds: Range = Range(), *, whole: bool =
     good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not bounds.least <= value <= bounds.most:
         raise InputError(f"{key}={_shown(value)} must be a {'whole ' if whole else ''}number{bounds}")
+
+
+def check_weights(key: str, weights: Mapping[str, float], names: Iterable[str]) -> None:
+    """Check how often each of some kinds is drawn, relative to the others.
+
+    Args:
+        key: what the weights were given as.
+        weights: kind -> weight.
+        names: of the kinds that there are.
+
+    Raises:
+        InputError: if a kind is unknown, a weight is no number from 0, or none is positive.
+    """
+    for name, weight in weights.items():
+        choose(key, name, names)
+        check_number(f"{key}.{name}", weight, Range(0))
+    if not sum(weights.values()) > 0:
+        raise InputError(f"{key}: no weight is positive; give one of {alternatives(names)} a weight above 0")
 
 
 def alternatives(choices: Iterable[Any]) -> str:

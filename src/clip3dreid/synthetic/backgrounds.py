@@ -1,4 +1,4 @@
-"""What is behind people: scenes drawn by chance, or pictures from a folder.
+"""Make what is behind people: scenes drawn by chance, or pictures from a folder.
 
 A canvas is a camera's view of a place; the background of a picture is a window of it.
 """
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import check_weights
 from clip3dreid.io.pictures import SUFFIXES, find_pictures, read_rgb
-from clip3dreid.synthetic.places import KINDS, PLACES, Pixels, scene
+from clip3dreid.synthetic.background_scenes import KINDS, PLACES, Pixels, scene
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ class Backgrounds(Protocol):
 
 
 def canvas_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a canvas whose windows are about as sharp as pictures of H x W pixels."""
+    """Return height and width of a canvas whose windows are about as sharp as pictures of H x W pixels."""
     return round(1.3 * height), round(3 * width)
 
 
 def window(canvas: Pixels, place: tuple[float, float, float], height: int, width: int) -> Pixels:
-    """A part of a canvas, as large as a picture.
+    """Return a part of a canvas, as large as a picture.
 
     Args:
         canvas: (h, w, 3).
@@ -75,7 +76,7 @@ def window(canvas: Pixels, place: tuple[float, float, float], height: int, width
 
 @dataclass(frozen=True)
 class Procedural:
-    """Places drawn by chance; no two sources of chance give the same one.
+    """Places drawn by chance; no two rngs give the same one.
 
     Attributes:
         kinds: how often each kind is drawn, relative to the others.
@@ -87,17 +88,11 @@ class Procedural:
     kinds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PLACES, 1.0))
 
     def __post_init__(self) -> None:
-        weights = {str(kind): float(weight) for kind, weight in self.kinds.items()}
-        if unknown := sorted(set(weights) - set(KINDS)):
-            raise InputError(
-                f"backgrounds have no kind {', '.join(unknown)}; the kinds are {', '.join(KINDS)}"
-            )
-        if min(weights.values(), default=0) < 0 or not sum(weights.values()):
-            raise InputError(f"backgrounds are {weights}; give weights from 0, and one above it")
-        object.__setattr__(self, "kinds", weights)
+        check_weights("backgrounds.kinds", self.kinds, KINDS)
+        object.__setattr__(self, "kinds", {str(kind): float(weight) for kind, weight in self.kinds.items()})
 
     def __call__(self, rng: np.random.Generator, split: str, height: int, width: int) -> Pixels:
-        """See `Backgrounds`. The caller's sources of chance must differ between the splits."""
+        """See `Backgrounds`. The caller's rngs must differ between the splits."""
         shares = np.cumsum(list(self.kinds.values()))
         place = np.searchsorted(shares, rng.random() * shares[-1], side="right")
         return scene(rng, height, width, list(self.kinds)[int(place)])
@@ -124,13 +119,13 @@ class Pictures:
         listed = find_pictures(root, f"the folder of backgrounds {root}")
         for what in listed.left_out():
             log.warning("the folder of backgrounds %s: %s", root, what)
-        found = [root / path for path in listed.pictures]
-        if len(found) < len(SPLITS):
+        files = [root / path for path in listed.pictures]
+        if len(files) < len(SPLITS):
             raise InputError(
-                f"the folder of backgrounds {root} has {len(found)} pictures, and training and test need one each; "
+                f"the folder of backgrounds {root} has {len(files)} pictures, and training and test need one each; "
                 f"add some ({', '.join(sorted(SUFFIXES))})"
             )
-        object.__setattr__(self, "files", tuple(found))
+        object.__setattr__(self, "files", tuple(files))
 
     def __call__(self, rng: np.random.Generator, split: str, height: int, width: int) -> Pixels:
         """See `Backgrounds`.
@@ -138,8 +133,8 @@ class Pictures:
         Raises:
             InputError: if a picture cannot be read.
         """
-        own = self.files[SPLITS.index(split) :: len(SPLITS)]
-        path = own[int(rng.integers(len(own)))]
+        files = self.files[SPLITS.index(split) :: len(SPLITS)]
+        path = files[int(rng.integers(len(files)))]
         picture = Image.fromarray(read_rgb(path, "replace or remove this background"))
         # The largest part with the canvas's shape, at a place by chance.
         tall = min(picture.height, picture.width * height / width)

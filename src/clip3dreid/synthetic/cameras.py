@@ -16,6 +16,8 @@ from typing import TypeAlias
 import numpy as np
 
 from clip3dreid.errors import InputError
+from clip3dreid.io import checks
+from clip3dreid.io.checks import check_number, choose
 from clip3dreid.synthetic.occluders import KINDS, Occluder
 
 Range: TypeAlias = tuple[float, float]
@@ -25,7 +27,7 @@ Colour: TypeAlias = tuple[float, float, float]
 
 
 def _checked(settings: CameraSettings | ShotSettings, bounds: Mapping[str, Range]) -> None:
-    """Turns the lists that a configuration gives into pairs, and checks numbers and pairs against their bounds."""
+    """Turn the lists that a configuration gives into pairs, and check numbers and pairs against their bounds."""
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         single = isinstance(type(settings).__dataclass_fields__[name].default, float)
@@ -43,7 +45,7 @@ def _checked(settings: CameraSettings | ShotSettings, bounds: Mapping[str, Range
 
 
 def draw(rng: np.random.Generator, span: Range) -> float:
-    """A number from a range, as a plain float."""
+    """Draw a number from a range, as a plain float."""
     return float(rng.uniform(*span))
 
 
@@ -150,10 +152,10 @@ class SurveillanceCamera:
 
 
 def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> SurveillanceCamera:
-    """A camera by chance.
+    """Draw a camera by chance.
 
     Args:
-        rng: source of chance; the same number of draws is made whatever the settings.
+        rng: the same number of draws is made whatever the settings.
         settings: ranges.
     """
 
@@ -236,12 +238,10 @@ class ShotSettings:
                 "zoom": (0.05, 1),
             },
         )
+        for kind, weight in self.occluders.items():
+            choose("ShotSettings.occluders", kind, KINDS)
+            check_number(f"ShotSettings.occluders.{kind}", weight, checks.Range(0))
         weights = {str(kind): float(weight) for kind, weight in self.occluders.items()}
-        if (unknown := sorted(set(weights) - set(KINDS))) or min(weights.values(), default=-1) < 0:
-            wrong = unknown or dict(weights)
-            raise InputError(
-                f"ShotSettings.occluders has {wrong}; give weights from 0 for {', '.join(KINDS)}"
-            )
         if self.occluder and not sum(weights.values()):
             raise InputError("ShotSettings.occluders are all 0; give one a weight, or set occluder to 0")
         object.__setattr__(self, "occluders", weights)
@@ -276,10 +276,10 @@ class Shot:
 
 
 def sample_shot(rng: np.random.Generator, camera: SurveillanceCamera, settings: ShotSettings) -> Shot:
-    """A picture by chance.
+    """Draw a shot by chance.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         camera: what takes it.
         settings: ranges.
     """
@@ -307,12 +307,12 @@ def sample_shot(rng: np.random.Generator, camera: SurveillanceCamera, settings: 
 
 
 def next_shot(rng: np.random.Generator, shot: Shot, settings: ShotSettings) -> Shot:
-    """The next frame of a sequence: the same view, light, background and occluder in a new box.
+    """Return the next frame of a sequence: the same view, light, background and occluder in a new box.
 
     Walking is the caller's: `dataclasses.replace` changes view and distance.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         shot: the frame before.
         settings: as the frame before.
     """
@@ -327,7 +327,7 @@ def next_shot(rng: np.random.Generator, shot: Shot, settings: ShotSettings) -> S
 
 
 def misplaced(rng: np.random.Generator, shot: Shot) -> Shot:
-    """The same picture with a box that misses much of the person, as when a detector fails."""
+    """Return the same picture with a box that misses much of the person, as when a detector fails."""
     across, down = (
         float(sign * size)
         for sign, size in zip(rng.choice((-1, 1), 2), rng.uniform(0.3, 0.6, 2), strict=True)

@@ -17,13 +17,18 @@ from torch import Tensor
 from clip3dreid.body.poses import ground
 from clip3dreid.body.render import vertex_normals
 from clip3dreid.body.smpl import BodyModel, skin
-from clip3dreid.synthetic import extras
-from clip3dreid.synthetic.cuts import Fitted, fit
+from clip3dreid.synthetic import attached_meshes
+from clip3dreid.synthetic.garment_fit import FittedOutfit, fit
 from clip3dreid.synthetic.landmarks import ANKLE, HIP, NECK, SHOULDER, WRIST, standard_places
 from clip3dreid.synthetic.painting import BAG, BODY, HAIR, TUBE, Paint, hairline, neck_border, paint
 from clip3dreid.synthetic.people import Identity, Outfit
 
-_EXTRAS = ((extras.TUBE, TUBE), (extras.CURTAIN, HAIR), (extras.BUN, HAIR), (extras.BAG, BAG))
+_ATTACHED = (
+    (attached_meshes.TUBE, TUBE),
+    (attached_meshes.CURTAIN, HAIR),
+    (attached_meshes.BUN, HAIR),
+    (attached_meshes.BAG, BAG),
+)
 
 HAIR_VOLUME = {"short": 0.013, "bob": 0.020, "long": 0.018, "bun": 0.009, "bald": 0.0}
 """Metres that hair lifts the scalp."""
@@ -42,7 +47,7 @@ class Figure(NamedTuple):
     """(B, V', 4): place on the standard person (or on the mesh's own surface), and which mesh it is."""
 
 
-class Tailor:
+class Dresser:
     """Dresses one body model.
 
     Attributes:
@@ -60,8 +65,8 @@ class Tailor:
         self._head = weights[:, 15]
         self._foot = weights[:, [7, 8, 10, 11]].sum(1)
         self._leg = weights[:, [1, 2, 4, 5]].sum(1) + self._foot
-        self._bands = extras.Bands(self.places, self._arm)
-        self._skull = extras.Skull(self.places, self._head)
+        self._bands = attached_meshes.Bands(self.places, self._arm)
+        self._skull = attached_meshes.Skull(self.places, self._head)
         self._normals, spanned, directions = _cloth(body)
         # Toes vanish in a shoe, whose point stays where they end.
         self._last = self._foot[:, None] * (spanned - body.template)
@@ -70,19 +75,19 @@ class Tailor:
         offset = directions - body.shape_directions
         self._bridge_directions = (offset * self._normals[..., None]).sum(1)
         faces, start = [body.faces], body.num_vertices
-        for (rows, columns), _ in _EXTRAS:
-            faces.append(extras.grid(rows, columns) + start)
+        for (rows, columns), _ in _ATTACHED:
+            faces.append(attached_meshes.grid(rows, columns) + start)
             start += rows * columns
         self.faces = torch.cat(faces)
-        kinds = [torch.full((rows * columns, 1), float(kind)) for (rows, columns), kind in _EXTRAS]
+        kinds = [torch.full((rows * columns, 1), float(kind)) for (rows, columns), kind in _ATTACHED]
         self._kinds = torch.cat([torch.full((body.num_vertices, 1), float(BODY)), *kinds])
 
-    def wear(self, identities: Sequence[Identity], outfits: Sequence[Outfit]) -> tuple[Fitted, ...]:
-        """Outfits on people, by the numbers, for `dress` and `paint`."""
+    def wear(self, identities: Sequence[Identity], outfits: Sequence[Outfit]) -> tuple[FittedOutfit, ...]:
+        """Return outfits on people, by the numbers, for `dress` and `paint`."""
         return tuple(fit(person, outfit) for person, outfit in zip(identities, outfits, strict=True))
 
-    def dress(self, betas: Tensor, poses: Tensor, worn: Sequence[Fitted]) -> Figure:
-        """Puts clothes on bodies.
+    def dress(self, betas: Tensor, poses: Tensor, worn: Sequence[FittedOutfit]) -> Figure:
+        """Put clothes on bodies.
 
         Args:
             betas: (B, K).
@@ -99,10 +104,10 @@ class Tailor:
         kept = torch.maximum(surface[..., 0] * shaped[..., 0].sign(), inner) * shaped[..., 0].sign()
         surface = torch.cat([kept[..., None], surface[..., 1:]], -1)
         made = (
-            extras.tube(worn, shaped, joints, self._bands),
-            extras.curtain(worn, shaped, joints, self._bands, self._skull),
-            extras.bun(worn, shaped, joints, self._skull),
-            extras.bag(worn, shaped, joints, self._bands),
+            attached_meshes.tube(worn, shaped, joints, self._bands),
+            attached_meshes.curtain(worn, shaped, joints, self._bands, self._skull),
+            attached_meshes.bun(worn, shaped, joints, self._skull),
+            attached_meshes.bag(worn, shaped, joints, self._bands),
         )
         transforms = self.body.transforms(betas, poses)
         body = skin(surface, self.body.skinning_weights, transforms)
@@ -118,8 +123,8 @@ class Tailor:
         attributes = torch.cat([places, self._kinds.expand(len(betas), -1, -1)], 2)
         return Figure(vertices, self.faces, attributes)
 
-    def stands_off(self, betas: Tensor, worn: Sequence[Fitted]) -> Tensor:
-        """(B, V) metres that the dressed surface lies outside the skin of people (B, K); 0 where they are naked."""
+    def stands_off(self, betas: Tensor, worn: Sequence[FittedOutfit]) -> Tensor:
+        """Return metres (B, V) that the dressed surface lies outside the skin of people (B, K); 0 where naked."""
         rows = [
             (
                 *(f.sleeve, f.upper_hem, f.upper_ease, f.sleeve_ease, f.neckline, f.waist, f.leg_hem),
@@ -158,13 +163,13 @@ class Tailor:
         under = under * _soft(height - tube_hem - 0.03, 0.015)
         return off * (1 - under) - 0.025 * under
 
-    def _shoes(self, worn: Sequence[Fitted]) -> Tensor:
-        """(B, V, 3) metres that shoes round off the toes."""
+    def _shoes(self, worn: Sequence[FittedOutfit]) -> Tensor:
+        """Return (B, V, 3) metres that shoes round off the toes."""
         top = torch.tensor([[f.shoe_top] for f in worn])
         return (_soft(top - self.places[:, 1], 0.01))[..., None] * self._last
 
-    def paint(self, attributes: Tensor, person: Tensor, worn: Sequence[Fitted]) -> Paint:
-        """Colours points of figures.
+    def paint(self, attributes: Tensor, person: Tensor, worn: Sequence[FittedOutfit]) -> Paint:
+        """Colour points of figures.
 
         Args:
             attributes: (N, 4) as in `Figure`, interpolated.
@@ -183,17 +188,17 @@ class Tailor:
 
 
 def _soft(value: Tensor, width: Tensor | float) -> Tensor:
-    """0 below, 1 above zero, over about `width`."""
+    """Return 0 below, 1 above zero, over about `width`."""
     return torch.sigmoid(value * (4 / width))
 
 
 def _instep(forward: Tensor) -> Tensor:
-    """How much higher trousers end on the foot than on the heel."""
+    """Return how much higher trousers end on the foot than on the heel."""
     return (forward - 0.03).clamp(0, 0.2) * 0.8
 
 
 def _cloth(body: BodyModel) -> tuple[Tensor, Tensor, Tensor]:
-    """What a thin cloth makes of the body.
+    """Return the body as a thin cloth would lie on it.
 
     Returns:
         Unit normals (V, 3) of a smoothed body; a template (V, 3) and shape directions (V, 3, K) averaged over about

@@ -2,7 +2,7 @@
 
 A layout is a function from the numbers of people to a `Plan`. It follows the rules of its data set: names, splits,
 which camera sees which outfit, which pictures are queries, so that every reader, protocol and recipe of the real
-set runs on the world. People are counted from 0: training people first, then test people, then strangers, who are
+set runs on the world. People are counted from 0: training people first, then test people, then distractors, who are
 nobody's match. Labels are those the data set's reader finds.
 """
 
@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.synthetic.plan import People, Picture, Plan
+from clip3dreid.synthetic.plan import PeopleCounts, Plan, PlannedPicture
 
 DISTRACTOR, JUNK = "0", "-1"
 """Market-1501's person numbers for people who are nobody's match, and for bad boxes."""
 
 
 def _at_least(least: int, why: str, **settings: int) -> None:
-    """Refuses settings below `least`.
+    """Refuse settings below `least`.
 
     Raises:
         InputError: if one is; it names it and says why.
@@ -31,19 +31,19 @@ def _at_least(least: int, why: str, **settings: int) -> None:
             raise InputError(f"layout.{name}={value} is too small: {why}; give at least {least}")
 
 
-def _people(people: People) -> Iterator[tuple[str, int]]:
-    """The split and index of everybody."""
+def _people(people: PeopleCounts) -> Iterator[tuple[str, int]]:
+    """Return the split and index of everybody."""
     for index in range(people.train + people.test):
         yield ("train" if index < people.train else "test"), index
 
 
 def _seen_by(rng: np.random.Generator, cameras: int, seen: int) -> list[int]:
-    """The cameras that see an outfit."""
+    """Return the cameras that see an outfit."""
     return sorted(rng.permutation(cameras)[: min(seen, cameras)].tolist())
 
 
 def ltcc(
-    people: People,
+    people: PeopleCounts,
     rng: np.random.Generator,
     *,
     outfits: int,
@@ -52,7 +52,7 @@ def ltcc(
     pictures: int,
     test_pictures: int,
 ) -> Plan:
-    """LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
+    """Plan LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
 
     The first picture of a test person in an outfit under a camera is a query, the others are the gallery.
 
@@ -72,7 +72,7 @@ def ltcc(
     _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
     _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
     numbers = rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
     for split, person in _people(people):
         for outfit in range(outfits):
             for camera in _seen_by(rng, cameras, seen):
@@ -81,7 +81,7 @@ def ltcc(
                     folder = "test" if role == "gallery" else role
                     frame, number = len(planned) + 1, numbers[person]
                     planned.append(
-                        Picture(
+                        PlannedPicture(
                             f"{folder}/{number:03d}_{outfit + 1}_c{camera + 1}_{frame:06d}.png",
                             *(split, role, person, outfit, camera, frame),
                             person_label=str(number),
@@ -92,8 +92,8 @@ def ltcc(
     return Plan(tuple(planned), _ltcc_lists(planned))
 
 
-def _ltcc_lists(planned: Sequence[Picture]) -> dict[str, str]:
-    """The lists of people who change clothes and who do not, one number a line."""
+def _ltcc_lists(planned: Sequence[PlannedPicture]) -> dict[str, str]:
+    """Return the lists of people who change clothes and who do not, one number a line."""
     lists = {
         f"info/cloth-{kind}_id_{split}.txt": ""
         for kind in ("change", "unchange")
@@ -108,9 +108,9 @@ def _ltcc_lists(planned: Sequence[Picture]) -> dict[str, str]:
 
 
 def prcc(
-    people: People, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
+    people: PeopleCounts, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
 ) -> Plan:
-    """PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
+    """Plan PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
 
     Cameras A and B see one outfit of a person, C another; A is the gallery. `val` shows the training people.
 
@@ -142,7 +142,7 @@ def prcc(
                     place = f"rgb/{part}/{number:03d}/{letter}_cropped_rgb{frame:03d}.jpg"
                     role = "train" if part == "train" else "left_out"
                 planned.append(
-                    Picture(
+                    PlannedPicture(
                         place,
                         *(split, role, person, int(letter == "C"), camera, frame),
                         person_label=str(number),
@@ -154,9 +154,15 @@ def prcc(
 
 
 def celeb_reid(
-    people: People, rng: np.random.Generator, *, outfits: int, cameras: int, pictures: int, test_pictures: int
+    people: PeopleCounts,
+    rng: np.random.Generator,
+    *,
+    outfits: int,
+    cameras: int,
+    pictures: int,
+    test_pictures: int,
 ) -> Plan:
-    """Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
+    """Plan Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
 
     Each picture comes from any camera, as photographs in newspapers do. The gallery has a person's lower image
     numbers, so that two first digits at least are found there: code that takes the first digit for a camera
@@ -184,7 +190,7 @@ def celeb_reid(
             role = split if split == "train" else ("gallery" if image <= count - outfits else "query")
             outfit, camera = image % outfits, int(rng.integers(cameras))
             planned.append(
-                Picture(
+                PlannedPicture(
                     f"{role}/{number}_{image}_0.jpg",
                     *(split, role, person, outfit, camera, image),
                     person_label=str(number),
@@ -196,7 +202,7 @@ def celeb_reid(
 
 
 def market1501(
-    people: People,
+    people: PeopleCounts,
     rng: np.random.Generator,
     *,
     cameras: int,
@@ -206,7 +212,7 @@ def market1501(
     distractors: float,
     junk: float,
 ) -> Plan:
-    """Market-1501: `{bounding_box_train,query,bounding_box_test}/PERSON_cCAMERAs1_FRAME_BOX.jpg`.
+    """Plan Market-1501: `{bounding_box_train,query,bounding_box_test}/PERSON_cCAMERAs1_FRAME_BOX.jpg`.
 
     Nobody changes clothes.
 
@@ -217,7 +223,7 @@ def market1501(
         seen: how many of them see a person.
         pictures: of a training person under a camera.
         test_pictures: of a test person under a camera; the first is a query.
-        distractors: pictures of strangers in the gallery (person 0), as a share of the test people's there.
+        distractors: pictures of distractors in the gallery (person 0), as a share of the test people's there.
         junk: bad boxes of test people in the gallery (person -1), likewise.
 
     Raises:
@@ -235,13 +241,13 @@ def market1501(
             f"layout.distractors={distractors}, layout.junk={junk}: shares are 0 or more; give such ones"
         )
     numbers = 1 + rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
 
     def add(split: str, role: str, folder: str, person: int, camera: int, label: str, box: int) -> None:
         frame, bad_box = len(planned) + 1, label == JUNK
         name = label if bad_box else f"{int(label):04d}"
         planned.append(
-            Picture(
+            PlannedPicture(
                 f"{folder}/{name}_c{camera + 1}s1_{frame:06d}_{box:02d}.jpg",
                 *(split, role, person, 0, camera, frame),
                 person_label=label,
@@ -258,10 +264,10 @@ def market1501(
                 folder = {"train": "bounding_box_train", "query": "query"}.get(role, "bounding_box_test")
                 add(split, role, folder, person, camera, str(numbers[person]), shot)
     gallery = Counter(picture.role for picture in planned)["gallery"]
-    strangers = people.train + people.test
+    first = people.train + people.test
     for index in range(round(distractors * gallery)):
         camera = int(rng.integers(cameras))
-        add("test", "gallery", "bounding_box_test", strangers + index, camera, DISTRACTOR, 1)
+        add("test", "gallery", "bounding_box_test", first + index, camera, DISTRACTOR, 1)
     for _ in range(round(junk * gallery)):
         person, camera = people.train + int(rng.integers(people.test)), int(rng.integers(cameras))
         add("test", "left_out", "bounding_box_test", person, camera, JUNK, 1)
@@ -273,9 +279,9 @@ VC_OUTFITS = {2: (1, 0, 0, 1), 3: (2, 0, 0, 1)}
 
 
 def vc_clothes(
-    people: People, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
+    people: PeopleCounts, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
 ) -> Plan:
-    """VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
+    """Plan VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
 
     Cameras 2 and 3 see the same outfit of a person, 4 another; camera 1 sees that of 4, or a third. A test
     person's first picture under a camera is a query.
@@ -304,7 +310,7 @@ def vc_clothes(
                 index += 1
                 role = split if split == "train" else ("gallery" if shot else "query")
                 planned.append(
-                    Picture(
+                    PlannedPicture(
                         f"{role}/{number:03d}-{camera + 1:02d}-{outfit + 1:02d}-{index:02d}.jpg",
                         *(split, role, person, outfit, camera, index),
                         person_label=str(number),
@@ -319,8 +325,8 @@ CCVID_WALKS = 12
 """Walks of a session at most; the cameras of session 3 are counted on from here."""
 
 
-def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
-    """CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
+def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
+    """Plan CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
 
     Each session shows another outfit, as far as there are others. A test person's first walk of each session is a
     query, the others are the gallery: so each query finds its person in the same clothes and, in other
@@ -342,7 +348,7 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
     if walks > CCVID_WALKS:
         raise InputError(f"layout.walks={walks} is too many: a session has {CCVID_WALKS}; give that or fewer")
     numbers = 1 + rng.permutation(people.train + people.test)
-    planned: list[Picture] = []
+    planned: list[PlannedPicture] = []
     lists = dict.fromkeys(("train.txt", "query.txt", "gallery.txt"), "")
     sequence = 0
     for split, person in _people(people):
@@ -356,7 +362,7 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
                 lists[f"{role}.txt"] += f"{folder}\t{number}\t{label}\n"
                 camera = walk - 1 + walks * (session == 3)
                 planned += [
-                    Picture(
+                    PlannedPicture(
                         f"{folder}/{step + 1:05d}.jpg",
                         *(split, role, person, outfit, camera, step + 1),
                         person_label=str(int(number)),
@@ -371,8 +377,8 @@ def ccvid(people: People, rng: np.random.Generator, *, outfits: int, walks: int,
     return Plan(tuple(planned), lists)
 
 
-def bodies(people: People, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
-    """Textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
+def bodies(people: PeopleCounts, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
+    """Plan textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
 
     The shapes are in `truth.parquet`; no reader of a person data set applies.
 
@@ -391,7 +397,7 @@ def bodies(people: People, rng: np.random.Generator, *, cameras: int, pictures: 
         for index in range(1, pictures + 1):
             camera = int(rng.integers(cameras))
             planned.append(
-                Picture(
+                PlannedPicture(
                     f"{split}/{person:06d}_{index:02d}.jpg",
                     *(split, "train" if split == "train" else "gallery", person, 0, camera, index),
                     person_label=str(person),

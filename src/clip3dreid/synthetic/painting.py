@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip3dreid.synthetic.cuts import Fitted
+from clip3dreid.synthetic.garment_fit import FittedOutfit
 from clip3dreid.synthetic.landmarks import ARMPIT, HALF_HEAD, WAIST
 from clip3dreid.synthetic.people import Colour
 
@@ -32,7 +32,7 @@ class Paint(NamedTuple):
 
 
 def hairline(x: Tensor, height: Tensor, forward: Tensor, lower: float) -> Tensor:
-    """Metres above the line where hair begins: from the nape over the ears to the forehead.
+    """Return metres above the line where hair begins: from the nape over the ears to the forehead.
 
     Args:
         x: distance from the middle plane, on the standard person.
@@ -48,11 +48,11 @@ def hairline(x: Tensor, height: Tensor, forward: Tensor, lower: float) -> Tensor
 
 
 def neck_border(x: Tensor, forward: Tensor, neckline: Tensor | float) -> Tensor:
-    """Height where an upper garment ends at the neck: it slopes from nape to chest, and shoulders stay covered."""
+    """Return where an upper garment ends at the neck: it slopes from nape to chest; shoulders stay covered."""
     return neckline - 0.3 * (forward - 0.05) + 2.5 * (x - 0.08).clamp_min(0)
 
 
-class _Canvas:
+class _TextureCanvas:
     """Points of one person that are being painted."""
 
     def __init__(self, points: Tensor, skin: Colour) -> None:
@@ -63,7 +63,7 @@ class _Canvas:
         self.part = torch.full((len(points),), _SKIN, dtype=torch.uint8, device=points.device)
 
     def lay(self, chosen: Tensor, colour: Colour | Tensor, part: int | None = None) -> None:
-        """Paints points of given numbers (M,) in one colour, or in one each (M, 3)."""
+        """Paint points of given numbers (M,) in one colour, or in one each (M, 3)."""
         if not isinstance(colour, Tensor):
             colour = self.albedo.new_tensor(colour).expand(len(chosen), 3)
         self.albedo.index_copy_(0, chosen, colour)
@@ -71,18 +71,18 @@ class _Canvas:
             self.part.index_fill_(0, chosen, part)
 
     def at(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Signed x, height and forward of points (M,)."""
+        """Return signed x, height and forward of points (M,)."""
         return self.x[chosen], self.height[chosen], self.forward[chosen]
 
 
-def paint(points: Tensor, fitted: Fitted) -> Paint:
-    """Colours points of one person.
+def paint(points: Tensor, fitted: FittedOutfit) -> Paint:
+    """Colour points of one person.
 
     Args:
         points: (N, 4) attributes of a figure, interpolated.
         fitted: what is worn.
     """
-    canvas = _Canvas(points, fitted.skin)
+    canvas = _TextureCanvas(points, fitted.skin)
     body = canvas.kind == BODY
     head = body & (canvas.height > 1.47) & (canvas.far < 0.12)
     _head(canvas, head.nonzero()[:, 0], fitted)
@@ -113,16 +113,16 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def _tones(shade: Tensor, colour: Colour) -> Tensor:
-    """(M, 3): one colour, darker or lighter by (M,) factors."""
+    """Return (M, 3): one colour, darker or lighter by (M,) factors."""
     return shade[:, None] * shade.new_tensor(colour)
 
 
-def _strands(x: Tensor, height: Tensor, fitted: Fitted) -> Tensor:
+def _strands(x: Tensor, height: Tensor, fitted: FittedOutfit) -> Tensor:
     shade = 1 + 0.22 * torch.sin(x * 190 + 2 * torch.sin(height * 40)) * torch.sin(height * 23 + x * 31)
     return _tones(shade, fitted.hair)
 
 
-def _head(canvas: _Canvas, head: Tensor, fitted: Fitted) -> None:
+def _head(canvas: _TextureCanvas, head: Tensor, fitted: FittedOutfit) -> None:
     x, height, forward = canvas.at(head)
     far = x.abs()
     front = forward > 0.075
@@ -150,8 +150,8 @@ def _head(canvas: _Canvas, head: Tensor, fitted: Fitted) -> None:
         canvas.lay(head[grown], _mix(skin, fitted.hair, 0.10))
 
 
-def _legs(canvas: _Canvas, trunk: Tensor, fitted: Fitted) -> None:
-    """Shoes, and what is worn on the legs."""
+def _legs(canvas: _TextureCanvas, trunk: Tensor, fitted: FittedOutfit) -> None:
+    """Paint shoes, and what is worn on the legs."""
     outfit = fitted.outfit
     low = (trunk & (canvas.height < fitted.waist)).nonzero()[:, 0]
     x, height, forward = canvas.at(low)
@@ -194,8 +194,8 @@ def _legs(canvas: _Canvas, trunk: Tensor, fitted: Fitted) -> None:
     canvas.lay(chosen, colours * shade[:, None], _LOWER)
 
 
-def _trunk(canvas: _Canvas, high: Tensor, fitted: Fitted) -> None:
-    """What is worn above the waist, without the sleeves."""
+def _trunk(canvas: _TextureCanvas, high: Tensor, fitted: FittedOutfit) -> None:
+    """Paint what is worn above the waist, without the sleeves."""
     outfit = fitted.outfit
     chosen = high.nonzero()[:, 0]
     x, height, forward = canvas.at(chosen)
@@ -235,14 +235,14 @@ def _trunk(canvas: _Canvas, high: Tensor, fitted: Fitted) -> None:
     _straps(canvas, chosen, x, height, forward, fitted)
 
 
-def _opening(height: Tensor, fitted: Fitted) -> Tensor:
-    """Half width of the gap of an open jacket or coat at a height, metres."""
+def _opening(height: Tensor, fitted: FittedOutfit) -> Tensor:
+    """Return the half width of the gap of an open jacket or coat at a height, metres."""
     low = fitted.tube_hem if fitted.tail else fitted.upper_hem
     return 0.028 + 0.035 * ((height - low) / (1.42 - low)).clamp(0, 1)
 
 
 def _straps(
-    canvas: _Canvas, chosen: Tensor, x: Tensor, height: Tensor, forward: Tensor, fitted: Fitted
+    canvas: _TextureCanvas, chosen: Tensor, x: Tensor, height: Tensor, forward: Tensor, fitted: FittedOutfit
 ) -> None:
     outfit = fitted.outfit
     if outfit.bag == "none":
@@ -256,7 +256,7 @@ def _straps(
     canvas.lay(chosen[where], _tint(outfit.bag_colour, 0.85), _BAG)
 
 
-def _sleeves(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
+def _sleeves(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
     x, height, forward = canvas.at(chosen)
     far = x.abs()
     around = torch.atan2(height - 1.348, forward) * 0.05
@@ -267,8 +267,8 @@ def _sleeves(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
     canvas.lay(chosen, colours * shade[:, None], _UPPER)
 
 
-def _tube(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
-    """A skirt, or the tail of a coat."""
+def _tube(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
+    """Paint a skirt, or the tail of a coat."""
     outfit = fitted.outfit
     along, height, front = canvas.at(chosen)
     of_upper = fitted.tail or outfit.dress
@@ -299,7 +299,7 @@ def _tube(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
         canvas.lay(chosen[over], 0.95 * colours, _UPPER)
 
 
-def _bag(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
+def _bag(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
     x, up, forward = canvas.at(chosen)
     colour = fitted.outfit.bag_colour
     shade = torch.where((up - 0.25).abs() < 0.04, 0.6, 1.0)
@@ -311,14 +311,14 @@ def _bag(canvas: _Canvas, chosen: Tensor, fitted: Fitted) -> None:
 
 
 def _around(x: Tensor, forward: Tensor) -> Tensor:
-    """Metres across cloth: flat in front and behind, so that stripes hang straight, and slanting at the sides."""
+    """Return metres across cloth: flat in front and behind, so that stripes hang straight; slanting at the sides."""
     return x + 0.35 * forward * (x / 0.06).clamp(-1, 1)
 
 
 def _cloth(
-    across: Tensor, along: Tensor, forward: Tensor, fitted: Fitted, upper: bool, logo: bool = True
+    across: Tensor, along: Tensor, forward: Tensor, fitted: FittedOutfit, upper: bool, logo: bool = True
 ) -> Tensor:
-    """(M, 3) colour of cloth; `across` and `along` are metres on it."""
+    """Return (M, 3) colour of cloth; `across` and `along` are metres on it."""
     outfit = fitted.outfit
     first = outfit.upper_colour if upper else outfit.lower_colour
     second = outfit.second_colour if upper else _mix(first, outfit.second_colour, 0.6)

@@ -1,22 +1,21 @@
-"""Who is in the embedded world and what they wear: plain values, drawn from a source of chance.
+"""Draw who is in the rendered world and what they wear: plain values, drawn by chance.
 
 What lasts about a person is the body (`betas`) and one of a few complexions, too few to name anybody. What changes is
-the outfit. Both are plain frozen values that go into a table and come back from it.
+the outfit. Both are plain frozen values that go into a table.
 """
 
 from __future__ import annotations
 
 import colorsys
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, check_weights, choose
 
 Colour = tuple[float, float, float]
 """RGB, 0..1."""
@@ -86,21 +85,8 @@ class Identity:
     """Index into `COMPLEXIONS`."""
 
     def __post_init__(self) -> None:
-        """Checks the index."""
+        """Check the index."""
         _check_complexion(self.complexion)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a table."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Identity:
-        """The inverse of `to_dict`, also after a journey through JSON.
-
-        Raises:
-            InputError: if a value is missing, unknown or out of range.
-        """
-        return cls(**_plain(cls, values))
 
 
 @dataclass(frozen=True)
@@ -146,7 +132,7 @@ class Outfit:
     """Index into `COMPLEXIONS`: takes the place of the person's own, where it is redrawn with every outfit."""
 
     def __post_init__(self) -> None:
-        """Checks the names, so that a table written by hand fails here and not in a picture."""
+        """Check the names, so that a table written by hand fails here and not in a picture."""
         for name, known in (
             ("upper", UPPER),
             ("lower", LOWER),
@@ -154,38 +140,13 @@ class Outfit:
             ("lower_pattern", PATTERNS),
             ("bag", BAGS),
         ):
-            if getattr(self, name) not in known:
-                raise InputError(f"outfit: {name} is {getattr(self, name)!r}; choose from {', '.join(known)}")
+            choose(f"outfit.{name}", getattr(self, name), known)
         if self.complexion is not None:
             _check_complexion(self.complexion)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Outfit:
-        """The inverse of `to_dict`, also after a journey through JSON.
-
-        Raises:
-            InputError: if a value is missing or unknown.
-        """
-        return cls(**_plain(cls, values))
-
 
 def _check_complexion(index: int) -> None:
-    if not 0 <= index < len(COMPLEXIONS):
-        raise InputError(f"complexion is {index}; give 0 to {len(COMPLEXIONS) - 1}")
-
-
-def _plain(kind: type[Identity] | type[Outfit], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a dataclass from plain values, in which tuples may have become lists."""
-    known = {entry.name for entry in dataclasses.fields(kind)}
-    if wrong := known.symmetric_difference(values):
-        raise InputError(
-            f"{kind.__name__.lower()}: {', '.join(sorted(wrong))} missing or unknown; give {', '.join(sorted(known))}"
-        )
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    check_number("complexion", index, Range(0, len(COMPLEXIONS) - 1), whole=True)
 
 
 @dataclass
@@ -203,9 +164,8 @@ class People:
     """Redraw skin and hair with every outfit, so that nothing but the body lasts."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
-        if not 1 <= self.complexions <= len(COMPLEXIONS):
-            raise InputError(f"world.people.complexions={self.complexions}; give 1 to {len(COMPLEXIONS)}")
+        """Check the numbers."""
+        check_number("world.people.complexions", self.complexions, Range(1, len(COMPLEXIONS)), whole=True)
         spreads = [self.stature_spread, *np.atleast_1d(self.shape_spread)]
         if not all(0 <= spread < math.inf for spread in spreads):
             raise InputError(
@@ -247,19 +207,10 @@ class Wardrobe:
     """Metres from one stripe to the next of its colour."""
 
     def __post_init__(self) -> None:
-        """Checks names and numbers."""
+        """Check names and numbers."""
         tables = (("upper", UPPER), ("lower", LOWER), ("patterns", PATTERNS), ("bags", BAGS))
         for name, known in tables:
-            weights = getattr(self, name)
-            if unknown := sorted(set(weights) - set(known)):
-                raise InputError(
-                    f"world.wardrobe.{name}: {', '.join(unknown)} is unknown; choose from {', '.join(known)}"
-                )
-            values = [float(weight) for weight in weights.values()]
-            if not all(math.isfinite(v) and v >= 0 for v in values) or sum(values) <= 0:
-                raise InputError(
-                    f"world.wardrobe.{name}: weights are {values}; give numbers from 0, one above it"
-                )
+            check_weights(f"world.wardrobe.{name}", getattr(self, name), known)
         for name in ("looseness", "pattern_size"):
             span = tuple(float(value) for value in getattr(self, name))
             lowest = 0.0 if name == "looseness" else 0.005
@@ -269,24 +220,20 @@ class Wardrobe:
                 )
             setattr(self, name, span)
         for name in ("dress", "lower_pattern", "open_front", "boots"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"world.wardrobe.{name} is {getattr(self, name)}; give a probability, 0 to 1"
-                )
-        if not 1 <= self.palette <= len(PALETTE):
-            raise InputError(f"world.wardrobe.palette is {self.palette}; give 1 to {len(PALETTE)}")
-        if not (0 <= self.hue_jitter < math.inf and 0 <= self.lightness_jitter < math.inf):
-            raise InputError("world.wardrobe: hue_jitter and lightness_jitter must be finite numbers from 0")
+            check_number(f"world.wardrobe.{name}", getattr(self, name), Range(0, 1))
+        check_number("world.wardrobe.palette", self.palette, Range(1, len(PALETTE)), whole=True)
+        for name in ("hue_jitter", "lightness_jitter"):
+            check_number(f"world.wardrobe.{name}", getattr(self, name), Range(0))
 
 
 def sample_identity(rng: np.random.Generator, people: People, betas: npt.ArrayLike) -> Identity:
-    """A person with the given shape coefficients (K,) and a complexion drawn by chance."""
+    """Make a person of given shape coefficients (K,), with a complexion drawn by chance."""
     shape = tuple(float(beta) for beta in np.asarray(betas, np.float64).reshape(-1))
     return Identity(shape, int(rng.integers(people.complexions)))
 
 
 def sample_outfit(rng: np.random.Generator, people: People, wardrobe: Wardrobe) -> Outfit:
-    """What somebody wears; drawn without a look at who it is."""
+    """Draw what somebody wears, without a look at who it is."""
     upper, lower = _choice(rng, wardrobe.upper), _choice(rng, wardrobe.lower)
     dress = bool(rng.random() < wardrobe.dress)
     if dress:
@@ -321,14 +268,14 @@ def sample_outfit(rng: np.random.Generator, people: People, wardrobe: Wardrobe) 
 
 
 def _choice(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
-    """One of the names; their order in the mapping does not matter."""
+    """Draw one of the names; their order in the mapping does not matter."""
     names = sorted(weights)
     shares = np.array([float(weights[name]) for name in names])
     return names[int(rng.choice(len(names), p=shares / shares.sum()))]
 
 
 def _cloth(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
-    """A colour of the palette, not quite the same each time."""
+    """Draw a colour of the palette, not quite the same each time."""
     base = PALETTE[int(rng.integers(wardrobe.palette))][1]
     hue, lightness, saturation = colorsys.rgb_to_hls(*base)
     hue = (hue + float(rng.normal()) * wardrobe.hue_jitter) % 1
@@ -338,7 +285,7 @@ def _cloth(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
 
 
 def _leather(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
-    """A colour of shoes: mostly black, white, brown or grey, else any."""
+    """Draw a colour of shoes: mostly black, white, brown or grey, else any."""
     usual = dict(PALETTE)
     names = ("black", "black", "white", "brown", "grey", "navy", "beige", "")
     name = names[int(rng.integers(len(names)))]
@@ -346,6 +293,6 @@ def _leather(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
 
 
 def _contrasting(rng: np.random.Generator, wardrobe: Wardrobe, other: Colour) -> Colour:
-    """A colour that can be told from another: the farthest of three."""
+    """Draw a colour that can be told from another: the farthest of three."""
     tries = [_cloth(rng, wardrobe) for _ in range(3)]
     return max(tries, key=lambda colour: math.dist(colour, other))

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 
-class Picture(NamedTuple):
+class PlannedPicture(NamedTuple):
     """A planned picture."""
 
     path: str
@@ -50,7 +50,7 @@ class Plan:
         textureless: True for bare grey bodies, False for dressed people.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PlannedPicture, ...]
     side_files: dict[str, str] = dataclasses.field(default_factory=dict)
     textureless: bool = False
 
@@ -62,18 +62,18 @@ class Plan:
     @property
     def outfits(self) -> dict[int, int]:
         """Person -> number of outfits."""
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for picture in self.pictures:
-            found[picture.person] = max(found.get(picture.person, 0), picture.outfit + 1)
-        return found
+            counts[picture.person] = max(counts.get(picture.person, 0), picture.outfit + 1)
+        return counts
 
 
-class People(NamedTuple):
+class PeopleCounts(NamedTuple):
     """How many people a world has; nobody is in both splits."""
 
     train: int
     test: int
 
 
-Layout: TypeAlias = Callable[[People, np.random.Generator], Plan]
-"""From the numbers of people and a source of chance to a plan."""
+Layout: TypeAlias = Callable[[PeopleCounts, np.random.Generator], Plan]
+"""From the numbers of people and an rng to a plan."""

@@ -1,4 +1,4 @@
-"""The truth about a world: what is known of every picture, as a table."""
+"""Join what is known of every picture of a world to one table, that of `data.truth_file`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clip3dreid.synthetic.world import World
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested values as columns `prefix_name`; what is None has none, and tuples become lists."""
+    """Return nested values as columns `prefix_name`; what is None has none, and tuples become lists."""
     columns: dict[str, Any] = {}
     for name, value in values.items():
         column = f"{prefix}_{name}"
@@ -27,23 +27,20 @@ def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def truth(
     world: World,
-    drawn: pl.DataFrame,
+    rendered: pl.DataFrame,
     measures: Mapping[str, npt.NDArray[Any]],
     words: Mapping[str, Sequence[str]],
 ) -> pl.DataFrame:
-    """Everything that is known of every picture.
+    """Return all that is known of every picture.
 
     Args:
         world: whose.
-        drawn: what the artist knows, one row a picture, with its place in the plan in `place`.
+        rendered: what the renderer knows, one row a picture, with its place in the plan in `place`.
         measures: name -> (N,) of everybody, in the order of `world.people`.
         words: group -> N words.
 
     Returns:
-        One row a picture, in plan order. `path`, `split`, `role` (`left_out` where the real set's reader leaves it
-        out), `person`, `clothes`, `camera`, `frame` as the data set's reader spells them, `tracklet`;
-        `betas`, `measure_…`, `word_…`, `identity_…`; `outfit_…`, where anything is worn; `camera_…`; then what
-        belongs to the picture alone: `pose_kind`, `pose` (72 numbers), `box`, `visible`, `shot_…`.
+        One row a picture, in plan order, with the columns that `data.truth_file` lists.
     """
     plan = world.plan
     rows = pl.DataFrame(
@@ -98,4 +95,4 @@ def truth(
     if not plan.textureless:
         joined = joined.join(outfits, on=["person_index", "outfit_index"], how="left", maintain_order="left")
     joined = joined.join(cameras, on="camera_index", how="left", maintain_order="left")
-    return joined.join(drawn, on="place", how="left", maintain_order="left").drop("place")
+    return joined.join(rendered, on="place", how="left", maintain_order="left").drop("place")

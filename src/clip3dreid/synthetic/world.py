@@ -1,15 +1,14 @@
 """A world of people who change clothes: who they are, where they are seen, how each picture is taken.
 
-Everything follows from one seed: each person, outfit, camera, place and picture has a source of chance of its own,
+Everything follows from one seed: each person, outfit, camera, place and picture has an rng of its own,
 `default_rng([seed, stream, …])`, so that nothing depends on who draws it or in which order, and training person 3
-is the same in a world of 8 training people and in one of 80. Training people, test people and strangers come
+is the same in a world of 8 training people and in one of 80. Training people, test people and distractors come
 from streams of their own, and so do the places behind them; cameras are shared. Another seed is another world: its
 people, clothes, cameras and places are others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -22,27 +21,24 @@ from torch import Tensor
 
 from clip3dreid.body.measure import sample_betas
 from clip3dreid.body.poses import Pose, jitter, sample, walk_sequence
-from clip3dreid.errors import InputError
-from clip3dreid.synthetic.backgrounds import Backgrounds
 from clip3dreid.synthetic.cameras import (
-    CameraSettings,
     Shot,
-    ShotSettings,
     SurveillanceCamera,
     misplaced,
     next_shot,
     sample_camera,
     sample_shot,
 )
-from clip3dreid.synthetic.people import Identity, Outfit, People, Wardrobe, sample_identity, sample_outfit
+from clip3dreid.synthetic.people import Identity, Outfit, sample_identity, sample_outfit
 from clip3dreid.synthetic.plan import Plan
+from clip3dreid.synthetic.settings import WorldSettings
 
 POPULATION = 2_000
 """Bodies of the world's own distribution among whom its people are tall or short."""
 
 
 class Stream(IntEnum):
-    """What a source of chance is for; part of every seed, so never renumbered."""
+    """Say what an rng is for; part of every seed, so never renumbered."""
 
     PLAN = 0
     SHAPE = 1
@@ -63,46 +59,7 @@ class Part(IntEnum):
 
     TRAIN = 0
     TEST = 1
-    STRANGERS = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How people, clothes, cameras and pictures of a world differ (`conf/world`).
-
-    Attributes:
-        people: shapes and complexions.
-        wardrobe: clothes.
-        camera: what cameras are drawn from.
-        shot: how the pictures of a camera differ.
-        backgrounds: where places come from.
-        bare_backgrounds: the same for textureless bodies.
-        poses: kind -> weight, for pictures that are no walk.
-        pose_jitter: radians on every joint.
-        places: how many places each camera sees in a split.
-        frames_per_second: of walks.
-    """
-
-    people: People
-    wardrobe: Wardrobe
-    camera: CameraSettings
-    shot: ShotSettings
-    backgrounds: Backgrounds
-    bare_backgrounds: Backgrounds
-    poses: Mapping[str, float]
-    pose_jitter: float
-    places: int
-    frames_per_second: float
-
-    def __post_init__(self) -> None:
-        if self.places < 1:
-            raise InputError(f"world.places={self.places} is too few; give at least 1")
-        if not self.frames_per_second > 0:
-            raise InputError(f"world.frames_per_second={self.frames_per_second} is no rate; give one above 0")
-        if self.pose_jitter < 0:
-            raise InputError(f"world.pose_jitter={self.pose_jitter} is negative; give radians from 0")
-        # Wrong weights are told before anything is drawn.
-        sample(self.poses, np.random.default_rng(0))
+    DISTRACTORS = 2
 
 
 class Person(NamedTuple):
@@ -121,28 +78,28 @@ class World:
         plan: the pictures.
         settings: what people, clothes and cameras are drawn from.
         train_people: number of people who are only in the train split.
-        test_people: likewise; who comes after them is a stranger.
+        test_people: likewise; who comes after them is a distractor.
         num_betas: K, of the body.
     """
 
     seed: int
     plan: Plan
-    settings: Settings
+    settings: WorldSettings
     train_people: int
     test_people: int
     num_betas: int
 
     def rng(self, stream: Stream, *place: int) -> np.random.Generator:
-        """The source of chance of one thing."""
+        """Return the rng of one thing."""
         return np.random.default_rng([self.seed, stream, *place])
 
     def part(self, person: int) -> tuple[Part, int]:
-        """Which part somebody belongs to, and the number there."""
+        """Return which part somebody belongs to, and the number there."""
         if person < self.train_people:
             return Part.TRAIN, person
         if person < self.train_people + self.test_people:
             return Part.TEST, person - self.train_people
-        return Part.STRANGERS, person - self.train_people - self.test_people
+        return Part.DISTRACTORS, person - self.train_people - self.test_people
 
     @cached_property
     def people(self) -> tuple[Person, ...]:
@@ -180,11 +137,11 @@ class World:
         )
 
     def betas(self) -> Tensor:
-        """(N, K) of everybody."""
+        """Return the betas (N, K) of everybody."""
         return torch.tensor([person.identity.betas for person in self.people])
 
     def population(self) -> Tensor:
-        """(`POPULATION`, K): others like them, to say who is tall."""
+        """Return the betas (`POPULATION`, K) of others like them, to say who is tall."""
         spread = self.settings.people
         betas = sample_betas(
             self.rng(Stream.POPULATION),
@@ -196,7 +153,7 @@ class World:
         return torch.from_numpy(betas)
 
     def shot(self, place: int) -> Shot:
-        """How the picture at a place of the plan is taken; the frames of a walk share all but the box."""
+        """Return how the picture at a place of the plan is taken; the frames of a walk share all but the box."""
         picture = self.plan.pictures[place]
         camera, settings = self.cameras[picture.camera], self.settings.shot
         if picture.sequence < 0:
@@ -207,7 +164,7 @@ class World:
         return next_shot(self.rng(Stream.SHOT, 1, picture.sequence, picture.step + 1), shot, settings)
 
     def pose(self, place: int, poses: npt.NDArray[np.float32] | None = None) -> Pose:
-        """The pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
+        """Return the pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
         picture = self.plan.pictures[place]
         if picture.sequence >= 0:
             rng = self.rng(Stream.WALK, picture.sequence)
@@ -220,7 +177,7 @@ class World:
         return sample(self.settings.poses, rng, self.settings.pose_jitter)
 
     def where(self, place: int) -> tuple[Part, int, int]:
-        """Where the picture at a place of the plan was taken: whose places, which camera, which of its places."""
+        """Return where the picture at a place of the plan is taken: whose places, which camera, which place."""
         picture = self.plan.pictures[place]
         chooser = (1, picture.sequence) if picture.sequence >= 0 else (0, place)
         number = int(self.rng(Stream.PLACE, 0, *chooser).integers(self.settings.places))

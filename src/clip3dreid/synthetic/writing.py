@@ -1,4 +1,4 @@
-"""Writing a world to a folder: in chunks, by several processes, so that a killed run goes on where it stopped.
+"""Write a world to a folder: in chunks, by several processes, so that a killed run goes on where it stopped.
 
 While it is being written a world's folder holds a folder `.world` with the truth of every finished chunk and, in a
 folder of the run, the pictures that are just being written; a picture appears under its own name only when it is
@@ -20,20 +20,21 @@ from typing import Any, NamedTuple, TypeAlias
 import polars as pl
 import torch
 
-from clip3dreid.errors import InputError
+from clip3dreid.data.truth_file import TRUTH, write_truth
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.io.files import at_work, open_stage, staged
 from clip3dreid.io.formats import read_table, write_table
+from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.processes import spread
 from clip3dreid.synthetic.folder import (
     FORMAT,
     SCHEMA_VERSION,
-    TRUTH,
     WORK,
+    WORK_FOLDER,
     WORLD,
-    Found,
+    FolderState,
     check_space,
     clear,
-    clear_work,
     examine,
     sealed_facts,
 )
@@ -47,8 +48,8 @@ BYTES_OF_TRUTH = 2_000
 """Of a picture, in `truth.parquet` and in the chunks' files."""
 
 
-class Drawn(NamedTuple):
-    """A picture as the artist hands it over."""
+class RenderedImage(NamedTuple):
+    """A picture as a renderer hands it over."""
 
     data: bytes
     """The encoded file."""
@@ -56,27 +57,27 @@ class Drawn(NamedTuple):
     """Columns of the truth that belong to this picture alone."""
 
 
-Artist: TypeAlias = Callable[[Sequence[int]], list[Drawn]]
+Renderer: TypeAlias = Callable[[Sequence[int]], list[RenderedImage]]
 """From places in the plan to those pictures. What it draws depends on the places alone."""
 
 
 @dataclass(frozen=True)
-class Commission:
-    """What is to be written.
+class WorldSpec:
+    """A world that is to be written.
 
     Attributes:
         plan: the pictures and lists.
-        artist: makes an artist; called once in every process, so it must be picklable.
+        make_renderer: makes the renderer; called once in every process, so it must be picklable.
         height: of a picture, pixels.
         width: of a picture, pixels.
         config: everything that decides the world, JSON-ready; a folder made with another one is another world.
         environment: versions of what draws it, JSON-ready; an interrupted world goes on only with the same ones.
-        finish: from the truth that the artist gave, one row a picture in plan order, with its place in the
+        finish: from the truth that the renderer gave, one row a picture in plan order, with its place in the
             column `place`, to the table that is stored.
     """
 
     plan: Plan
-    artist: Callable[[], Artist]
+    make_renderer: Callable[[], Renderer]
     height: int
     width: int
     config: Mapping[str, Any]
@@ -97,9 +98,9 @@ class Commission:
         for picture in self.plan.pictures:
             part = counts.setdefault(f"{picture.split}/{picture.role}", {"pictures": 0, "people": 0})
             part["pictures"] += 1
-            seen = people.setdefault((picture.split, picture.role), set())
-            seen.add(picture.person)
-            part["people"] = len(seen)
+            persons = people.setdefault((picture.split, picture.role), set())
+            persons.add(picture.person)
+            part["people"] = len(persons)
         return {
             "format": FORMAT,
             "version": SCHEMA_VERSION,
@@ -117,32 +118,32 @@ class Commission:
         return BYTES_A_PIXEL[suffix] * self.height * self.width + BYTES_OF_TRUTH
 
 
-class Report(NamedTuple):
-    """What became of a commission."""
+class WorldReport(NamedTuple):
+    """What became of a world that was to be written."""
 
     pictures: int
     """Of the world."""
-    drawn: int
+    rendered: int
     """By this run: fewer than `pictures` where it went on with an interrupted one, 0 where all was there."""
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON-ready value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def write(
-    commission: Commission,
+    spec: WorldSpec,
     out: Path,
     *,
     workers: int,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Writes a world, or what an interrupted run has left of it; a complete one is left as it is.
+) -> WorldReport:
+    """Write a world, or what an interrupted run has left of it; a complete one is left as it is.
 
     Args:
-        commission: the world.
+        spec: of the world.
         out: its folder; made if it is not there.
         workers: processes; 0 draws in this one. The files do not depend on it.
         overwrite: begin anew where the folder holds another world. Only the files of that world are removed,
@@ -157,72 +158,71 @@ def write(
         InputError: if `out` holds something else, another process is at work there, the disk is too full, or a file
             cannot be written.
     """
-    if workers < 0:
-        raise InputError(f"workers={workers} is negative; give the number of processes, or 0 for none")
-    pictures = len(commission.plan.pictures)
+    check_number("workers", workers, Range(0), whole=True)
+    pictures = len(spec.plan.pictures)
     # Before the lock, which is a file: a folder that is refused is not touched, one that is complete need not be.
-    found = _look(commission, out, overwrite)
-    if found.complete and not (out / WORK).exists():
-        return Report(pictures, 0)
+    state = _look(spec, out, overwrite)
+    if state.complete and not (out / WORK).exists():
+        return WorldReport(pictures, 0)
     with at_work(out, "writes a world", tidy=True):
-        found = _look(commission, out, overwrite)
-        if found.complete:
-            clear_work(out)
-            return Report(pictures, 0)
-        if found.replaced:
-            clear(out, found.replaced)
-        job = _Job(commission, out, open_stage(out / WORK))
-        job.write_json(WORLD, sealed_facts(commission.facts, complete=False))
-        for path, text in commission.plan.side_files.items():
+        state = _look(spec, out, overwrite)
+        if state.complete:
+            WORK_FOLDER.clear(out)
+            return WorldReport(pictures, 0)
+        if state.replaced:
+            clear(out, state.replaced)
+        job = _ChunkJob(spec, out, open_stage(out / WORK))
+        job.write_json(WORLD, sealed_facts(spec.facts, complete=False))
+        for path, text in spec.plan.side_files.items():
             job.write(path, text.encode())
         missing = job.missing()
         done = pictures - job.count(missing)
         if progress is not None:
             progress(done, pictures)
-        for drawn in spread(job, missing, workers):
-            done += drawn
+        for rendered in spread(job, missing, workers):
+            done += rendered
             if progress is not None:
                 progress(done, pictures)
-        _finish(commission, job)
-    return Report(pictures, job.count(missing))
+        _finish(spec, job)
+    return WorldReport(pictures, job.count(missing))
 
 
-def _look(commission: Commission, out: Path, overwrite: bool) -> Found:
-    """What the folder holds, if the world may be written there and there is room for what is missing."""
-    found = examine(out, commission.facts, overwrite)
-    if not found.complete:
-        job = _Job(commission, out, out / WORK)
-        todo = len(commission.plan.pictures) if found.replaced else job.count(job.missing())
-        check_space(out, todo * commission.bytes_a_picture, todo, found.replaced)
-    return found
+def _look(spec: WorldSpec, out: Path, overwrite: bool) -> FolderState:
+    """Return what the folder holds, if the world may be written there and there is room for what is missing."""
+    state = examine(out, spec.facts, overwrite)
+    if not state.complete:
+        job = _ChunkJob(spec, out, out / WORK)
+        todo = len(spec.plan.pictures) if state.replaced else job.count(job.missing())
+        check_space(out, todo * spec.bytes_a_picture, todo, state.replaced)
+    return state
 
 
-class _Job:
+class _ChunkJob:
     """Draws and writes chunks; every process has a copy."""
 
-    def __init__(self, commission: Commission, out: Path, stage: Path) -> None:
-        # The commission as a whole stays here: it need not be picklable.
-        self.make_artist, self.out, self.stage = commission.artist, out, stage
-        self.paths = [picture.path for picture in commission.plan.pictures]
-        self.artist: Artist | None = None
+    def __init__(self, spec: WorldSpec, out: Path, stage: Path) -> None:
+        # The spec as a whole is not kept: it need not be picklable.
+        self.make_renderer, self.out, self.stage = spec.make_renderer, out, stage
+        self.paths = [picture.path for picture in spec.plan.pictures]
+        self.renderer: Renderer | None = None
 
     def chunks(self) -> range:
-        """Numbers of all chunks."""
+        """Return the numbers of all chunks."""
         return range(math.ceil(len(self.paths) / CHUNK))
 
     def places(self, chunk: int) -> range:
-        """Places in the plan of a chunk's pictures."""
+        """Return the places in the plan of a chunk's pictures."""
         return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.paths)))
 
     def count(self, chunks: Sequence[int]) -> int:
-        """Pictures in chunks."""
+        """Count the pictures in chunks."""
         return sum(len(self.places(chunk)) for chunk in chunks)
 
     def truth(self, chunk: int) -> str:
         return f"{WORK}/chunk-{chunk:06d}.parquet"
 
     def missing(self) -> list[int]:
-        """Chunks that are still to be drawn."""
+        """Return the chunks that are still to be drawn."""
         return [chunk for chunk in self.chunks() if not self._is_done(chunk)]
 
     def _is_done(self, chunk: int) -> bool:
@@ -231,15 +231,15 @@ class _Job:
         return there and (self.out / self.truth(chunk)).is_file()
 
     def __call__(self, chunk: int) -> int:
-        """Draws a chunk and returns its number of pictures."""
+        """Draw a chunk and return its number of pictures."""
         with _one_thread():
-            if self.artist is None:
-                self.artist = self.make_artist()
+            if self.renderer is None:
+                self.renderer = self.make_renderer()
             places = self.places(chunk)
-            drawn = self.artist(places)
-        for place, picture in zip(places, drawn, strict=True):
-            self.write(self.paths[place], picture.data)
-        rows = [{"place": place} | picture.facts for place, picture in zip(places, drawn, strict=True)]
+            images = self.renderer(places)
+        for place, image in zip(places, images, strict=True):
+            self.write(self.paths[place], image.data)
+        rows = [{"place": place} | image.facts for place, image in zip(places, images, strict=True)]
         self.write_table(self.truth(chunk), pl.DataFrame(rows, infer_schema_length=None))
         return len(places)
 
@@ -257,22 +257,25 @@ class _Job:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For drawing: the last bits of a sum depend on the number of threads, and those of several processes wait."""
+    """Draw with one thread: the last bits of a sum depend on their number, and those of several processes wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with one_thread:
+            yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _finish(commission: Commission, job: _Job) -> None:
-    """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
+def _finish(spec: WorldSpec, job: _ChunkJob) -> None:
+    """Join the chunks' truth, say that the world is complete, and remove the working folder."""
     again = "remove it and start again: its pictures are drawn anew"
     tables = [
         read_table(job.out / job.truth(chunk), "the truth about pictures", again)[0] for chunk in job.chunks()
     ]
     # A column that is empty throughout a chunk has no type of its own there.
-    job.write_table(TRUTH, commission.finish(pl.concat(tables, how="diagonal_relaxed")))
-    job.write_json(WORLD, sealed_facts(commission.facts, complete=True))
-    clear_work(job.out)
+    table = spec.finish(pl.concat(tables, how="diagonal_relaxed"))
+    with staged(job.stage, job.out, TRUTH) as temporary:
+        write_truth(temporary, table)
+    job.write_json(WORLD, sealed_facts(spec.facts, complete=True))
+    WORK_FOLDER.clear(job.out)

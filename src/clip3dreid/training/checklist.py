@@ -231,7 +231,8 @@ def _teacher(node: DictConfig | None) -> Iterator[Item]:
 
 
 def _bodies(cfg: DictConfig) -> Item:
-    from clip3dreid.data.bodies import COMMAND, COMMAND_MB, TRUTH
+    from clip3dreid.data.bodies import COMMAND, COMMAND_MB
+    from clip3dreid.data.truth_file import TRUTH
 
     what, key, place = "textureless bodies", "bodies.root", str(cfg.bodies.root)
     folder = Path(place).expanduser()

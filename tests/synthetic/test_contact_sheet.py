@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clip3dreid.errors import InputError
-from clip3dreid.synthetic.sheet import GAP, contact_sheet
+from clip3dreid.synthetic.contact_sheet import GAP, contact_sheet
 
 
 def world(root: Path, people: int = 3, outfits: int = 2, pictures: int = 4) -> Path:

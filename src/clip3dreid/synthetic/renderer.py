@@ -1,4 +1,4 @@
-"""The studio where a world is drawn: from places of a plan to finished pictures."""
+"""Render a world: from places of a plan to finished pictures."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from clip3dreid.body.poses import Pose, ground
 from clip3dreid.body.smpl import BodyModel
 from clip3dreid.synthetic.backgrounds import canvas_size
 from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
-from clip3dreid.synthetic.garments import Tailor
-from clip3dreid.synthetic.scene import Photograph, encode, photograph, photograph_bodies
+from clip3dreid.synthetic.garments import Dresser
+from clip3dreid.synthetic.photograph import Photograph, photograph, photograph_bodies
+from clip3dreid.synthetic.sensor import encode
 from clip3dreid.synthetic.truth import flat
 from clip3dreid.synthetic.world import Part, Stream, World
-from clip3dreid.synthetic.writing import Artist, Drawn
+from clip3dreid.synthetic.writing import RenderedImage, Renderer
 
 GREYS = (0.35, 0.85)
 """Albedo of textureless bodies."""
 
 
 class _View(NamedTuple):
-    """What photographs of people and of bodies have in common."""
+    """The arguments that photographs of people and of bodies have in common."""
 
     cameras: Sequence[SurveillanceCamera]
     shots: Sequence[Shot]
@@ -40,12 +41,12 @@ class _View(NamedTuple):
     antialias: int
 
 
-_Take: TypeAlias = Callable[[Sequence[int], Tensor, _View], Photograph]
+_TakePhotograph: TypeAlias = Callable[[Sequence[int], Tensor, _View], Photograph]
 
 
 @dataclass(frozen=True)
-class Studio:
-    """What makes an artist; handed to every process, so it holds plain values alone.
+class RendererFactory:
+    """Make a renderer; handed to every process, so it holds plain values alone.
 
     Attributes:
         world: what is drawn.
@@ -63,14 +64,14 @@ class Studio:
     antialias: int
     poses: npt.NDArray[np.float32] | None = None
 
-    def __call__(self) -> Artist:
-        """An artist: a function from places of the plan to finished pictures."""
+    def __call__(self) -> Renderer:
+        """Return a function from places of the plan to finished pictures."""
         body = self.body().requires_grad_(False)
-        take = self._bodies(body) if self.world.plan.textureless else self._people(Tailor(body))
+        take = self._bodies(body) if self.world.plan.textureless else self._people(Dresser(body))
         # Neighbours in the plan are often at the same place.
         canvas = lru_cache(maxsize=64)(self.canvas)
 
-        def artist(places: Sequence[int]) -> list[Drawn]:
+        def render(places: Sequence[int]) -> list[RenderedImage]:
             world, cameras = self.world, self.world.cameras
             poses = [world.pose(place, self.poses) for place in places]
             shots = [world.shot(place) for place in places]
@@ -88,14 +89,14 @@ class Studio:
                     places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses])), view
                 )
             return [
-                self._drawn(place, poses[index], shots[index], photograph, index)
+                self._rendered(place, poses[index], shots[index], photograph, index)
                 for index, place in enumerate(places)
             ]
 
-        return artist
+        return render
 
     def canvas(self, part: Part, camera: int, where: int) -> npt.NDArray[np.uint8]:
-        """One of the places that a camera sees, larger than a picture."""
+        """Draw one of the places that a camera sees, larger than a picture."""
         rng = self.world.rng(Stream.PLACE, 1, part, camera, where)
         settings = self.world.settings
         backgrounds = settings.bare_backgrounds if self.world.plan.textureless else settings.backgrounds
@@ -103,23 +104,23 @@ class Studio:
             rng, "train" if part == Part.TRAIN else "test", *canvas_size(self.height, self.width)
         )
 
-    def _people(self, tailor: Tailor) -> _Take:
+    def _people(self, dresser: Dresser) -> _TakePhotograph:
         def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
             pictures = [self.world.plan.pictures[place] for place in places]
             people = [self.world.people[picture.person] for picture in pictures]
             outfits = [
                 person.outfits[picture.outfit] for person, picture in zip(people, pictures, strict=True)
             ]
-            worn = tailor.wear([person.identity for person in people], outfits)
+            worn = dresser.wear([person.identity for person in people], outfits)
             betas = torch.tensor([person.identity.betas for person in people])
-            figure = tailor.dress(betas, poses, worn)
+            figure = dresser.dress(betas, poses, worn)
             return photograph(
-                figure, lambda points, person: tailor.paint(points, person, worn), **view._asdict()
+                figure, lambda points, person: dresser.paint(points, person, worn), **view._asdict()
             )
 
         return take
 
-    def _bodies(self, body: BodyModel) -> _Take:
+    def _bodies(self, body: BodyModel) -> _TakePhotograph:
         def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
             people = [self.world.people[self.world.plan.pictures[place].person] for place in places]
             vertices = body(torch.tensor([person.identity.betas for person in people]), poses).vertices
@@ -129,7 +130,9 @@ class Studio:
 
         return take
 
-    def _drawn(self, place: int, pose: Pose, shot: Shot, photograph: Photograph, index: int) -> Drawn:
+    def _rendered(
+        self, place: int, pose: Pose, shot: Shot, photograph: Photograph, index: int
+    ) -> RenderedImage:
         picture = self.world.plan.pictures[place]
         lossless = PurePosixPath(picture.path).suffix == ".png"
         quality = None if lossless else self.world.cameras[picture.camera].quality
@@ -139,4 +142,6 @@ class Studio:
             "box": photograph.box[index].tolist(),
             "visible": float(photograph.visible[index]),
         }
-        return Drawn(encode(photograph.image[index], quality), facts | flat(dataclasses.asdict(shot), "shot"))
+        return RenderedImage(
+            encode(photograph.image[index], quality), facts | flat(dataclasses.asdict(shot), "shot")
+        )

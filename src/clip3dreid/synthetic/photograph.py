@@ -24,44 +24,10 @@ from torch import Tensor
 from clip3dreid.body import render
 from clip3dreid.errors import InputError
 from clip3dreid.synthetic.backgrounds import window
-from clip3dreid.synthetic.cameras import (
-    CameraSettings,
-    Shot,
-    ShotSettings,
-    SurveillanceCamera,
-    misplaced,
-    next_shot,
-    sample_camera,
-    sample_shot,
-)
+from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
 from clip3dreid.synthetic.framing import boxes, lens, light
 from clip3dreid.synthetic.occluders import Occluder, occlude
-from clip3dreid.synthetic.sensor import encode, expose
-
-__all__ = [
-    "CameraSettings",
-    "Figure",
-    "Occluder",
-    "Paint",
-    "Painted",
-    "Photograph",
-    "Shot",
-    "ShotSettings",
-    "SurveillanceCamera",
-    "boxes",
-    "encode",
-    "lens",
-    "light",
-    "misplaced",
-    "next_shot",
-    "photograph",
-    "photograph_bodies",
-    "sample_camera",
-    "sample_shot",
-]
-
-# Pictures are small and worlds are written by a process per core: OpenCV's own threads would only fight over them.
-cv2.setNumThreads(0)
+from clip3dreid.synthetic.sensor import expose
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -71,7 +37,7 @@ MIDDLE = 0.45
 """Mean level of a scene that a camera exposes for, 0..1."""
 
 
-class Figure(Protocol):
+class Subject(Protocol):
     """People to be photographed."""
 
     @property
@@ -125,7 +91,7 @@ class Photograph(NamedTuple):
     """(B,): how much of what the crop has of the person is not hidden, 0..1."""
 
 
-class _Drawn(NamedTuple):
+class _Layers(NamedTuple):
     """Figures on nothing."""
 
     colour: Tensor
@@ -139,7 +105,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw(
-    figure: Figure,
+    figure: Subject,
     paint: Paint,
     camera: render.Camera,
     box: Tensor,
@@ -148,8 +114,8 @@ def _draw(
     height: int,
     width: int,
     antialias: int,
-) -> _Drawn:
-    """Draws some of the people."""
+) -> _Layers:
+    """Draw some of the people."""
     vertices, faces = figure.vertices[people], figure.faces
     camera = render.Camera(*(value[people] for value in camera))
     rows, columns = height * antialias, width * antialias
@@ -159,18 +125,18 @@ def _draw(
     covered = fragments.face.view(-1) >= 0
     samples = covered.nonzero()[:, 0]
     person = torch.div(samples, rows * columns, rounding_mode="floor")
-    seen = _at(samples, person, attributes, faces, fragments)
+    surface = _at(samples, person, attributes, faces, fragments)
     person = person + people.start
-    painted = paint(seen[:, :-3], person)
+    painted = paint(surface[:, :-3], person)
     each = render.Light(*(value.index_select(0, person) for value in lamp))
-    lit = render.shade(painted.albedo[:, None, None], seen[:, None, None, -3:], each)[:, 0, 0]
+    lit = render.shade(painted.albedo[:, None, None], surface[:, None, None, -3:], each)[:, 0, 0]
     shape = (len(vertices), rows, columns)
     colour = vertices.new_zeros(len(covered), 3).index_copy_(0, samples, lit).view(*shape, 3)
     part = torch.zeros(len(covered), dtype=torch.uint8, device=vertices.device)
     part = part.index_copy_(0, samples, painted.part.to(torch.uint8)).view(shape)
     # Of the samples of a pixel, the nearest one tells depth and part.
     depth, nearest = F.max_pool2d(-fragments.depth, antialias, return_indices=True)
-    return _Drawn(
+    return _Layers(
         render.downsample(colour, antialias),
         render.downsample(covered.view(shape).to(vertices.dtype), antialias),
         -depth,
@@ -181,7 +147,7 @@ def _draw(
 def _at(
     samples: Tensor, person: Tensor, attributes: Tensor, faces: Tensor, fragments: render.Fragments
 ) -> Tensor:
-    """Attributes (N, C) at some samples: as if all people were one mesh and the samples one row of pixels."""
+    """Return attributes (N, C) at some samples: as if all people were one mesh and the samples one row of pixels."""
     count, vertices = attributes.shape[:2]
     shift = torch.arange(count, device=faces.device)[:, None, None] * vertices
     face = fragments.face.view(-1).index_select(0, samples) + person * len(faces)
@@ -194,7 +160,7 @@ def _at(
 
 
 def photograph(
-    figure: Figure,
+    figure: Subject,
     paint: Paint,
     cameras: Sequence[SurveillanceCamera],
     shots: Sequence[Shot],
@@ -204,7 +170,7 @@ def photograph(
     rngs: Sequence[np.random.Generator],
     antialias: int = 2,
 ) -> Photograph:
-    """Takes a picture of each of B people.
+    """Take a picture of each of B people.
 
     Args:
         figure: the people, on any device.
@@ -214,11 +180,11 @@ def photograph(
         backgrounds: B canvases (h, w, 3), see `backgrounds.canvas_size`; each picture has a window of its own.
         height: H, pixels.
         width: W, pixels.
-        rngs: B sources of chance, of the sensors' noise.
+        rngs: B, of the sensors' noise.
         antialias: figures are drawn this many times as large, and averaged.
 
     Returns:
-        The pictures, before compression: `encode` does that.
+        The pictures, before compression: `sensor.encode` does that.
 
     Raises:
         InputError: if there are not as many cameras, shots, backgrounds and rngs as people.
@@ -234,7 +200,7 @@ def photograph(
         together = TOGETHER if vertices.device.type == "cpu" else count
         groups = [slice(start, min(start + together, count)) for start in range(0, count, together)]
         parts = [_draw(figure, paint, camera, box, lamp, some, height, width, antialias) for some in groups]
-        drawn = _Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        drawn = _Layers(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         shadows = _shadows(figure, camera, lamp, box, cameras, height, width)
     stature = vertices.amax(1)[:, 1]
     colour, mask, part, depth = (
@@ -257,19 +223,19 @@ def photograph(
         images.append(expose(picture, surveillance, shot, rngs[index]))
         masks.append(np.rint(covered * 255).astype(np.uint8))
         visible.append(covered.sum() / max(mask[index].sum(), 1e-6))
-    seen = np.stack(masks)
+    mask_bytes = np.stack(masks)
     return Photograph(
         image=np.stack(images),
-        mask=seen,
+        mask=mask_bytes,
         depth=depth,
-        part=np.where(seen > 0, part, 0).astype(np.uint8),
+        part=np.where(mask_bytes > 0, part, 0).astype(np.uint8),
         box=box.cpu().numpy().astype(np.float32),
         visible=np.array(visible, np.float32),
     )
 
 
 def _shadows(
-    figure: Figure,
+    figure: Subject,
     camera: render.Camera,
     lamp: render.Light,
     box: Tensor,
@@ -277,7 +243,7 @@ def _shadows(
     height: int,
     width: int,
 ) -> Floats:
-    """(B, H, W): how dark the ground is, 0..1 of the light that shadows take; drawn at half size, as it is soft."""
+    """Draw how dark the ground is (B, H, W), 0..1 of the light that shadows take; at half size, as it is soft."""
     if not any(one.shadow for one in cameras):
         return np.zeros((len(cameras), height, width), np.float32)
     rows, columns = max(1, height // 2), max(1, width // 2)
@@ -288,7 +254,7 @@ def _shadows(
 def _behind(
     canvas: Pixels, camera: SurveillanceCamera, shot: Shot, shadow: Floats, height: int, width: int
 ) -> Floats:
-    """The background in the light of the shot, with the shadow on it."""
+    """Return the background in the light of the shot, with the shadow on it."""
     behind = window(canvas, shot.window, height, width).astype(np.float32)
     # The shadow fades upwards, where the background is a wall rather than ground.
     fade = np.clip(np.linspace(-1.0, 1.6, height, dtype=np.float32), 0, 1)[:, None]
@@ -299,14 +265,14 @@ def _behind(
 
 
 def _exposure(canvas: Pixels, camera: SurveillanceCamera) -> np.float32:
-    """The gain of a camera that brightens dark places: the whole scene decides, not the person's clothes."""
+    """Return the gain of a camera that brightens dark places: the whole scene decides, not the person's clothes."""
     # A few hundred pixels know the mean well enough.
     level = float(canvas[::16, ::16].mean()) / 255
     return np.float32(np.clip(MIDDLE / max(level, 0.05), 0.5, 2.0) ** camera.adaptation)
 
 
 def _hide(picture: Floats, covered: Floats, thing: Occluder, strength: float) -> tuple[Floats, Floats]:
-    """The picture and the visible part of the person, with a thing before them."""
+    """Return the picture and the visible part of the person, with a thing before them."""
     height, width = covered.shape
     layer: Floats = occlude(thing, height, width).astype(np.float32) / np.float32(255)
     hidden = layer[..., 3:]
@@ -338,7 +304,7 @@ def photograph_bodies(
     rngs: Sequence[np.random.Generator],
     antialias: int = 2,
 ) -> Photograph:
-    """Takes pictures of bodies without clothes or texture.
+    """Take pictures of bodies without clothes or texture.
 
     Args:
         vertices: (B, V, 3) metres, feet on y = 0.

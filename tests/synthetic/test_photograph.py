@@ -12,17 +12,17 @@ from torch import Tensor
 from clip3dreid.body.poses import ground, sample
 from clip3dreid.body.smpl import BodyModel, load_body
 from clip3dreid.errors import InputError
-from clip3dreid.synthetic import scene
 from clip3dreid.synthetic.cameras import (
     CameraSettings,
     Shot,
     ShotSettings,
     SurveillanceCamera,
+    misplaced,
     sample_camera,
     sample_shot,
 )
 from clip3dreid.synthetic.occluders import KINDS, Occluder, occlude
-from clip3dreid.synthetic.scene import Photograph, photograph, photograph_bodies
+from clip3dreid.synthetic.photograph import Photograph, photograph, photograph_bodies
 from tests.body import meshes
 
 HEIGHT, WIDTH = 96, 48
@@ -277,7 +277,7 @@ def test_a_misplaced_box_misses_much_of_the_person() -> None:
     full = take(figure, [camera], [plain_shot()]).box[0]
     area = []
     for seed in range(20):
-        shot = scene.misplaced(np.random.default_rng(seed), plain_shot())
+        shot = misplaced(np.random.default_rng(seed), plain_shot())
         box = take(figure, [camera], [shot]).box[0]
         low, high = np.maximum(full[:2], box[:2]), np.minimum(full[2:], box[2:])
         union = np.prod(full[2:] - full[:2]) + np.prod(box[2:] - box[:2])

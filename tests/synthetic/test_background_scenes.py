@@ -1,10 +1,10 @@
-"""Drawn places: the same by the same chance, different by another, and no colour bar."""
+"""RenderedImage places: the same by the same chance, different by another, and no colour bar."""
 
 import cv2
 import numpy as np
 import pytest
 
-from clip3dreid.synthetic.places import KINDS, PLACES, scene
+from clip3dreid.synthetic.background_scenes import KINDS, PLACES, scene
 
 
 def draw(seed: int, kind: str | None = None, height: int = 83, width: int = 96) -> np.ndarray:

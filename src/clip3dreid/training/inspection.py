@@ -1,0 +1,161 @@
+"""Inspect a data set: what it holds on disk, and what each protocol makes of it.
+
+The report joins `data` and `retrieval`, which know nothing of each other; so it stands on the floor that uses both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clip3dreid.data.inspection import DataReport, Table, describe_data
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.same_pictures import mark_same_pictures
+from clip3dreid.data.selection import hold_out
+from clip3dreid.data.sources import DataSpec, read_manifest
+from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
+from clip3dreid.retrieval.evaluation import count
+from clip3dreid.retrieval.protocol import ProtocolSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProtocolReport:
+    """What a protocol makes of a split, features aside."""
+
+    split: str
+    protocol: str
+    description: str
+    same_picture: str
+    counts: Mapping[str, Any]
+    """As `retrieval.evaluation.count` gives them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON can hold them."""
+        facts = dataclasses.asdict(self)
+        return {key: facts[key] for key in facts if key != "counts"} | dict(self.counts)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out about a data set."""
+
+    manifest: Manifest
+    """With people held out, where that was asked for."""
+    data: DataReport
+    protocols: tuple[ProtocolReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as JSON can hold it, with a version."""
+        return self.data.to_dict() | {"protocols": [report.to_dict() for report in self.protocols]}
+
+    def tables(self) -> list[Table]:
+        """Return the report as tables to print: title, header and rows."""
+        tables = self.data.tables()
+        if self.protocols:
+            columns = {
+                "queries": "queries",
+                "valid": "valid_queries",
+                "in gallery": "queries_in_gallery",
+                "gallery": "gallery",
+                "positives a query": "positives_per_query",
+                "junk a query": "junk_per_query",
+            }
+            shares = {"junk, % of gallery": "junk_share", "chance R1, %": "chance_r1"}
+            rows = [
+                [
+                    report.split,
+                    report.protocol,
+                    *(report.counts[key] for key in columns.values()),
+                    *(100 * report.counts[key] for key in shares.values()),
+                ]
+                for report in self.protocols
+            ]
+            described = {report.protocol: report.description for report in self.protocols}
+            tables.append(("Protocols", ["split", "protocol", *columns, *shares], rows))
+            tables.append(("", ["protocol", "what it does"], [list(pair) for pair in described.items()]))
+        return tables
+
+    def remarks(self) -> list[str]:
+        """Return what to know of queries that find themselves, and of those that nothing can be found for."""
+        remarks = []
+        for report in self.protocols:
+            counts = report.counts
+            if themselves := counts["queries_in_gallery"]:
+                remarks.append(
+                    f"{report.split}, {report.protocol}: {themselves} of {counts['queries']} queries are in the "
+                    f"gallery themselves, by path or bytes (same_picture={report.same_picture}): "
+                    + _first(counts["in_gallery"], themselves)
+                )
+            if alone := counts["queries"] - counts["valid_queries"]:
+                remarks.append(
+                    f"{report.split}, {report.protocol}: {alone} queries without a positive: "
+                    + _first(counts["without_positive"], alone)
+                )
+        return remarks
+
+
+def inspect(
+    source: DataSpec | Manifest,
+    protocols: Mapping[str, ProtocolSet] | None = None,
+    *,
+    decode: bool = True,
+    workers: int = 4,
+    seed: int = 1,
+) -> Inspection:
+    """Find out what a data set holds, and what each protocol makes of it.
+
+    Args:
+        source: a data set on disk, as it is asked for, or its manifest.
+        protocols: split (`test` or `val`) -> the protocols to try on it; None: none.
+        decode: decode every picture in full, which finds truncated files; otherwise only headers are read.
+        workers: threads that read pictures.
+        seed: of the draw of held-out people, where the source asks for some.
+
+    Returns:
+        The report. Nothing in it is an error: differences from published counts are for people to judge, and a
+        protocol that does not fit the labels is left out with a line in the log.
+
+    Raises:
+        InputError: if the root is not there or does not look like this data set, or too many people are to be held
+            out.
+    """
+    manifest = source if isinstance(source, Manifest) else _read(source, seed)
+    data = describe_data(manifest, decode, workers)
+    reports = [
+        report
+        for split, chosen in (protocols or {}).items()
+        for report in _try_protocols(manifest, split, chosen)
+    ]
+    return Inspection(manifest, data, tuple(reports))
+
+
+def _read(spec: DataSpec, seed: int) -> Manifest:
+    return hold_out(read_manifest(spec), spec.val_people, seed)
+
+
+def _try_protocols(manifest: Manifest, split: str, protocols: ProtocolSet) -> list[ProtocolReport]:
+    """Return what each protocol makes of a split: valid queries, and what share of the gallery is junk."""
+    query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
+    if not (len(query) and len(gallery)):
+        return []
+    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
+    reports = []
+    for name, protocol in protocols.protocols.items():
+        try:
+            counts = count(protocol, query, gallery)._asdict()
+        except InputError as error:
+            log.warning("%s", error)
+        else:
+            reports.append(ProtocolReport(split, name, protocol.description, protocol.same_picture, counts))
+    return reports
+
+
+def _first(names: tuple[str, ...], total: int) -> str:
+    """Join names of which only the first are known."""
+    return some(names) if len(names) == total else f"{', '.join(names)} and {total - len(names):,} more"
