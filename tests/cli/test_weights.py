@@ -8,6 +8,7 @@ from clip3dreid.cli import weights
 from clip3dreid.config.hydra import conf_dir
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.weights import read_card, read_checkpoint, student_from_checkpoint
+from clip3dreid.training.checklist import weights_state
 from tests.conftest import student_config
 
 SMALL = ["model/student=resnet18", "model.student.backbone.width=8"]
@@ -73,7 +74,7 @@ def test_a_file_with_the_right_checksum_is_called_right(tmp_path):
     path = tmp_path / "a.pth"
     path.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert weights.state(weights.Source("a", path, "", digest, ())) == "there, checksum right"
+    assert weights_state(path, digest) == "there, checksum right"
 
 
 def cal_file(path):
@@ -173,7 +174,7 @@ def test_a_recipe_that_needs_nothing_says_so(run, tmp_path):
 def test_what_is_not_given_is_asked_for_in_the_command_that_trains(run):
     _, out, _ = run("+experiment=pku")
     assert "not given" in out
-    assert out.rstrip().endswith("clip3dreid.train +experiment=pku data.root=PATH")
+    assert out.rstrip().endswith("clip3dreid train +experiment=pku data.root=PATH")
 
 
 def test_a_damaged_file_of_a_recipe_ends_with_status_2_and_is_fetched_anew(run, tmp_path):

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, scan_pickle
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pickle_scan import scan_pickle
 
 MOST_BYTES = 2**31
 """Of a file: eight times the largest of SMPL's."""

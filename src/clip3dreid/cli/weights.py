@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import conf_dir, entry_point
+from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.published import recipes, student_weights
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.report.tables import print_table
 from clip3dreid.training.checklist import (
@@ -27,67 +29,25 @@ from clip3dreid.training.checklist import (
 )
 
 
-class Source(NamedTuple):
-    """The weights that one student of `conf/model/student` starts from."""
-
-    student: str
-    path: Path
-    fetch: str
-    """The command that gets them."""
-    sha256: str | None
-    """Hexadecimal; None where nobody has noted it."""
-    recipes: tuple[str, ...]
-    """Experiments that train this student unless told otherwise."""
-
-
-def sources(weights_dir: str) -> list[Source]:
-    """Weights of every student in the configuration that starts from some, by name of the student.
-
-    Args:
-        weights_dir: the folder that they are looked for in.
-    """
-    found = []
-    users = recipes()
-    for file in sorted((conf_dir() / "model" / "student").glob("*.yaml")):
-        node = OmegaConf.create({"weights_dir": weights_dir, "model": OmegaConf.load(file)}).model
-        # Variants of another student have what differs alone.
-        if node.get("pretrained") is not None:
-            fetch = own_command(node.fetch, node.pretrained) or node.fetch
-            path = Path(node.pretrained).expanduser()
-            found.append(Source(file.stem, path, fetch, node.sha256, tuple(users.get(file.stem, ()))))
-    return found
-
-
-def recipes() -> dict[str, list[str]]:
-    """Student -> the experiments that choose it."""
-    users: dict[str, list[str]] = {}
-    for file in sorted((conf_dir() / "experiment").glob("*.yaml")):
-        for line in OmegaConf.load(file).defaults:
-            if "override /model/student" in line:
-                users.setdefault(line["override /model/student"], []).append(file.stem)
-    return users
-
-
-def state(source: Source) -> str:
-    """As `checklist.weights_state`."""
-    return weights_state(source.path, source.sha256)
-
-
 def _list(weights_dir: str) -> None:
-    rows = [(source, state(source)) for source in sources(weights_dir)]
+    users = recipes()
+    rows = [
+        (source, weights_state(Path(source.place).expanduser(), source.sha256))
+        for source in student_weights(weights_dir)
+    ]
     print_table(
         "Weights that students start from (model/student=NAME; model.pretrained=null: from scratch)",
         ["student", "weights", "state", "recipes (+experiment=…)"],
-        [[source.student, str(source.path), found, ", ".join(source.recipes)] for source, found in rows],
+        [[one.name, one.place, state, ", ".join(users.get(one.name, ()))] for one, state in rows],
     )
-    missing = [source for source, found in rows if found.startswith((MISSING, "incomplete"))]
+    missing = [one for one, state in rows if state.startswith((MISSING, "incomplete"))]
     # Plain lines, so that a command can be copied whole.
     if missing:
         print("To get what is missing, where there is a network:")  # noqa: T201
-    for source in missing:
-        print(f"  {source.fetch}")  # noqa: T201
+    for one in missing:
+        print(f"  {own_command(one.fetch, one.place) or one.fetch}")  # noqa: T201
     print("All that one recipe needs: clip3dreid weights +experiment=NAME [key=value …]")  # noqa: T201
-    if damaged := [str(source.path) for source, found in rows if found.startswith("DAMAGED")]:
+    if damaged := [one.place for one, state in rows if state.startswith("DAMAGED")]:
         raise InputError(f"{', '.join(damaged)}: checksum wrong; delete and fetch again")
 
 
@@ -145,7 +105,7 @@ def _convert(cfg: DictConfig) -> None:
     found = read_checkpoint(path) if path.is_file() else None
     if found is not None and found.card is not None:
         # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
-        weights = build_student(valid_card(found.card, path), found.state, path).state_dict()
+        weights = build_student(valid_card(found.card, path), found.state, path, trusted(cfg)).state_dict()
         weights |= {f"heads.{name}": value for name, value in found.heads.items()}
         save_weights(weights, found.card, out)
         print(f"{out}: {len(weights)} tensors, ready to evaluate")  # noqa: T201

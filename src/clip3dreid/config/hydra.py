@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
@@ -22,18 +22,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clip3dreid.config.folder import conf_dir as conf_dir
+from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
-from clip3dreid.errors import InputError
+from clip3dreid.config.trust import check_targets
+from clip3dreid.errors import InputError, causes, one_line
 from clip3dreid.io.launch import launch
-
-
-def conf_dir() -> Path:
-    """Folder of the YAML files: inside the installed package, or at the root of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parents[1] / "conf"):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"no conf folder beside {package}: the installation is broken, install it anew")
 
 
 def at_least(cfg: DictConfig, key: str, least: int) -> float:
@@ -98,54 +92,28 @@ def register() -> None:
     OmegaConf.register_new_resolver("launched", _launched, replace=True)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first, each once: an error raised anew can be its own cause's cause."""
-    current: BaseException | None = error
-    seen: set[int] = set()
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
 def foreseen(error: BaseException) -> str | None:
-    """One line for an error that the user can put right; None for a defect of the program.
+    """Return one line for an error that the user can put right; None for a defect of the program.
 
     Hydra wraps what a constructor raises. If anything but bad input lies underneath (a RuntimeError of a
     model, say), the traceback is wanted; a TypeError there is a mistyped or missing key of a config node.
     """
-    chain = list(_chain(error))
-    for link in chain:
-        if isinstance(link, InputError):
-            message = str(link)
-            if "Original Traceback" in message:
-                # From a loader's worker: torch puts the whole traceback into the message; its last line has ours.
-                message = message.strip().splitlines()[-1].partition(": ")[2]
-            return " ".join(message.split())
-    for link in chain:
-        if isinstance(link, OSError) and link.errno in _DISK:
-            what = link.filename or "what the run has to say"
-            return f"cannot write {what}: {link.strerror}; make room, or choose another place"
-        if isinstance(link, PermissionError) and link.filename is not None:
-            return f"no access to {link.filename}: {link.strerror}; choose another place, or ask its owner"
-    if isinstance(error, OverrideParseException):
-        return " ".join(f"{error.override}: {error}".split())
+    if (line := one_line(error)) is not None:
+        return line
+    if isinstance(error, yaml.YAMLError):
+        return yaml_refusal(error)
     configuration = (HydraException, OmegaConfBaseException)
     if not isinstance(error, configuration):
         return None
+    chain = list(causes(error))
+    if isinstance(error, OverrideParseException):
+        return refusal(chain)
     rest = [link for link in chain if not isinstance(link, configuration)]
     if any(type(link) not in (TypeError, ValueError, KeyError, AttributeError) for link in rest):
         return None
-    mandatory = "Missing mandatory value: "
-    message = str(error)
-    if mandatory in message:
-        key = message.split(mandatory)[1].split()[0]
-        return f"{key} is not set; give it on the command line as {key}=VALUE"
-    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    return refusal(chain)
 
 
-# What a disk refuses, whichever library was just writing.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _AFTERWARDS: list[Callable[[bool], None]] = []
 
 
@@ -198,6 +166,17 @@ def _let_waiting_threads_yield() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
+def _ready(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return a command line for Hydra; what asks for help is answered here, and the command ends."""
+    from clip3dreid.config.command_line import ready
+    from clip3dreid.config.help import answer
+
+    if (text := answer(command, arguments)) is not None:
+        print(text)  # noqa: T201
+        sys.exit(0)
+    return ready(command, arguments)
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -216,8 +195,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
             # Alone, the error is explained here, before Hydra adds a line of its own.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
+                check_targets(cfg)
                 return task(cfg)
             with explained():
+                check_targets(cfg)
                 return task(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
@@ -229,8 +210,13 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             _let_waiting_threads_yield()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            given = sys.argv
             with explained(), _ended():
-                run()
+                try:
+                    sys.argv = [given[0], *_ready(config_name, given[1:])]
+                    run()
+                finally:
+                    sys.argv = given
 
         return main
 

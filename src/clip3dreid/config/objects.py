@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
+    import lightning.pytorch as lightning
+
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.export.formats import Format
+    from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
+    from clip3dreid.search.search import Engine
+    from clip3dreid.search.settings import Queries
     from clip3dreid.synthetic.settings import SynthesisSettings
 
 T = TypeVar("T")
@@ -127,7 +136,7 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     """
     from clip3dreid.retrieval.protocol import ProtocolSet
 
-    found = {str(name): instantiate(node) for name, node in nodes.items()}
+    found = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
     if headline not in found and len(found) == 1:
         headline = next(iter(found))
     if found and headline not in found:
@@ -153,6 +162,173 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             nodes = cfg.protocol or node[protocols]
             sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
     return sets
+
+
+def export_formats(cfg: DictConfig) -> dict[str, Format]:
+    """Make the kinds of files that `format` names out of those in `formats`.
+
+    Args:
+        cfg: `conf/export.yaml`, composed.
+
+    Raises:
+        InputError: if a name is unknown, or a format needs a package that is missing.
+    """
+    value = plain(cfg.format)
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        choose("format", name, map(str, cfg.formats))
+    return {name: instantiate(cfg.formats[name]) for name in names}
+
+
+def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
+    """Make the objects that `training.teacher.pretrain_teacher` takes by name.
+
+    Args:
+        cfg: `conf/pretrain_teacher.yaml`, composed.
+
+    Raises:
+        InputError: if words and sentences do not fit each other.
+    """
+    vocabulary = instantiate(cfg.language, _convert_="all")
+    return {
+        "vocabulary": vocabulary,
+        "sentences": instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all"),
+        "train_view": instantiate(cfg.train_view),
+        "optimizer": instantiate(cfg.optimizer.optimizer),
+        "schedule": instantiate(cfg.optimizer.schedule),
+        "trainer": trainer_factory(cfg),
+        "callbacks": [
+            instantiate(node) for name, node in (cfg.get("callbacks") or {}).items() if name != "best"
+        ],
+        "loggers": [instantiate(node) for node in (cfg.get("logger") or {}).values()],
+    }
+
+
+def texts(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """Return values that are texts by meaning, which a command line may have taken for numbers.
+
+    Args:
+        cfg: a root config.
+        keys: of values, or of lists of them.
+
+    Returns:
+        Key -> text, or tuple of texts; None stays.
+    """
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(text, value))
+        return value if value is None else str(value)
+
+    return {key: text(plain(cfg[key])) for key in keys}
+
+
+def path(cfg: DictConfig, key: str) -> Path | None:
+    """Return the file or folder that a key names; None: it is not given."""
+    return None if cfg[key] is None else Path(str(cfg[key])).expanduser()
+
+
+def paths(cfg: DictConfig, key: str) -> tuple[Path, ...]:
+    """Return the files and folders that a key names: none, one, or a list of them.
+
+    Raises:
+        InputError: if one is empty.
+    """
+    value = plain(cfg[key])
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if "" in listed:
+        raise InputError(f"{key} is empty; give a file or a folder")
+    return tuple(Path(str(one)).expanduser() for one in listed)
+
+
+def one_name(cfg: DictConfig, group: str) -> str | None:
+    """Return which option of a group is chosen, where its name is enough; None: none is.
+
+    Raises:
+        InputError: if there are several.
+    """
+    names = [str(name) for name in cfg[group]]
+    if len(names) > 1:
+        raise InputError(f"choose one {group} at a time, not {', '.join(names)}")
+    return names[0] if names else None
+
+
+def checkpoint(cfg: DictConfig) -> str:
+    """Return what `checkpoint=` names: a run folder, a checkpoint file, a saved model or an id of the hub.
+
+    Raises:
+        InputError: if it is not given.
+    """
+    if cfg.checkpoint is None:
+        raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
+    return str(cfg.checkpoint)
+
+
+def pictures(cfg: DictConfig) -> Path | DataSpec:
+    """Return what `pictures=`, or else `data=`, names.
+
+    Raises:
+        InputError: if neither or both are given.
+    """
+    if cfg.pictures == "":
+        raise InputError("pictures is empty; give a folder or a table")
+    if (cfg.pictures is None) == ("data" not in cfg):
+        raise InputError(
+            "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"
+        )
+    return data_spec(cfg.data) if cfg.pictures is None else Path(str(cfg.pictures)).expanduser()
+
+
+def trainer_factory(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
+    """Return what makes the trainer of `trainer=`, given further arguments of it."""
+    return lambda **more: instantiate(cfg.trainer, **more)
+
+
+_QUERIES = ("picture", "person", "text", "text_file")
+
+
+def queries(cfg: DictConfig) -> Queries:
+    """Make the queries of a search of the one key that has them.
+
+    Raises:
+        InputError: if none or several are given, or what is given is empty or cannot be read.
+    """
+    from clip3dreid.search.settings import PersonQuery, PictureQueries, TextQueries
+
+    chosen = [kind for kind in _QUERIES if cfg[kind] is not None]
+    if len(chosen) != 1:
+        raise InputError(
+            "what to look for? Give one of picture=FILE, person=[FILE,…], text='…' or text_file=FILE"
+            + (f", not {' and '.join(chosen)}" if chosen else "")
+        )
+    if chosen == ["picture"]:
+        return PictureQueries(paths(cfg, "picture"))
+    if chosen == ["person"]:
+        return PersonQuery(paths(cfg, "person"))
+    if chosen == ["text"]:
+        return TextQueries((str(cfg.text),))
+    from clip3dreid.io.formats import read_text
+
+    file = Path(str(cfg.text_file)).expanduser()
+    lines = read_text(file, f"text_file={file}", "give a UTF-8 text, a query a line").splitlines()
+    return TextQueries(tuple(lines))
+
+
+def engine(cfg: DictConfig) -> Engine:
+    """Make what searches a gallery, as `search.search` takes it."""
+    return cast("Engine", instantiate(cfg.engine))
+
+
+def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
+    """Return what loads the teacher of `model/teacher=`, when it is asked for; None: none is chosen."""
+    node = cfg.get("model", {}).get("teacher")
+
+    def make() -> Teacher:
+        from clip3dreid.model.teacher import load_teacher
+
+        return load_teacher(plain(node), trusted(cfg))
+
+    return None if node is None else make
 
 
 # Rendered worlds.

@@ -27,6 +27,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 0
+    trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING
     body: Any = MISSING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
@@ -18,16 +18,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.inference.features import retrieval_features
 from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import HEADS, add_checksum
-from clip3dreid.retrieval.distributed import whole
-from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
+from clip3dreid.retrieval.distributed import gather_evaluation
+from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
-from clip3dreid.retrieval.ranking import Distance
+from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.training.checkpoints import moved
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.types import Batch, Features
@@ -109,7 +110,7 @@ class EvaluationModule(LightningModule):
         self.metric = metric
         self.flip = flip
         # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
-        self.open_set = checked_rates(open_set, rerank)
+        self.open_set = open_set_rates(open_set, reranked=rerank is not None)
         self.rerank = rerank
         self.test_prefix = "test"
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
@@ -124,10 +125,7 @@ class EvaluationModule(LightningModule):
 
     def embed(self, images: Tensor) -> Tensor:
         """Retrieval features (B, D), float32, of pictures (B, 3, H, W) in 0..1."""
-        embedding: Tensor = self.student(images).embedding
-        if self.flip:
-            embedding = embedding + self.student(images.flip(-1)).embedding
-        return embedding.float()
+        return retrieval_features(self.student, images, flip=self.flip).embedding
 
     def _start(self, split: str) -> None:
         if self.trainer.world_size > 1:
@@ -217,7 +215,7 @@ class EvaluationModule(LightningModule):
         )
         scores, queries = {}, {}
         for name, part in found.items():
-            everything = whole(part, self.device)
+            everything = gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)
         return scores, queries
@@ -269,6 +267,7 @@ class ReidModule(EvaluationModule):
             of which costs a backward pass a term; 0: never.
         checkpoints: folder of the run's checkpoints, to which the last good state is saved should a loss become NaN
             or infinite; None: nothing is saved.
+        trusted: packages of the user's own whose classes the student may be made of.
     """
 
     refined = ("test",)
@@ -292,6 +291,7 @@ class ReidModule(EvaluationModule):
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
         checkpoints: Path | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
@@ -306,7 +306,7 @@ class ReidModule(EvaluationModule):
         self.card = card
         self.seed = seed
         try:
-            check_student(card.get("student"), "a checkpoint of this run")
+            check_student(card.get("student"), "a checkpoint of this run", trusted)
         except InputError as error:
             log.warning(
                 "%s: training can use the checkpoints, and evaluation by itself and load cannot", error

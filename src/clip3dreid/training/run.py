@@ -33,6 +33,7 @@ from clip3dreid.config.run_folder import (
     say_prepared,
     wait_prepared,
 )
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, check_same_training, guide
@@ -356,6 +357,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
         checkpoints=folder / "checkpoints",
+        trusted=trusted(cfg),
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None
