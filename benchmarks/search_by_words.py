@@ -31,7 +31,7 @@ from clip3dreid.config.hydra import conf_dir, quieten, register
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.language.prompts import word_embeddings
-from clip3dreid.language.query_parser import read
+from clip3dreid.language.query_parser import parse_query
 from clip3dreid.model.teacher import load_teacher
 from clip3dreid.retrieval.bootstrap import QueryScores, interval, t_interval
 from clip3dreid.search.query import words_query
@@ -79,7 +79,7 @@ def measure(world, run, vocabulary, teacher):
         groups = [g for g in vocabulary.groups if (g in SHORT if kind == "short" else g != "gender")]
         said = [[person[f"word_{group}"] for group in groups] for person in people.iter_rows(named=True)]
         texts = [vocabulary.prompts.sentence(own) for own in said]
-        asked = [words_query(model, text, read(text, model.groups, {}).words) for text in texts]
+        asked = [words_query(model, text, parse_query(text, model.groups, {}).words) for text in texts]
         sentences = F.normalize(teacher.embed_texts(texts).cpu() - centre, dim=1)
         chosen = np.array([[word in own for word in words] for own in said], float)
         whole = F.normalize(

@@ -134,7 +134,7 @@ def write_labels(name: str) -> Callable[[Path], Path]:
         scores = RNG.normal(size=(40, len(words.flat)))
         table = labels.choose(units, scores, words)
         labels.save(
-            labels.Labels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
+            labels.WordLabels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
             folder / f"labels.{'csv' if name.endswith('json') else name.partition('.')[2]}",
         )
         return folder / name

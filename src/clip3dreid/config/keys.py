@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -56,6 +56,15 @@ class Place(NamedTuple):
     """Keys that were perhaps meant."""
 
 
+def _composed(command: str, choices: tuple[str, ...], search: tuple[str, ...]) -> DictConfig:
+    more = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose(command, [*choices, *more])
+
+
+_composed_once = cache(_composed)
+
+
 class Keys:
     """The keys of one command.
 
@@ -73,9 +82,9 @@ class Keys:
         search: Sequence[str] = (),
         targets: dict[str, str] | None = None,
     ) -> None:
-        more = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            self.cfg = compose(command, [*choices, *more])
+        # The user's own files may change while a process lasts; ours do not.
+        compose_ = _composed if search else _composed_once
+        self.cfg = compose_(command, tuple(choices), tuple(search))
         self.command = command
         self.targets = targets or {}
 

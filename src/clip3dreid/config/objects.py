@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +20,13 @@ from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     import lightning.pytorch as lightning
+    import torch
 
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.data.training_set import TrainingSet
     from clip3dreid.export.formats import Format
+    from clip3dreid.guidance.guides import Guide
+    from clip3dreid.language.vocabulary import Vocabulary
     from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
     from clip3dreid.search.search import Engine
@@ -329,6 +334,102 @@ def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
         return load_teacher(plain(node), trusted(cfg))
 
     return None if node is None else make
+
+
+# Guides.
+
+
+def teacher_node(cfg: DictConfig, problem: str = "this method needs a teacher") -> DictConfig:
+    """Return the node `model.teacher`.
+
+    Args:
+        cfg: a root config.
+        problem: what is wrong where there is none, for the message.
+
+    Raises:
+        InputError: if there is none, with the names that there are.
+    """
+    node = cfg.model.get("teacher") if "model" in cfg else None
+    # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        raise InputError(f"{problem}: give model/teacher=NAME; NAME is one of {names}")
+    return node
+
+
+def teacher(cfg: DictConfig) -> Callable[[], Teacher]:
+    """Return what makes the teacher of a config, and refuses where there is none."""
+
+    def make() -> Teacher:
+        from clip3dreid.model.teacher import load_teacher
+
+        return load_teacher(plain(teacher_node(cfg)), trusted(cfg))
+
+    return make
+
+
+def vocabulary(cfg: DictConfig) -> Callable[[], Vocabulary]:
+    """Return what makes the words of a config."""
+    return lambda: instantiate(cfg.language, _convert_="all")
+
+
+def training_device(cfg: DictConfig) -> torch.device:
+    """Return where this process is going to train, before there is a trainer to ask."""
+    import torch
+
+    if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Lightning's own launcher and torchrun set the first, SLURM the second.
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = plain(OmegaConf.select(cfg, "trainer.devices"))
+    return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
+
+
+def guides(
+    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, shared: Path | None = None
+) -> list[Guide]:
+    """Make all kinds of guides of a training; what none of its losses needs is never read.
+
+    Args:
+        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`, `guides`.
+        pictures: to train on.
+        labels: those that the run has had before, or that another process of it has chosen; None: there are none.
+        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
+            each; None: this is the only one.
+
+    Raises:
+        InputError: if a setting is unknown.
+    """
+    from clip3dreid.guidance.bodies import BodyGuide
+    from clip3dreid.guidance.embeddings import TrainingEmbeddings
+    from clip3dreid.guidance.settings import BodySettings, LabelSettings, TeacherUse
+    from clip3dreid.guidance.teacher import TeacherGuide
+    from clip3dreid.guidance.words import WordGuide
+
+    seed, datamodule = int(cfg.seed), cfg.datamodule
+    embeddings = TrainingEmbeddings(
+        teacher(cfg),
+        pictures,
+        settings(TeacherUse, cfg.model.get("teacher") or OmegaConf.create()),
+        device=training_device(cfg),
+        batch=int(datamodule.evaluation_batch),
+        workers=int(datamodule.workers),
+        shared=shared,
+    )
+    bodies = BodyGuide(
+        settings(BodySettings, cfg.bodies),
+        lambda: instantiate(plain(cfg.body)),
+        lambda: instantiate(cfg.bodies.view),
+        body_file=str(cfg.body.path),
+        height=int(datamodule.height),
+        width=int(datamodule.width),
+        square=datamodule.square,
+        seed=seed,
+    )
+    words = WordGuide(
+        settings(LabelSettings, cfg.labels), vocabulary(cfg), embeddings, known=labels, seed=seed
+    )
+    return [bodies, words, TeacherGuide(embeddings), *(instantiate(node) for node in cfg.guides.values())]
 
 
 # Rendered worlds.

@@ -31,6 +31,7 @@ class TrainConfig:
     labels: Any = MISSING
     bodies: Any = MISSING
     body: Any = MISSING
+    guides: dict[str, Any] = field(default_factory=dict)
     language: Any = MISSING
     data: Any = MISSING
     datamodule: Any = MISSING

@@ -307,7 +307,8 @@ def _nearest(features: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     nearest = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
     distance, farthest = features.new_empty(len(features), k), features.new_empty(len(features))
     step = max(1, MEMORY // (len(pool) * features.itemsize))
-    for rows in torch.split(torch.arange(len(features), device=features.device), step):
+    for start in range(0, len(features), step):
+        rows = slice(start, start + step)
         scores, half = similarity.tensor(rows), halves[rows]
         nearest[rows], value = _highest(scores, k)
         distance[rows] = 2 * (half[:, None] - value)

@@ -135,22 +135,23 @@ class SimilarityBlocks:
                 # Applied to the product: a normalised copy of the features could be larger than a block.
                 self._terms = GalleryTerms(factor=values.reciprocal_())
 
-    def tensor(self, rows: Tensor) -> Tensor:
+    def tensor(self, rows: Tensor | slice) -> Tensor:
         """Return the scores of some queries on the device of the features.
 
         Args:
-            rows: (R,) row numbers of queries.
+            rows: (R,) row numbers of queries, or a slice of them.
 
         Returns:
             (R, G) float32, float64 if the features are: higher is nearer. It is the same memory each time: take what
             is needed before asking for the next.
         """
-        if len(rows) > len(self._buffer):
-            self._buffer = self._buffer.new_empty(len(rows), len(self._gallery))
-        scores = self._buffer[: len(rows)]
+        query = self._query[rows if isinstance(rows, slice) else rows.to(self._query.device)]
+        if len(query) > len(self._buffer):
+            self._buffer = self._buffer.new_empty(len(query), len(self._gallery))
+        scores = self._buffer[: len(query)]
         factor, offset = self._terms
         with full_precision(self._query.device):
-            query = self._query[rows.to(self._query.device)].to(self.dtype)
+            query = query.to(self.dtype)
             if self._metric == "cosine":
                 query = torch.nn.functional.normalize(query)
             at_once = len(self._gallery) if self._gallery.dtype == self.dtype else self._rows

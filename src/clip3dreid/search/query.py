@@ -86,7 +86,7 @@ def text_queries(
             is no teacher, or another than the model's.
     """
     # Not needed to search by pictures.
-    from clip3dreid.language.query_parser import read
+    from clip3dreid.language.query_parser import parse_query
 
     if not model.groups:
         raise InputError(
@@ -94,7 +94,7 @@ def text_queries(
         )
     queries = []
     for text in filter(None, map(str.strip, texts)):
-        reading = read(text, model.groups, synonyms)
+        reading = parse_query(text, model.groups, synonyms)
         if reading.denied:
             log.warning("%r: what is denied (%s) is left out", text, ", ".join(reading.denied))
         if reading.denied and not reading.words:

@@ -19,9 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.inference.features import retrieval_features
-from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
+from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
-from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import HEADS, add_checksum
@@ -260,7 +259,7 @@ class ReidModule(EvaluationModule):
         flip: see `EvaluationModule`.
         rerank: see `EvaluationModule`; in tests alone, so that checkpoints are selected by the plain ranking.
         open_set: likewise.
-        teacher: the teacher's embeddings of a batch, where a loss needs them.
+        targets: name in `Batch.targets` -> what makes (B, ...) of a batch, where a loss needs it.
         body_norm: how batch norm treats the stream of bodies: `separate`, each stream is normalised by its own
             statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
         gradient_norms_every: steps between measurements of the gradient that each term sends into the backbone, each
@@ -276,7 +275,7 @@ class ReidModule(EvaluationModule):
     def __init__(
         self,
         student: Student,
-        losses: Total,
+        losses: WeightedLosses,
         *,
         optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
         schedule: Callable[[int], float],
@@ -287,7 +286,7 @@ class ReidModule(EvaluationModule):
         flip: bool,
         rerank: Reranking | None = None,
         open_set: Sequence[float] | None = None,
-        teacher: TeacherEmbeddings | None = None,
+        targets: Mapping[str, nn.Module] | None = None,
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
         checkpoints: Path | None = None,
@@ -300,7 +299,7 @@ class ReidModule(EvaluationModule):
             raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
         if gradient_norms_every < 0:
             raise InputError(f"gradient_norms_every={gradient_norms_every} must be 0 or more")
-        self.losses: Total = losses
+        self.losses: WeightedLosses = losses
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
@@ -311,7 +310,7 @@ class ReidModule(EvaluationModule):
             log.warning(
                 "%s: training can use the checkpoints, and evaluation by itself and load cannot", error
             )
-        self.teacher = teacher
+        self.targets = nn.ModuleDict(targets)
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
         self.checkpoints = checkpoints
@@ -341,12 +340,12 @@ class ReidModule(EvaluationModule):
         Raises:
             FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
         """
-        if self.teacher is not None:
-            batch = batch._replace(teacher=self.teacher(batch))
-        features, batch = self._see(batch)
+        if self.targets:
+            batch = batch._replace(targets={name: make(batch) for name, make in self.targets.items()})
+        features, bodies = self._see(batch)
         losses, failure = None, None
         try:
-            losses = cast(Losses, self.losses(features, batch, self.current_epoch))
+            losses = cast(Losses, self.losses(features, batch, self.current_epoch, bodies=bodies))
         except NonFiniteLoss as error:
             failure = error
         if self._anywhere(failure is not None) or losses is None:
@@ -361,20 +360,18 @@ class ReidModule(EvaluationModule):
         self._log_mean(terms, batch)
         return losses.total
 
-    def _see(self, batch: Batch) -> tuple[Features, Batch]:
-        """Both streams through the student: the people's features, and the batch with those of the bodies."""
+    def _see(self, batch: Batch) -> tuple[Features, Features | None]:
+        """Return the features of both streams: the people's, and the bodies', if the batch has any."""
         if batch.bodies is None:
-            return self.student(batch.images), batch
+            return self.student(batch.images), None
         if self.body_norm == "shared":
             both: Features = self.student(torch.cat([batch.images, batch.bodies.images]))
             people = len(batch.images)
             features = Features(*(part[:people] for part in both))
-            seen = Features(*(part[people:] for part in both))
-        else:
-            features = self.student(batch.images)
-            with statistics_kept(self.student):
-                seen = self.student(batch.bodies.images)
-        return features, batch._replace(bodies=batch.bodies._replace(features=seen))
+            return features, Features(*(part[people:] for part in both))
+        features = self.student(batch.images)
+        with statistics_kept(self.student):
+            return features, self.student(batch.bodies.images)
 
     def _log_mean(self, values: Mapping[str, Tensor], batch: Batch, prog_bar: bool = False) -> None:
         self.log_dict(
