@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from clip3dreid.loss.clothes import ClothesAdversarial
 from clip3dreid.loss.identity import CrossEntropy
-from clip3dreid.loss.total import Total
+from clip3dreid.loss.weighted import WeightedLosses
 from clip3dreid.types import Batch, Dimensions, Features
 
 EPOCHS, MILESTONES, START = 60, (20, 40), 25
@@ -127,7 +127,7 @@ def train(order: str, data: World, seed: int, head_rate: float) -> tuple[nn.Modu
         "weight": float(order != "ce"),
         "start_epoch": START,
     }
-    losses = Total({"identity": identity, "clothes": clothes}, dimensions)
+    losses = WeightedLosses({"identity": identity, "clothes": clothes}, dimensions)
     constant = list(losses.unscheduled_parameters())
     held = {id(parameter) for parameter in constant}
     moving = [p for p in (*net.parameters(), *losses.parameters()) if id(p) not in held]

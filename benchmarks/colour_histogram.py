@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 from hydra import compose, initialize_config_dir
 
+from clip3dreid.config import objects
 from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.guidance.sources import read_manifest
+from clip3dreid.data.sources import read_manifest
 from clip3dreid.io.pictures import read_rgb
 
 STRIPES, BINS = 6, 8
@@ -62,7 +63,7 @@ def main() -> None:
     (out,) = [argument.removeprefix("out=") for argument in sys.argv[1:] if argument.startswith("out=")]
     features = noise if "random" in sys.argv else histogram
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        manifest = read_manifest(compose("inspect_data", given).data)
+        manifest = read_manifest(objects.data_spec(compose("inspect_data", given).data))
     np.savez(out, **arrays(manifest, "query", features), **arrays(manifest, "gallery", features))
     print(f"wrote {out}")
 

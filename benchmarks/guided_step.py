@@ -19,11 +19,11 @@ from hydra.utils import instantiate
 
 from clip3dreid.body.smpl import load_body
 from clip3dreid.config.hydra import conf_dir, register
-from clip3dreid.loss.total import Total
+from clip3dreid.loss.weighted import WeightedLosses
 from clip3dreid.model.embedding_cache import MemoryCache, TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.report.tables import print_table
-from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace, TeacherSpace, TextTargets
+from clip3dreid.types import Batch, BodyBatch, BodySpace, Dimensions, Features, TeacherSpace, TextTargets
 
 SETTINGS = {
     # experiment, size, people's pictures of the full method, teacher's width
@@ -39,7 +39,7 @@ def unit(*shape: int) -> torch.Tensor:
 
 def batch_of(count: int, height: int, width: int, bodies: int) -> Batch:
     person = torch.arange(count) // 4 % PEOPLE
-    second = Bodies(torch.rand(bodies, 3, height, width), torch.randn(bodies, 10), torch.arange(bodies))
+    second = BodyBatch(torch.rand(bodies, 3, height, width), torch.randn(bodies, 10), torch.arange(bodies))
     row = torch.arange(count)
     images = torch.rand(count, 3, height, width)
     return Batch(images, person, person, row, row, bodies=second if bodies else None)
@@ -65,21 +65,21 @@ def main() -> None:
     torch.manual_seed(0)
     table = torch.randint(WORDS, (PEOPLE, GROUPS))
     body = load_body("anny_light")
-    guides = {
-        "words": TextTargets(
-            unit(WORDS, joint), table, torch.ones(PEOPLE, GROUPS), "person", unit(WORDS, joint)
-        ),
-        "teacher": TeacherSpace(joint, torch.zeros(joint)),
-        "shape": ShapeSpace(body.template, body.shape_directions, torch.zeros(10), torch.ones(10), bodies),
-    }
+    guides = (
+        TextTargets(unit(WORDS, joint), table, torch.ones(PEOPLE, GROUPS), "person", unit(WORDS, joint)),
+        TeacherSpace(joint, torch.zeros(joint)),
+        BodySpace(body.template, body.shape_directions, torch.zeros(10), torch.ones(10), bodies),
+    )
     teacher = TeacherEmbeddings(cache=MemoryCache(unit(people, joint)))
 
-    def prepare(cfg: object, guided: bool) -> tuple[torch.nn.Module, Total, torch.optim.Optimizer]:
+    def prepare(cfg: object, guided: bool) -> tuple[torch.nn.Module, WeightedLosses, torch.optim.Optimizer]:
         student = instantiate(cfg.model.student)  # type: ignore[attr-defined]
         if cfg.channels_last:  # type: ignore[attr-defined]
             student.to(memory_format=torch.channels_last)
         dimensions = Dimensions(student.channels, student.width, PEOPLE, torch.empty(0, dtype=torch.int64))
-        losses = Total(instantiate(cfg.loss), dimensions._replace(**guides) if guided else dimensions)  # type: ignore[attr-defined]
+        losses = WeightedLosses(
+            instantiate(cfg.loss), dimensions._replace(guides=guides) if guided else dimensions
+        )  # type: ignore[attr-defined]
         return student, losses, torch.optim.Adam([*student.parameters(), *losses.parameters()], 1e-4)
 
     alone = prepare(plain, guided=False)
@@ -87,39 +87,35 @@ def main() -> None:
     guided = prepare(full, guided=True)
     guided_batch = batch_of(people, height, width, bodies)
 
-    def see(student: torch.nn.Module, batch: Batch, shared: bool) -> tuple[Features, Batch]:
+    def see(student: torch.nn.Module, batch: Batch, shared: bool) -> tuple[Features, Features | None]:
         if batch.bodies is None:
-            return student(batch.images), batch
+            return student(batch.images), None
         if shared:
             both = student(torch.cat([batch.images, batch.bodies.images]))
-            features, seen = (
-                Features(*parts) for parts in zip(*(x.split(people) for x in both), strict=True)
-            )
-        else:
-            features = student(batch.images)
-            with statistics_kept(student):
-                seen = student(batch.bodies.images)
-        return features, batch._replace(bodies=batch.bodies._replace(features=seen))
+            first, second = (Features(*parts) for parts in zip(*(x.split(people) for x in both), strict=True))
+            return first, second
+        features = student(batch.images)
+        with statistics_kept(student):
+            return features, student(batch.bodies.images)
 
     def step(what: tuple, batch: Batch, shared: bool = False) -> None:
         student, losses, optimizer = what
         if batch.bodies is not None:
-            batch = batch._replace(teacher=teacher(batch))
-        features, batch = see(student, batch, shared)
-        losses(features, batch, 0).total.backward()
+            batch = batch._replace(targets={"teacher": teacher(batch)})
+        features, shown = see(student, batch, shared)
+        losses(features, batch, 0, bodies=shown).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    features, seen = see(guided[0], guided_batch._replace(teacher=teacher(guided_batch)), shared=False)
-    leaf = Features(*(part.detach().requires_grad_() for part in features))
-    inner = seen.bodies
-    assert inner is not None
-    assert inner.features is not None
-    own = Features(*(part.detach().requires_grad_() for part in inner.features))
-    cut = seen._replace(bodies=inner._replace(features=own))
+    taught = guided_batch._replace(targets={"teacher": teacher(guided_batch)})
+    features, shown = see(guided[0], taught, shared=False)
+    assert shown is not None
+    leaf, leaf_of_bodies = (
+        Features(*(part.detach().requires_grad_() for part in one)) for one in (features, shown)
+    )
 
     def part(name: str) -> None:
-        value = guided[1].terms[name](leaf, cut)
+        value = guided[1].terms[name](leaf, taught, leaf_of_bodies)
         (sum(value.values()) if isinstance(value, dict) else value).backward()
 
     def cached() -> None:

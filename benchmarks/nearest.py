@@ -61,7 +61,7 @@ def seconds(call):
 def exact(options):
     import torch
 
-    from clip3dreid.search.nearest import nearest
+    from clip3dreid.search.top_k import top_k
 
     gallery = torch.empty(options.rows, options.width)
     for start, block in zip(
@@ -83,10 +83,10 @@ def exact(options):
 
     ways = {
         "product alone": product,
-        "nearest, product": lambda: nearest(query, gallery, options.k, "product"),
-        "nearest, cosine": lambda: nearest(query, gallery, options.k, "cosine"),
-        "nearest, euclidean": lambda: nearest(query, gallery, options.k, "euclidean"),
-        "nearest, float16": lambda: nearest(query, half, options.k, "product"),
+        "top_k, product": lambda: top_k(query, gallery, options.k, "product"),
+        "top_k, cosine": lambda: top_k(query, gallery, options.k, "cosine"),
+        "top_k, euclidean": lambda: top_k(query, gallery, options.k, "euclidean"),
+        "top_k, float16": lambda: top_k(query, half, options.k, "product"),
         "topk of every block": topk,
     }
     if find_spec("faiss"):
@@ -98,8 +98,8 @@ def exact(options):
     one = query[:1]
     single = {
         "one query, product alone": lambda: torch.mm(one, gallery.T),
-        "one query, product": lambda: nearest(one, gallery, options.k, "product"),
-        "one query, cosine": lambda: nearest(one, gallery, options.k, "cosine"),
+        "one query, product": lambda: top_k(one, gallery, options.k, "product"),
+        "one query, cosine": lambda: top_k(one, gallery, options.k, "cosine"),
     }
     print(f"{options.queries} queries, {options.rows} x {options.width}, {torch.get_num_threads()} threads")
     for group in (ways, single):
@@ -135,9 +135,9 @@ class Exact:
     def search(self, query, k, effort):
         import torch
 
-        from clip3dreid.search.nearest import nearest
+        from clip3dreid.search.top_k import top_k
 
-        return nearest(torch.from_numpy(query), self.gallery, k, "product").rows.numpy()
+        return top_k(torch.from_numpy(query), self.gallery, k, "product").rows.numpy()
 
 
 class Faiss:

@@ -2,7 +2,7 @@
 
     python benchmarks/ranking.py [--width 512 4096] [--sizes market1501 ltcc msmt17 last] [--queries 2000]
 
-Features are made up: a good model's (mAP near 1) and an untrained one's, whose positives lie among the strangers.
+Features are made up: a good model's (mAP near 1) and an untrained one's, whose positives lie among the negatives.
 Times are in milliseconds a query, the least of interleaved repeats, in brackets as multiples of the product:
 
 - `product`: the matrix product in blocks, and nothing else;
@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from clip3dreid.retrieval import products, ranking
+from clip3dreid.retrieval import ranking, similarity
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import (
     Protocol,
@@ -119,7 +119,7 @@ def measure(size, width, noise, options):
     query, query_table = side(queries, people, width, noise, 1, dtype)
     gallery, gallery_table = side(items, people, width, noise, 2, dtype)
     rows = ranking.block_rows(items, 2 * items // people, 4)
-    real = products.Products.block
+    real = similarity.SimilarityBlocks.block
     spent = {"product": 0.0}
 
     def time_of(call):
@@ -144,7 +144,7 @@ def measure(size, width, noise, options):
 
     def beside_products():
         spent["product"] = 0.0
-        with mock.patch.object(products.Products, "block", timed_block):
+        with mock.patch.object(similarity.SimilarityBlocks, "block", timed_block):
             return time_of(evaluation) - spent["product"]
 
     watched = {"open_set": RATES} if options.open_set else {}
@@ -157,7 +157,7 @@ def measure(size, width, noise, options):
     }
     if options.open_set:
         parts["open set"] = lambda: time_of(lambda: evaluation(THREE, open_set=RATES))
-    some = products.Products(query, gallery).block(torch.arange(min(SORTED, queries))).copy()
+    some = similarity.SimilarityBlocks(query, gallery).block(torch.arange(min(SORTED, queries))).copy()
     share = len(some) / queries
     parts["argsort"] = lambda: time_of(lambda: torch.from_numpy(some).argsort(dim=1, descending=True)) / share
     compiled = cython()

@@ -31,10 +31,10 @@ from clip3dreid.config.hydra import conf_dir, quieten, register
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.language.prompts import word_embeddings
-from clip3dreid.language.query_parser import read
+from clip3dreid.language.query_parser import parse_query
 from clip3dreid.model.teacher import load_teacher
-from clip3dreid.retrieval.bootstrap import Sample, interval, t_interval
-from clip3dreid.search.query import ask_for_words
+from clip3dreid.retrieval.bootstrap import QueryScores, interval, t_interval
+from clip3dreid.search.query import words_query
 
 SHORT = ("stature", "weight", "shoulders", "leg_length")
 
@@ -79,7 +79,7 @@ def measure(world, run, vocabulary, teacher):
         groups = [g for g in vocabulary.groups if (g in SHORT if kind == "short" else g != "gender")]
         said = [[person[f"word_{group}"] for group in groups] for person in people.iter_rows(named=True)]
         texts = [vocabulary.prompts.sentence(own) for own in said]
-        asked = [ask_for_words(model, text, read(text, model.groups, {}).words) for text in texts]
+        asked = [words_query(model, text, parse_query(text, model.groups, {}).words) for text in texts]
         sentences = F.normalize(teacher.embed_texts(texts).cpu() - centre, dim=1)
         chosen = np.array([[word in own for word in words] for own in said], float)
         whole = F.normalize(
@@ -117,7 +117,7 @@ def main():
     for kind, name in found[0][0]:
         parts = [(results[kind, name], people) for results, people in found]
         values = np.concatenate([ranks for ranks, _ in parts])
-        people = interval([Sample(ranks, who) for ranks, who in parts], resamples=options.resamples)
+        people = interval([QueryScores(ranks, who) for ranks, who in parts], resamples=options.resamples)
         worlds = t_interval([float(ranks.mean()) for ranks, _ in parts])
         over_people = f"{people.low:.2f} to {people.high:.2f}"
         over_worlds = "" if worlds is None else f"{worlds.low:.2f} to {worlds.high:.2f}"

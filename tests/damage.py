@@ -47,9 +47,11 @@ from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.card import CARD
 from clip3dreid.model.weights import HEADS, add_checksum
 from clip3dreid.retrieval.feature_file import load_features
-from clip3dreid.search.shards import Shards, ShardWriter
+from clip3dreid.search.settings import ShardSettings
+from clip3dreid.search.shard_writer import ShardWriter
+from clip3dreid.search.shards import Shards
 from clip3dreid.synthetic import folder as world_folder
-from clip3dreid.training.teacher import read_crowd
+from clip3dreid.training.teacher_data import read_training_set
 from tests.conftest import MODEL_GROUPS, STUDENT, write_bodies
 
 SECONDS, BYTES = 30, 3 << 30
@@ -132,7 +134,7 @@ def write_labels(name: str) -> Callable[[Path], Path]:
         scores = RNG.normal(size=(40, len(words.flat)))
         table = labels.choose(units, scores, words)
         labels.save(
-            labels.Labels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
+            labels.WordLabels(table, "body_clip", "0123", words.digest, "zscore", "person", ("a",), 40),
             folder / f"labels.{'csv' if name.endswith('json') else name.partition('.')[2]}",
         )
         return folder / name
@@ -152,9 +154,8 @@ def write_shards(form: str, name: str) -> Callable[[Path], Path]:
         )
         facts = {"fingerprint": "0123", "vectors": {"embedding": 16}}
         identities = [FileIdentity(path, 10, 20) for path in table["path"]]
-        writer = ShardWriter(
-            folder, table, identities, facts, notes={"root": "/r", "model": "m"}, form=form, rows_per_shard=32
-        )
+        settings = ShardSettings(format=form, rows_per_shard=32)
+        writer = ShardWriter(folder, table, identities, facts, settings, notes={"root": "/r", "model": "m"})
         for number in writer.missing():
             rows = np.array(writer.rows(number))
             vectors = {"embedding": RNG.normal(size=(len(rows), 16))}
@@ -317,7 +318,9 @@ KINDS = {
     "shards' index": Kind(write_shards("parquet", "index.json"), read_shards),
     "features": Kind(features(np.savez), read_features),
     "features, compressed": Kind(features(np.savez_compressed), read_features),
-    "truth of a crowd": Kind(crowd, lambda path: digest(read_crowd([path.parent], list(MODEL_GROUPS)))),
+    "truth of a crowd": Kind(
+        crowd, lambda path: digest(read_training_set([path.parent], list(MODEL_GROUPS)))
+    ),
     "truth of bodies": Kind(bodies, read_truth_of_bodies),
     "world.json": Kind(world, lambda path: digest(sorted(world_folder.world_facts(path.parent).items()))),
     "body, npz": Kind(smpl_npz, read_body),

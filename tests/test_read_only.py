@@ -8,7 +8,8 @@ import pytest
 import clip3dreid
 from clip3dreid.errors import InputError
 from clip3dreid.export.formats import TorchExport
-from clip3dreid.export.parity import Settings, export
+from clip3dreid.export.run import export
+from clip3dreid.export.settings import ExportSettings
 from clip3dreid.model.small_clip import save_small_clip
 from clip3dreid.search.lance import Lance
 from tests.data.test_faces import blur, write_tree
@@ -53,7 +54,9 @@ def model(disk: Path, saved: Path) -> object:
 
 
 def exported(disk: Path, saved: Path) -> object:
-    return export(clip3dreid.load(saved), Settings(), {"torch_export": TorchExport()}, disk / "out", timing=0)
+    return export(
+        clip3dreid.load(saved), ExportSettings(timing=0), {"torch_export": TorchExport()}, disk / "out"
+    )
 
 
 @pytest.mark.slow

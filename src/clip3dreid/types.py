@@ -6,9 +6,12 @@ of the teacher's joint space, P training people, K shape coefficients of a body,
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Features(NamedTuple):
@@ -22,7 +25,7 @@ class Features(NamedTuple):
     """(B, D): the pooled feature after the batch-norm neck: the retrieval feature."""
 
 
-class Bodies(NamedTuple):
+class BodyBatch(NamedTuple):
     """Textureless bodies with known shapes: the second stream of a training step."""
 
     images: Tensor
@@ -31,8 +34,6 @@ class Bodies(NamedTuple):
     """(S, K) float32: shape coefficients of the body file."""
     body: Tensor
     """(S,) int64, 0..bodies-1: pictures of the same body share it."""
-    features: Features | None = None
-    """What the student makes of them, once it has seen them."""
 
 
 class Batch(NamedTuple):
@@ -55,10 +56,11 @@ class Batch(NamedTuple):
     """(B,) int64: row of the table that the loader reads."""
     view: Tensor | None = None
     """(B, 3, H, W): the same pictures before erasing, for the teacher; None where there is no teacher."""
-    teacher: Tensor | None = None
-    """(B, d) float32 of length 1: the teacher's embeddings, where a loss asks for them."""
-    bodies: Bodies | None = None
+    bodies: BodyBatch | None = None
     """The second stream, where a loss asks for it; its size has nothing to do with B."""
+    targets: Mapping[str, Tensor] = {}
+    """What guides say of each picture, (B, ...) by the guide's name, where a loss asks for it: `teacher` (B, d)
+    float32 of length 1, the teacher's embeddings."""
 
 
 class TextTargets(NamedTuple):
@@ -85,7 +87,7 @@ class TeacherSpace(NamedTuple):
     """(d,): mean of the training pictures' embeddings."""
 
 
-class ShapeSpace(NamedTuple):
+class BodySpace(NamedTuple):
     """The body model's shape space and the training bodies in it."""
 
     template: Tensor
@@ -111,9 +113,19 @@ class Dimensions(NamedTuple):
     """P, number of training people."""
     person_of_clothes: Tensor
     """(outfits,) int64: whose outfit each clothes index is. Empty where the data has no clothes labels."""
-    words: TextTargets | None = None
-    """For terms that need `words`."""
-    teacher: TeacherSpace | None = None
-    """For terms that need `teacher`."""
-    shape: ShapeSpace | None = None
-    """For terms that need `bodies`."""
+    guides: tuple[object, ...] = ()
+    """What guides say of the whole training (`TextTargets`, `TeacherSpace`, `BodySpace`), one of a type at most."""
+
+    def guide(self, kind: type[T]) -> T:
+        """Return what the guide of a type says.
+
+        Args:
+            kind: the type, which a term names in its `needs`.
+
+        Raises:
+            ValueError: if there is none: a defect of whoever asks without naming it.
+        """
+        for one in self.guides:
+            if isinstance(one, kind):
+                return one
+        raise ValueError(f"no guide gives a {kind.__name__}; a term that asks for it names it in `needs`")

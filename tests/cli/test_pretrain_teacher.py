@@ -6,19 +6,27 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from clip3dreid.config import objects
+from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
-from clip3dreid.training.teacher import TeachingModule, read_crowd, recolour
+from clip3dreid.training.teacher import TeacherPretrainingModule, pretrain_teacher
+from clip3dreid.training.teacher_data import read_training_set, recolour
+from clip3dreid.training.teacher_settings import PretrainingSettings
 from tests.conftest import Command
 from tests.processes import PATIENCE_S, holding
 
@@ -69,21 +77,21 @@ def test_a_killed_training_goes_on_to_the_same_teacher(
 ) -> None:
     whole = invoke("pretrain_teacher", f"worlds={world}", "out=whole", *TINY)
     assert whole.returncode == 0, whole.stderr
-    step, steps = TeachingModule.training_step, 0
+    step, steps = TeacherPretrainingModule.training_step, 0
 
-    def killed(self: TeachingModule, *batch: Any) -> torch.Tensor:
+    def killed(self: TeacherPretrainingModule, *batch: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == 13:  # in the second epoch of eight steps
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    monkeypatch.setattr(TeachingModule, "training_step", killed)
+    monkeypatch.setattr(TeacherPretrainingModule, "training_step", killed)
     stopped = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert "stopped by SIGTERM in epoch 1 after batch 5 of 8, saved" in stopped.stdout
     assert not (tmp_path / "parts" / "teacher").exists()
-    monkeypatch.setattr(TeachingModule, "training_step", step)
+    monkeypatch.setattr(TeacherPretrainingModule, "training_step", step)
     again = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
     assert again.returncode == 0, again.stderr
     first, second = (
@@ -131,6 +139,52 @@ def test_what_makes_no_training_gets_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_notebook_pretrains_by_a_typed_call_and_its_folder_is_one_trainings(
+    world: Path, tmp_path: Path
+) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        plain = ["logger=[]", "callbacks=[]", "trainer.default_root_dir=null"]
+        cfg = compose("pretrain_teacher", [f"worlds={world}", "out=run", *TINY, *plain])
+    parts = objects.pretraining_parts(cfg) | {"clip": objects.plain(cfg.clip)}
+    parts["trainer"] = partial(
+        lightning.Trainer,
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    settings = PretrainingSettings(
+        epochs=1, naming_epochs=0, batch=4, vocabulary_size=400, workers=0, in_memory=False
+    )
+    made = pretrain_teacher([world], tmp_path / "run", settings, **parts)
+    assert made.folder == tmp_path / "run" / "teacher"
+    assert made.pictures == 32
+    teacher = Teacher(str(made.folder), Native(32, 16), name="t")
+    assert sum(value.numel() for value in teacher.model.parameters()) == made.weights
+    with pytest.raises(InputError, match="holds a training with another seed"):
+        pretrain_teacher([world], tmp_path / "run", replace(settings, seed=2), **parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be a whole number, 1 or more"),
+        ({"naming_weight": -1}, "naming_weight=-1 must be a number, 0 or more"),
+        ({"in_memory": "perhaps"}, "in_memory=perhaps is unknown; choose true or false"),
+        ({"std": (0.5, 0.5)}, "must be three numbers each"),
+    ],
+)
+def test_settings_that_make_no_training_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PretrainingSettings(**changes)
+
+
+def test_defaults_of_the_code_are_those_of_the_yaml() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = compose("pretrain_teacher", ["worlds=x", "out=y"])
+    assert objects.settings(PretrainingSettings, cfg) == PretrainingSettings()
+
+
 def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
     world: Path, tmp_path: Path, invoke: Command
 ) -> None:
@@ -150,10 +204,10 @@ def test_a_world_whose_truth_is_damaged_is_refused_in_one_line(tmp_path: Path) -
         InputError,
         match=r"truth\.parquet cannot be read as the truth about a world .*; write a world there with",
     ):
-        read_crowd([tmp_path], [])
+        read_training_set([tmp_path], [])
     pl.DataFrame({"path": ["a"]}).write_parquet(tmp_path / "truth.parquet")
     with pytest.raises(InputError, match="has no column split, bad_box"):
-        read_crowd([tmp_path], [])
+        read_training_set([tmp_path], [])
 
 
 def test_a_folder_in_use_is_refused_and_not_touched(world: Path, tmp_path: Path, invoke: Command) -> None:

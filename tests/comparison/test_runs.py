@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from clip3dreid.cli.compare import with_runs
+from clip3dreid.config.bare_folders import with_folders
 from clip3dreid.errors import InputError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -315,11 +315,11 @@ def test_runs_can_be_given_as_an_override_too(invoke: Command, tmp_path: Path) -
 
 
 def test_words_of_hydras_own_options_are_no_folders(invoke: Command) -> None:
-    assert with_runs(["out=x", "--cfg", "job", "a b"]) == ["runs=['a b']", "out=x", "--cfg", "job"]
-    assert with_runs(["--help"]) == ["--help"]
-    assert with_runs(["runs=[a]"]) == ["runs=[a]"]
+    assert with_folders("runs", ["out=x", "--cfg", "job", "a b"]) == ["runs=['a b']", "out=x", "--cfg", "job"]
+    assert with_folders("runs", ["--help"]) == ["--help"]
+    assert with_folders("runs", ["runs=[a]"]) == ["runs=[a]"]
     with pytest.raises(InputError, match="not both ways"):
-        with_runs(["a", "runs=[b]"])
+        with_folders("runs", ["a", "runs=[b]"])
     before = list(sys.argv)
     done = invoke("compare", "somewhere", "--cfg", "job")
     assert done.returncode == 0, done.stderr

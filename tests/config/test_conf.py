@@ -220,7 +220,7 @@ def test_no_variant_of_the_ablation_changes_anything_in_what_the_user_chose(
 @pytest.mark.parametrize(
     ("root", "groups", "overrides"),
     [
-        ("label", ("datamodule", "model/teacher", "language"), ("data=ltcc",)),
+        ("label", ("model/teacher", "language"), ("data=ltcc",)),
         ("pretrain_teacher", ("language", "optimizer", "trainer", "callbacks", "logger"), ()),
         ("evaluate", ("datamodule", "trainer", "model/student"), ("data=ltcc",)),
         ("extract", ("trainer",), ()),

@@ -93,6 +93,22 @@ def test_a_line_that_is_repeated_on_the_command_line_is_the_user_s_own(tmp_path:
     assert resumed([line, f"resume={folder}"])[:2] == ["seed=1", line]
 
 
+def test_a_class_of_a_package_is_taken_where_the_command_line_trusts_it_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    line = "datamodule.train_view._target_=mypkg.views.Dark"
+    nested = "loss.mine={term:{_target_:mypkg.losses.Mine,scale:1}}"
+    folder = a_run(tmp_path / "run", line, nested, "trusted=[evil]")
+    taken = resumed([f"resume={folder}", "trusted=[mypkg]"])
+    assert taken[:2] == [line, nested]
+    assert [one for one in taken if one.startswith("trusted")] == ["trusted=[mypkg]"]
+    for trust in ([], ["trusted=[other]"], ["trusted=[my]"], ["trusted=[mypkg.losses]"], ["trusted="]):
+        with pytest.raises(InputError, match=r"names what to build; if you trust .* give trusted=\[mypkg\]"):
+            resumed([f"resume={folder}", *trust])
+    for hostile in ("datamodule.train_view._args_=mypkg.views.Dark", "a._target_.b=mypkg.views.Dark"):
+        assert run_folder._refused(hostile, ("mypkg",)) is not None
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(["loss", "data", "trainer", "x"]), max_size=3),

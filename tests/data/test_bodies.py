@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 from clip3dreid.data.bodies import (
     BodyBatches,
     BodyPictures,
+    BodyStream,
     BodyTable,
     collate_bodies,
     read_bodies,
 )
-from clip3dreid.data.datamodule import BodyStream, ReidDataModule
+from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.data.images import TestView, TrainView
 from clip3dreid.errors import InputError
@@ -125,7 +126,7 @@ def test_a_damaged_truth_is_refused_in_one_line(damage, root: Path) -> None:
     damage(root / "truth.parquet")
     with pytest.raises(
         InputError,
-        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: clip3dreid",
+        match=r"(cannot be read as the truth about bodies|has no column betas).*; make it anew: clip3dreid syn",
     ) as caught:
         read_bodies(root)
     assert "\n" not in str(caught.value)
@@ -283,7 +284,6 @@ def test_a_sample_has_the_picture_and_its_body_s_truth(root: Path) -> None:
     assert joined.betas.dtype == torch.float32
     assert joined.body.tolist() == [2, 0]
     assert joined.body.dtype == torch.int64
-    assert joined.features is None
 
 
 def test_augmentation_is_a_function_of_picture_and_seed(root: Path) -> None:
@@ -296,7 +296,7 @@ def test_augmentation_is_a_function_of_picture_and_seed(root: Path) -> None:
 
 
 def module(ltcc_root: Path, root: Path, **changes) -> ReidDataModule:
-    data = ReidDataModule(
+    return ReidDataModule(
         [ltcc.read(ltcc_root)],
         **{
             "seed": 1,
@@ -309,11 +309,10 @@ def module(ltcc_root: Path, root: Path, **changes) -> ReidDataModule:
             "width": 16,
             "train_view": view(flip_probability=0.5, erase_probability=0.5),
             "test_view": TestView(32, 16),
+            "bodies": BodyStream(read_bodies(root), 3, view(flip_probability=0.5, erase_probability=0.5)),
             **changes,
         },
     )
-    data.bodies = BodyStream(read_bodies(root), 3, view(flip_probability=0.5, erase_probability=0.5))
-    return data
 
 
 def test_views_that_pad_otherwise_than_the_loader_says_are_refused(ltcc_root: Path, root: Path) -> None:
@@ -341,8 +340,7 @@ def test_both_streams_come_side_by_side_and_are_equally_long(ltcc_root: Path, ro
 def test_the_people_s_stream_is_the_same_without_bodies(ltcc_root: Path, root: Path) -> None:
     data = module(ltcc_root, root)
     beside = [pair["people"] for pair in both(data)]
-    data.bodies = None
-    alone = list(data.train_dataloader())
+    alone = list(module(ltcc_root, root, bodies=None).train_dataloader())
     for one, other in zip(beside, alone, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.row, other.row)
@@ -362,12 +360,10 @@ def test_streams_are_joined_on_the_device_with_pictures_in_0_to_1(ltcc_root: Pat
         assert torch.equal(getattr(joined, name), getattr(pair["people"], name))
     assert torch.equal(joined.bodies.betas, pair["bodies"].betas)
     assert torch.equal(joined.bodies.body, pair["bodies"].body)
-    assert joined.bodies.features is None
 
 
 def test_a_batch_without_bodies_is_left_without(ltcc_root: Path, root: Path) -> None:
-    data = module(ltcc_root, root)
-    data.bodies = None
+    data = module(ltcc_root, root, bodies=None)
     batch = next(iter(data.train_dataloader()))
     joined = data.on_after_batch_transfer(batch, 0)
     assert joined.bodies is None
@@ -402,8 +398,7 @@ def test_pictures_kept_in_memory_make_the_same_batches(ltcc_root: Path, root: Pa
 def test_more_bodies_to_a_batch_than_there_are_is_said_before_the_training(
     ltcc_root: Path, root: Path
 ) -> None:
-    data = module(ltcc_root, root)
-    data.bodies = data.bodies._replace(batch=5)
+    data = module(ltcc_root, root, bodies=BodyStream(read_bodies(root), 5, view()))
     with pytest.raises(InputError, match=r"4 pictures of textureless bodies, fewer than bodies\.batch=5"):
         data.train_dataloader()
 

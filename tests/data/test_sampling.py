@@ -192,7 +192,7 @@ def test_lightning_reaches_the_epoch_through_a_loader():
         ({"people": 9, "sampler": "chunks"}, "8 people.* takes 9"),
         ({"people": 4, "world_size": 3}, "people=4 cannot be divided among 3"),
         ({"people": 0}, "at least 1"),
-        ({"sampler": "random"}, "random is not one of distinct, chunks"),
+        ({"sampler": "random"}, "sampler=random is unknown; choose distinct or chunks"),
     ],
 )
 def test_bad_input_is_said_in_one_line(how, said):

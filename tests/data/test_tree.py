@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip3dreid.data.tree import Names, Tree, number, shorten
+from clip3dreid.data.tree import Names, Tree, number
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import SUFFIXES, UNREAD_SUFFIXES, find_pictures, kind_of
 
@@ -110,11 +110,6 @@ def test_an_empty_folder_is_not_told_of_the_pictures_of_another_part(tmp_path: P
 
 def test_numbers_lose_leading_zeros_but_not_their_sign() -> None:
     assert [number(digits) for digits in ("000", "012", "-1", "7")] == ["0", "12", "-1", "7"]
-
-
-def test_ten_names_are_shown_in_full() -> None:
-    assert shorten([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-    assert shorten([str(i) for i in range(11)]).endswith("9 and 1 more")
 
 
 @pytest.mark.parametrize(

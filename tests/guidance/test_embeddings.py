@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
-from clip3dreid.guidance.embeddings import embed_pictures, text_targets
+from clip3dreid.guidance.embeddings import JoinedCache, TrainingEmbeddings, embed_pictures, text_targets
+from clip3dreid.guidance.settings import TeacherUse
 from clip3dreid.io.files import LOCK
 from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.model.embedding_cache import MemoryCache
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
@@ -244,3 +247,50 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot write .*: Not a directory; choose another place"):
         embedded(Counting(), tmp_path, 5, "disk", folder=tmp_path / "file" / "cache")
+
+
+def test_caches_of_several_data_sets_are_read_as_one() -> None:
+    parts = torch.arange(14.0).view(7, 2).split([3, 1, 3])
+    joined = JoinedCache([MemoryCache(part) for part in parts], [3, 1, 3])
+    assert joined.width == 2
+    rows = torch.tensor([6, 0, 3, 2, 6])
+    assert joined.read(rows)[:, 0].tolist() == [12, 0, 6, 4, 12]
+    assert joined.read(rows[:0]).shape == (0, 2)
+
+
+def people(root: Path, name: str, count: int) -> Manifest:
+    root.mkdir()
+    made = pictures(root, count)
+    columns = {"camera": None, "clothes": None, "split": "train", "role": "train", "data_set": name}
+    table = made.table.with_columns(
+        person=pl.lit("1"), **{key: pl.lit(value) for key, value in columns.items()}
+    )
+    return Manifest(name, root, table)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_each_data_set_is_embedded_once_where_other_runs_with_it_look(tmp_path: Path, several: bool) -> None:
+    """A training on two sets reads what one on either has computed; processes of one run share a folder of it."""
+    manifests = [people(tmp_path / name, name, count) for name, count in (("a", 3), ("b", 2))]
+    teacher = Counting()
+    teacher.to = lambda device: teacher  # type: ignore[method-assign, assignment, return-value]
+
+    def embeddings(which: list[Manifest]) -> TrainingEmbeddings:
+        return TrainingEmbeddings(
+            lambda: teacher,  # type: ignore[arg-type, return-value]
+            training_set(which),
+            TeacherUse("memory" if several else "disk", tmp_path / "cache" / which[0].name),
+            device=torch.device("cpu"),
+            batch=4,
+            workers=0,
+            shared=tmp_path / "run" if several else None,
+        )
+
+    both = embeddings(manifests).cache.read(torch.arange(5))
+    assert both[:, 0].tolist() == [0, 1, 2, 0, 1]
+    made = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("index.json")}
+    assert made == ({"run/teacher/0", "run/teacher/1"} if several else {"cache/a", "cache/b"})
+    assert torch.equal(embeddings(manifests).cache.read(torch.arange(5)), both)
+    if not several:
+        assert torch.equal(embeddings(manifests[1:]).cache.read(torch.arange(2)), both[3:])
+    assert teacher.seen == 5

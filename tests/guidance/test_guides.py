@@ -1,27 +1,111 @@
-"""What guides a training, where it is computed and not only read."""
+"""How guides are put together, and what a kind of one's own takes."""
 
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
 import torch
+from torch import Tensor, nn
 
-from clip3dreid.guidance.guides import _moments
-
-
-def test_moments_are_those_of_the_bodies_and_not_of_a_sample() -> None:
-    mean, deviation = _moments(np.array([[1, 10], [3, 10], [5, 40], [7, 40]], np.float32))
-    # Deviations -3 -1 1 3 and -15 -15 15 15, variances 20 / 4 and 225.
-    torch.testing.assert_close(mean, torch.tensor([4.0, 25.0]))
-    torch.testing.assert_close(deviation, torch.tensor([5**0.5, 15.0]))
-
-
-def test_a_coefficient_that_never_varies_has_a_deviation_of_one() -> None:
-    mean, deviation = _moments(np.array([[0.1, 1], [0.1, 2], [0.1, 3]], np.float32))
-    torch.testing.assert_close(mean, torch.tensor([0.1, 2.0]))
-    torch.testing.assert_close(deviation, torch.tensor([1.0, (2 / 3) ** 0.5]))
+from clip3dreid.errors import InputError
+from clip3dreid.guidance.guides import Given, Guides, check_same_training, guide
+from clip3dreid.loss.term import Term
+from clip3dreid.loss.weighted import WeightedLosses, needs
+from clip3dreid.types import Batch, Dimensions, Features, TeacherSpace
+from tests.loss.cases import batch, dimensions, features
 
 
-def test_moments_of_many_bodies_keep_their_precision() -> None:
-    # In float32, sums of as many numbers around 1000 lose the deviation.
-    betas = 1000 + np.random.default_rng(0).normal(0, 0.5, (50_000, 1))
-    mean, deviation = _moments(betas.astype(np.float32))
-    assert abs(mean.item() - betas.mean()) < 1e-3
-    assert abs(deviation.item() - betas.std()) < 1e-4
+class Sides(NamedTuple):
+    """What a guide of one's own says of the whole training."""
+
+    count: int
+
+
+class Side(nn.Module):
+    """What it says of each picture."""
+
+    def forward(self, shown: Batch) -> Tensor:
+        return shown.person % 2
+
+
+class SideGuide:
+    gives = Sides
+    same = {("sides", "count"): "guides.sides"}  # noqa: RUF012
+
+    def __init__(self, count: int = 2, said: list[str] | None = None, broken: bool = False) -> None:
+        self.count, self.said, self.broken = count, [] if said is None else said, broken
+
+    def prepare(self) -> Callable[[], Given]:
+        self.said.append("prepared")
+        if self.broken:
+            raise InputError("there are no sides")
+
+        def finish() -> Given:
+            self.said.append("finished")
+            return Given(Sides(self.count), {"sides": {"count": self.count}}, targets={"side": Side()})
+
+        return finish
+
+
+class Long(SideGuide):
+    gives = TeacherSpace
+    same = {("teacher", "fingerprint"): "model.teacher"}  # noqa: RUF012
+
+
+class SideLoss(Term):
+    needs = frozenset({Sides})
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        super().__init__()
+        self.head = nn.Linear(dimensions.width, dimensions.guide(Sides).count)
+
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        return nn.functional.cross_entropy(self.head(features.embedding), batch.targets["side"])
+
+
+TERMS = {"side": {"term": SideLoss, "weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}}
+
+
+def test_a_kind_of_guide_of_one_s_own_reaches_a_loss_of_one_s_own() -> None:
+    guides = guide(needs(TERMS), [SideGuide()])
+    losses = WeightedLosses(TERMS, dimensions(3, 4)._replace(guides=guides.says))
+    shown = batch([0, 1, 2, 3])
+    shown = shown._replace(targets={name: make(shown) for name, make in guides.targets.items()})
+    total = losses(features(torch.randn(4, 3)), shown, 0).total
+    total.backward()
+    assert total > 0
+    assert guides.facts == {"sides": {"count": 2}}
+
+
+def test_what_no_loss_needs_is_left_alone_and_a_resumed_run_looks_for_it_all_the_same() -> None:
+    other = SideGuide(broken=True)
+    guides = guide(frozenset(), [other])
+    assert guides == Guides(same=SideGuide.same)
+    assert other.said == []
+    before, now = {"sides": {"count": 2}}, {"training": {"sha256": "a"}}
+    with pytest.raises(
+        InputError, match=r"guides\.sides is not what this run began with \(2 then, None now\)"
+    ):
+        check_same_training(before, now, guides.same)
+
+
+def test_what_is_refused_at_once_is_refused_before_anybody_works() -> None:
+    long = Long()
+    with pytest.raises(InputError, match="there are no sides"):
+        guide(frozenset({Sides, TeacherSpace}), [long, SideGuide(broken=True)])
+    assert long.said == ["prepared"]
+
+
+def test_a_need_that_nobody_serves_is_named() -> None:
+    with pytest.raises(InputError, match="no guide gives the Sides that a loss needs"):
+        guide(frozenset({Sides}), [Long()])
+
+
+def test_other_pictures_are_refused_unless_the_checkpoint_is_of_before_they_were_counted() -> None:
+    now = {"training": {"sha256": "b"}}
+    with pytest.raises(
+        InputError, match=r"what is trained on .* is not what this run began with \(a then, b"
+    ):
+        check_same_training({"training": {"sha256": "a"}}, now, {})
+    check_same_training({}, now, {})
+    check_same_training(now, now, {})

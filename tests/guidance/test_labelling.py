@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
 from clip3dreid.data.datasets import ltcc
+from clip3dreid.data.sources import DataSpec
+from clip3dreid.guidance import labelling
+from clip3dreid.guidance.settings import LabelRun, TeacherUse
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.language.labels import aggregate, choose, load
 from clip3dreid.language.prompts import word_embeddings
@@ -50,7 +53,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def label(invoke: Command, ltcc_root: Path, teacher: Path) -> Callable[..., Any]:
     def run(*arguments: str, out: str = "out") -> Any:
         view = ("model.teacher.view.height=32", "model.teacher.view.width=16")
-        data = ("data=ltcc", f"data.root={ltcc_root}", "datamodule.workers=0")
+        data = ("data=ltcc", f"data.root={ltcc_root}", "workers=0")
         return invoke("label", *data, f"model.teacher.path={teacher}", *view, f"out={out}", *arguments)
 
     return run
@@ -208,6 +211,24 @@ def test_a_person_without_a_usable_picture_is_named(label: Callable[..., Any], t
     assert "no usable picture of ltcc/0" in done.stderr
 
 
+def test_labels_are_made_from_python_as_from_the_command_line(
+    label: Callable[..., Any], ltcc_root: Path, teacher: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    assert label().returncode == 0
+    made = labelling.label(
+        [DataSpec("ltcc", ltcc_root, ltcc.read)],
+        lambda: Teacher(str(teacher), Native(32, 16), name="body_clip"),
+        lambda: vocabulary,
+        TeacherUse("memory"),
+        LabelRun(tmp_path / "mine", workers=0),
+    )
+    assert made.path == tmp_path / "mine" / "labels.parquet"
+    assert (made.units, made.agreement) == (6, None)
+    by_command = load(tmp_path / "out" / "labels.parquet", vocabulary)
+    assert made.labels.table.drop("score", "margin").equals(by_command.table.drop("score", "margin"))
+    assert made.labels.facts == by_command.facts
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -223,8 +244,7 @@ def test_labels_and_page_are_replaced_together_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        module = {"save": "language.labels", "write_page": "report.label_page"}[step]
-        patch.setattr(f"clip3dreid.{module}.{step}", full)
+        patch.setattr(f"clip3dreid.guidance.labelling.{step}", full)
         failed = label("overwrite=true", "calibration=none")
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1] == (

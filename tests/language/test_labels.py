@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import CHECKSUM, seal
 from clip3dreid.language.labels import (
-    Labels,
+    WordLabels,
     aggregate,
     choose,
     load,
@@ -136,9 +136,9 @@ def test_people_without_a_usable_picture_are_named() -> None:
 
 def test_unknown_settings_and_scores_of_other_pictures_are_refused() -> None:
     table = pictures(("a", "1", "x"))
-    with pytest.raises(InputError, match="calibration=zscores is unknown; choose from zscore, none"):
+    with pytest.raises(InputError, match="calibration=zscores is unknown; choose zscore or none"):
         aggregate(column(1), table, calibration="zscores")
-    with pytest.raises(InputError, match="level=people is unknown; choose from person, image"):
+    with pytest.raises(InputError, match="level=people is unknown; choose person or image"):
         aggregate(column(1), table, level="people")
     with pytest.raises(ValueError, match="shape"):
         aggregate(column(1, 2), table)
@@ -179,12 +179,12 @@ def test_scores_that_do_not_fit_the_vocabulary_are_a_defect() -> None:
 # The file.
 
 
-def labels(level: str = "person") -> Labels:
+def labels(level: str = "person") -> WordLabels:
     table = pictures(("a", "7", "x"), ("a", "12", "y"), ("b", "7", None), ("a", "7", "x"))
     scores = np.random.default_rng(3).normal(size=(4, 5))
     found, means = aggregate(scores, table, level=level)
     facts = {"teacher": "clip", "fingerprint": "12ab", "vocabulary": VOCABULARY.digest}
-    return Labels(
+    return WordLabels(
         table=choose(found, means, VOCABULARY),
         calibration="zscore",
         level=level,

@@ -1,6 +1,6 @@
 import pytest
 
-from clip3dreid.language.query_parser import read
+from clip3dreid.language.query_parser import parse_query
 
 GROUPS = {
     "stature": ["short", "medium height", "tall"],
@@ -40,11 +40,11 @@ SYNONYMS = {"man": "masculine", "broad-shouldered": "broad shoulders", "elderly"
     ],
 )
 def test_what_a_text_says(text, words, denied):
-    reading = read(text, GROUPS, SYNONYMS)
+    reading = parse_query(text, GROUPS, SYNONYMS)
     assert [word for _, word in reading.words] == words
     assert list(reading.denied) == denied
     assert all(word in GROUPS[group] for group, word in reading.words)
 
 
 def test_no_vocabulary_no_words():
-    assert read("tall", {}, {"man": "masculine"}).words == ()
+    assert parse_query("tall", {}, {"man": "masculine"}).words == ()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.loss.term import Term
-from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace, TeacherSpace, TextTargets
+from clip3dreid.types import Batch, BodyBatch, BodySpace, Dimensions, Features, TeacherSpace, TextTargets
 
 
 def batch(person: Sequence[int], clothes: Sequence[int] | None = None) -> Batch:
@@ -51,24 +51,22 @@ def guided(
     vocabulary = F.normalize(random_embedding(words, teacher, seed=11), dim=1).float()
     index = torch.arange(2 * people).view(people, 2) % words
     index[-1, 1] = -1
-    return dimensions(width, people, person_of_clothes)._replace(
-        words=TextTargets(
-            embeddings=vocabulary,
-            tokens=index,
-            confidence=torch.arange(2 * people).view(people, 2) % 3 + 0.5,
-            by="person",
-            words=vocabulary,
-        ),
-        teacher=TeacherSpace(teacher, 0.3 * random_embedding(1, teacher, seed=12)[0].float()),
-        shape=ShapeSpace(
-            template=random_embedding(vertices, 3, seed=13).float(),
-            directions=0.1
-            * random_embedding(3 * vertices, coefficients, seed=14).view(vertices, 3, -1).float(),
-            mean=random_embedding(1, coefficients, seed=15)[0].float(),
-            deviation=1 + torch.arange(coefficients) / 2,
-            bodies=bodies,
-        ),
+    targets = TextTargets(
+        embeddings=vocabulary,
+        tokens=index,
+        confidence=torch.arange(2 * people).view(people, 2) % 3 + 0.5,
+        by="person",
+        words=vocabulary,
     )
+    shape = BodySpace(
+        template=random_embedding(vertices, 3, seed=13).float(),
+        directions=0.1 * random_embedding(3 * vertices, coefficients, seed=14).view(vertices, 3, -1).float(),
+        mean=random_embedding(1, coefficients, seed=15)[0].float(),
+        deviation=1 + torch.arange(coefficients) / 2,
+        bodies=bodies,
+    )
+    space = TeacherSpace(teacher, 0.3 * random_embedding(1, teacher, seed=12)[0].float())
+    return dimensions(width, people, person_of_clothes)._replace(guides=(targets, space, shape))
 
 
 def seen(embedding: Tensor, channels: int, seed: int = 0) -> Features:
@@ -87,22 +85,21 @@ def guided_batch(
     pictures_of_bodies: int = 5,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Labels with the teacher's embeddings and pictures of bodies, whose features are random."""
-    assert at.teacher is not None
-    assert at.shape is not None
-    shape = at.shape
+    """Labels with the teacher's embeddings and pictures of bodies."""
+    shape = at.guide(BodySpace)
     body = torch.arange(pictures_of_bodies) % shape.bodies
     betas = shape.mean + shape.deviation * random_embedding(shape.bodies, len(shape.mean), seed=21).float()
-    bodies = Bodies(
-        images=torch.empty(0),
-        betas=betas[body],
-        body=body,
-        features=seen(
-            random_embedding(pictures_of_bodies, at.width, seed=22).to(dtype), at.channels, seed=23
-        ),
-    )
-    teacher = F.normalize(random_embedding(len(person), at.teacher.width, seed=24), dim=1).to(dtype)
-    return batch(person, clothes)._replace(teacher=teacher, bodies=bodies)
+    bodies = BodyBatch(images=torch.empty(0), betas=betas[body], body=body)
+    width = at.guide(TeacherSpace).width
+    teacher = F.normalize(random_embedding(len(person), width, seed=24), dim=1).to(dtype)
+    return batch(person, clothes)._replace(targets={"teacher": teacher}, bodies=bodies)
+
+
+def guided_bodies(
+    at: Dimensions, *, pictures_of_bodies: int = 5, dtype: torch.dtype = torch.float32
+) -> Features:
+    """Random features of the bodies of `guided_batch`."""
+    return seen(random_embedding(pictures_of_bodies, at.width, seed=22).to(dtype), at.channels, seed=23)
 
 
 def on_circle(*degrees: float) -> Tensor:
@@ -119,7 +116,7 @@ def gradient_is_right(
     term: Term,
     embedding: Tensor,
     labels: Batch,
-    place: Callable[[Tensor, Batch], tuple[Features, Batch]] = lambda points, labels: (
+    place: Callable[[Tensor, Batch], tuple[Features | Batch, ...]] = lambda points, labels: (
         features(points),
         labels,
     ),

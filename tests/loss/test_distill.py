@@ -10,7 +10,7 @@ from clip3dreid.loss.distill import GlobalAlignment, LogitDistillation
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.margin_heads import ArcFace
 from clip3dreid.loss.term import between_person_variance
-from clip3dreid.loss.total import Total
+from clip3dreid.loss.weighted import WeightedLosses
 from clip3dreid.types import Batch, Dimensions, TeacherSpace
 
 from .cases import batch, dimensions, features, gradient_is_right, on_circle, random_embedding
@@ -19,11 +19,11 @@ from .cases import batch, dimensions, features, gradient_is_right, on_circle, ra
 def taught(width: int, people: int = 2, mean=None) -> Dimensions:
     """People and a teacher's space as wide as the embedding."""
     mean = torch.zeros(width) if mean is None else torch.tensor(mean)
-    return dimensions(width, people)._replace(teacher=TeacherSpace(width, mean))
+    return dimensions(width, people)._replace(guides=(TeacherSpace(width, mean),))
 
 
 def labelled(person, teacher) -> Batch:
-    return batch(person)._replace(teacher=teacher)
+    return batch(person)._replace(targets={"teacher": teacher})
 
 
 # The squared distance to the teacher's embedding.
@@ -114,7 +114,7 @@ def test_gradient_reaches_student_and_head_and_not_the_teacher():
 def test_alignment_keeps_its_head_alone_in_a_checkpoint():
     term = GlobalAlignment(taught(4), source="embedding", centre=True)
     assert set(term.state_dict()) == {"head.weight", "head.bias"}
-    assert term.needs == {"teacher"}
+    assert term.needs == {TeacherSpace}
     assert term.heads() == {}
 
 
@@ -133,9 +133,9 @@ def test_an_unknown_source_is_refused():
 
 
 def test_terms_of_the_teacher_without_one_are_a_defect_of_the_program():
-    with pytest.raises(ValueError, match=r"Dimensions\.teacher"):
+    with pytest.raises(ValueError, match="TeacherSpace"):
         GlobalAlignment(dimensions(2, 2), source="embedding", centre=False)
-    with pytest.raises(ValueError, match=r"Batch\.teacher"):
+    with pytest.raises(ValueError, match=r"Batch\.targets"):
         aligned(taught(2))(features(on_circle(0)), batch([0]))
 
 
@@ -186,7 +186,7 @@ def distilled(
 ) -> tuple[LogitDistillation, CrossEntropy]:
     """The term in double and the student's classifier that it reads, with weights that tell people apart."""
     torch.manual_seed(0)
-    at = dimensions(student, 3)._replace(teacher=TeacherSpace(teacher, torch.zeros(teacher)))
+    at = dimensions(student, 3)._replace(guides=(TeacherSpace(teacher, torch.zeros(teacher)),))
     term = LogitDistillation(
         at, width=width, temperature=temperature, margin=margin, smoothing=smoothing, **more
     )
@@ -403,7 +403,7 @@ def test_a_classifier_that_is_missing_or_of_another_kind_is_said_in_one_line(oth
 
 
 def test_the_classifier_may_have_another_name():
-    at = dimensions(3, 3)._replace(teacher=TeacherSpace(4, torch.zeros(4)))
+    at = dimensions(3, 3)._replace(guides=(TeacherSpace(4, torch.zeros(4)),))
     how = {"width": 5, "temperature": 2.0, "margin": None, "smoothing": 0.0}
     term = LogitDistillation(at, **how, classifier="people")
     term.connect({"people": CrossEntropy(at, smoothing=0.0)})
@@ -420,7 +420,7 @@ def test_the_student_s_classifier_is_trained_and_kept_once():
     def entry(term):
         return {"term": term, "weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}
 
-    total = Total(
+    total = WeightedLosses(
         {"global": entry(kl), "identity": entry(lambda dimensions: CrossEntropy(dimensions, smoothing=0.1))},
         at,
     )

@@ -15,7 +15,7 @@ from clip3dreid.loss.gather import gather
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.margin_heads import ArcFace, Circle, CosFace
 from clip3dreid.loss.pairwise import Contrastive, PairwiseCircle, PairwiseCosFace, Triplet
-from clip3dreid.loss.total import Total
+from clip3dreid.loss.weighted import WeightedLosses
 
 from .cases import batch, dimensions, features, random_embedding
 
@@ -52,7 +52,7 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.student = nn.Linear(5, 6)
         entries = {name: {"term": term, **AT_ONCE} for name, term in TERMS.items()}
-        self.losses = Total({**entries, **LATE}, dimensions(6, 3, OWNERS))
+        self.losses = WeightedLosses({**entries, **LATE}, dimensions(6, 3, OWNERS))
 
     def forward(self, rows: slice):
         embedding = self.student(INPUTS[rows])

@@ -35,7 +35,7 @@ def described(
         by=by,
         words=embeddings if vocabulary is None else vocabulary,
     )
-    return dimensions(channels, len(index))._replace(words=words)
+    return dimensions(channels, len(index))._replace(guides=(words,))
 
 
 def aligned(at: Dimensions, solver=None, **options):
@@ -302,8 +302,11 @@ def test_between_person_variance_is_that_of_the_projected_mean():
 def test_half_precision_goes_no_further_than_the_map(dtype, projection):
     torch.manual_seed(0)
     at, features, labels = random_problem()
-    words = at.words._replace(embeddings=at.words.embeddings.float(), words=at.words.words.float())
-    term = LocalAlignment(at._replace(words=words), solver=sinkhorn(), **{**PLAIN, "projection": projection})
+    words = at.guide(TextTargets)
+    words = words._replace(embeddings=words.embeddings.float(), words=words.words.float())
+    term = LocalAlignment(
+        at._replace(guides=(words,)), solver=sinkhorn(), **{**PLAIN, "projection": projection}
+    )
     maps = features.map.to(dtype)
     plain = term(features._replace(map=maps.float()), labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -347,8 +350,8 @@ def test_every_config_of_local_guidance_builds_its_solver_and_trains(tmp_path, n
 
 
 def test_term_without_words_is_a_defect_of_the_program():
-    assert LocalAlignment.needs == {"words"}
-    with pytest.raises(ValueError, match="without words"):
+    assert LocalAlignment.needs == {TextTargets}
+    with pytest.raises(ValueError, match="TextTargets"):
         LocalAlignment(dimensions(2, 2), solver=sinkhorn(), **PLAIN)
 
 

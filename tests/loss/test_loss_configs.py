@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import clip3dreid
-from clip3dreid.loss.total import Total
+from clip3dreid.loss.weighted import WeightedLosses
 
-from .cases import guided, guided_batch, random_embedding, seen
+from .cases import guided, guided_batch, guided_bodies, random_embedding, seen
 
 CONF = Path(clip3dreid.__file__).parents[2] / "conf"
 LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
@@ -61,19 +61,17 @@ def test_every_loss_config_builds_a_term_of_its_own_name_that_trains(losses, nam
     assert list(node) == [*beside, own]
     torch.manual_seed(0)
     at = guided(8, 3, [0, 0, 1, 2, 2])
-    total = Total(instantiate(node), at)
-    pictures, labels = (
-        seen(random_embedding(6, 8).float(), 8),
-        guided_batch(at, [0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 4]),
-    )
+    total = WeightedLosses(instantiate(node), at)
+    pictures, bodies = seen(random_embedding(6, 8).float(), 8), guided_bodies(at)
+    labels = guided_batch(at, [0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 4])
     places = {
         "map": pictures.map,
         "embedding": pictures.embedding,
-        "bodies": labels.bodies.features.embedding,
+        "bodies": bodies.embedding,
     }
     for place in places.values():
         place.requires_grad_()
-    found = total(pictures, labels, epoch=0)
+    found = total(pictures, labels, epoch=0, bodies=bodies)
     assert found.total.item() > 0
     gradients = torch.autograd.grad(
         found.terms[own], list(places.values()), retain_graph=True, allow_unused=True

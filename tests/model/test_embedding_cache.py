@@ -186,7 +186,7 @@ def test_another_teachers_cache_is_refused_naming_both_and_what_to_do(root):
 def test_another_version_and_a_damaged_index_are_refused(root):
     index = filled(root).folder / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "version": 99}))
-    with pytest.raises(InputError, match="has cache version 99, this program reads 1") as error:
+    with pytest.raises(InputError, match="has version 99, this program reads 1") as error:
         opened(root)
     one_line(error)
     for text in ("{", "[]", '{"version": 1, "fingerprint": "%s", "width": 6}' % ("f" * 64)):

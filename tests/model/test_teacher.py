@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -586,7 +587,7 @@ def test_a_tokenizer_that_needs_another_package_names_it(folder, monkeypatch):
     def missing(*_: Any, **__: Any) -> None:
         raise ImportError("SiglipTokenizer requires the SentencePiece library\nbut it was not found")
 
-    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", missing)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
     assert "pip install sentencepiece protobuf" in refused(str(folder), VIEWS[0])
 
 

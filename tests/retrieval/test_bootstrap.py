@@ -4,13 +4,17 @@ from scipy import stats
 
 from clip3dreid.retrieval import bootstrap
 from clip3dreid.retrieval.bootstrap import (
-    Sample,
-    confidence,
+    QueryScores,
     confidences,
     interval,
     paired_difference,
     t_interval,
 )
+
+
+def confidence(values, person, **keys):
+    """The interval of a single run."""
+    return interval([QueryScores(values, person)], **keys)
 
 
 def queries(seed, people=30, effect=0.0):
@@ -60,7 +64,10 @@ def plain(samples, weights, level):
 def test_it_agrees_with_plain_loops_whatever_the_block(monkeypatch, block):
     monkeypatch.setattr(bootstrap, "_DRAWN", block)
     first, second = (queries(seed, people=9) for seed in (1, 2))
-    samples = [Sample(np.stack([first[0], first[0][::-1], first[0] / 2]), first[1]), Sample(*second)]
+    samples = [
+        QueryScores(np.stack([first[0], first[0][::-1], first[0] / 2]), first[1]),
+        QueryScores(*second),
+    ]
     rng = np.random.default_rng(5)
     weights = [np.concatenate(list(bootstrap._weights(9, 60, rng))) for _ in samples]
     found = interval(samples, level=0.8, resamples=60, seed=5)
@@ -91,13 +98,13 @@ def test_it_agrees_with_scipy():
 
 
 def test_identical_runs_differ_by_exactly_nothing():
-    samples = [Sample(*queries(seed)) for seed in range(3)]
+    samples = [QueryScores(*queries(seed)) for seed in range(3)]
     assert paired_difference(samples, samples) == (0.0, 0.0)
 
 
 def test_a_shift_of_every_query_is_found_without_any_doubt():
-    sample = Sample(*queries(0))
-    low, high = paired_difference([Sample(sample.values + 0.25, sample.person)], [sample])
+    sample = QueryScores(*queries(0))
+    low, high = paired_difference([QueryScores(sample.values + 0.25, sample.person)], [sample])
     assert low == pytest.approx(0.25)
     assert high == pytest.approx(0.25)
 
@@ -107,7 +114,7 @@ def test_a_pair_is_surer_than_two_runs_by_themselves():
     values, person = queries(4)
     other = values.copy()
     other[::7] = 1 - other[::7]
-    low, high = paired_difference([Sample(values, person)], [Sample(other, person)])
+    low, high = paired_difference([QueryScores(values, person)], [QueryScores(other, person)])
     alone = confidence(values, person)
     assert low < np.mean(values - other) < high
     assert high - low < alone.high - alone.low
@@ -120,15 +127,15 @@ def test_runs_of_one_world_are_no_further_evidence_about_people_but_worlds_are()
         low, high = interval(samples)
         return high - low
 
-    one = width([Sample(values, person)])
-    assert width([Sample(np.stack([values] * 4), person)]) == pytest.approx(one)
+    one = width([QueryScores(values, person)])
+    assert width([QueryScores(np.stack([values] * 4), person)]) == pytest.approx(one)
     # The same names in another sample are other people.
-    assert width([Sample(values, person)] * 4) == pytest.approx(one / 2, rel=0.1)
+    assert width([QueryScores(values, person)] * 4) == pytest.approx(one / 2, rel=0.1)
 
 
 def test_runs_weigh_the_same_whatever_their_world():
     rows = np.arange(4)
-    samples = [Sample(np.ones((3, 4)), rows), Sample(np.zeros(4), rows)]
+    samples = [QueryScores(np.ones((3, 4)), rows), QueryScores(np.zeros(4), rows)]
     assert interval(samples) == pytest.approx((0.75, 0.75))
 
 
@@ -140,7 +147,9 @@ def test_it_covers_the_truth_as_often_as_it_says():
         # Half of the spread is the person's, so queries are far from independent.
         difference = shift + rng.normal(0, 0.2, 50)[person] + rng.normal(0, 0.2, len(person))
         base = rng.random(len(person))
-        found = paired_difference([Sample(base + difference, person)], [Sample(base, person)], resamples=500)
+        found = paired_difference(
+            [QueryScores(base + difference, person)], [QueryScores(base, person)], resamples=500
+        )
         covered += found.low <= shift <= found.high
     assert 0.91 <= covered / runs <= 0.98
 
@@ -189,7 +198,7 @@ def test_the_interval_of_one_run_covers_the_truth_as_often_as_it_says():
 def test_one_person_says_nothing_about_others():
     assert confidence(np.ones(5), np.zeros(5)) is None
     assert confidences(np.ones((2, 5)), np.zeros(5)) is None
-    assert interval([Sample(*queries(0)), Sample(np.ones(5), np.zeros(5))]) is None
+    assert interval([QueryScores(*queries(0)), QueryScores(np.ones(5), np.zeros(5))]) is None
 
 
 @pytest.mark.parametrize(
@@ -211,11 +220,11 @@ def test_what_cannot_be_drawn_from_is_refused(values, person, keys):
 
 
 def test_samples_that_are_no_pair_are_refused():
-    sample = Sample(*queries(0))
+    sample = QueryScores(*queries(0))
     with pytest.raises(ValueError, match="same queries"):
-        paired_difference([sample], [Sample(sample.values, sample.person[::-1])])
+        paired_difference([sample], [QueryScores(sample.values, sample.person[::-1])])
     with pytest.raises(ValueError, match="same queries"):
-        paired_difference([sample], [Sample(sample.values[1:], sample.person[1:])])
+        paired_difference([sample], [QueryScores(sample.values[1:], sample.person[1:])])
     with pytest.raises(ValueError, match="zip"):
         paired_difference([sample], [sample, sample])
 

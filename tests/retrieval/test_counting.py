@@ -7,38 +7,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip3dreid.retrieval import counting
-from clip3dreid.retrieval.counting import Desk, strangers_ahead
+from clip3dreid.retrieval.counting import SortBuffer, negatives_ranked_above
 
 
-def example(seed, rows=7, gallery=40, own=3, levels=6):
-    """Scores with many ties, and each query's own items taken out of them."""
+def example(seed, rows=7, gallery=40, matches=3, levels=6):
+    """Scores with many ties, and the query's own items taken out of them."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(levels, size=(rows, gallery)).astype(np.float32)
-    columns = np.array([np.sort(rng.permutation(gallery)[:own]) for _ in range(rows)])
+    columns = np.array([np.sort(rng.permutation(gallery)[:matches]) for _ in range(rows)])
     mine = np.take_along_axis(scores, columns, 1)
     np.put_along_axis(scores, columns, np.float32(-np.inf), 1)
     order = np.argsort(-mine, axis=1, kind="stable")
-    needed = rng.random((rows, own)) < 0.7
+    needed = rng.random((rows, matches)) < 0.7
     return scores, np.take_along_axis(mine, order, 1), np.take_along_axis(columns, order, 1), needed
 
 
-def plain(scores, items, own, columns, needed):
-    """One stranger after another."""
+def plain(scores, items, matches, columns, needed):
+    """One negative after another."""
     items = range(scores.shape[1]) if items is None else items
     ahead = np.zeros(needed.shape, np.int64)
     for row, place in np.argwhere(needed):
-        score, column = own[row, place], columns[row, place]
+        score, column = matches[row, place], columns[row, place]
         better = (scores[row, j] > score or (scores[row, j] == score and j < column) for j in items)
         ahead[row, place] = sum(better)
     return ahead
 
 
-def count(scores, items, own, columns, needed, threads=1):
+def count(scores, items, matches, columns, needed, threads=1):
     with ThreadPoolExecutor(threads) as workers:
-        return strangers_ahead(scores.copy(), items, own, columns, needed, Desk(workers))
+        return negatives_ranked_above(scores.copy(), items, matches, columns, needed, SortBuffer(workers))
 
 
-# All strangers are sorted; or a few are picked out.
+# All negatives are sorted; or a few are picked out.
 PATHS = {"sorted": 10**9, "picked": 0}
 
 
@@ -56,10 +56,10 @@ def test_both_ways_count_what_a_loop_counts(many, items, seed, levels):
 
 
 def test_a_sample_that_misleads_changes_nothing(monkeypatch):
-    scores, own, columns, needed = example(3)
+    scores, matches, columns, needed = example(3)
     monkeypatch.setattr(counting, "_SAMPLE", 1)
-    found = count(scores, None, own, columns, needed)
-    np.testing.assert_array_equal(found[needed], plain(scores, None, own, columns, needed)[needed])
+    found = count(scores, None, matches, columns, needed)
+    np.testing.assert_array_equal(found[needed], plain(scores, None, matches, columns, needed)[needed])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -68,17 +68,17 @@ def test_threads_and_tiles_change_nothing(threads, tile, monkeypatch):
     monkeypatch.setattr(counting, "_TILE", tile)
     monkeypatch.setattr(counting, "_MANY", PATHS["sorted"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    scores, own, columns, needed = example(4, rows=10)
-    found = count(scores, None, own, columns, needed, threads)
-    np.testing.assert_array_equal(found[needed], plain(scores, None, own, columns, needed)[needed])
+    scores, matches, columns, needed = example(4, rows=10)
+    found = count(scores, None, matches, columns, needed, threads)
+    np.testing.assert_array_equal(found[needed], plain(scores, None, matches, columns, needed)[needed])
 
 
-def test_a_desk_serves_blocks_of_any_size_and_type():
+def test_a_sort_buffer_serves_blocks_of_any_size_and_type():
     with ThreadPoolExecutor(1) as workers:
-        desk = Desk(workers)
+        buffer = SortBuffer(workers)
         for dtype, width in ((np.float32, 5), (np.float64, 9), (np.float32, 3)):
             scores = np.random.default_rng(width).random((4, width)).astype(dtype)
             rows = np.array([3, 0])
-            np.testing.assert_array_equal(desk.sorted(scores, rows, None), np.sort(scores[rows]))
+            np.testing.assert_array_equal(buffer.sorted(scores, rows, None), np.sort(scores[rows]))
             items = np.array([0, 2])
-            np.testing.assert_array_equal(desk.sorted(scores, rows, items), np.sort(scores[rows][:, items]))
+            np.testing.assert_array_equal(buffer.sorted(scores, rows, items), np.sort(scores[rows][:, items]))

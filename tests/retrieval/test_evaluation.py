@@ -1,4 +1,5 @@
 import dataclasses
+import doctest
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.bootstrap import confidence
+from clip3dreid.retrieval.bootstrap import QueryScores, interval
 from clip3dreid.retrieval.evaluation import count, evaluate, query_table
 from clip3dreid.retrieval.protocol import (
     Protocol,
@@ -57,6 +58,17 @@ def test_the_result_holds_scores_counts_and_protocol_and_is_json():
     assert result["chance_r1"] == pytest.approx((1 / 3 + 2 / 4) / 2)
     assert (result["protocol"], result["description"]) == ("general", "the usual one")
     assert (result["drop"], result["metric"], result["shots"]) == ("same_camera", "cosine", "multi-shot")
+
+
+def test_the_example_of_the_docstring_runs():
+    example = doctest.DocTestFinder(recurse=False).find(evaluate, "evaluate", globs={})[0]
+    assert len(example.examples) > 8
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_arrays_give_what_tensors_give():
+    query, gallery = features(3), features(4)
+    assert run(query.numpy(), gallery.numpy())["general"].result() == run(query, gallery)["general"].result()
 
 
 def test_counts_need_no_features_and_are_those_of_the_evaluation():
@@ -192,7 +204,7 @@ def test_intervals_are_those_of_the_scores_of_each_query():
     result = found.result()
     for name, values in scores.items():
         # The same people under other names are drawn in another order: intervals agree but for the drawing.
-        expected = confidence(values.numpy(), query["person"].to_numpy())
+        expected = interval([QueryScores(values.numpy(), query["person"].to_numpy())])
         assert result["interval"][name] == pytest.approx(expected, abs=0.01)
         assert expected.low < result[name] < expected.high
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import (
-    Labels,
+    PictureLabels,
     Protocol,
     encode,
     nothing,
@@ -43,7 +43,7 @@ def test_junk_positives_and_filters_are_as_drawn(name):
     tables = pl.DataFrame(drawn.query), pl.DataFrame(drawn.gallery)
     query, gallery = encode(*tables)
     chosen = select(protocol, *tables)
-    columns = Labels(*(label[:, None] for label in query))
+    columns = PictureLabels(*(label[:, None] for label in query))
     junk = protocol.drop(columns, gallery).expand(4, 5)
     asked = chosen.queries[:, None] & chosen.gallery
     same = columns.person == gallery.person
@@ -91,7 +91,7 @@ def test_an_unknown_camera_is_never_the_same_camera():
         pl.DataFrame({"person": ["a", "a"], "camera": [None, "1"]}),
         pl.DataFrame({"person": ["a", "a"], "camera": [None, "1"]}),
     )
-    junk = same_camera(Labels(*(label[:, None] for label in query)), gallery)
+    junk = same_camera(PictureLabels(*(label[:, None] for label in query)), gallery)
     assert junk.tolist() == [[False, False], [False, True]]
 
 
@@ -199,7 +199,7 @@ def test_pictures_without_a_path_are_never_the_same():
 
 def test_what_becomes_of_the_same_picture_stands_with_the_protocol():
     assert all(load(name).facts()["same_picture"] == "drop" for name in EXAMPLES)
-    with pytest.raises(InputError, match="same_picture='maybe' is neither drop nor keep"):
+    with pytest.raises(InputError, match="same_picture=maybe is unknown; choose drop or keep"):
         Protocol("x", nothing, "", same_picture="maybe")
     with pytest.raises(InputError, match="needs"):
         Protocol("x", nothing, "", needs=["picture"])

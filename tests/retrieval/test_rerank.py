@@ -261,7 +261,7 @@ def test_average_query_expansion_of_a_worked_example():
         ({"lambda_": -0.1}, "lambda_=-0.1"),
         ({"lambda_": 1.1}, "lambda_=1.1"),
         ({"lambda_": float("nan")}, "lambda_=nan"),
-        ({"convention": "mine"}, "original, torchreid, fast_reid"),
+        ({"convention": "mine"}, "original, torchreid or fast_reid"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(arguments, word):

@@ -5,7 +5,7 @@ import polars as pl
 import torch
 
 from clip3dreid.retrieval import protocol as rules
-from clip3dreid.retrieval.distributed import whole
+from clip3dreid.retrieval.distributed import gather_evaluation
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
 
@@ -74,7 +74,7 @@ def rank_a_share(rank, world_size, folder):
     results = {}
     found = run(*world(seed=11, kind="signs"), share=(rank, world_size), open_set=[0.01, 0.2])
     for name, evaluation in found.items():
-        everything = whole(evaluation, torch.device("cpu"))
+        everything = gather_evaluation(evaluation, torch.device("cpu"))
         results[name] = {"share": evaluation.rows.tolist(), **evaluation.result(everything)}
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -10,7 +10,7 @@ from clip3dreid.config.hydra import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.search.engine import Exact
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.nearest import nearest
+from clip3dreid.search.top_k import top_k
 from tests.search.galleries import MemoryGallery
 
 
@@ -33,7 +33,7 @@ def test_a_filtered_search_finds_what_a_gallery_of_those_rows_would(tmp_path, st
     query = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 16))).float()
     found = Exact(gallery, "embedding", stream=stream).search(query, 10, where)
     rows = where.mask(gallery.labels).nonzero()[:, 0]
-    alone = nearest(query, gallery.vectors[rows], 10)
+    alone = top_k(query, gallery.vectors[rows], 10)
     assert torch.equal(found.rows, rows[alone.rows])
     torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-6)
 
@@ -49,7 +49,7 @@ def test_half_precision_is_kept_as_it_is_stored(tmp_path):
     gallery.vectors = gallery.vectors.half()
     index = Exact(gallery, "embedding")
     assert index._vectors.dtype == torch.float16
-    expected = nearest(gallery.vectors[:2].float(), gallery.vectors.float(), 5)
+    expected = top_k(gallery.vectors[:2].float(), gallery.vectors.float(), 5)
     assert torch.equal(index.search(gallery.vectors[:2].float(), 5, Filter()).rows, expected.rows)
 
 

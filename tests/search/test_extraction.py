@@ -144,7 +144,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(invoke, arguments, tmp_path, c
 
 def test_nothing_to_look_at_is_said(invoke, saved_model):
     for given, said in (((), "what to look at"), (("pictures=absent",), "pictures=absent is not there")):
-        done = invoke("extract", f"checkpoint={saved_model}", *given, *QUICK)
+        done = invoke("extract", f"checkpoint={saved_model}", "out=shards", *given, *QUICK)
         assert done.returncode == 2
         assert said in done.stderr
 

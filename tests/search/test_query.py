@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clip3dreid
-from clip3dreid.search.query import ask_for_words
+from clip3dreid.search.query import words_query
 from clip3dreid.search.shards import Shards
 from tests.conftest import Command
 
@@ -102,11 +102,11 @@ def test_words_are_ranked_by_the_mean_of_their_scores(search, gallery, saved_mod
 def test_a_query_for_words_scores_as_the_model_does(saved_model):
     model = clip3dreid.load(saved_model)
     joint = F.normalize(torch.randn(9, 128, generator=torch.Generator().manual_seed(2)), dim=1)
-    question = ask_for_words(model, "tall", [("stature", "tall"), ("gender", "feminine")])
-    factor, offset = question.scale
+    query = words_query(model, "tall", [("stature", "tall"), ("gender", "feminine")])
+    factor, offset = query.scale
     wanted = model.word_scores(joint)[:, [2, 10]].mean(1)
-    assert torch.allclose(joint @ question.vector * factor + offset, wanted, atol=1e-4)
-    assert float(question.vector.norm()) == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(joint @ query.vector * factor + offset, wanted, atol=1e-4)
+    assert float(query.vector.norm()) == pytest.approx(1, abs=1e-5)
 
 
 def test_texts_of_a_file_and_what_is_denied(search, tmp_path):

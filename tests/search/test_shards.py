@@ -13,7 +13,9 @@ from safetensors.numpy import load_file
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import FileIdentity
-from clip3dreid.search.shards import Shards, ShardWriter, unreadable
+from clip3dreid.search.settings import ShardSettings
+from clip3dreid.search.shard_writer import ShardWriter
+from clip3dreid.search.shards import Shards, unreadable
 from tests.small_disk import fill as fill_disk
 from tests.small_disk import small_disk
 
@@ -25,11 +27,10 @@ TABLE = pl.DataFrame(
 IDENTITIES = [FileIdentity(path, 5, 7) for path in TABLE["path"]]
 
 
-def open_writer(folder: Path, **changes) -> ShardWriter:
-    settings = {"table": TABLE, "identities": IDENTITIES, "facts": FACTS, "rows_per_shard": 4, **changes}
-    return ShardWriter(
-        folder, settings.pop("table"), settings.pop("identities"), settings.pop("facts"), **settings
-    )
+def open_writer(folder: Path, *, form="parquet", dtype="float32", rows_per_shard=4, **changes) -> ShardWriter:
+    settings = ShardSettings(form, dtype, rows_per_shard)
+    given = {"table": TABLE, "identities": IDENTITIES, "facts": FACTS, **changes}
+    return ShardWriter(folder, settings=settings, **given)
 
 
 def vectors_of(rows) -> dict:

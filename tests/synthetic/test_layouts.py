@@ -182,7 +182,7 @@ def test_celeb_reid_numbers_people_anew_in_the_test_split() -> None:
     assert numbers == {("train", n) for n in "123"} | {("test", n) for n in "1234"}
 
 
-def test_market_distractors_are_strangers_and_junk_are_bad_boxes_of_test_people() -> None:
+def test_market_distractors_are_nobody_s_match_and_junk_are_bad_boxes_of_test_people() -> None:
     pictures = plan("market1501", distractors=0.5, junk=0.25).pictures
     gallery = [p for p in pictures if p.role == "gallery" and p.person_label != layouts.DISTRACTOR]
     distractors = [p.person for p in pictures if p.person_label == layouts.DISTRACTOR]

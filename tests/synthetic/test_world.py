@@ -89,7 +89,7 @@ def test_another_seed_is_another_world() -> None:
     assert not set(one.cameras) & set(other.cameras)
 
 
-def test_nobody_of_the_training_people_is_a_test_person_or_a_stranger() -> None:
+def test_nobody_of_the_training_people_is_a_test_person_or_a_distractor() -> None:
     made = world(market(PeopleCounts(4, 4)), train=4, test=4)
     assert len(made.people) == 8 + 8
     assert len({person.identity.betas for person in made.people}) == 16
@@ -106,7 +106,7 @@ def test_more_people_leave_the_others_who_they_were() -> None:
     assert many.people[9:11] == few.people[3:5]
 
 
-def test_strangers_come_after_the_test_people() -> None:
+def test_distractors_come_after_the_test_people() -> None:
     made = world(train=3, test=2)
     assert [made.part(person) for person in (0, 2, 3, 4, 5, 6)] == [
         *(
@@ -114,8 +114,8 @@ def test_strangers_come_after_the_test_people() -> None:
             (Part.TRAIN, 2),
             (Part.TEST, 0),
             (Part.TEST, 1),
-            (Part.STRANGERS, 0),
-            (Part.STRANGERS, 1),
+            (Part.DISTRACTORS, 0),
+            (Part.DISTRACTORS, 1),
         ),
     ]
 

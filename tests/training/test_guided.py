@@ -126,7 +126,7 @@ def test_without_a_cache_the_teacher_sees_the_student_s_picture_before_or_after_
         shown.append(images)
         return embed(self, images)
 
-    def student(self: ReidModule, batch: Batch) -> tuple[Features, Batch]:
+    def student(self: ReidModule, batch: Batch) -> tuple[Features, Features | None]:
         learnt.append(batch.images)
         return learn(self, batch)
 
@@ -247,9 +247,9 @@ def test_the_last_good_state_can_be_gone_on_from(
 
     original, calls = CrossEntropy.forward, []
 
-    def fails_at_the_third(self: CrossEntropy, features: Any, batch: Any) -> Any:
+    def fails_at_the_third(self: CrossEntropy, features: Any, batch: Any, bodies: Any) -> Any:
         calls.append(1)
-        return original(self, features, batch) * (float("nan") if len(calls) == 3 else 1.0)
+        return original(self, features, batch, bodies) * (float("nan") if len(calls) == 3 else 1.0)
 
     monkeypatch.setattr(CrossEntropy, "forward", fails_at_the_third)
     done = invoke("train", *arguments(ltcc_root))

@@ -1,1 +1,1 @@
-"""The 3D side: body models, their measures, a renderer, and the embedded world of rendered people."""
+"""The 3D side: body models, their measures, poses and a renderer."""

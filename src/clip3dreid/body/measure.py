@@ -1,4 +1,4 @@
-"""What a tailor would measure on a body: lengths, girths, and where they stand in a population.
+"""Measure bodies as a tailor would: lengths, girths, and where they stand in a population.
 
 Girths are those of a tape, so of the convex hull of a plane slice: by Cauchy's formula its length is 2 pi times
 the mean, over all directions, of how far the slice reaches. That is batched, and differentiable in the shape
@@ -63,7 +63,7 @@ class Body(Protocol):
     phenotypes: dict[str, Tensor]
 
     def rest(self, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Vertices (B, V, 3) and joints (B, 24, 3) in the rest pose."""
+        """Return vertices (B, V, 3) and joints (B, 24, 3) in the rest pose."""
         ...
 
 
@@ -75,7 +75,7 @@ class _Edges(NamedTuple):
 
 
 def _edges(body: Body) -> _Edges:
-    """(E, 2) edges of each part that is sliced; the arms stay out of the torso's."""
+    """Return (E, 2) edges of each part that is sliced; the arms stay out of the torso's."""
     faces, owner = body.faces, body.skinning_weights
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     edges = edges[edges[:, 0] < edges[:, 1]]
@@ -94,7 +94,7 @@ def _directions(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def slice_support(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor, towards: Tensor) -> Tensor:
-    """How far plane slices of a surface reach.
+    """Return how far plane slices of a surface reach.
 
     Args:
         vertices: (B, V, 3).
@@ -124,7 +124,7 @@ def slice_support(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor
 
 
 def girths(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor) -> Tensor:
-    """Lengths of a tape around plane slices.
+    """Measure lengths of a tape around plane slices.
 
     Args:
         vertices: (B, V, 3) metres.
@@ -148,7 +148,7 @@ def girths(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor) -> Te
 
 
 def volume(vertices: Tensor, faces: Tensor) -> Tensor:
-    """(B,) cubic metres inside a closed surface: the sum of its faces' signed tetrahedra."""
+    """Return (B,) cubic metres inside a closed surface: the sum of its faces' signed tetrahedra."""
     a, b, c = (vertices[:, faces[:, i]] for i in range(3))
     inside: Tensor = (a * torch.linalg.cross(b, c)).sum((-1, -2)) / 6
     return inside
@@ -160,7 +160,7 @@ def _between(joints: Tensor, first: int, second: int) -> Tensor:
 
 
 def measure(body: Body, betas: Tensor) -> dict[str, Tensor]:
-    """Measures bodies in the rest pose.
+    """Measure bodies in the rest pose.
 
     Args:
         body: any body model with SMPL's 24 joints.
@@ -239,7 +239,7 @@ def sample_betas(
     stature_spread: float = 1.0,
     shape_spread: float | Sequence[float] = 1.0,
 ) -> npt.NDArray[np.float32]:
-    """Draws shapes.
+    """Draw shapes.
 
     Args:
         rng: where the numbers come from.
@@ -269,7 +269,7 @@ def sample_betas(
 
 
 def percentiles(values: Mapping[str, Tensor], population: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Where measures stand among those of a population.
+    """Return where measures stand among those of a population.
 
     Args:
         values: name -> (B,).

@@ -1,4 +1,4 @@
-"""Official SMPL and SMPL-X files, forwarded by the `smplx` package behind the project's own call."""
+"""Load official SMPL and SMPL-X files, forwarded by the `smplx` package behind the project's own call."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ class OfficialBody(torch.nn.Module):
         return len(self.skinning_weights)
 
     def shaped(self, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Vertices (B, V, 3) and joints (B, 24, 3) in the rest pose, for betas (B, K)."""
+        """Return vertices (B, V, 3) and joints (B, 24, 3) in the rest pose, for betas (B, K)."""
         return self.rest(betas)
 
     def transforms(self, betas: Tensor, pose: Tensor) -> Tensor:
-        """(B, 24, 3, 4) as of `smpl.BodyModel.transforms`; pose correctives are left out, as clothes hide them."""
+        """Return (B, 24, 3, 4) as `smpl.BodyModel.transforms`, without pose correctives, as clothes hide them."""
         return joint_transforms(self.rest(betas).joints, rotation_matrices(pose), self.parents)[0]
 
     def rest(self, betas: Tensor) -> BodyOutput:
-        """Bodies in the rest pose, for betas (B, K)."""
+        """Return bodies in the rest pose, for betas (B, K)."""
         out: BodyOutput = self(betas)
         return out
 
@@ -101,7 +101,7 @@ class OfficialBody(torch.nn.Module):
 
 
 def _smpl_joints(parents: list[int]) -> list[int]:
-    """For each of SMPL-X's joints, the one of SMPL's 24 that it moves with."""
+    """Return for each of SMPL-X's joints the one of SMPL's 24 that it moves with."""
     found: list[int] = []
     for joint, parent in enumerate(parents):
         if joint < 22:
@@ -127,7 +127,7 @@ def _smplx() -> Any:
 
 
 def load_smpl(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
-    """An official SMPL file (`.pkl` or `.npz`, 24 joints) through `smplx`.
+    """Return an official SMPL file (`.pkl` or `.npz`, 24 joints) through `smplx`.
 
     Raises:
         InputError: if no path is given, smplx is missing, or the file is no SMPL body (see `smpl.read_arrays`).
@@ -153,7 +153,7 @@ def load_smpl(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
 
 
 def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
-    """An official SMPL-X file (`.npz`, 55 joints) through `smplx`.
+    """Return an official SMPL-X file (`.npz`, 55 joints) through `smplx`.
 
     Raises:
         InputError: if no path is given, smplx is missing, or the file is no SMPL-X body.
@@ -193,7 +193,7 @@ def load_smplx(path: str | Path | None, num_betas: int = 10) -> OfficialBody:
 
 
 def _quietly(build: Callable[..., torch.nn.Module], *arguments: Any, **keys: Any) -> torch.nn.Module:
-    """Builds a model of smplx without its default pose and shape parameters, which belong to a fixed batch."""
+    """Build a model of smplx without its default pose and shape parameters, which belong to a fixed batch."""
     off = {
         f"create_{name}": False for name in ("betas", "global_orient", "body_pose", "transl", "expression")
     }

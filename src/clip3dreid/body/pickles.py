@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, scan_pickle
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pickle_scan import scan_pickle
 
 MOST_BYTES = 2**31
 """Of a file: eight times the largest of SMPL's."""
@@ -79,7 +80,7 @@ class _Type(_InertValue):
     """A type of numpy's: the name that it is made with, and the byte order that its state adds."""
 
     def made(self) -> np.dtype[Any]:
-        """The type, if it is one of plain numbers."""
+        """Return the type, if it is one of plain numbers."""
         name, order, plain = str(self.arguments[0]), "", True
         if isinstance(self.state, tuple):
             # Version, byte order, then what only types of several fields, of objects or of times have.
@@ -94,7 +95,7 @@ class _Array(_InertValue):
     """An array of numpy's, as its state or as the arguments of `_frombuffer` say."""
 
     def made(self) -> Array:
-        """The array, if its bytes are as many as type and shape ask for."""
+        """Return the array, if its bytes are as many as type and shape ask for."""
         if isinstance(self.state, tuple):
             _, shape, kind, fortran, data = self.state
         else:
@@ -109,7 +110,7 @@ class _Scalar(_InertValue):
     """A number of numpy's."""
 
     def made(self) -> Array:
-        """An array of no dimension."""
+        """Return an array of no dimension."""
         kind, data = self.arguments
         if not isinstance(kind, _Type) or not isinstance(data, bytes | str):
             raise InputError("it holds a number of Python objects")
@@ -127,7 +128,7 @@ def _filled(kind: np.dtype[Any], shape: Any, data: Any, order: str) -> Array:
 
 
 def _dense(matrix: _Sparse) -> Array:
-    """A sparse matrix written out, after its indices have been looked at."""
+    """Return a sparse matrix written out, after its indices have been looked at."""
     state: dict[str, Any] = dict(matrix.state or {})
     rows, columns = (int(size) for size in state.get("_shape", state.get("shape", ())))
     if rows < 0 or columns < 0 or rows * columns > MOST_NUMBERS:
@@ -162,7 +163,7 @@ def _dense(matrix: _Sparse) -> Array:
 
 
 def _numbers(value: Any) -> Array:
-    """Anything of the file that is an array, as one."""
+    """Return anything of the file that is an array, as one."""
     if isinstance(value, _Array | _Scalar):
         return value.made()
     if isinstance(value, _Sparse):
@@ -202,22 +203,22 @@ class _Function:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes as protocol 2 pickles them."""
+    """Return bytes as protocol 2 pickles them."""
     return text.encode("latin1" if encoding not in ("latin1", "ascii", "utf-8") else encoding)
 
 
 def _empty(*_: object) -> bytes:
-    """No bytes, as protocol 2 makes them: by their class."""
+    """Return no bytes, as protocol 2 makes them: by their class."""
     return b""
 
 
 def _reconstruct(*_: object) -> _Array:
-    """An array of numpy's before it has its state."""
+    """Return an array of numpy's before it has its state."""
     return _Array()
 
 
 def _plain_object(cls: object, *_: object) -> _InertValue:
-    """An old-style object of an allowed class, without running a constructor of the file's choice."""
+    """Return an old-style object of an allowed class, without running a constructor of the file's choice."""
     if not isinstance(cls, type) or not issubclass(cls, _InertValue):
         raise InputError("it builds an object of no allowed class")
     return cls()
@@ -270,7 +271,7 @@ _INSTRUCTIONS = frozenset(_NEEDED.split())
 
 @contextmanager
 def _of(path: Path) -> Iterator[None]:
-    """Puts the file's name to a refusal that does not know it."""
+    """Put the file's name to a refusal that does not know it."""
     try:
         yield
     except InputError as error:
@@ -280,7 +281,7 @@ def _of(path: Path) -> Iterator[None]:
 
 
 def read_pickle(path: Path, keys: Collection[str]) -> dict[str, Array]:
-    """Reads an official SMPL `.pkl`: arrays of numpy, scipy.sparse and chumpy, and nothing else.
+    """Read an official SMPL `.pkl`: arrays of numpy, scipy.sparse and chumpy, and nothing else.
 
     Args:
         path: the file; chumpy need not be installed.

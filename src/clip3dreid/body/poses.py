@@ -57,7 +57,7 @@ def _arms_down(pose: Array, left: float = 1.28, right: float = 1.28) -> None:
 
 
 def standing(rng: np.random.Generator) -> Array:
-    """(24, 3): upright, the weight on one leg or both, elbows a little bent."""
+    """Return (24, 3): upright, the weight on one leg or both, elbows a little bent."""
     pose = np.zeros((24, 3), np.float32)
     _arms_down(pose, rng.uniform(1.2, 1.34), rng.uniform(1.2, 1.34))
     lean = rng.uniform(-0.05, 0.05)
@@ -71,7 +71,7 @@ def standing(rng: np.random.Generator) -> Array:
 
 
 def walking(phase: float, speed: float = 1.3, arm_swing: float = 1.0) -> Array:
-    """One moment of a walk.
+    """Return one moment of a walk.
 
     Joint angles follow the textbook shape of a gait cycle (Winter, "Biomechanics and Motor Control of Human
     Movement"): a hip that swings as a cosine, a knee that bends a little after the heel strikes and much in the
@@ -112,7 +112,7 @@ def _walk(rng: np.random.Generator) -> Array:
 
 
 def carrying(rng: np.random.Generator) -> Array:
-    """(24, 3): walking with a weight in one hand, that arm straight and still, the trunk leaning away."""
+    """Return (24, 3): walking with a weight in one hand, that arm straight and still, the trunk leaning away."""
     pose = walking(rng.uniform(0, 2 * math.pi), rng.uniform(0.7, 1.3), 0.5)
     left = bool(rng.integers(2))
     shoulder, elbow, sign = (L_SHOULDER, L_ELBOW, -1) if left else (R_SHOULDER, R_ELBOW, 1)
@@ -123,7 +123,7 @@ def carrying(rng: np.random.Generator) -> Array:
 
 
 def turning(rng: np.random.Generator) -> Array:
-    """(24, 3): the head and shoulders turned against the hips."""
+    """Return (24, 3): the head and shoulders turned against the hips."""
     pose = _walk(rng) if rng.random() < 0.5 else standing(rng)
     turn = rng.choice([-1, 1]) * rng.uniform(0.2, 0.5)
     pose[SPINE1, 1] += 0.3 * turn
@@ -133,7 +133,7 @@ def turning(rng: np.random.Generator) -> Array:
 
 
 def sitting_down(rng: np.random.Generator) -> Array:
-    """(24, 3): on the way to a seat; hips and knees bent, the trunk forward."""
+    """Return (24, 3): on the way to a seat; hips and knees bent, the trunk forward."""
     pose = standing(rng)
     depth = rng.uniform(0.4, 1.1)
     pose[[L_HIP, R_HIP], 0] = -1.15 * depth
@@ -146,7 +146,7 @@ def sitting_down(rng: np.random.Generator) -> Array:
 
 
 def phone(rng: np.random.Generator) -> Array:
-    """(24, 3): standing or walking with one forearm raised, to look at a screen or to hold it to the ear."""
+    """Return (24, 3): standing or walking with one forearm raised, to look at a screen or to hold it to the ear."""
     pose = _walk(rng) if rng.random() < 0.5 else standing(rng)
     left = bool(rng.integers(2))
     shoulder, elbow, sign = (L_SHOULDER, L_ELBOW, -1) if left else (R_SHOULDER, R_ELBOW, 1)
@@ -169,7 +169,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Array]] = {
 
 
 def jitter(pose: Array, sigma: float, rng: np.random.Generator) -> Array:
-    """The pose with normal noise of `sigma` radians on every joint but the root, inside `LIMITS`."""
+    """Return the pose with normal noise of `sigma` radians on every joint but the root, inside `LIMITS`."""
     noise = rng.normal(0.0, sigma, pose.shape).astype(np.float32)
     noise[0] = 0
     moved: Array = np.clip(pose + noise, LIMITS[..., 0], LIMITS[..., 1])
@@ -177,7 +177,7 @@ def jitter(pose: Array, sigma: float, rng: np.random.Generator) -> Array:
 
 
 def sample(kinds: Mapping[str, float], rng: np.random.Generator, sigma: float = 0.03) -> Pose:
-    """Draws a pose.
+    """Draw a pose.
 
     Args:
         kinds: kind -> weight; see `KINDS`.
@@ -194,7 +194,7 @@ def sample(kinds: Mapping[str, float], rng: np.random.Generator, sigma: float = 
 
 
 def walk_sequence(frames: int, rng: np.random.Generator, frames_per_second: float = 25.0) -> Array:
-    """(frames, 24, 3): a walk from frame to frame, its speed, start and arm swing drawn once."""
+    """Return (frames, 24, 3): a walk from frame to frame, its speed, start and arm swing drawn once."""
     speed, start, swing = rng.uniform(0.8, 1.6), rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.2)
     # Two steps a cycle; a step of 0.7 m at 1.3 m/s, longer when faster.
     cycles_per_second = 0.93 * (speed / 1.3) ** 0.5
@@ -203,7 +203,7 @@ def walk_sequence(frames: int, rng: np.random.Generator, frames_per_second: floa
 
 
 def check(poses: npt.NDArray[Any], where: str) -> None:
-    """Raises InputError unless `poses` is (N, 24, 3), finite and inside `LIMITS`; `where` is named in it."""
+    """Check that `poses` is (N, 24, 3), finite and inside `LIMITS`; `where` is named in it."""
     if poses.ndim != 3 or poses.shape[1:] != (24, 3) or not len(poses):
         raise InputError(f"{where}: poses are {poses.shape} and must be (N, 24, 3) axis-angle in radians")
     if not np.isfinite(poses).all():
@@ -219,7 +219,7 @@ def check(poses: npt.NDArray[Any], where: str) -> None:
 
 
 def load_poses(path: Path | str) -> Array:
-    """Poses from an `.npz`: AMASS's `poses` (N, 72, 156 or 165), or `body_pose` (N, 69 or 63) of a pose estimator.
+    """Read poses from an `.npz`: AMASS's `poses` (N, 72, 156 or 165), or an estimator's `body_pose` (N, 69 or 63).
 
     The root's turn is dropped: AMASS has z up, and the camera chooses the view.
 
@@ -253,7 +253,7 @@ def load_poses(path: Path | str) -> Array:
 
 
 def ground(vertices: Tensor) -> Tensor:
-    """(B, 3) metres: the shift of (B, V, 3) vertices that puts the lowest on y = 0."""
+    """Return (B, 3) metres: the shift of (B, V, 3) vertices that puts the lowest on y = 0."""
     lift = vertices.new_zeros(len(vertices), 3)
     lift[:, 1] = -vertices[..., 1].amin(1)
     return lift

@@ -51,7 +51,7 @@ class Fragments(NamedTuple):
 
 
 def rasterise(points: Tensor, faces: Tensor, height: int, width: int, cull: bool = True) -> Fragments:
-    """Finds the nearest face at every pixel centre.
+    """Find the nearest face at every pixel centre.
 
     Which face a pixel sees has no gradient. Its weights and its depth have one with respect to `points`.
 
@@ -81,7 +81,7 @@ def rasterise(points: Tensor, faces: Tensor, height: int, width: int, cull: bool
 
 
 def coverage(points: Tensor, faces: Tensor, height: int, width: int, cull: bool = True) -> Tensor:
-    """Which pixels see any face: (B, H, W) bool.
+    """Return which pixels see any face: (B, H, W) bool.
 
     Args and errors are those of `rasterise`.
     """
@@ -90,7 +90,7 @@ def coverage(points: Tensor, faces: Tensor, height: int, width: int, cull: bool 
 
 
 def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
-    """Attributes of the surface that each pixel sees.
+    """Return attributes of the surface that each pixel sees.
 
     Differentiable in the attributes and in the fragments' weights.
 
@@ -151,7 +151,7 @@ class _Triangles(NamedTuple):
 
 @torch.no_grad()
 def _nearest(points: Tensor, faces: Tensor, height: int, width: int, cull: bool) -> Tensor:
-    """The largest key at each pixel: (B * H * W,) int64, 0 where there is no face."""
+    """Return the largest key at each pixel: (B * H * W,) int64, 0 where there is no face."""
     best = torch.zeros(len(points) * height * width, dtype=torch.int64, device=points.device)
     corners = faces.to(torch.int64).t().contiguous()
     step = max(1, MAX_PAIRS // max(1, len(faces)))
@@ -163,7 +163,7 @@ def _nearest(points: Tensor, faces: Tensor, height: int, width: int, cull: bool)
 
 
 def _pieces(counts: Tensor) -> Iterator[slice]:
-    """Slices of the entries, each with about `MAX_PAIRS` pairs in all.
+    """Return slices of the entries, each with about `MAX_PAIRS` pairs in all.
 
     Args:
         counts: (K,) int64, pairs of each entry.
@@ -226,12 +226,12 @@ def _of_three(choose: Callable[[Tensor, Tensor], Tensor], values: list[Tensor]) 
 
 
 def _centres(position: Tensor, size: int) -> Tensor:
-    """How many of the `size` pixel centres of a row lie before a position in snapped units."""
+    """Return how many of the `size` pixel centres of a row lie before a position in snapped units."""
     return position.sub(SUBPIXEL // 2).div_(SUBPIXEL).ceil_().clamp_(0, size)
 
 
 def _draw(best: Tensor, triangles: _Triangles, part: slice, mesh: int, height: int, width: int) -> None:
-    """Draws some triangles into the keys `best`; their meshes are numbered from `mesh`."""
+    """Draw some triangles into the keys `best`; their meshes are numbered from `mesh`."""
     counts = triangles.rows[part]
     owner, place = _expand(counts)
 
@@ -268,7 +268,7 @@ def _draw(best: Tensor, triangles: _Triangles, part: slice, mesh: int, height: i
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For entries of so many pairs each, every pair's entry and its place among the entry's pairs: (N,) int64."""
+    """Return, for entries of so many pairs each, every pair's entry and its place there: (N,) int64."""
     owner = torch.repeat_interleave(counts)
     start = counts.cumsum(0) - counts
     return owner, torch.arange(len(owner), device=counts.device) - start.index_select(0, owner)
@@ -277,7 +277,7 @@ def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _weights(
     points: Tensor, faces: Tensor, pixels: Tensor, ids: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Perspective-correct weights (N, 3) and depths (N,) of pixels that see a face.
+    """Return perspective-correct weights (N, 3) and depths (N,) of pixels that see a face.
 
     Worked out from the points as they are, not as snapped, so that gradients are true. A centre that only snapping
     put inside would get a slightly negative weight; it gets 0.

@@ -79,7 +79,7 @@ class Rendering(NamedTuple):
 
 
 def project(points: Tensor, camera: Camera, height: int, width: int, box: Tensor | None = None) -> Tensor:
-    """Where a camera sees points.
+    """Return where a camera sees points.
 
     The camera's frame is a square from (0, 0) at the top left to (1, 1), whose side spans the field of view. A
     picture is a box of that frame, stretched to H x W pixels. So `project(points, camera, 1, 1)` gives frame
@@ -126,13 +126,13 @@ def project(points: Tensor, camera: Camera, height: int, width: int, box: Tensor
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """The dot product of three-vectors (..., 3), which rounds alike for every batch size and device."""
+    """Return the dot product of three-vectors (..., 3), which rounds alike for every batch size and device."""
     product = one * other
     return product[..., 0] + product[..., 1] + product[..., 2]
 
 
 def _axes(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors (B, 3) to the picture's right, to its top, and from the target to the camera."""
+    """Return unit vectors (B, 3) to the picture's right, to its top, and from the target to the camera."""
     sin_yaw, cos_yaw, sin_pitch, cos_pitch = (
         function(angle) for angle in (camera.yaw, camera.pitch) for function in (torch.sin, torch.cos)
     )
@@ -143,7 +143,7 @@ def _axes(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals at the vertices: the mean of the faces' normals, weighted by their areas.
+    """Return unit normals at the vertices: the mean of the faces' normals, weighted by their areas.
 
     Args:
         vertices: (B, V, 3) metres.
@@ -166,7 +166,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def shade(albedo: Tensor, normals: Tensor, light: Light) -> Tensor:
-    """Lambert's law: colour of matt surfaces.
+    """Shade matt surfaces by Lambert's law.
 
     Args:
         albedo: (B, H, W, 3) RGB, 0..1.
@@ -193,7 +193,7 @@ def ground_shadow(
     box: Tensor | None = None,
     softness: float = 0.02,
 ) -> Tensor:
-    """The soft shadow that meshes throw on the plane y = 0.
+    """Return the soft shadow that meshes throw on the plane y = 0.
 
     The mesh is flattened along the light onto the ground, drawn, and blurred by a tent in the picture. (A real one
     grows softer away from the feet; this one is equally soft everywhere.) The mesh itself hides nothing here: draw it
@@ -225,7 +225,7 @@ def ground_shadow(
 
 
 def downsample(picture: Tensor, factor: int) -> Tensor:
-    """Averages squares of `factor` x `factor` pixels.
+    """Average squares of `factor` x `factor` pixels.
 
     Args:
         picture: (B, H * factor, W * factor, C) or without C.
@@ -259,7 +259,7 @@ def render(
     box: Tensor | None = None,
     cull: bool = True,
 ) -> Rendering:
-    """Draws meshes with a colour at each vertex.
+    """Draw meshes with a colour at each vertex.
 
     Differentiable in the colours and, inside the silhouette, in the vertices.
 
@@ -308,14 +308,14 @@ def render(
 
 
 def _cells(picture: Tensor, factor: int) -> Tensor:
-    """Samples of each pixel: (B, H * factor, W * factor) -> (B, H, W, factor * factor)."""
+    """Return samples of each pixel: (B, H * factor, W * factor) -> (B, H, W, factor * factor)."""
     batch, height, width = picture.shape
     cells = picture.view(batch, height // factor, factor, width // factor, factor)
     return cells.transpose(2, 3).reshape(batch, height // factor, width // factor, -1)
 
 
 def _labels(parts: Tensor, faces: Tensor, fragments: Fragments) -> Tensor:
-    """Label (B, H, W) of the vertex that weighs most at each pixel, 0 where there is no face."""
+    """Return the label (B, H, W) of the vertex that weighs most at each pixel, 0 where there is no face."""
     face = fragments.face
     heaviest = fragments.barycentric.argmax(3)
     corner = faces.to(torch.int64).view(-1).index_select(0, (face.clamp_min(0) * 3 + heaviest).view(-1))

@@ -66,7 +66,7 @@ class BodyOutput(NamedTuple):
 
 
 def rotation_matrices(axis_angle: Tensor) -> Tensor:
-    """Rodrigues' formula.
+    """Turn axis-angle vectors into rotation matrices (Rodrigues' formula).
 
     Args:
         axis_angle: (..., 3) axis times angle in radians.
@@ -88,7 +88,7 @@ def rotation_matrices(axis_angle: Tensor) -> Tensor:
 
 
 def skin(points: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
-    """Moves rest-pose points with the joints they hang on (SMPL, eq. 7).
+    """Move rest-pose points with the joints they hang on (SMPL, eq. 7).
 
     Args:
         points: (B, P, 3) in the rest pose.
@@ -104,7 +104,7 @@ def skin(points: Tensor, weights: Tensor, transforms: Tensor) -> Tensor:
 
 
 def joint_transforms(joints: Tensor, rotations: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Forward kinematics (SMPL, eqs. 2 to 4).
+    """Chain the joints' rotations (forward kinematics; SMPL, eqs. 2 to 4).
 
     Args:
         joints: (B, J, 3) in the rest pose.
@@ -152,7 +152,7 @@ class BodyModel(nn.Module):
     faces: Tensor
 
     def __init__(self, arrays: dict[str, npt.NDArray[Any]], name: str, num_betas: int = 10) -> None:
-        """Keeps what a file holds.
+        """Keep what a file holds.
 
         Args:
             arrays: as `read_arrays` returns.
@@ -200,7 +200,7 @@ class BodyModel(nn.Module):
         return self.template.shape[0]
 
     def shaped(self, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Vertices (B, V, 3) and joints (B, 24, 3) in the rest pose, for betas (B, K) in standard deviations."""
+        """Return vertices (B, V, 3) and joints (B, 24, 3) in the rest pose, for betas (B, K)."""
         if betas.ndim != 2 or betas.shape[1] != self.num_betas:
             raise InputError(
                 f"betas are {tuple(betas.shape)} and body {self.name} takes (B, {self.num_betas}); use coefficients "
@@ -217,7 +217,7 @@ class BodyModel(nn.Module):
         return vertices, joints
 
     def transforms(self, betas: Tensor, pose: Tensor) -> Tensor:
-        """The rigid transform that takes each joint's surroundings from the rest pose to the posed body.
+        """Return the rigid transform that takes each joint's surroundings from the rest pose to the posed body.
 
         Args:
             betas: (B, K).
@@ -230,13 +230,13 @@ class BodyModel(nn.Module):
         return joint_transforms(joints, rotation_matrices(pose), self.parents)[0]
 
     def rest(self, betas: Tensor) -> BodyOutput:
-        """Bodies in the rest pose, for betas (B, K)."""
+        """Return bodies in the rest pose, for betas (B, K)."""
         return BodyOutput(*self.shaped(betas))
 
     def forward(
         self, betas: Tensor, pose: Tensor | None = None, translation: Tensor | None = None
     ) -> BodyOutput:
-        """Shaped and posed bodies.
+        """Shape and pose bodies.
 
         Args:
             betas: (B, K) in standard deviations of the file's population.
@@ -272,7 +272,7 @@ _OPTIONAL = ("posedirs", "phenotype_names", "phenotype_weights", "phenotype_r2")
 
 
 def check_shapes(arrays: Mapping[str, npt.NDArray[Any]], joints: int, correctives: int, path: Path) -> None:
-    """Raises InputError unless the arrays of a body are numbers, finite, and as large as each other asks.
+    """Check that the arrays of a body are numbers, finite, and as large as each other asks.
 
     Args:
         arrays: all that a body needs, by SMPL's names; `posedirs` may be missing.
@@ -306,7 +306,7 @@ def check_shapes(arrays: Mapping[str, npt.NDArray[Any]], joints: int, corrective
 
 
 def _check(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
-    """Raises InputError unless the arrays are an SMPL-format body."""
+    """Check that the arrays are an SMPL-format body."""
     if missing := [key for key in _REQUIRED if key not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}: not an SMPL-format body; give an SMPL file")
     check_shapes(arrays, len(PARENTS), 9 * (len(PARENTS) - 1), path)
@@ -320,12 +320,12 @@ def _check(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
 
 
 def shipped(name: str) -> Path:
-    """Path of a body file in the package, one of `SHIPPED`."""
+    """Return the path of a body file in the package, one of `SHIPPED`."""
     return Path(str(files("clip3dreid.body") / "assets" / f"{name}.npz"))
 
 
 def _file(path: Path | str) -> Path:
-    """A body's file, by name or path. Raises InputError if there is none."""
+    """Return a body's file, by name or path; raise InputError if there is none."""
     path = shipped(str(path)) if str(path) in SHIPPED else Path(path).expanduser()
     if not path.is_file():
         raise InputError(
@@ -336,7 +336,7 @@ def _file(path: Path | str) -> Path:
 
 
 def body_digest(path: Path | str) -> str:
-    """SHA-256 of a body's file, hexadecimal: shape coefficients mean nothing without exactly the file they are of.
+    """Return the SHA-256 of a body's file: shape coefficients mean nothing without exactly the file they are of.
 
     Args:
         path: name (`anny`, `anny_light`) or path.
@@ -349,7 +349,7 @@ def body_digest(path: Path | str) -> str:
 
 
 def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
-    """Reads and checks an SMPL-format file, `.npz` or `.pkl`; nothing in it is executed.
+    """Read and check an SMPL-format file, `.npz` or `.pkl`; nothing in it is executed.
 
     Raises:
         InputError: if the file is missing, damaged, holds a class that is not plain data, or is no such body.
@@ -364,7 +364,7 @@ def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
 
 
 def load_body(path: str | Path, num_betas: int = 10) -> BodyModel:
-    """A body model by name (`anny`, `anny_light`) or from an SMPL-format file.
+    """Return a body model by name (`anny`, `anny_light`) or from an SMPL-format file.
 
     Args:
         path: name or path.

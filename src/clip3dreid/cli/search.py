@@ -4,16 +4,45 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.trust import trusted
+from clip3dreid.errors import InputError
+from clip3dreid.search.settings import SearchSettings
 
 
 @entry_point("search")
 def main(cfg: DictConfig) -> None:
-    """Searches, and prints what was found."""
+    """Search, print what was found, and write it where that is asked for."""
+    settings = objects.settings(SearchSettings, cfg)
+    gallery, out, sheet = (objects.path(cfg, key) for key in ("gallery", "out", "sheet"))
+    if gallery is None:
+        raise InputError("where to look? Give gallery=FOLDER, which clip3dreid extract has filled")
+    queries = objects.queries(cfg)
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
-    from clip3dreid.search.query import search
+    from clip3dreid.inference.model import load
+    from clip3dreid.io.files import write_json
+    from clip3dreid.report.search_sheet import check_sheet
+    from clip3dreid.report.tables import print_hits
+    from clip3dreid.search.search import search
+    from clip3dreid.search.shards import Shards
 
-    search(cfg)
+    if sheet is not None:
+        check_sheet(sheet)
+    shards = Shards(gallery)
+    if cfg.checkpoint is None:
+        raise InputError(
+            f"checkpoint is not set; give the model that made {gallery}: {shards.facts['model']}"
+        )
+    model = load(objects.checkpoint(cfg), trusted=trusted(cfg))
+    engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
+    result = search(shards, model, queries, settings, engine=engine, teacher=teacher)
+    if out is not None:
+        write_json(out, result.as_json())
+    if sheet is not None:
+        result.draw(sheet)
+    for query, hits in result.answers:
+        print_hits(query.name, result.score, hits, [word for _, word in query.understood])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from clip3dreid.config.hydra import entry_point, explained
 from clip3dreid.config.run_folder import resumed
 from clip3dreid.errors import InputError
+from clip3dreid.io.lean import import_lightning
 
 
 def in_order(arguments: list[str]) -> list[str]:
@@ -31,6 +32,7 @@ def in_order(arguments: list[str]) -> list[str]:
 @entry_point("train")
 def _train(cfg: DictConfig) -> float | None:
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
+    import_lightning()
     from clip3dreid.training.run import run
 
     return run(cfg)

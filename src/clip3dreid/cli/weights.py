@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.published import recipes, student_weights
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.report.tables import print_table
 from clip3dreid.training.checklist import (
@@ -104,7 +105,7 @@ def _convert(cfg: DictConfig) -> None:
     found = read_checkpoint(path) if path.is_file() else None
     if found is not None and found.card is not None:
         # A checkpoint of ours knows its student and its pictures; the config has nothing to add.
-        weights = build_student(valid_card(found.card, path), found.state, path).state_dict()
+        weights = build_student(valid_card(found.card, path), found.state, path, trusted(cfg)).state_dict()
         weights |= {f"heads.{name}": value for name, value in found.heads.items()}
         save_weights(weights, found.card, out)
         print(f"{out}: {len(weights)} tensors, ready to evaluate")  # noqa: T201

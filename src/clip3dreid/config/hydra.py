@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clip3dreid.config.folder import conf_dir as conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
+from clip3dreid.config.trust import check_targets
 from clip3dreid.errors import InputError, causes, one_line
 from clip3dreid.io.launch import launch
 
@@ -194,8 +195,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
             # Alone, the error is explained here, before Hydra adds a line of its own.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
+                check_targets(cfg)
                 return task(cfg)
             with explained():
+                check_targets(cfg)
                 return task(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
+    import lightning.pytorch as lightning
+    import torch
+
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.data.training_set import TrainingSet
+    from clip3dreid.export.formats import Format
+    from clip3dreid.guidance.guides import Guide
+    from clip3dreid.language.vocabulary import Vocabulary
+    from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
+    from clip3dreid.search.search import Engine
+    from clip3dreid.search.settings import Queries
     from clip3dreid.synthetic.settings import SynthesisSettings
 
 T = TypeVar("T")
@@ -127,7 +141,7 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     """
     from clip3dreid.retrieval.protocol import ProtocolSet
 
-    found = {str(name): instantiate(node) for name, node in nodes.items()}
+    found = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
     if headline not in found and len(found) == 1:
         headline = next(iter(found))
     if found and headline not in found:
@@ -153,6 +167,269 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             nodes = cfg.protocol or node[protocols]
             sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
     return sets
+
+
+def export_formats(cfg: DictConfig) -> dict[str, Format]:
+    """Make the kinds of files that `format` names out of those in `formats`.
+
+    Args:
+        cfg: `conf/export.yaml`, composed.
+
+    Raises:
+        InputError: if a name is unknown, or a format needs a package that is missing.
+    """
+    value = plain(cfg.format)
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        choose("format", name, map(str, cfg.formats))
+    return {name: instantiate(cfg.formats[name]) for name in names}
+
+
+def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
+    """Make the objects that `training.teacher.pretrain_teacher` takes by name.
+
+    Args:
+        cfg: `conf/pretrain_teacher.yaml`, composed.
+
+    Raises:
+        InputError: if words and sentences do not fit each other.
+    """
+    vocabulary = instantiate(cfg.language, _convert_="all")
+    return {
+        "vocabulary": vocabulary,
+        "sentences": instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all"),
+        "train_view": instantiate(cfg.train_view),
+        "optimizer": instantiate(cfg.optimizer.optimizer),
+        "schedule": instantiate(cfg.optimizer.schedule),
+        "trainer": trainer_factory(cfg),
+        "callbacks": [
+            instantiate(node) for name, node in (cfg.get("callbacks") or {}).items() if name != "best"
+        ],
+        "loggers": [instantiate(node) for node in (cfg.get("logger") or {}).values()],
+    }
+
+
+def texts(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """Return values that are texts by meaning, which a command line may have taken for numbers.
+
+    Args:
+        cfg: a root config.
+        keys: of values, or of lists of them.
+
+    Returns:
+        Key -> text, or tuple of texts; None stays.
+    """
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(text, value))
+        return value if value is None else str(value)
+
+    return {key: text(plain(cfg[key])) for key in keys}
+
+
+def path(cfg: DictConfig, key: str) -> Path | None:
+    """Return the file or folder that a key names; None: it is not given."""
+    return None if cfg[key] is None else Path(str(cfg[key])).expanduser()
+
+
+def paths(cfg: DictConfig, key: str) -> tuple[Path, ...]:
+    """Return the files and folders that a key names: none, one, or a list of them.
+
+    Raises:
+        InputError: if one is empty.
+    """
+    value = plain(cfg[key])
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if "" in listed:
+        raise InputError(f"{key} is empty; give a file or a folder")
+    return tuple(Path(str(one)).expanduser() for one in listed)
+
+
+def one_name(cfg: DictConfig, group: str) -> str | None:
+    """Return which option of a group is chosen, where its name is enough; None: none is.
+
+    Raises:
+        InputError: if there are several.
+    """
+    names = [str(name) for name in cfg[group]]
+    if len(names) > 1:
+        raise InputError(f"choose one {group} at a time, not {', '.join(names)}")
+    return names[0] if names else None
+
+
+def checkpoint(cfg: DictConfig) -> str:
+    """Return what `checkpoint=` names: a run folder, a checkpoint file, a saved model or an id of the hub.
+
+    Raises:
+        InputError: if it is not given.
+    """
+    if cfg.checkpoint is None:
+        raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
+    return str(cfg.checkpoint)
+
+
+def pictures(cfg: DictConfig) -> Path | DataSpec:
+    """Return what `pictures=`, or else `data=`, names.
+
+    Raises:
+        InputError: if neither or both are given.
+    """
+    if cfg.pictures == "":
+        raise InputError("pictures is empty; give a folder or a table")
+    if (cfg.pictures is None) == ("data" not in cfg):
+        raise InputError(
+            "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"
+        )
+    return data_spec(cfg.data) if cfg.pictures is None else Path(str(cfg.pictures)).expanduser()
+
+
+def trainer_factory(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
+    """Return what makes the trainer of `trainer=`, given further arguments of it."""
+    return lambda **more: instantiate(cfg.trainer, **more)
+
+
+_QUERIES = ("picture", "person", "text", "text_file")
+
+
+def queries(cfg: DictConfig) -> Queries:
+    """Make the queries of a search of the one key that has them.
+
+    Raises:
+        InputError: if none or several are given, or what is given is empty or cannot be read.
+    """
+    from clip3dreid.search.settings import PersonQuery, PictureQueries, TextQueries
+
+    chosen = [kind for kind in _QUERIES if cfg[kind] is not None]
+    if len(chosen) != 1:
+        raise InputError(
+            "what to look for? Give one of picture=FILE, person=[FILE,…], text='…' or text_file=FILE"
+            + (f", not {' and '.join(chosen)}" if chosen else "")
+        )
+    if chosen == ["picture"]:
+        return PictureQueries(paths(cfg, "picture"))
+    if chosen == ["person"]:
+        return PersonQuery(paths(cfg, "person"))
+    if chosen == ["text"]:
+        return TextQueries((str(cfg.text),))
+    from clip3dreid.io.formats import read_text
+
+    file = Path(str(cfg.text_file)).expanduser()
+    lines = read_text(file, f"text_file={file}", "give a UTF-8 text, a query a line").splitlines()
+    return TextQueries(tuple(lines))
+
+
+def engine(cfg: DictConfig) -> Engine:
+    """Make what searches a gallery, as `search.search` takes it."""
+    return cast("Engine", instantiate(cfg.engine))
+
+
+def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
+    """Return what loads the teacher of `model/teacher=`, when it is asked for; None: none is chosen."""
+    node = cfg.get("model", {}).get("teacher")
+
+    def make() -> Teacher:
+        from clip3dreid.model.teacher import load_teacher
+
+        return load_teacher(plain(node), trusted(cfg))
+
+    return None if node is None else make
+
+
+# Guides.
+
+
+def teacher_node(cfg: DictConfig, problem: str = "this method needs a teacher") -> DictConfig:
+    """Return the node `model.teacher`.
+
+    Args:
+        cfg: a root config.
+        problem: what is wrong where there is none, for the message.
+
+    Raises:
+        InputError: if there is none, with the names that there are.
+    """
+    node = cfg.model.get("teacher") if "model" in cfg else None
+    # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        raise InputError(f"{problem}: give model/teacher=NAME; NAME is one of {names}")
+    return node
+
+
+def teacher(cfg: DictConfig) -> Callable[[], Teacher]:
+    """Return what makes the teacher of a config, and refuses where there is none."""
+
+    def make() -> Teacher:
+        from clip3dreid.model.teacher import load_teacher
+
+        return load_teacher(plain(teacher_node(cfg)), trusted(cfg))
+
+    return make
+
+
+def vocabulary(cfg: DictConfig) -> Callable[[], Vocabulary]:
+    """Return what makes the words of a config."""
+    return lambda: instantiate(cfg.language, _convert_="all")
+
+
+def training_device(cfg: DictConfig) -> torch.device:
+    """Return where this process is going to train, before there is a trainer to ask."""
+    import torch
+
+    if OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Lightning's own launcher and torchrun set the first, SLURM the second.
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    devices = plain(OmegaConf.select(cfg, "trainer.devices"))
+    return torch.device("cuda", devices[rank] if isinstance(devices, list) else rank)
+
+
+def guides(
+    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, shared: Path | None = None
+) -> list[Guide]:
+    """Make all kinds of guides of a training; what none of its losses needs is never read.
+
+    Args:
+        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`, `guides`.
+        pictures: to train on.
+        labels: those that the run has had before, or that another process of it has chosen; None: there are none.
+        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
+            each; None: this is the only one.
+
+    Raises:
+        InputError: if a setting is unknown.
+    """
+    from clip3dreid.guidance.bodies import BodyGuide
+    from clip3dreid.guidance.embeddings import TrainingEmbeddings
+    from clip3dreid.guidance.settings import BodySettings, LabelSettings, TeacherUse
+    from clip3dreid.guidance.teacher import TeacherGuide
+    from clip3dreid.guidance.words import WordGuide
+
+    seed, datamodule = int(cfg.seed), cfg.datamodule
+    embeddings = TrainingEmbeddings(
+        teacher(cfg),
+        pictures,
+        settings(TeacherUse, cfg.model.get("teacher") or OmegaConf.create()),
+        device=training_device(cfg),
+        batch=int(datamodule.evaluation_batch),
+        workers=int(datamodule.workers),
+        shared=shared,
+    )
+    bodies = BodyGuide(
+        settings(BodySettings, cfg.bodies),
+        lambda: instantiate(plain(cfg.body)),
+        lambda: instantiate(cfg.bodies.view),
+        body_file=str(cfg.body.path),
+        height=int(datamodule.height),
+        width=int(datamodule.width),
+        square=datamodule.square,
+        seed=seed,
+    )
+    words = WordGuide(
+        settings(LabelSettings, cfg.labels), vocabulary(cfg), embeddings, known=labels, seed=seed
+    )
+    return [bodies, words, TeacherGuide(embeddings), *(instantiate(node) for node in cfg.guides.values())]
 
 
 # Rendered worlds.

@@ -27,11 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from clip3dreid.config.hydra import afterwards, conf_dir, explained
 from clip3dreid.config.schema import TrainConfig
+from clip3dreid.config.trust import KEY
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import LOCK, at_work, is_locked, write_json, write_text
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.launch import Launch, launch
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from clip3dreid.model.build import TARGET, is_trusted, trust_hint
 
 log = logging.getLogger(__name__)
 
@@ -340,13 +342,15 @@ def resumed(arguments: list[str]) -> list[str]:
     if any(argument in ("-m", "--multirun") for argument in arguments):
         raise InputError("resume= goes on with one run, which is no sweep; leave -m out")
     folder = Path(_unquoted(found[-1].partition("=")[2])).expanduser().absolute()
-    saved = [line for line in _saved(folder) if not _resumes(line)]
+    # Whom to trust is said by whoever resumes the run, and by no file.
+    saved = [line for line in _saved(folder) if not _resumes(line) and _sets(line) != KEY]
+    packages = _given_trust(arguments)
     if not holds_checkpoint(folder):
         raise InputError(
             f"{folder} holds no {LAST_CHECKPOINT}: the run ended before it saved one; start it anew"
         )
     for line in saved:
-        if line not in arguments and (wrong := _refused(line)) is not None:
+        if line not in arguments and (wrong := _refused(line, packages)) is not None:
             raise InputError(
                 f"{folder / _OVERRIDES} says {line}, {wrong}; if you trust it, repeat it on the command line"
             )
@@ -369,6 +373,17 @@ def _resumes(line: str) -> bool:
 def _sets(line: str) -> str:
     """The key of an override, whichever way it is set."""
     return line.partition("=")[0].lstrip("+~")
+
+
+def _given_trust(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the packages that a command line trusts; what is wrong with them is said when the config is composed."""
+    lines = [line for line in arguments if _sets(line) == KEY]
+    try:
+        value = OverridesParser.create().parse_override(lines[-1]).value() if lines else []
+    except HydraException:
+        return ()
+    names = value if isinstance(value, list) else [value]
+    return tuple(str(name.text if isinstance(name, QuotedString) else name) for name in names)
 
 
 def _quoted(folder: Path) -> str:
@@ -419,11 +434,12 @@ _NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
 _LOOKED_UP = re.compile(r"\$\{[\w.\[\]]+\}|\$\{oc\.env:\w+(,[^${}]*)?\}", re.ASCII)
 
 
-def _refused(line: str) -> str | None:
+def _refused(line: str, packages: Sequence[str] = ()) -> str | None:
     """Why an override of a run's folder is not taken at its word; None if it is.
 
     Args:
         line: one override.
+        packages: that are trusted; their classes may be named.
     """
     if line.startswith("-"):
         return "which is no override"
@@ -434,35 +450,41 @@ def _refused(line: str) -> str | None:
     key, package = override.key_or_group, override.package or ""
     if override.is_sweep_override():
         return "which is a sweep"
+    value = None if override.is_delete() else override.value()
     for name in (key, package):
-        if name and (wrong := _refused_key(re.split(r"[./]", name))) is not None:
+        if name and (wrong := _refused_key(re.split(r"[./]", name), value, packages)) is not None:
             return wrong
     if (conf_dir() / key).is_dir():
         return None if _is_choice(override) else "which chooses no option of that group"
     if key.partition(".")[0] not in TrainConfig.__dataclass_fields__:
         return "which is no key of this program"
-    return None if override.is_delete() else _refused_value(key.split("."), override.value())
+    return None if override.is_delete() else _refused_value(key.split("."), value, packages)
 
 
-def _refused_key(parts: Sequence[str]) -> str | None:
-    """Why a key may not be set, by its parts."""
+def _refused_key(parts: Sequence[str], value: Any = None, packages: Sequence[str] = ()) -> str | None:
+    """Why a key may not be set, by its parts and by its value, which alone can make a target a trusted one."""
     if parts[0] == "hydra":
         return "which changes Hydra itself"
-    if any(part.strip("'\"").startswith("_") for part in parts):
-        return "which names what to build"
+    target = value.text if isinstance(value, QuotedString) else value
+    named = parts[:-1] if parts[-1] == TARGET and is_trusted(target, packages) else parts
+    if any(part.strip("'\"").startswith("_") for part in named):
+        return f"which names what to build{trust_hint(target)}"
     if parts[-1] in _PLACES or (parts[0] == "trainer" and len(parts) > 1 and parts[1] in _OBJECTS):
         return "which a run's folder may not say"
     return None
 
 
-def _refused_value(parts: Sequence[str], value: Any) -> str | None:
+def _refused_value(parts: Sequence[str], value: Any, packages: Sequence[str]) -> str | None:
     """Why a value is not taken: below it stands a key that may not be set, or it has something computed."""
     if isinstance(value, dict):
         below = [([*parts, str(key)], inner) for key, inner in value.items()]
-        wrong = (_refused_key(place) or _refused_value(place, inner) for place, inner in below)
+        wrong = (
+            _refused_key(place, inner, packages) or _refused_value(place, inner, packages)
+            for place, inner in below
+        )
         return next((one for one in wrong if one), None)
     if isinstance(value, list):
-        return next((one for one in (_refused_value(parts, inner) for inner in value) if one), None)
+        return next((one for one in (_refused_value(parts, inner, packages) for inner in value) if one), None)
     text = value.text if isinstance(value, QuotedString) else value
     if isinstance(text, str) and "${" in _LOOKED_UP.sub("", text):
         return "which has something computed"

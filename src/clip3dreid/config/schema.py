@@ -27,9 +27,11 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 0
+    trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING
     body: Any = MISSING
+    guides: dict[str, Any] = field(default_factory=dict)
     language: Any = MISSING
     data: Any = MISSING
     datamodule: Any = MISSING

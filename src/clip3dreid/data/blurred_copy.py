@@ -17,9 +17,10 @@ import polars as pl
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import close_stages, inside, is_stage, remove, staged, write_json
+from clip3dreid.io.files import inside, remove, staged, write_json
 from clip3dreid.io.formats import damaged, decoding, peek_json
 from clip3dreid.io.pictures import is_hidden, require_utf8
+from clip3dreid.io.work_folder import WorkFolder
 
 REPORT_VERSION = 1
 REPORT = "blur_faces.json"
@@ -27,6 +28,16 @@ LISTING = "blur_faces.csv"
 WORK = ".blur_faces"
 """Folder in an unfinished copy: its settings, its list of files, those that are done, and files being written."""
 SETTINGS, FILES, JOURNAL = "settings.json", "files.json", "done.jsonl"
+WORKING_FILES = (JOURNAL, FILES, SETTINGS)
+"""In the order in which they are removed, so that what is left is known for its own."""
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a killed run may have left a file in the working folder."""
+    return name in WORKING_FILES or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
+
+
+WORK_FOLDER = WorkFolder(WORK, _is_ours)
 
 
 class Outcome(NamedTuple):
@@ -80,7 +91,9 @@ def check_folder(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    _check_work(out)
+    for name in WORKING_FILES:
+        inside(inside(out, WORK), name)
+    WORK_FOLDER.check(out)
     earlier = _settings(out / WORK / SETTINGS) or _settings(out / REPORT)
     if earlier is not None and not overwrite:
         for key, value in settings.items():
@@ -106,24 +119,8 @@ def check_folder(
         )
 
 
-def _check_work(out: Path) -> None:
-    """Check that the working folder, if there is one, is this program's and holds nothing else."""
-    work = inside(out, WORK)
-    for name in (SETTINGS, FILES, JOURNAL):
-        inside(work, name)
-    names = [WORK] if work.is_file() else _names(work)
-    foreign = [name for name in names if name not in (SETTINGS, FILES, JOURNAL) and not _temporary(name)]
-    if foreign:
-        raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
-
-
-def _temporary(name: str) -> bool:
-    """Whether a killed run may have left it in the working folder."""
-    return is_stage(name) or (name.startswith((".settings-", ".files-")) and name.endswith(".json"))
-
-
 def _names(folder: Path) -> list[str]:
-    """What a folder holds, sorted; nothing if it is not there."""
+    """Return what a folder holds, sorted; nothing if it is not there."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -155,17 +152,8 @@ def finished(out: Path) -> dict[str, Outcome]:
 def clear_copy(out: Path) -> None:
     """Remove an earlier copy, its lists last, so that what is left is known for its own if the program is killed."""
     remove(out, [path for path in sorted(own_files(out)) if path not in (REPORT, LISTING)])
-    clear_work(out)
+    WORK_FOLDER.clear(out, WORKING_FILES)
     remove(out, [LISTING, REPORT])
-
-
-def clear_work(out: Path) -> None:
-    """Remove the working folder."""
-    work = inside(out, WORK)
-    if work.is_dir():
-        remove(work, [name for name in _names(work) if _temporary(name) and not is_stage(name)])
-        remove(work, [JOURNAL, FILES, SETTINGS])
-        close_stages(work)
 
 
 def _settings(path: Path) -> dict[str, Any] | None:
@@ -209,5 +197,5 @@ def finish(out: Path, stage: Path, settings: Mapping[str, Any], outcomes: Sequen
     share = {"share_without_face": report.share_without_face}
     with staged(stage, out, REPORT) as temporary:
         write_json(temporary, {**settings, **report._asdict(), **share})
-    clear_work(out)
+    WORK_FOLDER.clear(out, WORKING_FILES)
     return report

@@ -19,7 +19,7 @@ from clip3dreid.data.truth_file import TRUTH, has_truth, read_truth, shows_cloth
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import decoding
 from clip3dreid.io.pictures import Pixels, read_rgb
-from clip3dreid.types import Bodies
+from clip3dreid.types import BodyBatch
 
 COMMAND_MB = 49.0
 """10^6 bytes that `COMMAND` writes."""
@@ -45,13 +45,13 @@ class BodyTable(NamedTuple):
         return int(self.body.max()) + 1
 
     def shuffled(self, seed: int) -> BodyTable:
-        """The same pictures with each body's coefficients exchanged for another's: a control that guides nobody."""
+        """Return the pictures with each body's coefficients exchanged for another's: a control that guides nobody."""
         _, first = np.unique(self.body, return_index=True)
         return self._replace(betas=self.betas[first][exchanged(self.bodies, seed)][self.body])
 
 
 def read_bodies(root: Path, split: str = "train") -> BodyTable:
-    """Reads the folder that `synthesize layout=bodies` writes.
+    """Read the folder that `synthesize layout=bodies` writes.
 
     Args:
         root: with `train/`, `test/` and `truth.parquet`.
@@ -86,8 +86,17 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     return BodyTable([root / name for name in table["path"]], betas, body.to_numpy())
 
 
+class BodyStream(NamedTuple):
+    """A second stream of training pictures."""
+
+    table: BodyTable
+    batch: int
+    """S, pictures of the global batch."""
+    view: TrainView
+
+
 class BodySample(NamedTuple):
-    """One picture on its way to `Bodies`."""
+    """One picture on its way to `BodyBatch`."""
 
     image: Pixels
     """(3, H, W)."""
@@ -121,10 +130,10 @@ class BodyPictures(Dataset[BodySample]):
         return BodySample(image, self._betas[row], int(self._body[row]))
 
 
-def collate_bodies(samples: Sequence[BodySample]) -> Bodies:
-    """Joins samples: images (S, 3, H, W) uint8, betas (S, K) float32, body (S,) int64."""
+def collate_bodies(samples: Sequence[BodySample]) -> BodyBatch:
+    """Join samples: images (S, 3, H, W) uint8, betas (S, K) float32, body (S,) int64."""
     images, betas, body = zip(*samples, strict=True)
-    return Bodies(
+    return BodyBatch(
         images=torch.from_numpy(np.stack(images)),
         betas=torch.from_numpy(np.stack(betas)),
         body=torch.tensor(body),
@@ -166,11 +175,11 @@ class BodyBatches(ResumableBatches):
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return how many batches an epoch has."""
         return self.batches
 
     def plan(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
+        """Yield this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
         # A third number keeps these draws apart from those of `IdentityBatches`.
         rng = np.random.default_rng([self.seed, self.epoch, 2])
         per_round = self.count // self.batch

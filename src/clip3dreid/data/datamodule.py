@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
-from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyTable, collate_bodies
+from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyStream, collate_bodies
 from clip3dreid.data.images import (
     ADVICE,
     EvaluationPictures,
@@ -24,12 +24,13 @@ from clip3dreid.data.images import (
     keep,
     to_unit,
 )
-from clip3dreid.data.manifest import Manifest, TrainingLabels, concatenate, training_labels
+from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import Pixels
-from clip3dreid.types import Batch, Bodies
+from clip3dreid.types import Batch, BodyBatch
 
 
 class EvaluationSet(NamedTuple):
@@ -42,15 +43,6 @@ class EvaluationSet(NamedTuple):
     query: pl.DataFrame
     gallery: pl.DataFrame
     files: list[Path]
-
-
-class BodyStream(NamedTuple):
-    """A second stream of training pictures."""
-
-    table: BodyTable
-    batch: int
-    """S, pictures of the global batch."""
-    view: TrainView
 
 
 class _SameBatches(Sampler[list[tuple[int, int]]]):
@@ -80,6 +72,7 @@ class ReidDataModule(LightningDataModule):
         height: H of the pictures that both views make, in pixels.
         width: W of them.
         square: what both views do, as in `TestView`.
+        bodies: a second stream of pictures, beside those of people; None: there is none.
         train_view: augmentation of training pictures.
         test_view: resizing of evaluation pictures.
         keep_pictures: keep training pictures in memory, decoded and resized, 3 H W bytes each.
@@ -105,6 +98,7 @@ class ReidDataModule(LightningDataModule):
         keep_pictures: bool = False,
         overfit_batches: int = 0,
         square: bool = False,
+        bodies: BodyStream | None = None,
     ) -> None:
         super().__init__()
         for view in (train_view, test_view):
@@ -128,10 +122,10 @@ class ReidDataModule(LightningDataModule):
         self.test_view = test_view
         self.keep_pictures = keep_pictures
         self.overfit_batches = overfit_batches
-        joined = concatenate(self.manifests)
-        self.train_table = joined.part("train")
-        self.train_files = joined.files(self.train_table)
-        self.labels: TrainingLabels = training_labels(self.train_table)
+        self.bodies = bodies
+        self.training = training_set(self.manifests)
+        self.train_table, self.labels = self.training.table, self.training.labels
+        self.train_files = self.training.joined.files(self.train_table)
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
 
@@ -159,9 +153,7 @@ class ReidDataModule(LightningDataModule):
         Raises:
             InputError: if there are no training people, or fewer than a batch needs.
         """
-        if self.train_table.is_empty():
-            names = [manifest.name for manifest in self.manifests]
-            raise InputError(f"{names} hold no training pictures; nothing can be trained on them")
+        self.training.check()
         return IdentityBatches(
             self.labels.person,
             people=self.people_per_batch,
@@ -268,15 +260,13 @@ class ReidDataModule(LightningDataModule):
         """One loader for each test set."""
         return self._evaluation_loaders("test")
 
-    bodies: BodyStream | None = None
-    """The second stream; None where no loss asks for it."""
     validation_split = "val"
     """`test` only where the config asks for the field's habit of selecting checkpoints on test data."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Bytes to floats on the device: a quarter of the traffic of sending floats; joins the streams."""
         if isinstance(batch, dict):
-            bodies: Bodies = batch["bodies"]
+            bodies: BodyBatch = batch["bodies"]
             batch = batch["people"]._replace(bodies=bodies._replace(images=to_unit(bodies.images)))
         view = None if batch.view is None else to_unit(batch.view)
         joined: Batch = batch._replace(images=to_unit(batch.images), view=view)

@@ -37,7 +37,7 @@ ADVICE = "replace it, or leave it out with data.on_error=skip"
 
 
 def resize(rgb: Pixels, height: int, width: int) -> Pixels:
-    """Pillow's antialiased bilinear resize, which published numbers rest on: (h, w, 3) uint8 to (height, width, 3).
+    """Resize (h, w, 3) uint8 as Pillow does, antialiased and bilinear, which published numbers rest on.
 
     Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
     (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
@@ -51,7 +51,7 @@ def resize(rgb: Pixels, height: int, width: int) -> Pixels:
 
 
 def squared(rgb: Pixels) -> Pixels:
-    """Pads (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
+    """Pad (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
     height, width = rgb.shape[:2]
     down, right = max(width - height, 0), max(height - width, 0)
     if not (down or right):
@@ -62,7 +62,7 @@ def squared(rgb: Pixels) -> Pixels:
 
 
 def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
-    """(h, w, 3) to (height, width, 3), padded to a square before it is resized if so asked."""
+    """Resize (h, w, 3) to (height, width, 3), padded to a square before if so asked."""
     return resize(squared(rgb) if square else rgb, height, width)
 
 
@@ -77,7 +77,7 @@ def _check_square(square: bool, height: int, width: int) -> None:
 
 
 def _planes(rgb: Pixels) -> Pixels:
-    """(H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
+    """Copy (H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
     planes = np.empty((3, *rgb.shape[:2]), np.uint8)
     cv2.split(rgb, [planes[0], planes[1], planes[2]])
     return planes
@@ -91,7 +91,7 @@ def keep(
     square: bool = False,
     advice: str = ADVICE,
 ) -> Pixels:
-    """Decodes and resizes pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
+    """Decode and resize pictures once for all epochs: (N, H, W, 3) uint8, 3 H W bytes each.
 
     What `TrainView` makes of them is the same to the bit, since resizing is the first thing it does. Workers that are
     forked share the memory.
@@ -138,7 +138,7 @@ class TestView:
         self.square = square
 
     def __call__(self, rgb: Pixels) -> Pixels:
-        """Resizes a picture.
+        """Resize a picture.
 
         Args:
             rgb: (h, w, 3) uint8.
@@ -214,7 +214,7 @@ class TrainView:
         self._extra = _compose(extra, height, width) if extra else None
 
     def __call__(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
-        """Augments a picture.
+        """Augment a picture.
 
         Args:
             rgb: (h, w, 3) uint8.
@@ -251,7 +251,7 @@ class TrainView:
         return picture, view
 
     def _rectangle(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is erased; empty if no draw fitted into the picture."""
+        """Return top, left, height and width of what is erased; empty if no draw fitted into the picture."""
         for _ in range(ERASE_ATTEMPTS):
             area = rng.uniform(*self.erase_area) * self.height * self.width
             aspect = rng.uniform(*self.erase_aspect)
@@ -297,7 +297,7 @@ class PictureSample(NamedTuple):
 
 
 def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
-    """Paths as one array: a forked worker that touches 100,000 objects copies all of their memory."""
+    """Pack paths into one array: a forked worker that touches 100,000 objects copies all of their memory."""
     return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
@@ -363,7 +363,7 @@ class EvaluationPictures(Dataset[PictureSample]):
 
 
 def collate(samples: Sequence[PictureSample]) -> Batch:
-    """Joins samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
+    """Join samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
     images, person, clothes, camera, row, views = zip(*samples, strict=True)
     return Batch(
         images=torch.from_numpy(np.stack(images)),
@@ -376,7 +376,7 @@ def collate(samples: Sequence[PictureSample]) -> Batch:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Bytes 0..255 to float32 0..1, on the images' device; floats are taken to be in 0..1 already.
+    """Turn bytes 0..255 into float32 0..1, on the images' device; floats are taken to be in 0..1 already.
 
     Args:
         images: (B, 3, H, W), uint8 or floating point.

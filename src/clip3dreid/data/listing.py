@@ -29,7 +29,7 @@ class Listing(NamedTuple):
 
 
 def list_pictures(place: Path) -> Listing:
-    """Lists the pictures of a folder, at any depth, or those that a table names.
+    """List the pictures of a folder, at any depth, or those that a table names.
 
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
@@ -57,7 +57,7 @@ def list_pictures(place: Path) -> Listing:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a file is a saved manifest, which knows where its pictures are."""
+    """Return whether a file is a saved manifest, which knows where its pictures are."""
     try:
         with decoding(path, "a manifest", ""):
             facts = json.loads(pl.read_parquet_metadata(path)["clip3dreid"])
@@ -93,7 +93,7 @@ def _read_table(path: Path) -> pl.DataFrame:
 
 
 def _column(table: pl.DataFrame, column: str, name: str, folder: Path) -> pl.Series:
-    """A column as the manifest has it."""
+    """Return a column as the manifest has it."""
     if column == "path":
         return forward_slashes(table[column].cast(pl.String), folder)
     return whole_numbers(table[column], name) if column == "frame" else labels(table[column])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.io.files import reason_of
 from clip3dreid.io.formats import decoding, read_table, write_table
 from clip3dreid.io.pictures import require_utf8
@@ -79,22 +80,22 @@ class Manifest:
     published: tuple[Published, ...] = ()
 
     def part(self, split: str, role: str | None = None) -> pl.DataFrame:
-        """Rows of a split (`train`, `val`, `test`), and of a role in it where one is given."""
+        """Return rows of a split (`train`, `val`, `test`), and of a role in it where one is given."""
         chosen = pl.col("split") == split
         return self.table.filter(chosen if role is None else chosen & (pl.col("role") == role))
 
     def files(self, table: pl.DataFrame | None = None) -> list[Path]:
-        """Absolute paths of the pictures of `table` (by default of all rows), in its order."""
+        """Return absolute paths of the pictures of `table` (by default of all rows), in its order."""
         return [self.root / path for path in (self.table if table is None else table)["path"]]
 
     def renamed(self, name: str) -> Manifest:
-        """The same data set under another name, as two copies of one set need to be told apart."""
+        """Return the same data set under another name, as two copies of one set need to be told apart."""
         if name == self.name:
             return self
         return self.replace(name=name, table=self.table.with_columns(data_set=pl.lit(name)))
 
     def replace(self, **changes: Any) -> Manifest:
-        """A copy with some attributes changed, validated again."""
+        """Return a copy with some attributes changed, validated again."""
         changed = dataclasses.replace(self, **changes)
         validate(changed.table, changed.name)
         return changed
@@ -107,7 +108,7 @@ def build(
     notes: Sequence[str] = (),
     published: Sequence[Published] = (),
 ) -> Manifest:
-    """Makes a validated manifest from rows.
+    """Make a validated manifest from rows.
 
     Args:
         name: the data set's name, written into the column `data_set`.
@@ -144,7 +145,7 @@ def build(
 
 
 def _spelled(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Spells labels by the one rule, and says of people and cameras where that was, or may be, in question."""
+    """Spell labels by the one rule, and say of people and cameras where that was, or may be, in question."""
     notes = []
     spelled = table.with_columns(labels(table[column]) for column in LABELS)
     for column in ("person", "camera"):
@@ -154,7 +155,7 @@ def _spelled(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
 
 
 def validate(table: pl.DataFrame, name: str) -> None:
-    """Checks that a table can be trusted.
+    """Check that a table can be trusted.
 
     Raises:
         InputError: if a required value is null, a split or role is unknown, a training row has another
@@ -165,8 +166,8 @@ def validate(table: pl.DataFrame, name: str) -> None:
         if nulls := table[column].null_count():
             raise InputError(f"{name}: {nulls} rows have no {column}; every picture needs one")
     for column, allowed in (("split", SPLITS), ("role", ROLES)):
-        if unknown := sorted(set(table[column].unique()) - set(allowed)):
-            raise InputError(f"{name}: {column} {unknown} is not one of {list(allowed)}")
+        for value in table[column].unique().sort():
+            choose(f"{name}: {column}", value, allowed)
     mixed = table.filter((pl.col("split") == "train") != (pl.col("role") == "train"))
     if not mixed.is_empty():
         raise InputError(
@@ -193,7 +194,7 @@ def validate(table: pl.DataFrame, name: str) -> None:
 
 
 def save(manifest: Manifest, path: Path) -> None:
-    """Writes a manifest as Parquet, atomically; root, notes and schema version go into its metadata."""
+    """Write a manifest as Parquet, atomically; root, notes and schema version go into its metadata."""
     facts = {
         "version": SCHEMA_VERSION,
         "name": manifest.name,
@@ -205,7 +206,7 @@ def save(manifest: Manifest, path: Path) -> None:
 
 
 def load(path: Path, root: Path | None = None) -> Manifest:
-    """Reads a manifest that `save` wrote.
+    """Read a manifest that `save` wrote.
 
     Args:
         path: the Parquet file.
@@ -233,7 +234,7 @@ def load(path: Path, root: Path | None = None) -> Manifest:
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:
-    """Joins manifests of different data sets; people stay apart because `data_set` tells them apart.
+    """Join manifests of different data sets; people stay apart because `data_set` tells them apart.
 
     Raises:
         InputError: if two manifests have the same name.
@@ -273,7 +274,7 @@ class TrainingLabels(NamedTuple):
 
 
 def training_labels(table: pl.DataFrame) -> TrainingLabels:
-    """Renumbers people, clothes and cameras of a training table, once, for the whole program.
+    """Renumber people, clothes and cameras of a training table, once, for the whole program.
 
     People of different data sets are different people, and so are their outfits and cameras. A data set
     without clothes labels makes the clothes of the whole table unknown: an outfit loss on half of the people

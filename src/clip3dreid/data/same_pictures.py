@@ -29,7 +29,7 @@ class SamePictures(NamedTuple):
 
 
 def mark_same_pictures(root: Path, query: pl.DataFrame, gallery: pl.DataFrame) -> SamePictures:
-    """Finds gallery pictures that are a query of the same person, by path or byte for byte.
+    """Find gallery pictures that are a query of the same person, by path or byte for byte.
 
     Only files of people on both sides are looked at, and only those read that have the size of one on the other side.
     A file that is empty or cannot be read is like no other: whoever decodes it says so.
@@ -56,7 +56,7 @@ def mark_same_pictures(root: Path, query: pl.DataFrame, gallery: pl.DataFrame) -
     )
 
     def shared(values: Mapping[str, int | bytes | None]) -> list[list[str]]:
-        """Groups of one person's files with the same value that are on both sides."""
+        """Return groups of one person's files with the same value that are on both sides."""
         groups: dict[tuple[str, int | bytes], set[str]] = defaultdict(set)
         for path, value in values.items():
             if value is not None:

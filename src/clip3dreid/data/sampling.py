@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,7 +36,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
         return self
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Begins in the middle: the next iteration yields the batches of an epoch from a place on.
+        """Begin in the middle: the next iteration yields the batches of an epoch from a place on.
 
         Args:
             epoch: 0-based.
@@ -44,7 +45,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
         self.epoch, self._first = epoch, batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the batches of the next iteration: all of another epoch's, or those left of the one sought."""
+        """Choose the batches of the next iteration: all of another epoch's, or those left of the one sought."""
         if epoch != self.epoch:
             self.seek(epoch, 0)
 
@@ -54,10 +55,10 @@ class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
 
     @abstractmethod
     def plan(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields this process's slice of each global batch of the epoch, from its first batch on."""
+        """Yield this process's slice of each global batch of the epoch, from its first batch on."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields the batches that are left of the epoch."""
+        """Yield the batches that are left of the epoch."""
         return islice(self.plan(), self._first, None)
 
 
@@ -105,8 +106,7 @@ class IdentityBatches(ResumableBatches):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        if sampler not in SAMPLERS:
-            raise InputError(f"datamodule.sampler={sampler} is not one of {', '.join(SAMPLERS)}")
+        choose("datamodule.sampler", sampler, SAMPLERS)
         if people < 1 or pictures < 1:
             raise InputError(
                 f"datamodule.people={people} and datamodule.pictures={pictures}: a batch needs at least 1 of both"
@@ -138,7 +138,7 @@ class IdentityBatches(ResumableBatches):
         return self._batches
 
     def plan(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
+        """Yield this process's slice of each global batch as `(row, seed of the augmentation)` pairs."""
         rows = self._rows()
         # Drawn apart from the plan, so that a draw's seed follows from seed, epoch and position alone.
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(2**63, size=rows.shape)
@@ -148,7 +148,7 @@ class IdentityBatches(ResumableBatches):
             yield list(zip(batch.tolist(), seed.tolist(), strict=True))
 
     def _rows(self) -> Ints:
-        """Rows of all global batches of the epoch, (T, P K), each person's K pictures side by side."""
+        """Return the rows of all global batches of the epoch, (T, P K), each person's K pictures side by side."""
         rng = np.random.default_rng([self.seed, self.epoch, 0])
         chunks, owner = self._cut(rng)
         if not self._distinct:
@@ -165,7 +165,7 @@ class IdentityBatches(ResumableBatches):
         return rows
 
     def _cut(self, rng: np.random.Generator) -> tuple[Ints, Ints]:
-        """Rows of every chunk, (C, K), and whose it is, (C,), sorted by person."""
+        """Return the rows of every chunk, (C, K), and whose it is, (C,), sorted by person."""
         shuffled = rng.permutation(len(self._person))
         shuffled = shuffled[np.argsort(self._person[shuffled], kind="stable")]
         first = np.cumsum(self._count) - self._count
@@ -177,12 +177,12 @@ class IdentityBatches(ResumableBatches):
 
 
 def _within(counts: Ints) -> Ints:
-    """0..c-1 for each count c, joined."""
+    """Return 0..c-1 for each count c, joined."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def most_batches(chunks: Ints, people: int) -> int:
-    """The largest number of batches of `people` different people each.
+    """Return the largest number of batches of `people` different people each.
 
     Args:
         chunks: (people in the data,) chunks of each person.
@@ -204,7 +204,7 @@ def most_batches(chunks: Ints, people: int) -> int:
 
 
 def share(count: int, rank: int, world_size: int) -> range:
-    """The contiguous part of 0..count-1 that one of `world_size` processes evaluates.
+    """Return the contiguous part of 0..count-1 that one of `world_size` processes evaluates.
 
     Parts differ by at most one in length and cover everything once.
     """
@@ -212,7 +212,7 @@ def share(count: int, rank: int, world_size: int) -> range:
 
 
 def exchanged(count: int, seed: int) -> Ints:
-    """Whose things each of `count` gets where all are dealt out at random and nobody keeps their own.
+    """Return whose things each of `count` gets where all are dealt out at random and nobody keeps their own.
 
     One alone has nobody to exchange with.
     """

@@ -1,4 +1,4 @@
-"""Which rows of a manifest a run uses: people held out to choose checkpoints, pictures that can be read."""
+"""Select the rows of a manifest that a run uses: people held out to choose checkpoints, pictures that can be read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import polars as pl
 
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 
 
 def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
-    """Moves some training people to the `val` split, with queries and a gallery of their own.
+    """Move some training people to the `val` split, with queries and a gallery of their own.
 
     One picture, drawn at random, of each combination of person, outfit and camera becomes a query (the way
     LTCC was made); the person's other pictures are gallery. A person with a single picture is gallery only,
@@ -63,7 +64,7 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
 def drop_unreadable(
     manifest: Manifest, workers: int, progress: Callable[[int], None] | None = None
 ) -> Manifest:
-    """The manifest without the pictures that cannot be decoded; a note counts and names them.
+    """Return the manifest without the pictures that cannot be decoded; a note counts and names them.
 
     Args:
         manifest: any data set.
@@ -75,8 +76,7 @@ def drop_unreadable(
     if not bad:
         return manifest
     keep = pl.Series([file not in bad for file in files])
-    names = ", ".join(sorted(path.name for path in bad)[:10])
-    note = f"{len(bad)} unreadable pictures skipped: {names}{' …' if len(bad) > 10 else ''}"
+    note = f"{len(bad)} unreadable pictures skipped: {some(sorted(path.name for path in bad), 10)}"
     return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))
 
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import Manifest, Published, build
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose, some
 from clip3dreid.io.formats import read_text
 from clip3dreid.io.pictures import cannot_enter, is_hidden, kind_of, require_utf8, tally
 
@@ -38,7 +39,7 @@ class Names(NamedTuple):
     """2 where a picture's folder belongs to its name, as PRCC's people do: matched against `folder/name`."""
 
     def match(self, path: str) -> re.Match[str] | None:
-        """Matches the last `parts` parts of a path with forward slashes."""
+        """Match the last `parts` parts of a path with forward slashes."""
         return self.pattern.fullmatch("/".join(path.split("/")[-self.parts :]))
 
 
@@ -72,7 +73,7 @@ class Tree:
     _passed_over: list[str] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def require(self, *expected: str) -> None:
-        """Checks that the root holds everything in `expected`: folders end with a slash, files do not.
+        """Check that the root holds everything in `expected`: folders end with a slash, files do not.
 
         Raises:
             InputError: if something is missing; it says what was expected and the nearest match around.
@@ -80,7 +81,7 @@ class Tree:
         self.choose({"": expected})
 
     def choose(self, layouts: Mapping[str, Sequence[str]]) -> str:
-        """Finds out which of several layouts the root has; the first that fits wins.
+        """Find out which of several layouts the root has; the first that fits wins.
 
         Args:
             layouts: what each layout must hold, written as for `require`.
@@ -98,17 +99,16 @@ class Tree:
         raise InputError(f"{self.name}: {_misfit(self.root, layouts)}")
 
     def option(self, option: str, value: str, table: Mapping[str, T]) -> T:
-        """Looks the value of an option up in the table of those it may have.
+        """Look the value of an option up in the table of those it may have.
 
         Raises:
             InputError: if it is none of them.
         """
-        if value not in table:
-            raise InputError(f"{self.name}: {option}={value} is not one of {', '.join(table)}")
+        choose(f"{self.name}: {option}", value, table)
         return table[value]
 
     def pictures(self, folder: str = "", depth: int = 0, names: Names | None = None) -> list[str]:
-        """Lists the pictures of a folder.
+        """List the pictures of a folder.
 
         Args:
             folder: relative to the root.
@@ -135,7 +135,7 @@ class Tree:
         raise InputError(f"{self.name}: {problem}; {hint}")
 
     def held(self, folder: str, depth: int = 0) -> list[str]:
-        """Lists the pictures of a folder, as `pictures` does; there may be none.
+        """List the pictures of a folder, as `pictures` does; there may be none.
 
         Raises:
             InputError: if a folder cannot be entered, a name is not UTF-8, or pictures would be left out: they lie on
@@ -161,13 +161,13 @@ class Tree:
             )
         if above := sorted_out["above"]:
             raise InputError(
-                f"{inside}: {len(above)} pictures lie in the folder itself: {shorten(sorted(above), 3)}; expected is "
+                f"{inside}: {len(above)} pictures lie in the folder itself: {some(sorted(above), 3)}; expected is "
                 f"{expected}: put them into a folder, or move them away"
             )
         # Where there is no picture at all the caller says where the nearest ones are.
         if (deeper := sorted_out["deeper"]) and found:
             raise InputError(
-                f"{inside}: {len(deeper)} folders hold pictures on a deeper level: {shorten(sorted(deeper), 3)}; "
+                f"{inside}: {len(deeper)} folders hold pictures on a deeper level: {some(sorted(deeper), 3)}; "
                 f"expected is {expected}: move the pictures up, or the folders away"
             )
         self._passed_over.extend((f"{folder}/" if folder else "") + path for path in sorted_out["other"])
@@ -180,7 +180,7 @@ class Tree:
         notes: Sequence[str] = (),
         published: Sequence[Published] = (),
     ) -> Manifest:
-        """Makes the data set's manifest, whose notes count what lies in the folder and is not read.
+        """Make the data set's manifest, whose notes count what lies in the folder and is not read.
 
         Args:
             rows: as `manifest.build` takes them.
@@ -195,15 +195,15 @@ class Tree:
     def _left_out(self) -> Iterator[str]:
         for folder, depth in sorted(self._folders_with_lists):
             if unlisted := [path for path in self._listings[folder, depth] if path not in self._in_lists]:
-                yield f"{len(unlisted)} pictures of {folder} are in no list and left out: {shorten(unlisted, 3)}"
+                yield f"{len(unlisted)} pictures of {folder} are in no list and left out: {some(unlisted, 3)}"
         beside = list(self._beside())
         if passed_over := [*self._passed_over, *(name for name in beside if not name.endswith("/"))]:
             yield f"{len(passed_over)} files that are no pictures are passed over: {tally(passed_over)}"
         if folders := [name for name in beside if name.endswith("/")]:
-            yield f"{len(folders)} folders beside the data set's are not looked at: {shorten(folders, 3)}"
+            yield f"{len(folders)} folders beside the data set's are not looked at: {some(folders, 3)}"
 
     def folders(self) -> list[str]:
-        """Names of the folders of the root, sorted; hidden ones are not among them.
+        """Return names of the folders of the root, sorted; hidden ones are not among them.
 
         Raises:
             InputError: if the root cannot be looked into.
@@ -212,7 +212,7 @@ class Tree:
         return [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
 
     def _beside(self) -> Iterator[str]:
-        """Entries that lie beside what was asked for, on every level; folders end with a slash."""
+        """Return entries that lie beside what was asked for, on every level; folders end with a slash."""
         known = {
             "/".join(parts[: end + 1]) for parts in map(_parts, self._looked_at) for end in range(len(parts))
         }
@@ -223,7 +223,7 @@ class Tree:
                     yield path + ("/" if entry.is_dir() else "")
 
     def parse(self, paths: Iterable[str], names: Names) -> list[tuple[str, re.Match[str]]]:
-        """Reads the names of pictures.
+        """Read the names of pictures.
 
         Args:
             paths: of pictures, relative to the root.
@@ -239,16 +239,16 @@ class Tree:
         if bad := [path for path, match in matches if match is None]:
             raise InputError(
                 f"{self.name}: {len(bad)} file names in {self.root} do not parse (expected such as "
-                f"{names.example}): {shorten(bad)}; rename them or move them away"
+                f"{names.example}): {some(bad, SHOWN)}; rename them or move them away"
             )
         return [(path, match) for path, match in matches if match is not None]
 
     def read(self, folder: str, names: Names, depth: int = 0) -> list[tuple[str, re.Match[str]]]:
-        """Lists the pictures of a folder and reads their names: `pictures`, then `parse`."""
+        """List the pictures of a folder and read their names: `pictures`, then `parse`."""
         return self.parse(self.pictures(folder, depth, names), names)
 
     def lines(self, file: str) -> list[str]:
-        """Reads a list that belongs to the data set.
+        """Read a list that belongs to the data set.
 
         Raises:
             InputError: if it is no UTF-8 text.
@@ -257,7 +257,7 @@ class Tree:
         return read_text(path, f"{self.name}: {path}", "fetch the list again").splitlines()
 
     def keep_to(self, folder: str, paths: Iterable[str], depth: int = 0) -> None:
-        """Takes note that a list says which pictures of a folder belong to the data set; the others are counted.
+        """Take note that a list says which pictures of a folder belong to the data set; the others are counted.
 
         Args:
             folder: whose pictures were listed, relative to the root.
@@ -270,7 +270,7 @@ class Tree:
     def listed(
         self, file: str, folder: str, separator: str | None = None, depth: int = 0
     ) -> list[tuple[str, str]]:
-        """Reads a list of pictures with a number each.
+        """Read a list of pictures with a number each.
 
         Args:
             file: text file relative to the root; each line is a path, the separator and the number.
@@ -303,7 +303,7 @@ class Tree:
         if absent := [path for path, _ in pairs if path not in there]:
             raise InputError(
                 f"{self.name}: {len(absent)} of the {len(pairs)} pictures listed in {self.root / file} are "
-                f"not there: {shorten(absent)}; unpack the data set again"
+                f"not there: {some(absent, SHOWN)}; unpack the data set again"
             )
         return pairs
 
@@ -313,18 +313,12 @@ def _parts(path: str) -> list[str]:
 
 
 def number(digits: str) -> str:
-    """The number of a label without leading zeros: `"012"` is `"12"`, so that spellings never differ."""
+    """Return the number of a label without leading zeros: `"012"` is `"12"`, so that spellings never differ."""
     return str(int(digits))
 
 
-def shorten(names: Sequence[str], most: int = SHOWN) -> str:
-    """Some names, ten at most if nothing else is asked for, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _entries(folder: Path, strict: bool = False) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted; nothing where it is not there, and, if not `strict`, where it cannot be read."""
+    """List a folder, sorted; nothing where it is not there, and, if not `strict`, where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda e: e.name)
@@ -337,7 +331,7 @@ def _entries(folder: Path, strict: bool = False) -> list[os.DirEntry[str]]:
 
 
 def _walk(folder: Path, depth: int, strict: bool = True) -> Iterator[tuple[Sort, str]]:
-    """What lies at a depth of a folder and above it, and, of what is deeper, the folders that hold pictures."""
+    """List what lies at a depth of a folder and above it, and, of what is deeper, the folders that hold pictures."""
     for entry in _entries(folder, strict):
         name = entry.name
         # A link to nowhere is a picture that is missing, and not something else.
@@ -356,7 +350,7 @@ def _walk(folder: Path, depth: int, strict: bool = True) -> Iterator[tuple[Sort,
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether there are pictures in a folder, at any depth; it looks into some hundred folders at most."""
+    """Return whether there are pictures in a folder, at any depth; it looks into some hundred folders at most."""
     for place, (_, folders, files) in enumerate(os.walk(folder, followlinks=True)):
         if place == NEIGHBOURS:
             break
@@ -367,7 +361,7 @@ def holds_pictures(folder: Path) -> bool:
 
 
 def _holds(folder: Path, depth: int, names: Names | None) -> bool:
-    """Whether the first picture at a depth of a folder is of the data set looked for."""
+    """Return whether the first picture at a depth of a folder is of the data set looked for."""
     first = next((path for sort, path in _walk(folder, depth, strict=False) if sort == "picture"), None)
     return first is not None and (names is None or names.match(first) is not None)
 
@@ -383,7 +377,7 @@ def _missing(root: Path, expected: Sequence[str]) -> list[str]:
 
 
 def _misfit(root: Path, layouts: Mapping[str, Sequence[str]]) -> str:
-    """Why a root fits no layout, what was expected, and the nearest match, in one line."""
+    """Return why a root fits no layout, what was expected, and the nearest match, in one line."""
     expected = " or ".join(", ".join(paths) for paths in layouts.values())
     closest = min(layouts.values(), key=lambda paths: len(_missing(root, paths)) / len(paths))
     missing = _missing(root, closest)
@@ -399,7 +393,7 @@ def _misfit(root: Path, layouts: Mapping[str, Sequence[str]]) -> str:
 
 
 def _neighbours(root: Path) -> Iterator[Path]:
-    """Folders up to two levels around a root, nearest first; of its siblings the one spelled most like it."""
+    """Return folders up to two levels around a root, nearest first; of its siblings the one spelled most like it."""
 
     def unlike(folder: Path) -> float:
         return -difflib.SequenceMatcher(None, folder.name.lower(), root.name.lower()).ratio()
@@ -422,7 +416,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def look_alike(root: Path, missing: Sequence[str]) -> str:
-    """The entry that is spelled most like the first thing missing, or what is there instead."""
+    """Return the entry that is spelled most like the first thing missing, or what is there instead."""
     wanted = root if not root.is_dir() else root / missing[0]
     while not wanted.parent.is_dir():
         wanted = wanted.parent

@@ -48,10 +48,10 @@ class Format(Protocol):
     """Its name."""
 
     def write(self, program: ExportedProgram, contract: Contract, path: Path) -> dict[str, Any]:
-        """Writes the program with its contract inside; returns what is to be told of the file."""
+        """Write the program with its contract inside; return what is to be told of the file."""
 
     def open(self, path: Path, threads: int) -> Opened:
-        """Opens it with nothing but what its users have, on the CPU."""
+        """Open it with nothing but what its users have, on the CPU."""
 
 
 class Onnx:
@@ -80,7 +80,7 @@ class Onnx:
         self.opset = opset
 
     def write(self, program: ExportedProgram, contract: Contract, path: Path) -> dict[str, Any]:
-        """Writes it.
+        """Write it.
 
         Raises:
             InputError: if the weights are more than such a file can hold.
@@ -109,7 +109,7 @@ class Onnx:
         return {"opset": made.model.opset_imports[""]}
 
     def open(self, path: Path, threads: int) -> Opened:
-        """Opens it with onnxruntime."""
+        """Open it with onnxruntime."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -130,7 +130,7 @@ class TorchExport:
     file = "model.pt2"
 
     def write(self, program: ExportedProgram, contract: Contract, path: Path) -> dict[str, Any]:
-        """Writes it."""
+        """Write it."""
         # Not by path, which would give the archive's folder a temporary name, nor to a file: on a full disk its
         # writer ends the whole process.
         written = io.BytesIO()
@@ -139,7 +139,7 @@ class TorchExport:
         return {}
 
     def open(self, path: Path, threads: int) -> Opened:
-        """Opens it with torch alone; threads are torch's own."""
+        """Open it with torch alone; threads are torch's own."""
         extra = {f"{CONTRACT}.json": ""}
         module = torch.export.load(path, extra_files=extra).module()
 
@@ -152,7 +152,7 @@ class TorchExport:
 
 
 def prepare(pictures: Array, contract: Contract) -> Array:
-    """Does to resized pictures what a file's user must do, by its contract alone.
+    """Prepare resized pictures as a file's user must, by its contract alone.
 
     Args:
         pictures: (B, 3, H, W) uint8 RGB.
@@ -172,7 +172,7 @@ def prepare(pictures: Array, contract: Contract) -> Array:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what the exporter tells of its steps, and of packages that nothing here needs."""
+    """Silence what the exporter tells of its steps, and of packages that nothing here needs."""
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in _LOUD}
     for logger in levels:
         logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""What guides a training beside pictures and identities."""
+"""Guide a training by words, a teacher and bodies, beside pictures and identities."""

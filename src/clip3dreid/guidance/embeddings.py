@@ -1,9 +1,10 @@
-"""Pictures and labels through the teacher, once: what labels are made from and guidance is read from."""
+"""Embed training pictures and labels by the teacher, once: labels are made and guidance is read from that."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.errors import InputError
+from clip3dreid.guidance.settings import FRESH, TeacherUse
+from clip3dreid.io.checks import choose
 from clip3dreid.io.files import at_work, identify
 from clip3dreid.io.pictures import read_rgb
+from clip3dreid.io.progress import progress
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import ROWS_PER_PART, Cache, EmbeddingCache, MemoryCache
@@ -28,7 +33,10 @@ from clip3dreid.types import TextTargets
 
 log = logging.getLogger(__name__)
 
-CACHES = ("off", "memory", "disk")
+KEPT = ("memory", "disk")
+"""Where embeddings can be kept."""
+ROWS = 8192
+"""Embeddings read at a time."""
 
 
 class _Viewed(Dataset[Tensor]):
@@ -46,6 +54,112 @@ class _Viewed(Dataset[Tensor]):
         return self._view(planes[None])[0]
 
 
+def row_blocks(count: int) -> Sequence[Tensor]:
+    """Return the numbers of so many rows, a block of at most `ROWS` at a time."""
+    return torch.split(torch.arange(count), ROWS)
+
+
+class TrainingEmbeddings:
+    """The teacher, and its embeddings of the training pictures: each made once, when it is first asked for.
+
+    Args:
+        load: makes the teacher.
+        pictures: to embed, as they are on disk.
+        use: where embeddings are kept; where they are not, one pass is kept in memory, for labels and mean.
+        device: where the teacher runs.
+        batch: pictures at a time.
+        workers: loader processes.
+        shared: folder for the embeddings where several processes of a run would else compute and hold them each;
+            None: this is the only one.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Teacher],
+        pictures: TrainingSet,
+        use: TeacherUse,
+        *,
+        device: torch.device,
+        batch: int,
+        workers: int,
+        shared: Path | None = None,
+    ) -> None:
+        self.pictures, self.use = pictures, use
+        self._load, self._device = load, device
+        self._batch, self._workers = batch, workers
+        self._shared = shared
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, on its device.
+
+        Raises:
+            InputError: as `Teacher`.
+        """
+        return self._load().to(self._device)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Embeddings (N, d) by row of the training pictures.
+
+        Raises:
+            InputError: as `embed_pictures`.
+        """
+        kept = "memory" if self.use.cache in FRESH else self.use.cache
+        alone = kept == "disk" or self._shared is None
+        caches, counts = [], []
+        for number, manifest in enumerate(self.pictures.manifests):
+            table = manifest.part("train")
+            if table.is_empty():
+                continue
+            with progress(f"{manifest.name} through {self.teacher.name}", len(table)) as update:
+                embeddings = embed_pictures(
+                    self.teacher,
+                    manifest,
+                    table,
+                    cache=kept if alone else "disk",
+                    folder=self._folder(number, alone),
+                    batch=self._batch,
+                    workers=self._workers,
+                    progress=update,
+                )
+            caches.append(embeddings)
+            counts.append(len(table))
+        return caches[0] if len(caches) == 1 else JoinedCache(caches, counts)
+
+    def _folder(self, number: int, alone: bool) -> Path:
+        """Return where a data set's embeddings lie, so that other runs with it find them too."""
+        if not alone and self._shared is not None:
+            return self._shared / "teacher" / str(number)
+        first = self.use.cache_dir
+        return first if number == 0 else first.with_name(self.pictures.manifests[number].name)
+
+
+class JoinedCache:
+    """Embeddings of several data sets as those of one.
+
+    Args:
+        caches: of each data set.
+        counts: rows of each; those of the second stand behind those of the first.
+    """
+
+    def __init__(self, caches: Sequence[Cache], counts: Sequence[int]) -> None:
+        self.width = caches[0].width
+        self._caches = list(caches)
+        self._ends = np.cumsum(counts).tolist()
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
+        embeddings = torch.empty(len(rows), self.width, device=rows.device)
+        start = 0
+        for cache, end in zip(self._caches, self._ends, strict=True):
+            mine = ((rows >= start) & (rows < end)).nonzero().flatten()
+            if len(mine):
+                embeddings[mine] = cache.read(rows[mine] - start)
+            start = end
+        return embeddings
+
+
 def text_targets(
     teacher: Teacher,
     vocabulary: Vocabulary,
@@ -55,7 +169,7 @@ def text_targets(
     mode: str,
     by: Literal["person", "row"],
 ) -> TextTargets:
-    """The text tokens of labels, in the teacher's space: what local guidance transports features to.
+    """Return the text tokens of labels, in the teacher's space: what local guidance transports features to.
 
     Args:
         teacher: its text tower.
@@ -77,8 +191,7 @@ def text_targets(
     )
     if mode == "descriptor":
         return TextTargets(words, torch.from_numpy(chosen), torch.from_numpy(confidence), by, words)
-    if mode != "words":
-        raise InputError(f"labels.tokens={mode} is unknown; choose descriptor or words")
+    choose("labels.tokens", mode, ("descriptor", "words"))
     names = [word for _, word in vocabulary.flat]
     said = [vocabulary.prompts.sentence([names[index] for index in row]) for row in chosen]
     # People of the same words share a sentence.
@@ -86,7 +199,7 @@ def text_targets(
     parts: list[Tensor] = []
     for start in range(0, len(different), TEXTS_AT_ONCE):
         states, mask = teacher.embed_tokens(different[start : start + TEXTS_AT_ONCE])
-        parts += [own[kept].cpu() for own, kept in zip(states, mask, strict=True)]
+        parts += [sentence[kept].cpu() for sentence, kept in zip(states, mask, strict=True)]
     lengths = torch.tensor([len(part) for part in parts])
     starts = lengths.cumsum(0) - lengths
     place = {text: index for index, text in enumerate(different)}
@@ -108,7 +221,7 @@ def embed_pictures(
     workers: int,
     progress: Callable[[int], None],
 ) -> Cache:
-    """Embeds the pictures of a table as they are on disk, not augmented, or finds them embedded already.
+    """Embed the pictures of a table as they are on disk, not augmented, or find them embedded already.
 
     One process at a time computes what a folder lacks. Others that come for it, such as those of a training on
     several GPUs, wait and then find it done; a folder that lacks nothing is only read. In memory nothing is shared:
@@ -130,7 +243,7 @@ def embed_pictures(
     Raises:
         InputError: if a picture cannot be read, the folder holds another teacher's embeddings, or `cache` is unknown.
     """
-    if cache not in CACHES[1:]:
+    if cache not in KEPT:
         raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
     files = manifest.files(table)
     if cache == "memory":
@@ -168,7 +281,7 @@ def _complete(
     workers: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Computes what a cache lacks; its folder is locked."""
+    """Compute what a cache lacks; its folder is locked."""
     stored.sweep()
     if stored.stale:
         log.warning(
@@ -191,7 +304,7 @@ def _embed(
     workers: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Hands over the embeddings part by part; one loader for all, or its workers would idle between parts."""
+    """Hand over the embeddings part by part; one loader for all, or its workers would idle between parts."""
     wanted = [row for part in parts for row in part]
     loader = DataLoader(
         _Viewed([files[row] for row in wanted], teacher.view),
@@ -203,16 +316,16 @@ def _embed(
     part, room, filled = range(0), torch.empty(0, teacher.width), 0
     count = 0
     for images in loader:
-        found = teacher(images).cpu()
-        count += len(found)
-        while len(found):
+        embedded = teacher(images).cpu()
+        count += len(embedded)
+        while len(embedded):
             if filled == len(part):
                 # New for every part: who is handed one may keep it.
                 part, filled = next(waiting), 0
                 room = torch.empty(len(part), teacher.width)
-            taken = found[: len(part) - filled]
+            taken = embedded[: len(part) - filled]
             room[filled : filled + len(taken)] = taken
-            filled, found = filled + len(taken), found[len(taken) :]
+            filled, embedded = filled + len(taken), embedded[len(taken) :]
             if filled == len(part):
                 put(part, room)
         progress(count)

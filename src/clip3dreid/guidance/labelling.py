@@ -1,47 +1,140 @@
-"""`clip3dreid label`: the teacher says of every training person how the body is shaped."""
+"""Label people by a teacher: the one way from pictures to words, for a training and for `clip3dreid label`."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import DictConfig
+import polars as pl
+import torch
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.sources import DataSpec, read_manifest, read_source
+from clip3dreid.data.training_set import TrainingSet, training_set
+from clip3dreid.data.truth_file import has_truth, read_truth
 from clip3dreid.errors import InputError
+from clip3dreid.guidance.embeddings import KEPT, TrainingEmbeddings, row_blocks
+from clip3dreid.guidance.settings import Calibration, LabelRun, Level, TeacherUse
 from clip3dreid.io.files import at_work, inside, together
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from clip3dreid.data.manifest import Manifest
-    from clip3dreid.language.vocabulary import Vocabulary
-    from clip3dreid.model.teacher import Teacher
-
-log = logging.getLogger(__name__)
+from clip3dreid.language.agreement import agreement, true_words
+from clip3dreid.language.labels import WordLabels, aggregate, choose, is_labels, save
+from clip3dreid.language.prompts import word_embeddings
+from clip3dreid.language.vocabulary import Vocabulary
+from clip3dreid.model.teacher import Teacher
+from clip3dreid.report.label_page import write_page
 
 PAGE = ("labels.md", "words.png", "scores.png", "certain.jpg", "uncertain.jpg")
 """Beside the labels."""
-ROWS = 8192
-"""Pictures whose scores are computed at a time."""
 
 
-def _output(cfg: DictConfig) -> Path:
-    """Where the labels go; what somebody may have edited, or is nobody knows whose, is not written over.
+class Labelled(NamedTuple):
+    """Labels, and the scores that they were chosen by."""
+
+    labels: WordLabels
+    units: pl.DataFrame
+    """(U rows) who was labelled, as `language.labels.aggregate` has them."""
+    scores: npt.NDArray[np.float32]
+    """(U, W) calibrated scores of all words."""
+
+
+class LabelFiles(NamedTuple):
+    """What `label` has made."""
+
+    labels: WordLabels
+    path: Path
+    """The file of labels; its folder holds the page and its figures."""
+    units: int
+    """How many people, or pictures, were labelled."""
+    agreement: pl.DataFrame | None
+    """Group by group, how far the labels agree with the truth of a rendered world; None of real people."""
+
+
+def label_pictures(
+    embeddings: TrainingEmbeddings, vocabulary: Vocabulary, *, calibration: Calibration, level: Level
+) -> Labelled:
+    """Let a teacher choose the words that fit each training person, or each picture.
+
+    Args:
+        embeddings: of the training pictures.
+        vocabulary: the words.
+        calibration: of the scores.
+        level: whose words.
 
     Raises:
-        InputError: if labels are there already, or something else of the same names, or the format is unknown.
+        InputError: as `TrainingEmbeddings` and `language.labels.aggregate`.
     """
-    from clip3dreid.language.labels import is_labels
+    teacher, pictures = embeddings.teacher, embeddings.pictures
+    words = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
+    cache = embeddings.cache
+    scores = np.concatenate([cache.read(rows).numpy() @ words.T for rows in row_blocks(len(pictures.table))])
+    units, means = aggregate(scores, pictures.parts, calibration=calibration, level=level)
+    labels = WordLabels(
+        table=choose(units, means, vocabulary),
+        teacher=teacher.name,
+        fingerprint=teacher.fingerprint,
+        vocabulary=vocabulary.digest,
+        calibration=calibration,
+        level=level,
+        data_sets=tuple(sorted(manifest.name for manifest in pictures.manifests)),
+        pictures=len(pictures.table),
+    )
+    return Labelled(labels, units, means)
 
-    if cfg.format not in ("parquet", "csv"):
-        raise InputError(f"format={cfg.format} is unknown; choose parquet or csv")
-    folder = Path(str(cfg.out))
-    path = inside(folder, f"labels.{cfg.format}")
-    if path.exists() and not cfg.overwrite:
+
+def label(
+    specs: Sequence[DataSpec],
+    teacher: Callable[[], Teacher],
+    vocabulary: Callable[[], Vocabulary],
+    use: TeacherUse,
+    settings: LabelRun,
+) -> LabelFiles:
+    """Label the training people of data sets, and write labels, a page to read and its figures.
+
+    Args:
+        specs: the data sets.
+        teacher: makes the teacher.
+        vocabulary: makes the words.
+        use: where the teacher's embeddings are kept.
+        settings: the rest.
+
+    Returns:
+        What was made.
+
+    Raises:
+        InputError: if data, teacher or vocabulary are missing or do not fit, or the folder holds labels, something
+            else of the same names, or is in use.
+    """
+    if use.cache not in KEPT:
+        raise InputError(f"model.teacher.cache={use.cache} keeps nothing; choose memory or disk")
+    path = _output(settings)
+    with at_work(path.parent, "labels people", tidy=True):
+        _output(settings)
+        words = vocabulary()
+        pictures = _pictures(specs, settings)
+        embeddings = TrainingEmbeddings(
+            teacher,
+            pictures,
+            use,
+            device=_device(settings.device),
+            batch=settings.batch,
+            workers=settings.workers,
+        )
+        labelled = label_pictures(embeddings, words, calibration=settings.calibration, level=settings.level)
+        return _write(labelled, pictures, words, path)
+
+
+def _output(settings: LabelRun) -> Path:
+    """Return where the labels go; what somebody may have edited, or is nobody knows whose, is not written over.
+
+    Raises:
+        InputError: if labels are there already, or something else of the same names.
+    """
+    folder = settings.out
+    path = inside(folder, f"labels.{settings.format}")
+    if path.exists() and not settings.overwrite:
         raise InputError(f"{path} is there already, perhaps edited; give overwrite=true, or another out")
     earlier = any(is_labels(inside(folder, f"labels.{suffix}")) for suffix in ("parquet", "csv"))
     there = [name for name in (path.name, "labels.json", *PAGE) if inside(folder, name).exists()]
@@ -53,143 +146,26 @@ def _output(cfg: DictConfig) -> Path:
     return path
 
 
-def _check_nobody_is_lost(cfg: DictConfig, sources: list[Manifest]) -> None:
-    """Raises InputError if somebody has no picture left where unreadable ones were skipped."""
-    from clip3dreid.guidance.sources import read_manifest
-
-    nodes = [cfg.data, *cfg.data.also.values()]
-    for node, manifest in zip(nodes, sources, strict=True):
-        if node.on_error == "skip" and not node.val_people:
-            before = set(read_manifest(node).part("train")["person"])
-            if lost := sorted(before - set(manifest.part("train")["person"])):
+def _pictures(specs: Sequence[DataSpec], settings: LabelRun) -> TrainingSet:
+    """Return the pictures to label; every data set must have some, and everybody one that can be read."""
+    manifests = [read_source(spec, settings.seed, settings.workers) for spec in specs]
+    for spec, manifest in zip(specs, manifests, strict=True):
+        people = set(manifest.part("train")["person"])
+        if spec.on_error == "skip" and not spec.val_people:
+            lost = sorted(set(read_manifest(spec).part("train")["person"]) - people)
+            if lost:
                 raise InputError(
                     f"no usable picture of {manifest.name}/{lost[0]} ({len(lost)} people in all); "
                     "repair the pictures, or remove all files of these people"
                 )
-
-
-def scores(
-    cfg: DictConfig, teacher: Teacher, words: npt.NDArray[np.float32], sources: list[Manifest]
-) -> tuple[pl.DataFrame, npt.NDArray[np.float32]]:
-    """Similarity of every training picture with every word.
-
-    Args:
-        cfg: `datamodule.workers`, `batch`, `model.teacher`.
-        teacher: on its device.
-        words: (W, d) of length 1.
-        sources: data sets.
-
-    Returns:
-        The N training rows, and (N, W) cosines, -1..1.
-    """
-    import polars as pl
-    import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from clip3dreid.guidance.embeddings import embed_pictures
-
-    tables, found = [], []
-    node = cfg.model.teacher
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    for number, manifest in enumerate(sources):
-        table = manifest.part("train")
-        if table.is_empty():
+        if not people:
             raise InputError(f"{manifest.name} holds no training pictures; nobody is labelled")
-        folder = Path(str(node.cache_dir))
-        with Progress(*columns) as bar:
-            task = bar.add_task(f"{manifest.name} through {teacher.name}", total=len(table))
-            embeddings = embed_pictures(
-                teacher,
-                manifest,
-                table,
-                cache=str(node.cache),
-                folder=folder if number == 0 else folder.with_name(manifest.name),
-                batch=int(cfg.batch),
-                workers=int(cfg.datamodule.workers),
-                progress=lambda done: bar.update(task, completed=done),  # noqa: B023 - called within the loop
-            )
-        rows = torch.split(torch.arange(len(table)), ROWS)
-        found += [embeddings.read(some).numpy() @ words.T for some in rows]
-        tables.append(table)
-    return pl.concat(tables), np.concatenate(found)
+    return training_set(manifests)
 
 
-def _truth(sources: list[Manifest], vocabulary: Vocabulary, level: str) -> pl.DataFrame | None:
-    """The true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
-    import polars as pl
-
-    from clip3dreid.io.formats import read_table
-    from clip3dreid.language.agreement import true_words
-
-    parts = []
-    for manifest in sources:
-        path = manifest.root / "truth.parquet"
-        if not path.is_file():
-            return None
-        again = "write the world anew with clip3dreid synthesize"
-        table, _ = read_table(path, "the truth about a world", again, needs=("split", "person"))
-        if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
-            return None
-        table = table.filter(pl.col("split") == "train")
-        parts.append(true_words(table, manifest.name, vocabulary, level))
-    return pl.concat(parts)
-
-
-def label(cfg: DictConfig) -> Path:
-    """Labels the training people of a data set.
-
-    Args:
-        cfg: `conf/label.yaml`, composed.
-
-    Returns:
-        The file of labels.
-
-    Raises:
-        InputError: if data, teacher or vocabulary are missing or do not fit, or the folder holds labels, something
-            else of the same names, or is in use.
-    """
-    from clip3dreid.guidance.sources import require_data
-
-    require_data(cfg)
-    if "model" not in cfg or "_target_" not in (cfg.model.get("teacher") or {}):
-        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
-        raise InputError(f"no teacher: give model/teacher=NAME; NAME is one of {names}")
-    path = _output(cfg)
-    with at_work(path.parent, "labels people", tidy=True):
-        _output(cfg)
-        return _label(cfg, path)
-
-
-def _label(cfg: DictConfig, path: Path) -> Path:
-    # Here and not above, so that torch is loaded after `entry_point` has said how its threads wait.
-    from hydra.utils import instantiate
-
-    from clip3dreid.guidance.sources import data_sources
-    from clip3dreid.language.agreement import agreement
-    from clip3dreid.language.labels import Labels, aggregate, choose, save
-    from clip3dreid.language.prompts import word_embeddings
-    from clip3dreid.model.teacher import load_teacher
-    from clip3dreid.report.label_page import write_page
-    from clip3dreid.report.tables import print_table
-
-    vocabulary = instantiate(cfg.language, _convert_="all")
-    sources = [source.manifest for source in data_sources(cfg, int(cfg.seed))]
-    _check_nobody_is_lost(cfg, sources)
-    teacher = load_teacher(cfg.model.teacher).to(_device(str(cfg.device)))
-    words = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
-    table, similarity = scores(cfg, teacher, words, sources)
-    units, means = aggregate(similarity, table, calibration=str(cfg.calibration), level=str(cfg.level))
-    labels = Labels(
-        table=choose(units, means, vocabulary),
-        teacher=teacher.name,
-        fingerprint=teacher.fingerprint,
-        vocabulary=vocabulary.digest,
-        calibration=str(cfg.calibration),
-        level=str(cfg.level),
-        data_sets=tuple(sorted(manifest.name for manifest in sources)),
-        pictures=len(table),
-    )
-    truth = _truth(sources, vocabulary, labels.level)
+def _write(labelled: Labelled, pictures: TrainingSet, vocabulary: Vocabulary, path: Path) -> LabelFiles:
+    labels = labelled.labels
+    truth = _truth(pictures.manifests, vocabulary, labels.level)
     agreed = None if truth is None else agreement(labels.table, truth, vocabulary)
     with together(path.parent, last=path.name) as made:
         write_page(
@@ -197,35 +173,30 @@ def _label(cfg: DictConfig, path: Path) -> Path:
             labels.table,
             vocabulary.groups,
             labels.facts,
-            units=units,
-            scores=means,
-            pictures=_pictures(sources, table),
+            units=labelled.units,
+            scores=labelled.scores,
+            pictures=_pictures_of(pictures),
             agreement=agreed,
         )
         save(labels, made / path.name)
-    if agreed is not None:
-        header = ["group", "Spearman", "right, %", "balanced, %", "chance, %"]
-        rows: list[list[Any]] = [
-            [
-                row["group"],
-                "" if row["spearman"] is None else f"{row['spearman']:.2f}",
-                100 * row["accuracy"],
-                100 * row["balanced_accuracy"],
-                100 * row["chance"],
-            ]
-            for row in agreed.iter_rows(named=True)
-        ]
-        print_table("agreement with the truth of the rendered world", header, rows)
-    log.info("%d people labelled by %s: %s", len(units), teacher.name, path)
-    log.info(
-        "read %s, look at words.png, scores.png, certain.jpg and uncertain.jpg", path.parent / "labels.md"
-    )
-    return path
+    return LabelFiles(labels, path, len(labelled.units), agreed)
 
 
-def _device(name: str) -> Any:
-    import torch
+def _truth(manifests: Sequence[Manifest], vocabulary: Vocabulary, level: str) -> pl.DataFrame | None:
+    """Return the true words of rendered worlds; None if one is real, or tells no word of this vocabulary."""
+    parts = []
+    for manifest in manifests:
+        if not has_truth(manifest.root):
+            return None
+        table = read_truth(manifest.root, needs=("split", "person"))
+        if not any(f"word_{group}" in table.columns for group in vocabulary.groups):
+            return None
+        table = table.filter(pl.col("split") == "train")
+        parts.append(true_words(table, manifest.name, vocabulary, level))
+    return pl.concat(parts)
 
+
+def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -237,14 +208,11 @@ def _device(name: str) -> Any:
     return torch.device(name)
 
 
-def _pictures(sources: list[Manifest], table: pl.DataFrame) -> Any:
-    """From a unit's name to its pictures: one of every outfit first."""
-    import polars as pl
-
-    roots = {manifest.name: manifest.root for manifest in sources}
-    ordered = table.with_columns(turn=pl.int_range(pl.len()).over("data_set", "person", "clothes")).sort(
-        "turn"
-    )
+def _pictures_of(pictures: TrainingSet) -> Callable[[str], list[Path]]:
+    """Return what gives the pictures of a unit by its name: one of every outfit first."""
+    roots = {manifest.name: manifest.root for manifest in pictures.manifests}
+    turn = pl.int_range(pl.len()).over("data_set", "person", "clothes")
+    ordered = pictures.parts.with_columns(turn=turn).sort("turn")
     known: dict[str, list[Path]] = {}
     for data_set, person, path in ordered.select("data_set", "person", "path").iter_rows():
         known.setdefault(f"{data_set}/{person}", []).append(roots[data_set] / path)

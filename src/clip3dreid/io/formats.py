@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import logging
 import math
-import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic, reason_of
@@ -167,7 +167,7 @@ def read_text(path: Path, what: object, advice: str) -> str:
 
 
 def read_yaml(path: Path, what: str, advice: str) -> Any:
-    """Reads a YAML file of plain values, its interpolations resolved; nothing in it is run.
+    """Read a YAML file of plain values, such as a run's config; nothing in it is run.
 
     Args:
         path: the file, UTF-8.
@@ -175,15 +175,26 @@ def read_yaml(path: Path, what: str, advice: str) -> Any:
         advice: what to do about another.
 
     Returns:
-        A dictionary or a list.
+        A dictionary, empty of an empty file, or a list.
 
     Raises:
         InputError: if there is none, or it is damaged.
     """
-    from omegaconf import OmegaConf
-
     with decoding(path, what, advice):
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        # A safe loader, if not the one that linters know.
+        value = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506
+    if value is not None and not isinstance(value, dict | list):
+        raise InputError(f"{path} cannot be read as {what} (it holds no mapping and no list); {advice}")
+    return {} if value is None else value
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # which PyYAML does not type
+    """PyYAML's safe loader, which takes 1e-3 for a number too, as people and other readers do."""
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 CHECKSUM = "checksum"
@@ -358,101 +369,3 @@ def _arrays(name: str, series: pl.Series) -> Iterator[tuple[str, npt.NDArray[Any
         yield name, np.frombuffer(b"".join(texts.to_list()), np.uint8)
     elif not isinstance(kind, pl.Null):
         yield name, values.to_physical().to_numpy()
-
-
-MOST_NESTED = 500
-"""Levels of a pickle's values: C code that looks into tuples has no guard of its own. Files of arrays need ten."""
-
-
-def scan_pickle(stream: IO[bytes], instructions: Collection[str] | None = None) -> None:
-    """Looks through the instructions of one pickle, of which none is carried out.
-
-    Even a reader that calls nothing of a file's choice can be ended by one: by values nested so deeply that the stack
-    overflows, or by a number of an object that it makes room for.
-
-    Args:
-        stream: read to the pickle's end.
-        instructions: those that are let through, by `pickletools`' names; None: all.
-
-    Raises:
-        InputError: if it does what no file of arrays needs.
-        Exception: of any kind, if it is no pickle.
-    """
-    stack: list[int | None] = []  # how deeply each value is nested; None: a mark
-    memo: dict[int, int] = {}
-    for number, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-        name = instruction.name
-        if instructions is not None and name not in instructions:
-            raise InputError(f"it has the instruction {name}, which no file of arrays needs")
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            place = len(memo) if argument is None else int(argument)
-            if place > number:
-                raise InputError(
-                    f"it gives an object the number {place}, though it has no more than {number}"
-                )
-            memo[place] = stack[-1] or 0
-            continue
-        if name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[int(argument or 0)])
-            continue
-        if name == "MARK":
-            stack.append(None)
-            continue
-        taken = _taken(stack, instruction)
-        depth = max((level + 1 for level in taken), default=0)
-        if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD") and taken:
-            # The first of them is what the others are put into.
-            depth = max([taken[0], *(level + 1 for level in taken[1:])])
-        if depth > MOST_NESTED:
-            raise InputError(f"its values are nested more than {MOST_NESTED} deep")
-        stack += [taken[0] if name == "DUP" else depth] * len(instruction.stack_after)
-
-
-def _taken(stack: list[int | None], instruction: pickletools.OpcodeInfo) -> list[int]:
-    """Takes what an instruction takes off the stack: so many values, or all down to the mark and some below it."""
-    before = instruction.stack_before
-    taken: list[int] = []
-    if pickletools.markobject in before or (instruction.name == "POP" and stack[-1] is None):
-        while (level := stack.pop()) is not None:
-            taken.insert(0, level)
-        count = before.index(pickletools.markobject) if pickletools.markobject in before else 0
-    else:
-        count = len(before)
-    below = [level or 0 for level in stack[len(stack) - count :]]
-    if len(below) < count:
-        raise ValueError("it takes more than there is")
-    del stack[len(stack) - count :]
-    return below + taken
-
-
-def scan_torch_file(path: Path) -> None:
-    """Looks through the pickles of a torch file, as `scan_pickle` does; `torch.load(weights_only=True)` can follow.
-
-    Args:
-        path: of either format of torch's, or anything else, for torch to refuse.
-
-    Raises:
-        InputError: if it is damaged, or nested more deeply than any file of weights.
-    """
-    with decoding(path, "a torch file", "get it again"):
-        try:
-            for pickled in _pickles(path):
-                scan_pickle(pickled)
-        except InputError as error:
-            raise InputError(f"{path} is refused: {error}; get it again") from error
-
-
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The pickles of a torch file, each as a stream that stands at its beginning."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.rpartition("/")[2] == "data.pkl":
-                    yield io.BytesIO(archive.read(name))
-        return
-    with path.open("rb") as file:
-        # Of the format before archives: magic number, version, system, content, names of the storages.
-        for _ in range(5):
-            if not file.peek(1):
-                return
-            yield file

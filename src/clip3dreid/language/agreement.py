@@ -1,4 +1,4 @@
-"""How far labels agree with what is known of people."""
+"""Compare labels with what is known of people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clip3dreid.language.vocabulary import Vocabulary
 
 
 def agreement(table: pl.DataFrame, truth: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
-    """How far labels agree with what is known, group by group.
+    """Return how far labels agree with what is known, group by group.
 
     Args:
         table: of labels.
@@ -73,7 +73,7 @@ def agreement(table: pl.DataFrame, truth: pl.DataFrame, vocabulary: Vocabulary) 
 def true_words(
     truth: pl.DataFrame, data_set: str, vocabulary: Vocabulary, level: str = "person"
 ) -> pl.DataFrame:
-    """The words of a rendered world, as `agreement` takes them.
+    """Return the words of a rendered world, as `agreement` takes them.
 
     Args:
         truth: of one split; `person`, `path`, `word_…` of each group and `measure_…`, a row a picture.

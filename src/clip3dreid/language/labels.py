@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.io import checks
 from clip3dreid.io.files import atomic, write_json
 from clip3dreid.io.formats import decoding, read_json, read_table, seal, unseal, write_table
 from clip3dreid.io.spelling import labels as spelled
@@ -45,7 +46,7 @@ _FACTS = "clip3dreid_labels"
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class WordLabels:
     """The words of people (or of pictures), and where they come from.
 
     Attributes:
@@ -79,7 +80,7 @@ class Labels:
 def aggregate(
     scores: Scores, table: pl.DataFrame, *, calibration: str = "zscore", level: str = "person"
 ) -> tuple[pl.DataFrame, npt.NDArray[np.float32]]:
-    """Calibrates the scores of pictures and averages them over each person.
+    """Calibrate the scores of pictures and averages them over each person.
 
     CLIP favours some words whatever a picture shows; `zscore` takes each word's mean over all pictures away and
     divides by its standard deviation. A person's score is the mean over outfits of the mean over the outfit's
@@ -100,8 +101,7 @@ def aggregate(
     Raises:
         InputError: if a setting is unknown, there are no pictures, or people have no picture that could be used.
     """
-    if calibration not in CALIBRATIONS:
-        raise InputError(f"calibration={calibration} is unknown; choose from {', '.join(CALIBRATIONS)}")
+    checks.choose("calibration", calibration, CALIBRATIONS)
     keys = list(keys_of(level))
     if scores.ndim != 2 or len(scores) != len(table):
         raise ValueError(f"scores of shape {scores.shape} do not fit {len(table)} pictures")
@@ -133,7 +133,7 @@ def aggregate(
 
 
 def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.DataFrame:
-    """The word of each group that scores highest.
+    """Return the word of each group that scores highest.
 
     Args:
         units: U rows of `aggregate`.
@@ -172,8 +172,8 @@ def choose(units: pl.DataFrame, scores: Scores, vocabulary: Vocabulary) -> pl.Da
     return pl.concat(parts).sort("unit", "place").drop("unit", "place")
 
 
-def save(labels: Labels, path: Path) -> None:
-    """Writes labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
+def save(labels: WordLabels, path: Path) -> None:
+    """Write labels atomically: as Parquet, or, for editing, as CSV with the facts in a `.json` beside it.
 
     Raises:
         InputError: if the suffix is neither, or the place cannot be written.
@@ -188,11 +188,11 @@ def save(labels: Labels, path: Path) -> None:
 
 
 def is_labels(path: Path) -> bool:
-    """Whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
+    """Return whether a file is one that `save` wrote, as far as can be told of a table that somebody edits."""
     try:
         with decoding(path, _KIND, ""):
             if _suffix(path) == ".parquet":
-                return "clip3dreid_labels" in pl.read_parquet_metadata(path)
+                return _FACTS in pl.read_parquet_metadata(path)
             return {"data_set", "person", "group", "word"} <= set(
                 pl.read_csv(path, n_rows=0, glob=False).columns
             )
@@ -200,8 +200,8 @@ def is_labels(path: Path) -> bool:
         return False
 
 
-def load(path: Path, vocabulary: Vocabulary) -> Labels:
-    """Reads labels that `save` wrote and perhaps somebody edited.
+def load(path: Path, vocabulary: Vocabulary) -> WordLabels:
+    """Read labels that `save` wrote and perhaps somebody edited.
 
     Words may be changed for others of their group, `score` and `margin` emptied, rows put in another order, and all
     rows of a person removed.
@@ -229,7 +229,7 @@ def load(path: Path, vocabulary: Vocabulary) -> Labels:
     for key, kind in (kinds | {"data_sets": list, "pictures": int}).items():
         if not isinstance(facts.get(key), kind):
             raise InputError(f"{path} does not tell its {key}; {_AGAIN}")
-    labels = Labels(
+    labels = WordLabels(
         table=_checked(table, facts["level"], vocabulary, str(path)),
         **{key: facts[key] for key in kinds},
         data_sets=tuple(map(str, facts["data_sets"])),
@@ -262,9 +262,9 @@ def _read_csv(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def tokens(
-    labels: Labels, names: Sequence[str], vocabulary: Vocabulary
+    labels: WordLabels, names: Sequence[str], vocabulary: Vocabulary
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The words of people as numbers, and how sure they are.
+    """Return the words of people as numbers, and how sure they are.
 
     Args:
         labels: of at least these people.
@@ -289,7 +289,7 @@ def tokens(
     if missing := [name for name in dict.fromkeys(names) if name not in found]:
         what = "people" if labels.level == "person" else "pictures"
         raise InputError(
-            f"{len(missing)} of {len(set(names))} training {what} have no labels: {_few(missing)}; "
+            f"{len(missing)} of {len(set(names))} training {what} have no labels: {checks.some(missing, 3)}; "
             "label this training set"
         )
     both = np.array([found[name] for name in names]).reshape(-1, len(groups), 2)
@@ -297,18 +297,17 @@ def tokens(
 
 
 def keys_of(level: str) -> tuple[str, ...]:
-    """The columns that tell a level's units apart.
+    """Return the columns that tell a level's units apart.
 
     Raises:
         InputError: if the level is unknown.
     """
-    if level not in KEYS:
-        raise InputError(f"level={level} is unknown; choose from {', '.join(KEYS)}")
+    checks.choose("level", level, KEYS)
     return KEYS[level]
 
 
 def _zscore(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Each column with mean 0 and standard deviation 1; zeros where it is the same for all."""
+    """Return each column with mean 0 and standard deviation 1; zeros where it is the same for all."""
     # The deviation of a constant column is rounding noise, not 0.
     constant = values.max(0) == values.min(0)
     deviation = np.where(constant, 1.0, values.std(0))
@@ -318,7 +317,7 @@ def _zscore(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _means(
     table: pl.DataFrame, values: npt.NDArray[np.float64], keys: list[str]
 ) -> tuple[pl.DataFrame, npt.NDArray[np.float64]]:
-    """Means of rows that are alike in `keys`, by which the table is sorted, and their `pictures` added up."""
+    """Return means of rows that are alike in `keys`, by which the table is sorted, and their `pictures` added up."""
     runs = table.select(pl.struct(keys).rle_id()).to_series().to_numpy()
     starts = np.flatnonzero(np.diff(runs, prepend=-1))
     units = table.group_by(keys, maintain_order=True).agg(pl.col("pictures").sum())
@@ -333,7 +332,7 @@ def _suffix(path: Path) -> str:
 
 
 def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str) -> pl.DataFrame:
-    """A table of labels that can be trusted, in canonical order, its columns as in `SCHEMA`."""
+    """Return a table of labels that can be trusted, in canonical order, its columns as in `SCHEMA`."""
     keys = keys_of(level)
     columns = [column for column in SCHEMA if column != "path" or column in keys]
     for column in table.columns:
@@ -379,7 +378,7 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
 
 
 def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None:
-    """Raises InputError, with the place, if a group or word of the table is not in the vocabulary."""
+    """Raise InputError, with the place, if a group or word of the table is not in the vocabulary."""
     owner = {word: group for group, word in vocabulary.flat}
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
@@ -396,7 +395,7 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
 
 
 def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
-    """Raises InputError, with the place, if a unit has more than one row for a group."""
+    """Raise InputError, with the place, if a unit has more than one row for a group."""
     twice = table.filter(pl.struct(keys).is_duplicated())
     if not twice.is_empty():
         raise InputError(
@@ -405,22 +404,16 @@ def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:
 
 
 def _unit(table: pl.DataFrame, keys: Sequence[str], row: int) -> str:
-    """`data_set/person`, or `data_set/path` of a picture."""
+    """Return `data_set/person`, or `data_set/path` of a picture."""
     return f"{table['data_set'][row]}/{table[keys[-1]][row]}"[:200]
 
 
 def _shown(value: object) -> str:
-    """A cell in a message: short, and on one line."""
+    """Return a cell in a message: short, and on one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _names(people: pl.DataFrame) -> str:
-    return _few(
-        people.select(pl.concat_str("data_set", "person", separator="/")).to_series().sort().to_list()
-    )
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    names = people.select(pl.concat_str("data_set", "person", separator="/")).to_series().sort()
+    return checks.some(names.to_list(), 3)

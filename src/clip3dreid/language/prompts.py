@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import nearest
 
 Embed = Callable[[list[str]], npt.NDArray[np.floating[Any]]]
 """L sentences -> their (L, d) text embeddings."""
@@ -31,7 +31,7 @@ _SILENT_H = re.compile(r"hour|hono|heir|honest")
 
 
 def with_articles(text: str) -> str:
-    """The text with "a" or "an" as the sound after it asks for.
+    """Return the text with "a" or "an" as the sound after it asks for.
 
     Args:
         text: English, with either article in every place.
@@ -46,9 +46,9 @@ def with_articles(text: str) -> str:
 
 
 def closest(name: object, known: Collection[str]) -> str:
-    """What the name was perhaps meant to be, as the end of a message; empty if nothing is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return what the name was perhaps meant to be, as the end of a message; empty if nothing is near."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 class Prompts:
@@ -67,7 +67,7 @@ class Prompts:
         people: Mapping[str, Any] | None = None,
         wordings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Checks them, as `language.prompts` of `conf/language/body_words.yaml` writes them.
+        """Check them, as `language.prompts` of `conf/language/body_words.yaml` writes them.
 
         Args:
             phrases: word -> phrase with `{word}` and `{person}`, such as "a {person} with {word}".
@@ -121,7 +121,7 @@ class Prompts:
         }
 
     def ensemble(self, word: str) -> list[str]:
-        """Every way to say a word: each template with each variant, in this order, none twice.
+        """Return every way to say a word: each template with each variant, in this order, none twice.
 
         Raises:
             InputError: if the word is unknown.
@@ -135,7 +135,7 @@ class Prompts:
         return list(dict.fromkeys(said))
 
     def sentence(self, words: Sequence[str], variant: str = NEUTRAL) -> str:
-        """All words in one description, such as "a tall man of average weight with a wide waist and long legs".
+        """Return all words in one description: "a tall man of average weight with a wide waist and long legs".
 
         What phrases say before the person comes first, then what they say after, gathered by its first word
         ("with", "of"), each in the order of the words.
@@ -150,7 +150,7 @@ class Prompts:
         return compose([(self._phrase(word, variant), word) for word in words], self._noun(variant))
 
     def phrase(self, word: str, variant: str = NEUTRAL) -> str:
-        """What is said of a word, such as "a {person} with broad shoulders"; the person stays open.
+        """Return what is said of a word, such as "a {person} with broad shoulders"; the person stays open.
 
         Raises:
             InputError: if the word or the variant is unknown.
@@ -170,7 +170,7 @@ class Prompts:
         return self.people[variant]
 
     def _phrase(self, word: str, variant: str) -> str:
-        """The phrase of a word, with the variant's wording in it."""
+        """Return the phrase of a word, with the variant's wording in it."""
         if word not in self._phrases:
             raise InputError(f"the vocabulary has no word {word!r}{closest(word, self._phrases)}")
         wording = self._wordings.get((word, variant))
@@ -180,7 +180,7 @@ class Prompts:
 
 
 def compose(phrases: Sequence[tuple[str, str]], noun: str) -> str:
-    """Several phrases as one description.
+    """Return several phrases as one description.
 
     What phrases say before the person comes first, then what they say after, gathered by its first word ("with",
     "of"), each in the order given.
@@ -203,7 +203,7 @@ def compose(phrases: Sequence[tuple[str, str]], noun: str) -> str:
 
 
 def prompts_of(phrases: Mapping[str, str], node: Any) -> Prompts:
-    """The prompts of a config node with `templates`, `people` and `wordings`, each of which may be missing.
+    """Return the prompts of a config node with `templates`, `people` and `wordings`, each of which may be missing.
 
     Raises:
         InputError: naming the key, if one is unknown.
@@ -221,7 +221,7 @@ def prompts_of(phrases: Mapping[str, str], node: Any) -> Prompts:
 
 
 def phrase_of(text: Any, where: str) -> str:
-    """The text, if it is a phrase.
+    """Return the text, if it is a phrase.
 
     Raises:
         InputError: naming the place, if it is not of the form "a … {person} …" with one `{word}`.
@@ -235,7 +235,7 @@ def phrase_of(text: Any, where: str) -> str:
 
 
 def word_embeddings(prompts: Prompts, embed: Embed) -> npt.NDArray[np.float32]:
-    """The embedding of each word: the L2-normalised mean of its L2-normalised prompt embeddings.
+    """Return the embedding of each word: the L2-normalised mean of its L2-normalised prompt embeddings.
 
     This is the prompt ensemble of Radford et al., "Learning Transferable Visual Models From Natural Language
     Supervision", ICML 2021, section 3.1.4.
@@ -276,7 +276,7 @@ def _unit(vectors: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray
 
 
 def _texts(values: Any) -> list[str]:
-    """A list of texts of the config; anything else as an empty one."""
+    """Return a list of texts of the config; anything else as an empty one."""
     if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
         return []
     found = list(values)
@@ -284,7 +284,7 @@ def _texts(values: Any) -> list[str]:
 
 
 def _fields(text: str) -> list[str]:
-    """What stands in braces; a brace without its partner is the field `?`, which nobody asks for."""
+    """Return what stands in braces; a brace without its partner is the field `?`, which nobody asks for."""
     rest = _BRACES.sub("", text)
     return [*_BRACES.findall(text), *("?" for sign in rest if sign in "{}")]
 
@@ -294,7 +294,7 @@ def _fill(phrase: str, word: str, noun: str) -> str:
 
 
 def _split(phrase: str, where: str) -> tuple[str, str]:
-    """What a phrase says between its article and the person, and what after the person."""
+    """Return what a phrase says between its article and the person, and what after the person."""
     front, _, back = phrase.partition("{person}")
     article, _, front = front.partition(" ")
     if article not in ("a", "an"):
@@ -303,5 +303,5 @@ def _split(phrase: str, where: str) -> tuple[str, str]:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return `a`, `a and b`, `a, b and c`."""
     return " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])

@@ -1,4 +1,4 @@
-"""Which words of the vocabulary a free text says."""
+"""Parse what a free text says into words of the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BREAKS = frozenset({"and", "but", "with", ",", ".", ";", ":", "!", "?"})
 _WORD = re.compile(r"[\w']+|[,.;:!?]")
 
 
-class Reading(NamedTuple):
+class ParsedQuery(NamedTuple):
     """What was understood of a text."""
 
     words: tuple[tuple[str, str], ...]
@@ -23,8 +23,8 @@ class Reading(NamedTuple):
     """Words that the text says do not fit; nothing is made of them."""
 
 
-def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, str]) -> Reading:
-    """Finds words and their synonyms in a text, the longest first: "broad shoulders" before "broad".
+def parse_query(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, str]) -> ParsedQuery:
+    """Find words and their synonyms in a text, the longest first: "broad shoulders" before "broad".
 
     Case, punctuation and hyphens do not matter. A word within three words after "not", "no", "without" or "doesn't"
     is denied, up to the next punctuation, "and", "but" or "with". Words are found wherever they stand: a thin jacket
@@ -57,11 +57,11 @@ def read(text: str, groups: Mapping[str, Sequence[str]], synonyms: Mapping[str, 
                 break
         else:
             place += 1
-    return Reading(tuple(found), tuple(denied))
+    return ParsedQuery(tuple(found), tuple(denied))
 
 
 def _denied(before: Sequence[str]) -> bool:
-    """Whether the words before one deny it."""
+    """Return whether the words before one deny it."""
     for word in reversed(before):
         if word in _BREAKS:
             return False

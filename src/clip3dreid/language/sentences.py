@@ -100,7 +100,7 @@ class Sentences:
             self._unseen[word] = said[-1:]
 
     def draw(self, words: Mapping[str, str], rng: np.random.Generator) -> str:
-        """A sentence for training about somebody.
+        """Return a sentence for training about somebody.
 
         Args:
             words: group -> the word that fits.
@@ -112,11 +112,11 @@ class Sentences:
         return self._say(phrases, self._noun(words, rng), _one(self._frames, rng))
 
     def ensemble(self, word: str) -> list[str]:
-        """Every way of training to say a word alone of a person, in the frames of training."""
+        """Return every way of training to say a word alone of a person, in the frames of training."""
         return self._all(self._seen[_known(word, self._seen, "sentences")], self._frames)
 
     def unseen(self, word: str) -> list[str]:
-        """Ways to say a word that training never met: neither the phrase nor the frame."""
+        """Return ways to say a word that training never met: neither the phrase nor the frame."""
         return self._all(self._unseen[_known(word, self._unseen, "sentences")], self._unseen_frames)
 
     def _all(self, phrases: Sequence[str], frames: Sequence[str]) -> list[str]:

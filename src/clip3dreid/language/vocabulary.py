@@ -30,7 +30,7 @@ class Vocabulary:
     """
 
     def __init__(self, groups: Mapping[str, Any], prompts: Mapping[str, Any] | None = None) -> None:
-        """Checks the groups, as `conf/language/body_words.yaml` writes them.
+        """Check the groups, as `conf/language/body_words.yaml` writes them.
 
         Args:
             groups: name -> either `measure` (a name or a ratio such as `leg_length / stature`), `words` and `cuts`
@@ -110,7 +110,7 @@ class Vocabulary:
         self._places[name] = np.array([[spot[key] for key in spots[0]] for spot in spots], float)
 
     def check(self, known: Collection[str]) -> None:
-        """Raises InputError if a group looks at a measure that is not among the `known` names."""
+        """Raise InputError if a group looks at a measure that is not among the `known` names."""
         for name, expressions in self.measures.items():
             for part in (part for expression in expressions for part in expression.split(" / ")):
                 if part not in known:
@@ -119,7 +119,7 @@ class Vocabulary:
                     )
 
     def columns(self, measures: Mapping[str, Column]) -> dict[str, Column]:
-        """The quantities that the groups look at, such as `leg_length / stature`.
+        """Return the quantities that the groups look at, such as `leg_length / stature`.
 
         Args:
             measures: name -> (N,).
@@ -145,7 +145,7 @@ class Vocabulary:
     def words(
         self, measures: Mapping[str, Column], population: Mapping[str, Column]
     ) -> tuple[dict[str, list[str]], dict[str, Column]]:
-        """Which words fit.
+        """Return which words fit.
 
         Args:
             measures: name -> (N,) of the people to describe.
@@ -178,12 +178,12 @@ class Vocabulary:
 
 
 def _list(value: Any) -> list[Any]:
-    """A list of the config as a list; anything else, text above all, as an empty one."""
+    """Return a list of the config as a list; anything else, text above all, as an empty one."""
     return [] if isinstance(value, str | Mapping) or not hasattr(value, "__iter__") else list(value)
 
 
 def _phrases(value: Any, words: list[str], where: str) -> dict[str, str]:
-    """The phrase of each word, from one for all of them or a mapping with a default for the rest."""
+    """Return the phrase of each word, from one for all of them or a mapping with a default for the rest."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(words, phrase_of(value, where))
     for key in value:
@@ -197,7 +197,7 @@ def _phrases(value: Any, words: list[str], where: str) -> dict[str, str]:
 
 
 def _expression(value: Any, where: str) -> str:
-    """`a` or `a / b`, spaces in order."""
+    """Return `a` or `a / b`, spaces in order."""
     parts = [part.strip() for part in str(value).split("/")]
     if not isinstance(value, str) or len(parts) > 2 or not all(part.isidentifier() for part in parts):
         raise InputError(
@@ -207,7 +207,7 @@ def _expression(value: Any, where: str) -> str:
 
 
 def _percentiles(values: Column, population: Column) -> Column:
-    """(N,) 0..100: the share of the population below, and half of that which is equal."""
+    """Return (N,) 0..100: the share of the population below, and half of that which is equal."""
     ordered = np.sort(population)
     below = np.searchsorted(ordered, values, side="left")
     return 50.0 * (below + np.searchsorted(ordered, values, side="right")) / len(ordered)

@@ -11,36 +11,31 @@ from torch.nn import functional as F
 from clip3dreid.errors import InputError
 from clip3dreid.loss.identity import linear_classifier
 from clip3dreid.loss.term import Need, Term, fraction, not_negative
-from clip3dreid.types import Batch, Bodies, Dimensions, Features, ShapeSpace
+from clip3dreid.types import Batch, BodyBatch, BodySpace, Dimensions, Features
 
 MILLIMETRES = 1000.0
 
 
-def _space(dimensions: Dimensions) -> ShapeSpace:
-    if dimensions.shape is None:
-        raise ValueError("this term needs Dimensions.shape")
-    return dimensions.shape
-
-
-def _bodies(batch: Batch) -> tuple[Bodies, Features]:
-    if batch.bodies is None or batch.bodies.features is None:
-        raise ValueError("this term needs Batch.bodies with their features")
-    return batch.bodies, batch.bodies.features
+def _second_stream(batch: Batch, bodies: Features | None) -> tuple[BodyBatch, Features]:
+    """Return labels and features of the bodies, both of which must be there."""
+    if batch.bodies is None or bodies is None:
+        raise ValueError("this term needs Batch.bodies and their features")
+    return batch.bodies, bodies
 
 
 def vertices_of(betas: Tensor, template: Tensor, directions: Tensor) -> Tensor:
-    """Rest-pose vertices (S, V, 3), metres, of shape coefficients (S, K); see `ShapeSpace` for the others."""
+    """Return rest-pose vertices (S, V, 3), metres, of shape coefficients (S, K); see `BodySpace` for the others."""
     return template + (betas @ directions.flatten(0, 1).T).view(len(betas), *template.shape)
 
 
 def unit_stature(vertices: Tensor) -> Tensor:
-    """Bodies (S, V, 3), y up, scaled so that each is 1 high."""
+    """Return bodies (S, V, 3), y up, scaled so that each is 1 high."""
     height = vertices[..., 1].amax(1) - vertices[..., 1].amin(1)
     return vertices / height[:, None, None]
 
 
 def vertex_distance(found: Tensor, true: Tensor) -> Tensor:
-    """Mean distance (S,) between the same vertices of two meshes (S, V, 3), in their unit.
+    """Return mean distance (S,) between the same vertices of two meshes (S, V, 3), in their unit.
 
     Where two vertices coincide, the gradient is 0 and not undefined.
     """
@@ -65,7 +60,7 @@ class BodyShape(Term):
     bodies of stature 1 in the vertex distance, since a crop does not show how tall somebody is.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"bodies"})
+    needs: ClassVar[frozenset[Need]] = frozenset({BodySpace})
 
     def __init__(
         self,
@@ -75,7 +70,7 @@ class BodyShape(Term):
         scale: Literal["stature", "metres"],
         consistency: float = 0.0,
     ) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding, and the shape space.
@@ -92,20 +87,20 @@ class BodyShape(Term):
         self.vertex_weight = not_negative("BodyShape: vertex_weight", vertex_weight)
         self.consistency = not_negative("BodyShape: consistency", consistency)
         self.scale = scale
-        space = _space(dimensions)
+        space = dimensions.guide(BodySpace)
         self.head = nn.Linear(dimensions.width, len(space.mean))
         for name in ("template", "directions", "mean", "deviation"):
             # The body file is their home; a checkpoint names the file.
             self.register_buffer(name, getattr(space, name).clone().float(), persistent=False)
 
-    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
-        """Returns the parts that take part."""
-        bodies, seen = _bodies(batch)
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
+        """Return the parts that take part."""
+        labels, shown = _second_stream(batch, bodies)
         mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
-        target = (bodies.betas.to(mean) - mean) / deviation
-        standardised = self.head(seen.embedding)
+        target = (labels.betas.to(mean) - mean) / deviation
+        standardised = self.head(shown.embedding)
         parts = {"beta": F.mse_loss(standardised, target)}
-        parts |= self._vertex(mean + deviation * standardised, bodies.betas.to(mean))
+        parts |= self._vertex(mean + deviation * standardised, labels.betas.to(mean))
         if self.consistency:
             parts["consistency"] = self.consistency * _variance_within(
                 self.head(features.embedding), batch.person
@@ -129,7 +124,7 @@ class BodyShape(Term):
         return {"vertex": self.vertex_weight * vertex_distance(*meshes).mean()}
 
     def heads(self) -> dict[str, Tensor]:
-        """`shape.weight` and `shape.bias`, with the standardisation folded in."""
+        """Return `shape.weight` and `shape.bias`, with the standardisation folded in."""
         mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
         return {
             "shape.weight": deviation[:, None] * self.head.weight,
@@ -144,10 +139,10 @@ class BodyIdentity(Term):
     coefficients, so that what guidance brings can be told from what more pictures bring.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"bodies"})
+    needs: ClassVar[frozenset[Need]] = frozenset({BodySpace})
 
     def __init__(self, dimensions: Dimensions, *, smoothing: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding, and how many bodies there are.
@@ -158,16 +153,16 @@ class BodyIdentity(Term):
         """
         super().__init__()
         self.smoothing = fraction("BodyIdentity: smoothing", smoothing)
-        self.head = linear_classifier(dimensions.width, _space(dimensions).bodies)
+        self.head = linear_classifier(dimensions.width, dimensions.guide(BodySpace).bodies)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy over the bodies, a scalar."""
-        bodies, seen = _bodies(batch)
-        return F.cross_entropy(self.head(seen.embedding), bodies.body, label_smoothing=self.smoothing)
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean cross-entropy over the bodies, a scalar."""
+        labels, shown = _second_stream(batch, bodies)
+        return F.cross_entropy(self.head(shown.embedding), labels.body, label_smoothing=self.smoothing)
 
 
 def _variance_within(values: Tensor, person: Tensor) -> Tensor:
-    """Variance of values (B, K) around the mean of their person, mean over pictures and K: a scalar."""
+    """Return variance of values (B, K) around the mean of their person, mean over pictures and K: a scalar."""
     same = (person[:, None] == person).to(values.dtype)
     means = same @ values / same.sum(1, keepdim=True)
     return (values - means).square().mean()

@@ -20,7 +20,7 @@ from clip3dreid.types import Batch, Dimensions, Features
 def adversarial_loss(
     logits: Tensor, clothes: Tensor, own: Tensor, others: Tensor, *, epsilon: float
 ) -> Tensor:
-    """The clothes-based adversarial loss.
+    """Return the clothes-based adversarial loss.
 
     An outfit c of the pictured person has `log p(c) = s_c - log(exp s_c + sum over other people's
     outfits j of exp s_j)`: the person's further outfits are no rivals. The picture, wearing y, asks for
@@ -62,7 +62,7 @@ class ClothesAdversarial(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, scale: float, epsilon: float) -> None:
-        """Builds the clothes head.
+        """Build the clothes head.
 
         Args:
             dimensions: width of the embedding, and whose outfit each clothes index is.
@@ -81,8 +81,8 @@ class ClothesAdversarial(Term):
         )
         self.head = CosineClassifier(dimensions.width, len(self.person_of_clothes))
 
-    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
-        """Returns the parts `classification` and `adversarial`, means over the batch."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
+        """Return the parts `classification` and `adversarial`, means over the batch."""
         embedding = features.embedding
         own = batch.person[:, None] == self.person_of_clothes
         learned = self.scale * self.head(embedding.detach())  # (B, outfits)
@@ -94,7 +94,7 @@ class ClothesAdversarial(Term):
         }
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the clothes head's weights: the original's scheduler moves the main optimiser alone."""
+        """Yield the clothes head's weights: the original's scheduler moves the main optimiser alone."""
         yield from self.head.parameters()
 
 
@@ -123,7 +123,7 @@ class ClothesMemory(Term):
         momentum: float,
         keep: Literal["mean", "last"] = "mean",
     ) -> None:
-        """Makes an empty memory.
+        """Make an empty memory.
 
         Args:
             dimensions: width of the embedding, and whose outfit each clothes index is.
@@ -150,8 +150,8 @@ class ClothesMemory(Term):
         self.register_buffer("memory", torch.zeros(outfits, dimensions.width))
         self.register_buffer("met", torch.zeros(outfits, dtype=torch.bool))
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the batch, a scalar; updates the memory."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the batch, a scalar; update the memory."""
         self._remember(gather(features.embedding.detach()), gather(batch.clothes))
         own = batch.person[:, None] == self.person_of_clothes
         logits = self.scale * cosines(features.embedding, self.memory)
@@ -175,7 +175,7 @@ class ClothesMemory(Term):
 
 
 def _labelled(name: str, dimensions: Dimensions) -> Tensor:
-    """Returns whose outfit each clothes index is (outfits,), or says that there is none."""
+    """Return whose outfit each clothes index is (outfits,), or say that there is none."""
     if len(dimensions.person_of_clothes) == 0:
         raise InputError(
             f"{name} needs clothes labels on every training picture, and the data lacks some or all; "

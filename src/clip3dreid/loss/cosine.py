@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def unit_rows(weight: Tensor) -> Tensor:
-    """Fills `weight` (classes, D) in place with random rows of length 1 and returns it.
+    """Fill `weight` (classes, D) in place with random rows of length 1 and returns it.
 
     A cosine does not see the length of a row, but the optimiser does: the longer the row, the smaller the
     turn that a step of given size makes. Unit rows are what the field's learning rates were found with.
@@ -17,7 +17,7 @@ def unit_rows(weight: Tensor) -> Tensor:
 
 
 def cosines(features: Tensor, weight: Tensor) -> Tensor:
-    """Returns the cosines (B, classes) of `features` (B, D) with the rows of `weight` (classes, D)."""
+    """Return the cosines (B, classes) of `features` (B, D) with the rows of `weight` (classes, D)."""
     return F.linear(F.normalize(features), F.normalize(weight))
 
 
@@ -25,10 +25,10 @@ class CosineClassifier(nn.Module):
     """A linear classifier on the unit sphere: no bias, rows and features L2-normalised."""
 
     def __init__(self, width: int, classes: int) -> None:
-        """Draws `classes` random unit rows of `width` numbers."""
+        """Draw `classes` random unit rows of `width` numbers."""
         super().__init__()
         self.weight = nn.Parameter(unit_rows(torch.empty(classes, width)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns the cosines (B, classes) of `features` (B, D); scale and margin are the loss's."""
+        """Return the cosines (B, classes) of `features` (B, D); scale and margin are the loss's."""
         return cosines(features, self.weight)

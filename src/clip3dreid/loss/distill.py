@@ -16,16 +16,11 @@ from clip3dreid.loss.term import Need, Term, between_person_variance, not_negati
 from clip3dreid.types import Batch, Dimensions, Features, TeacherSpace
 
 
-def _space(dimensions: Dimensions) -> TeacherSpace:
-    if dimensions.teacher is None:
-        raise ValueError("this term needs Dimensions.teacher")
-    return dimensions.teacher
-
-
 def _embeddings(batch: Batch) -> Tensor:
-    if batch.teacher is None:
-        raise ValueError("this term needs Batch.teacher")
-    return batch.teacher.detach()
+    """Return the teacher's embeddings (B, d), which carry no gradient."""
+    if "teacher" not in batch.targets:
+        raise ValueError('this term needs Batch.targets["teacher"]')
+    return batch.targets["teacher"].detach()
 
 
 class GlobalAlignment(Term):
@@ -39,12 +34,12 @@ class GlobalAlignment(Term):
     without it almost all of the distance is common to all pictures and says nothing of anybody.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+    needs: ClassVar[frozenset[Need]] = frozenset({TeacherSpace})
 
     def __init__(
         self, dimensions: Dimensions, *, source: Literal["embedding", "pooled"], centre: bool
     ) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the feature, and the teacher's space.
@@ -57,15 +52,15 @@ class GlobalAlignment(Term):
         super().__init__()
         if source not in ("embedding", "pooled"):
             raise InputError(f"GlobalAlignment: source is {source}; choose embedding or pooled")
-        space = _space(dimensions)
+        space = dimensions.guide(TeacherSpace)
         self.source = source
         self.head = nn.Linear(dimensions.width, space.width)
         centre_of = space.mean if centre else torch.zeros_like(space.mean)
         # Found anew from the pictures by every run, and no part of what was learnt.
         self.register_buffer("centre", centre_of.clone(), persistent=False)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the batch, 0..4, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the batch, 0..4, a scalar."""
         projected = self.head(getattr(features, self.source))
         target = _embeddings(batch) - cast(Tensor, self.centre)
         self.observed["between_person_variance"] = between_person_variance(projected, batch.person)
@@ -88,7 +83,7 @@ class LogitDistillation(Term):
     head's batch norm takes its statistics from each process's own pictures.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+    needs: ClassVar[frozenset[Need]] = frozenset({TeacherSpace})
 
     def __init__(
         self,
@@ -105,7 +100,7 @@ class LogitDistillation(Term):
         kl_weight: float = 1.0,
         teacher_weight: float = 1.0,
     ) -> None:
-        """Builds the teacher's head, and the student's where it has none.
+        """Build the teacher's head, and the student's where it has none.
 
         Args:
             dimensions: number of people, width of the embedding, and the teacher's space.
@@ -125,7 +120,7 @@ class LogitDistillation(Term):
             InputError: if a value is out of its range.
         """
         super().__init__()
-        space = _space(dimensions)
+        space = dimensions.guide(TeacherSpace)
         if width < 1:
             raise InputError(f"LogitDistillation: width is {width}; give at least 1")
         self.temperature = positive("LogitDistillation: temperature", temperature)
@@ -145,7 +140,7 @@ class LogitDistillation(Term):
         self._student: list[nn.Linear] = [] if self.student is None else [self.student]
 
     def connect(self, others: Mapping[str, Term]) -> None:
-        """Finds the term whose logits are the student's, unless this one has a classifier of its own.
+        """Find the term whose logits are the student's, unless this one has a classifier of its own.
 
         Raises:
             InputError: if there is no such term, or it is no cross-entropy.
@@ -161,13 +156,13 @@ class LogitDistillation(Term):
             )
         self._student = [other.head]
 
-    def forward(self, features: Features, batch: Batch) -> dict[str, Tensor]:
-        """Returns `teacher` and `kl`, means over the batch."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> dict[str, Tensor]:
+        """Return `teacher` and `kl`, means over the batch."""
         reduced = self.reduce(_embeddings(batch).to(features.embedding.dtype))
-        own = Features(map=features.map, pooled=reduced, embedding=reduced)
-        taught = self.identity(own, batch)
+        of_head = Features(map=features.map, pooled=reduced, embedding=reduced)
+        taught = self.identity(of_head, batch)
         if self.triplet is not None:
-            taught = taught + self.triplet(own, batch)
+            taught = taught + self.triplet(of_head, batch)
         target = self.identity.head(reduced) / self.temperature
         logits = self._student[0](features.embedding) / self.temperature
         divergence = F.kl_div(

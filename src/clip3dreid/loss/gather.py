@@ -30,7 +30,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(local: Tensor) -> Tensor:
-    """Concatenates a tensor over the processes, in rank order; with one process it returns it as it is.
+    """Concatenate a tensor over the processes, in rank order; with one process it returns it as it is.
 
     Gradients flow back to the process each row came from, summed over the processes that used it. A loss of
     the gathered rows that every process computes in full therefore has, under DistributedDataParallel's mean

@@ -8,7 +8,7 @@ from clip3dreid.types import Batch, Dimensions, Features
 
 
 def linear_classifier(width: int, classes: int) -> nn.Linear:
-    """Builds a linear classifier of embeddings of `width` numbers.
+    """Build a linear classifier of embeddings of `width` numbers.
 
     Bias and initial weights (normal, standard deviation 0.001) are those of the base recipe of Gu et al., CVPR 2022.
     """
@@ -28,7 +28,7 @@ class CrossEntropy(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, smoothing: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -41,7 +41,7 @@ class CrossEntropy(Term):
         self.smoothing = fraction("CrossEntropy: smoothing", smoothing)
         self.head = linear_classifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean cross-entropy over the batch, a scalar."""
         logits = self.head(features.embedding)  # (B, people)
         return F.cross_entropy(logits, batch.person, label_smoothing=self.smoothing)

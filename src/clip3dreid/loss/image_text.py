@@ -7,7 +7,7 @@ from clip3dreid.loss.gather import gather
 
 
 def image_text_contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy between matching and other pairs of a batch.
+    """Return symmetric cross-entropy between matching and other pairs of a batch.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, figure 3, for
     each of K texts a picture, averaged: texts cost little beside pictures, and other texts of a picture are no

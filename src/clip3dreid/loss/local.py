@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from clip3dreid.errors import InputError
 from clip3dreid.loss.term import Need, Term, between_person_variance
 from clip3dreid.loss.transport import Solver, Transport
-from clip3dreid.types import Batch, Dimensions, Features
+from clip3dreid.types import Batch, Dimensions, Features, TextTargets
 
-MEMORY = 0.01
+MOMENTUM = 0.01
 """Share of the newest batch in the moments of what words score, once there have been a hundred."""
 
 
@@ -33,7 +33,7 @@ class LocalAlignment(Term):
     are not centred, and both marginals are uniform.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"words"})
+    needs: ClassVar[frozenset[Need]] = frozenset({TextTargets})
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class LocalAlignment(Term):
         positions: Literal["uniform", "activation"],
         tokens: Literal["uniform", "margin"],
     ) -> None:
-        """Builds the projection.
+        """Build the projection.
 
         Args:
             dimensions: channels of the map, and the words.
@@ -65,9 +65,7 @@ class LocalAlignment(Term):
                 a vocabulary of one word when its mean is taken.
         """
         super().__init__()
-        words = dimensions.words
-        if words is None:
-            raise ValueError("LocalAlignment was built without words; it names them in `needs`")
+        words = dimensions.guide(TextTargets)
         _choice("projection", projection, ("student", "text"))
         self.solver = solver
         self.positions = _choice("positions", positions, ("uniform", "activation"))
@@ -113,8 +111,8 @@ class LocalAlignment(Term):
             else nn.Linear(width, dimensions.channels)
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the batch of the solver's value, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the batch of the solver's value, a scalar."""
         projected, transport = self._transport(features, batch)
         with torch.no_grad():
             plan = transport.plan
@@ -124,26 +122,26 @@ class LocalAlignment(Term):
             joint = projected.mean(1)
             self.observed["between_person_variance"] = between_person_variance(joint, batch.person)
             if self.training and isinstance(self.head, nn.Conv2d):
-                self._remember(F.normalize(joint, dim=1))
+                self._update_moments(F.normalize(joint, dim=1))
         return transport.value.mean()
 
-    def _remember(self, joint: Tensor) -> None:
-        """Takes pictures (B, d), of length 1, into the moments of what words score: a mean of about 100 batches."""
+    def _update_moments(self, joint: Tensor) -> None:
+        """Take pictures (B, d), of length 1, into the moments of what words score: a mean of about 100 batches."""
         scores = joint @ F.normalize(self.words - self.centre, dim=1).to(joint).T
         self.seen += 1
-        share = (1 / self.seen).clamp(min=MEMORY).to(self.usual)
+        share = (1 / self.seen).clamp(min=MOMENTUM).to(self.usual)
         self.usual.lerp_(scores.mean(0).to(self.usual), share)
         self.square.lerp_(scores.square().mean(0).to(self.square), share)
 
     @torch.no_grad()
     def plan(self, features: Features, batch: Batch) -> Tensor:
-        """Returns how much of each position goes to each token, (B, h, w, L)."""
+        """Return how much of each position goes to each token, (B, h, w, L)."""
         plan = self._transport(features, batch)[1].plan
         batch_size, _, height, width = features.map.shape
         return plan.reshape(batch_size, height, width, -1)
 
     def heads(self) -> dict[str, Tensor]:
-        """Returns the way into the teacher's space, where the student's side is the one that is projected.
+        """Return the way into the teacher's space, where the student's side is the one that is projected.
 
         `joint.usual` and `joint.spread` (W,) are mean and standard deviation of what each word scores on training
         pictures; they are left out before the first.
@@ -160,9 +158,9 @@ class LocalAlignment(Term):
         }
 
     def _transport(self, features: Features, batch: Batch) -> tuple[Tensor, Transport]:
-        """Returns the positions (B, h * w, ...) as they are projected, and their transport."""
+        """Return the positions (B, h * w, ...) as they are projected, and their transport."""
         maps = features.map
-        # Where the forward pass is called outside `Total` too, as for drawing a plan.
+        # Where the forward pass is called outside `WeightedLosses` too, as for drawing a plan.
         with torch.autocast(maps.device.type, enabled=False):
             maps = maps if maps.dtype == torch.float64 else maps.float()
             who = batch.person if self.by == "person" else batch.row
@@ -181,7 +179,7 @@ class LocalAlignment(Term):
 
 
 def _masses(weights: Tensor, present: Tensor | None = None) -> Tensor:
-    """Returns masses (B, M) in proportion to `weights`, 0 where not `present`, that add up to 1.
+    """Return masses (B, M) in proportion to `weights`, 0 where not `present`, that add up to 1.
 
     A row whose present weights are all 0 is uniform over them.
     """

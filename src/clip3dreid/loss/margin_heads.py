@@ -26,7 +26,7 @@ class ArcFace(Term):
     # points exactly along its person's row.
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -41,8 +41,8 @@ class ArcFace(Term):
         self.margin = margin
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         rows = batch.person[:, None]
         own = cosine.gather(1, rows)
@@ -60,7 +60,7 @@ class CosFace(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -80,8 +80,8 @@ class CosFace(Term):
             weight_init_func=lambda weight: unit_rows(weight.T),
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean cross-entropy over the batch, a scalar."""
         loss: Tensor = self.loss(features.embedding, batch.person)
         return loss
 
@@ -99,7 +99,7 @@ class Circle(Term):
     # pytorch-metric-learning has the pairwise form alone.
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Builds the head.
+        """Build the head.
 
         Args:
             dimensions: width of the embedding and number of people.
@@ -114,8 +114,8 @@ class Circle(Term):
         self.margin = margin
         self.head = CosineClassifier(dimensions.width, dimensions.people)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean cross-entropy over the batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         fixed, m = cosine.detach(), self.margin
         own = F.one_hot(batch.person, cosine.shape[1]).bool()

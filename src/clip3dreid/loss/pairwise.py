@@ -40,7 +40,7 @@ class Triplet(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, margin: float | None, distance: str) -> None:
-        """Chooses the distance.
+        """Choose the distance.
 
         Args:
             dimensions: unused; a triplet needs no head.
@@ -63,8 +63,8 @@ class Triplet(Term):
             reducer=MeanReducer(),
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the pictures of the global batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the pictures of the global batch, a scalar."""
         embedding, person = gather(features.embedding), gather(batch.person)
         loss: Tensor = self.loss(embedding, person, self.miner(embedding, person))
         return loss
@@ -81,7 +81,7 @@ class PairwiseCircle(Term):
     """
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Keeps scale and margin.
+        """Keep scale and margin.
 
         Args:
             dimensions: unused; pairs need no head.
@@ -97,8 +97,8 @@ class PairwiseCircle(Term):
             m=margin, gamma=positive("PairwiseCircle: scale", scale), reducer=MeanReducer()
         )
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the pictures of the global batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the pictures of the global batch, a scalar."""
         loss: Tensor = self.loss(gather(features.embedding), gather(batch.person))
         return loss
 
@@ -112,7 +112,7 @@ class PairwiseCosFace(Term):
     # pytorch-metric-learning has no such loss.
 
     def __init__(self, dimensions: Dimensions, *, scale: float, margin: float) -> None:
-        """Keeps scale and margin.
+        """Keep scale and margin.
 
         Args:
             dimensions: unused; pairs need no head.
@@ -126,8 +126,8 @@ class PairwiseCosFace(Term):
         self.scale = positive("PairwiseCosFace: scale", scale)
         self.margin = margin
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the pictures of the global batch, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the pictures of the global batch, a scalar."""
         cosine, positives, negatives = _pairs(features, batch)
         apart = _logsumexp(self.scale * (cosine + self.margin), negatives)
         together = _logsumexp(-self.scale * cosine, positives)
@@ -150,7 +150,7 @@ class Contrastive(Term):
     # negative pairs (3.7 GB for a batch of 512 with 8 pictures a person).
 
     def __init__(self, dimensions: Dimensions, *, scale: float) -> None:
-        """Keeps the scale.
+        """Keep the scale.
 
         Args:
             dimensions: unused; pairs need no head.
@@ -162,8 +162,8 @@ class Contrastive(Term):
         super().__init__()
         self.scale = positive("Contrastive: scale", scale)
 
-    def forward(self, features: Features, batch: Batch) -> Tensor:
-        """Returns the mean over the pictures of the global batch that have a positive, a scalar."""
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
+        """Return the mean over the pictures of the global batch that have a positive, a scalar."""
         cosine, positives, negatives = _pairs(features, batch)
         logits = self.scale * cosine
         log_probability = F.logsigmoid(logits - _logsumexp(logits, negatives)[:, None])
@@ -173,7 +173,7 @@ class Contrastive(Term):
 
 
 def _pairs(features: Features, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns cosines and bool masks of positive and negative pairs, (M, M) over the global batch."""
+    """Return cosines and bool masks of positive and negative pairs, (M, M) over the global batch."""
     embedding, person = gather(features.embedding), gather(batch.person)
     same = person[:, None] == person
     itself = torch.eye(len(person), dtype=torch.bool, device=person.device)
@@ -181,5 +181,5 @@ def _pairs(features: Features, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _logsumexp(values: Tensor, keep: Tensor) -> Tensor:
-    """Returns the row-wise logsumexp (M,) of the kept values; minus infinity for a row with none."""
+    """Return the row-wise logsumexp (M,) of the kept values; minus infinity for a row with none."""
     return values.masked_fill(~keep, -torch.inf).logsumexp(1)

@@ -1,7 +1,7 @@
-"""What every loss term is: a module that owns its head and reads features and labels."""
+"""Say what every loss term is: a module that owns its head and reads features and labels."""
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,20 +9,21 @@ from torch.nn import functional as F
 from clip3dreid.errors import InputError
 from clip3dreid.types import Batch, Features
 
-Need = Literal["words", "teacher", "bodies"]
+Need = type
+"""What a guide gives: the type by which `Dimensions.guide` finds it."""
 
 
 class Term(nn.Module):
     """One term of the training loss.
 
-    A term is built by `Term(dimensions, **config)` and owns whatever head it needs. `Total` calls it outside
+    A term is built by `Term(dimensions, **config)` and owns whatever head it needs. `WeightedLosses` calls it outside
     autocast with `pooled` and `embedding` in float32 (a softmax of scale 16 or a distance loses too much
     in half precision); `map` comes as the student left it.
 
     Attributes:
-        needs: what must be there beside the pictures and their labels: `words` (`Dimensions.words`), `teacher`
-            (`Dimensions.teacher` and `Batch.teacher`), `bodies` (`Dimensions.shape` and `Batch.bodies`, with
-            their features). What no term of a run needs is not read, embedded or drawn.
+        needs: what must be there beside the pictures and their labels, by the type that `Dimensions.guide` gives:
+            `TextTargets`, `TeacherSpace` (and `Batch.targets["teacher"]`), `BodySpace` (and `Batch.bodies` with their
+            features). What no term of a run needs is not read, embedded or drawn.
         observed: scalars of the last forward pass that are logged and no part of the loss.
     """
 
@@ -32,23 +33,34 @@ class Term(nn.Module):
         super().__init__()
         self.observed: dict[str, Tensor] = {}
 
-    def forward(self, features: Features, batch: Batch) -> Tensor | dict[str, Tensor]:
-        """Returns the unweighted loss as a scalar, or as named scalar parts that `Total` logs and adds up."""
+    def forward(
+        self, features: Features, batch: Batch, bodies: Features | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the unweighted loss of a batch.
+
+        Args:
+            features: what the student makes of the people's pictures.
+            batch: labels and targets of these pictures, and labels of the bodies.
+            bodies: what the student makes of `batch.bodies`; None where there is no second stream.
+
+        Returns:
+            A scalar, or named scalar parts, which `WeightedLosses` logs and adds up.
+        """
         raise NotImplementedError
 
     def connect(self, others: Mapping[str, "Term"]) -> None:
-        """Is called once all terms are built, for a term that reads another's head.
+        """Connect the term to another whose head it reads; called once all terms are built.
 
         Raises:
             InputError: if that other term is not there.
         """
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters whose learning rate stays constant while the schedule moves the others."""
+        """Yield the parameters whose learning rate stays constant while the schedule moves the others."""
         yield from ()
 
     def heads(self) -> dict[str, Tensor]:
-        """Tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
+        """Return tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
 
         `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,) and `joint.words` (W, d): a position of the map
         goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them;
@@ -59,7 +71,7 @@ class Term(nn.Module):
 
 
 def between_person_variance(vectors: Tensor, person: Tensor) -> Tensor:
-    """How far apart people are: variance of their mean directions, summed over dimensions; 0 (collapsed) to 1.
+    """Return how far apart people are: variance of their mean directions, summed over dimensions; 0 (collapsed) to 1.
 
     Args:
         vectors: (B, d), of any length.
@@ -74,7 +86,7 @@ def between_person_variance(vectors: Tensor, person: Tensor) -> Tensor:
 
 
 def fraction(name: str, value: float) -> float:
-    """Returns `value` if it lies in 0..1.
+    """Return `value` if it lies in 0..1.
 
     Raises:
         InputError: if it does not; `name` says whose value it is.
@@ -85,7 +97,7 @@ def fraction(name: str, value: float) -> float:
 
 
 def positive(name: str, value: float) -> float:
-    """Returns `value` if it is above 0.
+    """Return `value` if it is above 0.
 
     Raises:
         InputError: if it is not; `name` says whose value it is.
@@ -96,7 +108,7 @@ def positive(name: str, value: float) -> float:
 
 
 def not_negative(name: str, value: float) -> float:
-    """Returns `value` if it is 0 or more.
+    """Return `value` if it is 0 or more.
 
     Raises:
         InputError: if it is not; `name` says whose value it is.

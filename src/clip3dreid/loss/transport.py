@@ -40,7 +40,7 @@ class Solver(Protocol):
     """What every solver of this file is, and what may take its place."""
 
     def __call__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
-        """Solves a batch of transport problems, in float32 (float64 stays) even inside autocast.
+        """Solve a batch of transport problems, in float32 (float64 stays) even inside autocast.
 
         Args:
             x: (B, N, d) of length 1.
@@ -65,7 +65,7 @@ class Sinkhorn:
     """
 
     def __init__(self, *, eps: float, iterations: int, tolerance: float) -> None:
-        """Keeps the options.
+        """Keep the options.
 
         Args:
             eps: weight of the entropy, above 0, in units of the cost; the larger, the more blurred the plan.
@@ -81,7 +81,7 @@ class Sinkhorn:
         self.tolerance = not_negative("Sinkhorn: tolerance", tolerance)
 
     def __call__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
-        """Solves; see `Solver`."""
+        """Solve; see `Solver`."""
         with torch.autocast(x.device.type, enabled=False):
             x, y, a, b = _precise(x, y, a, b)
             cosine = x @ y.mT
@@ -115,7 +115,7 @@ class UnbalancedSinkhorn:
         rows_rho: float | None,
         columns_rho: float | None = None,
     ) -> None:
-        """Keeps the options.
+        """Keep the options.
 
         Args:
             eps: as in `Sinkhorn`.
@@ -138,7 +138,7 @@ class UnbalancedSinkhorn:
         )
 
     def __call__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
-        """Solves; see `Solver`. The sums of `a` and `b` may differ where a side is relaxed."""
+        """Solve; see `Solver`. The sums of `a` and `b` may differ where a side is relaxed."""
         with torch.autocast(x.device.type, enabled=False):
             x, y, a, b = _precise(x, y, a, b)
             cosine = x @ y.mT
@@ -160,7 +160,7 @@ class GeomLoss:
     """
 
     def __init__(self, *, eps: float, scaling: float) -> None:
-        """Builds the library's loss.
+        """Build the library's loss.
 
         Args:
             eps: as in `Sinkhorn`.
@@ -190,7 +190,7 @@ class GeomLoss:
         )
 
     def __call__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
-        """Solves; see `Solver`."""
+        """Solve; see `Solver`."""
         # The library switches gradients on when it is done, whatever they were: the second context puts them back.
         with torch.autocast(x.device.type, enabled=False), torch.set_grad_enabled(torch.is_grad_enabled()):
             x, y, a, b = _precise(x, y, a, b)
@@ -203,7 +203,7 @@ class GeomLoss:
 
 
 def _scaled(score: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Returns the balanced plan (B, N, L) for scores (B, N, L), minus cost over eps, by scaling rows and columns."""
+    """Return the balanced plan (B, N, L) for scores (B, N, L), minus cost over eps, by scaling rows and columns."""
     kernel = score.exp()
     # Both layouts, and scalings as rows: a row times a matrix is several times faster than a matrix times a column.
     turned = kernel.mT.contiguous()
@@ -221,7 +221,7 @@ def _scaled(score: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: flo
 def _logarithmic(
     score: Tensor, a: Tensor, b: Tensor, damping: tuple[float, float], iterations: int, tolerance: float
 ) -> Tensor:
-    """Returns the plan (B, N, L) for scores (B, N, L), with potentials (in units of eps) in place of scalings.
+    """Return the plan (B, N, L) for scores (B, N, L), with potentials (in units of eps) in place of scalings.
 
     `damping` is 1 for a side whose marginal is kept. A mass of 0 has the logarithm minus infinity, which only ever
     meets finite numbers here.
@@ -240,12 +240,12 @@ def _logarithmic(
 
 
 def _misplaced(excess: Tensor) -> Tensor:
-    """Returns the sum of absolute values of `excess` (B, 1, N) in the worst picture, a scalar."""
+    """Return the sum of absolute values of `excess` (B, 1, N) in the worst picture, a scalar."""
     return excess.abs().sum(2).amax()
 
 
 def _paid(plan: Tensor, cosine: Tensor) -> Tensor:
-    """Returns `<plan, 1 - cosine>` for each picture, (B,)."""
+    """Return `<plan, 1 - cosine>` for each picture, (B,)."""
     return (plan * (1 - cosine)).sum((1, 2))
 
 
@@ -254,7 +254,7 @@ def _cost(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _precise(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns all four in float64 if x is, and in float32 otherwise."""
+    """Return all four in float64 if x is, and in float32 otherwise."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.to(dtype), y.to(dtype), a.to(dtype), b.to(dtype)
 

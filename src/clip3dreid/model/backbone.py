@@ -23,7 +23,7 @@ class Backbone(nn.Module):
     """Height and width of a picture that this backbone can take."""
 
     def load_published(self, source: str) -> None:
-        """Takes weights from a folder in the layout its makers publish.
+        """Take weights from a folder in the layout its makers publish.
 
         Args:
             source: path of the folder.
@@ -36,14 +36,14 @@ class Backbone(nn.Module):
 
 
 def listed(names: Collection[str], most: int = 5) -> str:
-    """Up to `most` of the names, sorted, and how many more there are: for messages about weights."""
+    """Return up to `most` of the names, sorted, and how many more there are: for messages about weights."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the loading report and progress bar of `transformers`: what matters of them becomes an error."""
+    """Silence the loading report and progress bar of `transformers`: what matters of them becomes an error."""
     # Here, since students that are no transformers do without that import.
     from transformers.utils import logging
 

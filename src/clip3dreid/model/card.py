@@ -2,18 +2,20 @@
 
 A file may come from anywhere. Before anything is built of a card, every class that it names must be a part of a
 student, every key one of that part's, and every value within bounds that leave no room for a description of something
-huge; and nothing of it may make `transformers` look for files, here or on a network.
+huge; and nothing of it may make `transformers` look for files, here or on a network. Classes of a package that the
+user trusts by name may stand wherever ours may.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from clip3dreid.errors import InputError
+from clip3dreid.model.build import TARGET, is_trusted, trust_hint
 
 CARD = "clip3dreid"
 """Where a checkpoint says what it holds: a key of the file, or of a safetensors file's metadata."""
@@ -84,6 +86,7 @@ _FORBIDDEN = re.compile(
 # Keys that say how often something is built, in whatever words.
 _COUNTS = re.compile(r"layers|depth|blocks|stages|levels|repeats|experts|coefficient|multiplier")
 _MOST_OF_A_KIND, _MOST_NUMBER, _MOST_ENTRIES, _MOST_NESTED = 256, 2**20, 2**15, 4
+_MOST_OWN_NESTED = 16
 
 
 def _configuration(value: Any) -> str:
@@ -96,7 +99,7 @@ def _configuration(value: Any) -> str:
 
 
 def _harmful(value: Any, key: str, nested: int) -> str:
-    """What the first entry would have to be that brings something in or asks for something huge."""
+    """Say what the first entry would have to be that brings something in or asks for something huge."""
     if isinstance(value, dict | list):
         if not nested or len(value) > _MOST_ENTRIES:
             return f"of fewer entries, less nested ({_shown(key)})"
@@ -165,7 +168,7 @@ _STUDENT: dict[str, _Part] = {
 
 
 def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
-    """A card as it was read, if it is one of ours, of this version and of pictures of a possible size.
+    """Check that a card is one of ours, of this version and of pictures of a possible size, and return it.
 
     Args:
         card: from a file that may come from anywhere.
@@ -190,7 +193,7 @@ def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
 
 
 def picture_size(card: Mapping[str, Any], key: str, name: Path | str) -> int:
-    """Height or width of a card.
+    """Return height or width of a card.
 
     Raises:
         InputError: if it is none.
@@ -201,42 +204,74 @@ def picture_size(card: Mapping[str, Any], key: str, name: Path | str) -> int:
     return int(value)  # type: ignore[arg-type]  # just checked
 
 
-def check_student(config: Any, path: Path | str) -> None:
-    """Lets the description of a student through that names parts of a student, their keys and possible values alone.
+def check_student(config: Any, path: Path | str, trusted: Collection[str] = ()) -> None:
+    """Check that the description of a student names parts of one, their keys and possible values alone.
 
     Args:
         config: from a file that may come from anywhere.
         path: of that file, for messages.
+        trusted: packages whose classes may stand for the student or its parts, with any plain values.
 
     Raises:
         InputError: naming what is refused.
     """
-    rest = _check_part(config, _STUDENT, "student", path)
+    rest = _check_part(config, _STUDENT, "student", path, trusted)
     for part, known in (("backbone", _BACKBONES), ("pooling", _POOLINGS)):
-        if unknown := _check_part(rest.pop(part, None), known, f"student.{part}", path):
-            raise InputError(
-                f"{path} is refused: its student.{part} has no key {_shown(next(iter(unknown)))}"
-            )
-    if rest:
-        raise InputError(f"{path} is refused: its student has no key {_shown(next(iter(rest)))}")
+        if is_trusted(config[TARGET], trusted):  # whose parts are called as it likes
+            break
+        where = f"student.{part}"
+        _refuse_keys(_check_part(rest.pop(part, None), known, where, path, trusted), where, path)
+    _refuse_keys(rest, "student", path)
 
 
-def _check_part(config: Any, known: Mapping[str, _Part], where: str, path: Path | str) -> dict[str, Any]:
-    """Keys of a part that are none of its plain ones."""
-    target = config.get("_target_") if isinstance(config, dict) else None
+def _check_part(
+    config: Any, known: Mapping[str, _Part], where: str, path: Path | str, trusted: Collection[str]
+) -> dict[str, Any]:
+    """Return the keys of a part that are none of its plain ones."""
+    target = config.get(TARGET) if isinstance(config, dict) else None
+    if is_trusted(target, trusted):
+        _check_own(config, where, path, trusted, _MOST_OWN_NESTED)
+        return {}
     if not isinstance(target, str) or target not in known:
         what = f"is a {type(config).__name__}" if target is None else f"wants to build {_shown(target)}"
         names = ", ".join(name.rpartition(".")[2] for name in known)
-        raise InputError(f"{path} is refused: its {where} {what}, where only {names} may stand")
-    rest = {key: value for key, value in config.items() if key != "_target_"}
+        raise InputError(
+            f"{path} is refused: its {where} {what}, where only {names} may stand{trust_hint(target)}"
+        )
+    rest = {key: value for key, value in config.items() if key != TARGET}
     for key, check in known[target].items():
         if key in rest and (wrong := check(value := rest.pop(key))):
             raise InputError(f"{path} is refused: its {where}.{key} is {_shown(value)}, but must be {wrong}")
     return rest
 
 
+def _check_own(value: Any, where: str, path: Path | str, trusted: Collection[str], nested: int) -> None:
+    """Check arguments of a trusted class: plain values, in which every object is a trusted one or a part of ours."""
+    if isinstance(value, dict | list):
+        if not nested or len(value) > _MOST_ENTRIES:
+            raise InputError(f"{path} is refused: its {where} must be of fewer entries, less nested")
+        if isinstance(value, dict) and TARGET in value and not is_trusted(value[TARGET], trusted):
+            if value[TARGET] in _STUDENT:
+                check_student(value, path, trusted)
+            else:
+                _refuse_keys(_check_part(value, _BACKBONES | _POOLINGS, where, path, trusted), where, path)
+            return
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if not isinstance(key, int | str) or (str(key).startswith("_") and key != TARGET):
+                _refuse_keys({key: item}, where, path)
+            _check_own(item, f"{where}.{_shown(key)}", path, trusted, nested - 1)
+    elif not (value is None or isinstance(value, bool | int | float | str)) or "${" in str(value):
+        raise InputError(f"{path} is refused: its {where} is {_shown(value)}, but must be a plain value")
+
+
+def _refuse_keys(unknown: Mapping[Any, Any], where: str, path: Path | str) -> None:
+    """Refuse keys that are left."""
+    if unknown:
+        raise InputError(f"{path} is refused: its {where} has no key {_shown(next(iter(unknown)))}")
+
+
 def _shown(value: Any) -> str:
-    """A value of a file in a message: short, and on one line."""
+    """Return a value of a file in a message: short, and on one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"
     try:

@@ -7,8 +7,6 @@ names the file that it was computed from, so that a changed picture is never ser
 from __future__ import annotations
 
 import json
-import math
-import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +20,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import FileIdentity, atomic, identity_hashes, inside, sweep, write_json
-from clip3dreid.io.formats import damaged, decoding, read_json
+from clip3dreid.io.files import FileIdentity, identity_hashes
+from clip3dreid.io.formats import damaged, decoding
+from clip3dreid.io.resumable import INDEX, PartKind, Parts, cut, look_into
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
     from clip3dreid.model.teacher import Teacher
 
 CACHE_VERSION = 1
-INDEX = "index.json"
 ROWS_PER_PART = 4096
-_NAME = re.compile(r"part-\d{5,}\.safetensors|index\.json")
+EMBEDDINGS = PartKind(
+    what="embeddings",
+    stem="part",
+    digits=5,
+    suffixes=(".safetensors",),
+    version=CACHE_VERSION,
+    needs={"fingerprint": str, "width": int, "rows_per_part": int},
+    elsewhere="give another model.teacher.cache_dir",
+    # All that it says is known beforehand, but for the rows of a part.
+    sealed=False,
+)
+_SUFFIX = ".safetensors"
 
 
 class Cache(Protocol):
@@ -105,9 +114,6 @@ class EmbeddingCache:
         width: d.
         rows_per_part: of a new cache; an existing one keeps its own.
 
-    Attributes:
-        stale: parts found in the folder that cannot be used: pictures changed, came or went, or the file is damaged.
-
     Raises:
         InputError: if the folder holds another teacher's embeddings or another version's, its index is damaged, or it
             holds files of the same names without an index.
@@ -129,10 +135,8 @@ class EmbeddingCache:
         self.identities = list(identities)
         self._hashes = identity_hashes(self.identities)
         self._maps: dict[int, npt.NDArray[np.float32]] = {}
-        found = self._read_index()
-        if found is None:
-            self._refuse_unknown()
-        self.rows_per_part = rows_per_part if found is None else int(found["rows_per_part"])
+        before = self._look()
+        self.rows_per_part = rows_per_part if before is None else int(before["rows_per_part"])
         self._index = {
             "version": CACHE_VERSION,
             "teacher": teacher,
@@ -141,17 +145,11 @@ class EmbeddingCache:
             "count": len(self),
             "rows_per_part": self.rows_per_part,
         }
-        self._indexed = found == self._index
-        self._starts: dict[int, _Place] = {}
-        """Usable parts."""
-        self.stale = 0
-        for part in range(self._parts):
-            if self._path(part).exists():
-                start = self._check(part)
-                if start is None:
-                    self.stale += 1
-                else:
-                    self._starts[part] = start
+        self._indexed = before == self._index
+        self._places: dict[int, _Place] = {}
+        """Of the usable parts."""
+        self._cuts = cut(len(self), self.rows_per_part)
+        self._parts = Parts(folder, EMBEDDINGS, self._cuts, self._is_usable)
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -160,16 +158,21 @@ class EmbeddingCache:
         # Pickled, a memory map would be a copy of all it maps.
         return {**self.__dict__, "_maps": {}}
 
+    @property
+    def stale(self) -> int:
+        """Parts found in the folder that cannot be used: pictures changed, came or went, or the file is damaged."""
+        return self._parts.stale
+
     def sweep(self) -> None:
-        """Removes what killed processes were just writing."""
-        sweep(self.folder, _NAME.fullmatch)
+        """Remove what killed processes were just writing."""
+        self._parts.sweep()
 
     def missing(self) -> list[range]:
-        """Rows to compute, one range a part: what `put` takes."""
-        return [self._rows(part) for part in range(self._parts) if part not in self._starts]
+        """Return the rows to compute, one range a part: what `put` takes."""
+        return [self._cuts[part] for part in self._parts.missing()]
 
     def put(self, rows: range, embeddings: Tensor) -> None:
-        """Writes a part.
+        """Write a part.
 
         Args:
             rows: one of `missing()`.
@@ -180,7 +183,7 @@ class EmbeddingCache:
             InputError: if an embedding is NaN or infinite, or the folder cannot be written.
         """
         part = rows.start // self.rows_per_part
-        if not len(rows) or rows != self._rows(part):
+        if not len(rows) or rows not in self._cuts[part : part + 1]:
             raise ValueError(f"{rows} is no part of this cache; put what missing() returns")
         if embeddings.shape != (len(rows), self.width):
             raise ValueError(f"embeddings are {tuple(embeddings.shape)}, not {(len(rows), self.width)}")
@@ -200,19 +203,19 @@ class EmbeddingCache:
         }
         # First, so that whatever lies in the folder is known for what it is.
         if not self._indexed:
-            write_json(inside(self.folder, INDEX), self._index)
+            self._parts.write_index(self._index)
             self._indexed = True
-        path = inside(self.folder, self._path(part).name)
-        with atomic(path) as temporary:
+        with self._parts.write(part, _SUFFIX) as temporary:
             save_file(tensors, temporary, card)
         self._maps.pop(part, None)
-        start = self._check(part)
-        if start is None:
-            raise InputError(f"{path} is damaged as soon as written; give another model.teacher.cache_dir")
-        self._starts[part] = start
+        if not self._is_usable(part):
+            raise InputError(
+                f"{self._path(part)} is damaged as soon as written; give another model.teacher.cache_dir"
+            )
+        self._parts.done.add(part)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Looks embeddings up.
+        """Look embeddings up.
 
         Args:
             rows: (B,) int64 on any device.
@@ -224,10 +227,8 @@ class EmbeddingCache:
             IndexError: if there is no such row.
             RuntimeError: if rows are still missing.
         """
-        if len(self._starts) != self._parts:
-            raise RuntimeError(
-                f"{self.folder} lacks {self._parts - len(self._starts)} parts; put() them first"
-            )
+        if lacking := len(self._cuts) - len(self._parts.done):
+            raise RuntimeError(f"{self.folder} lacks {lacking} parts; put() them first")
         wanted = rows.detach().cpu()
         _check_rows(wanted, len(self))
         found = np.empty((len(wanted), self.width), dtype=np.float32)
@@ -237,20 +238,12 @@ class EmbeddingCache:
             found[place] = (self._map(part) if mapped is None else mapped)[within]
         return torch.from_numpy(found).to(rows.device)
 
-    @property
-    def _parts(self) -> int:
-        return math.ceil(len(self) / self.rows_per_part)
-
-    def _rows(self, part: int) -> range:
-        first = part * self.rows_per_part
-        return range(first, min(first + self.rows_per_part, len(self)))
-
     def _path(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.safetensors"
+        return self.folder / EMBEDDINGS.name(part, _SUFFIX)
 
     def _map(self, part: int) -> npt.NDArray[np.float32]:
-        shape = len(self._rows(part)), self.width
-        place = self._starts[part]
+        shape = len(self._cuts[part]), self.width
+        place = self._places[part]
         # Hours may lie between opening and the first look, and another data set may have been given the folder.
         if _place(self._path(part)) != place:
             raise InputError(
@@ -262,49 +255,34 @@ class EmbeddingCache:
         self._maps[part] = np.asarray(mapped)
         return self._maps[part]
 
-    def _read_index(self) -> dict[str, Any] | None:
-        """What the folder says it holds; None for a new one."""
-        path = self.folder / INDEX
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{self.folder} is no folder; give another model.teacher.cache_dir")
-        if not path.exists():
+    def _look(self) -> dict[str, Any] | None:
+        """Return what the folder says it holds, if that may be gone on with; None for a new one."""
+        index = look_into(self.folder, EMBEDDINGS)
+        if index is None:
             return None
-        again = "restore it, or give another model.teacher.cache_dir"
-        found = read_json(path, "the index of embeddings", again)
-        version = found.get("version")
-        advice = f"remove {self.folder}, or give another model.teacher.cache_dir"
-        if version != CACHE_VERSION:
+        if (index["fingerprint"], index["width"]) != (self.fingerprint, self.width):
+            ours, theirs = self.fingerprint[:8], index["fingerprint"][:8]
             raise InputError(
-                f"{path} has cache version {version}, this program reads {CACHE_VERSION}; {advice}"
+                f"{self.folder} holds embeddings of teacher {index.get('teacher')} ({theirs}), not of {self.teacher} "
+                f"({ours}), whose files, view or dtype differ; remove {self.folder}, or {EMBEDDINGS.elsewhere}"
             )
-        if found.get("fingerprint") != self.fingerprint or found.get("width") != self.width:
-            ours, theirs = self.fingerprint[:8], str(found.get("fingerprint"))[:8]
-            raise InputError(
-                f"{self.folder} holds embeddings of teacher {found.get('teacher')} ({theirs}), not of {self.teacher} "
-                f"({ours}), whose files, view or dtype differ; {advice}"
+        if index["rows_per_part"] < 1:
+            raise damaged(
+                self.folder / INDEX,
+                f"rows_per_part is {index['rows_per_part']}",
+                f"restore it, or {EMBEDDINGS.elsewhere}",
             )
-        if not isinstance(found.get("rows_per_part"), int) or found["rows_per_part"] < 1:
-            raise damaged(path, f"rows_per_part is {found.get('rows_per_part')}", again)
-        return found
+        return index
 
-    def _refuse_unknown(self) -> None:
-        """Raises InputError if a folder without an index holds what parts would be written over."""
-        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        if foreign := [name for name in names if _NAME.fullmatch(name)]:
-            raise InputError(
-                f"{self.folder} holds files of the names that embeddings have ({', '.join(foreign[:3])}) and no "
-                f"{INDEX} that says whose they are; give another model.teacher.cache_dir, or move them away"
-            )
-
-    def _check(self, part: int) -> _Place | None:
-        """Where a part's embeddings lie; None if it cannot be used."""
-        path, rows = self._path(part), self._rows(part)
+    def _is_usable(self, part: int) -> bool:
+        """Check a part whole, and keep where its embeddings lie if it is good."""
+        path, rows = self._path(part), self._cuts[part]
         try:
             with decoding(path, "embeddings", ""), safe_open(path, framework="np") as file:
                 card = file.metadata() or {}
                 embedding, identity = file.get_tensor("embedding"), file.get_tensor("identity")
         except InputError:
-            return None
+            return False
         place = _place(path)
         usable = (
             card.get("version") == str(CACHE_VERSION)
@@ -314,7 +292,10 @@ class EmbeddingCache:
             and np.array_equal(identity, self._hashes[rows.start : rows.stop])
             and card.get("checksum") == _checksum(embedding)
         )
-        return place if usable else None
+        if place is None or not usable:
+            return False
+        self._places[part] = place
+        return True
 
 
 def _place(path: Path) -> _Place | None:

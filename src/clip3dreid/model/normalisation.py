@@ -21,7 +21,7 @@ class GhostBatchNorm1d(nn.BatchNorm1d):
     group = 32
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C) or (B, C, L) to the same shape."""
+        """Map (B, C) or (B, C, L) to the same shape."""
         return _by_group(self, super().forward, input)
 
 
@@ -31,7 +31,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     group = 32
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape."""
+        """Map (B, C, h, w) to the same shape."""
         return _by_group(self, super().forward, input)
 
 
@@ -50,7 +50,7 @@ class FrozenBatchNorm1d(nn.BatchNorm1d):
     """`BatchNorm1d` that stays as it was loaded; see `freeze`."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
 
@@ -58,12 +58,12 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     """`BatchNorm2d` that stays as it was loaded; see `freeze`."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
 
 def use_ghost(module: nn.Module, group: int) -> None:
-    """Replaces every plain batch norm inside `module` by one over groups of the batch, in place.
+    """Replace every plain batch norm inside `module` by one over groups of the batch, in place.
 
     In training, rows 0..group-1 are normalised by their own mean and variance, the next `group` rows by
     theirs, and so on: one process with N x group pictures computes what N processes with `group` pictures
@@ -94,7 +94,7 @@ def use_ghost(module: nn.Module, group: int) -> None:
 
 
 def freeze(module: nn.Module) -> None:
-    """Replaces every plain batch norm inside `module` by one that never changes, in place.
+    """Replace every plain batch norm inside `module` by one that never changes, in place.
 
     It normalises by its running statistics in training too, and its weight and bias are not trained.
     Names and shapes of parameters do not change, so weights can still be loaded.
@@ -105,7 +105,7 @@ def freeze(module: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, kinds: dict[type[nn.Module], type[BatchNorm]]) -> list[BatchNorm]:
-    """Puts batch norms of other kinds, with the same tensors, in the place of those inside `module`."""
+    """Put batch norms of other kinds, with the same tensors, in the place of those inside `module`."""
     made = []
     for name, child in list(module.named_children()):
         kind = kinds.get(type(child))
@@ -126,7 +126,7 @@ def _replace(module: nn.Module, kinds: dict[type[nn.Module], type[BatchNorm]]) -
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms in training normalise by the batch as ever and leave their running statistics alone.
+    """Keep running statistics inside the block, where batch norms in training normalise by the batch as ever.
 
     For a second stream of pictures that are not those the network will be evaluated on.
     """

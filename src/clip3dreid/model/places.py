@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 
 def find_weights(place: Path | str) -> Place:
-    """Finds the files that a place on this disk stands for.
+    """Find the files that a place on this disk stands for.
 
     Args:
         place: a file, which is itself; a run's folder or its `checkpoints`, of which the last checkpoint is taken; or
@@ -60,7 +60,7 @@ def find_weights(place: Path | str) -> Place:
 
 
 def own_weights(place: Path) -> Path:
-    """The file of weights in a folder of this project; any other path as it is.
+    """Return the file of weights in a folder of this project; any other path as it is.
 
     For what may as well be a model of others, whose folders have a `config.json` too.
     """
@@ -84,7 +84,7 @@ def find_model(
     local_files_only: bool = False,
     revision: str | None = None,
 ) -> Place:
-    """As `find_weights`, and `user/name` of a model on the Hugging Face hub, which alone is ever downloaded.
+    """Find files as `find_weights`, or of `user/name` on the Hugging Face hub, which alone is ever downloaded.
 
     A text is taken for such a name only where nothing on this disk is called so, or lies in a folder that is there.
 

@@ -14,7 +14,7 @@ class Average(nn.Module):
     """Mean over positions: (B, C)."""
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Pools the map."""
+        """Pool the map."""
         return F.adaptive_avg_pool2d(features.map, 1).flatten(1)
 
 
@@ -22,7 +22,7 @@ class Maximum(nn.Module):
     """Maximum over positions: (B, C)."""
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Pools the map."""
+        """Pool the map."""
         return F.adaptive_max_pool2d(features.map, 1).flatten(1)
 
 
@@ -30,7 +30,7 @@ class MaximumAverage(nn.Module):
     """Maximum, then mean, side by side: (B, 2C); the base recipe's (Gu et al., CVPR 2022, released code)."""
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Pools the map."""
+        """Pool the map."""
         pooled = (F.adaptive_max_pool2d(features.map, 1), F.adaptive_avg_pool2d(features.map, 1))
         return torch.cat(pooled, 1).flatten(1)
 
@@ -49,7 +49,7 @@ class GeneralisedMean(nn.Module):
         self.eps = eps
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Pools the map; always in float32, since powers leave the range of half precision."""
+        """Pool the map; always in float32, since powers leave the range of half precision."""
         p = self.p.float()
         return features.map.float().clamp(min=self.eps).pow(p).mean((2, 3)).pow(1.0 / p)
 
@@ -78,7 +78,7 @@ class WeighedPositions(nn.Module):
         self.reduce = nn.Linear(channels, width)
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Pools the map.
+        """Pool the map.
 
         Raises:
             InputError: if its positions or channels are others than it was made for.
@@ -98,7 +98,7 @@ class ClassToken(nn.Module):
     """The backbone's own summary of the picture, its class token: (B, C)."""
 
     def forward(self, features: BackboneOutput) -> Tensor:
-        """Takes the token.
+        """Take the token.
 
         Raises:
             InputError: if the backbone has none.

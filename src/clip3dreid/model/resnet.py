@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) to (B, width, h / stride, w / stride)."""
+        """Map (B, channels, h, w) to (B, width, h / stride, w / stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         y += x if self.downsample is None else self.downsample(x)
@@ -52,7 +52,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(channels, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, h, w) to (B, 4 x width, h / stride, w / stride)."""
+        """Map (B, channels, h, w) to (B, 4 x width, h / stride, w / stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -113,7 +113,7 @@ class ResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> BackboneOutput:
-        """Normalised pictures (B, 3, H, W) to the map (B, C, h, w); C is 512 x expansion x width / 64."""
+        """Map normalised pictures (B, 3, H, W) to the map (B, C, h, w); C is 512 x expansion x width / 64."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return BackboneOutput(self.layer4(self.layer3(self.layer2(self.layer1(x)))), None)
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import UNFINISHED, close_stages, inside, open_stage, writing
@@ -24,7 +23,7 @@ _SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", 
 
 
 def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
-    """A byte-pair tokenizer that knows these texts' words, in CLIP's manner: lower case, start and end marked.
+    """Learn a byte-pair tokenizer from texts, in CLIP's manner: lower case, start and end marked.
 
     Args:
         texts: to learn from; the same texts give the same tokenizer.
@@ -34,6 +33,9 @@ def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
     Raises:
         InputError: if the size is too small.
     """
+    # Here, since whoever reads the sums of a teacher's folder needs no network.
+    from transformers import PreTrainedTokenizerFast
+
     if size < 260:
         raise InputError(f"vocabulary_size={size} is too small; give 260 or more")
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL["unk_token"]))
@@ -58,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], size: int, context: int) -> Any:
 
 
 def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
-    """A `transformers.CLIPModel` with random weights.
+    """Make a `transformers.CLIPModel` with random weights.
 
     Args:
         tokenizer: whose number of tokens, and special tokens, the text tower gets.
@@ -67,6 +69,8 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
     Raises:
         InputError: if the configuration does not fit together.
     """
+    from transformers import CLIPConfig, CLIPModel
+
     text = dict(config.get("text_config", {})) | {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -82,7 +86,7 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
 
 
 def check_place(folder: Path) -> None:
-    """Raises InputError if a teacher must not be written there, for the sake of what the folder holds."""
+    """Check that a teacher may be written there, for the sake of what the folder holds."""
     inside(folder.parent, folder.name)
     if not folder.exists():
         return
@@ -105,7 +109,7 @@ def save_small_clip(
     std: Sequence[float],
     card: Mapping[str, Any],
 ) -> None:
-    """Writes a teacher's folder, all of it or nothing; a teacher of ours that was there before is replaced.
+    """Write a teacher's folder, all of it or nothing; a teacher of ours that was there before is replaced.
 
     Weights are kept in half precision, half the bytes: they are read back as float32.
 
@@ -148,7 +152,7 @@ def save_small_clip(
 
 
 def check_sums(folder: Path) -> None:
-    """Compares the files of a folder with its list of checksums, if it has one.
+    """Compare the files of a folder with its list of checksums, if it has one.
 
     Raises:
         InputError: naming the first file that is missing or differs, or the list if it is damaged.
@@ -162,7 +166,7 @@ def check_sums(folder: Path) -> None:
 
 
 def _listed(folder: Path) -> list[tuple[str, str]]:
-    """Checksums and names of a folder's list."""
+    """Return checksums and names of a folder's list."""
     path = folder / CHECKSUMS
     try:
         lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -172,7 +176,7 @@ def _listed(folder: Path) -> list[tuple[str, str]]:
 
 
 def parameters(model: torch.nn.Module) -> int:
-    """How many numbers a model has learnt."""
+    """Return how many numbers a model has learnt."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -81,7 +81,7 @@ class Student(nn.Module):
             use_ghost(self, ghost_group)
 
     def forward(self, images: Tensor) -> Features:
-        """Embeds pictures.
+        """Embed pictures.
 
         Args:
             images: (B, 3, H, W) RGB, floating point, 0..1, not normalised; of any precision, which need not be the
@@ -104,7 +104,7 @@ class Student(nn.Module):
         return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
 
     def _measure(self) -> tuple[int, int]:
-        """Finds C and D, and freezes parameters that no output depends on, on tensors without data."""
+        """Find C and D, and freeze parameters that no output depends on, on tensors without data."""
         state = {name: tensor.to("meta") for name, tensor in self.named_buffers()}
         trained = {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
         state |= {name: tensor.detach().to("meta") for name, tensor in self.named_parameters()}

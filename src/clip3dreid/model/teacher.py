@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.model.build import build
 from clip3dreid.model.teacher_files import (
     deciding_files,
     locate,
@@ -119,13 +119,13 @@ class Teacher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Return where the network is."""
         device: torch.device = self.model.device
         return device
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of all that decides an embedding: content of the files, view and dtype."""
+        """Return a hexadecimal digest of all that decides an embedding: content of the files, view and dtype."""
         digest = hashlib.sha256(f"{FINGERPRINT_VERSION}\n{self.view.describe()}\n{self.dtype}\n".encode())
         for path in deciding_files(self.folder):
             with path.open("rb") as file:
@@ -133,11 +133,11 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to embeddings (B, d) of length 1."""
+        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to embeddings (B, d) of length 1."""
         return self.embed_images(images).embedding
 
     def embed_images(self, images: Tensor, patches: bool = False) -> ImageEmbedding:
-        """Embeds pictures, without gradient.
+        """Embed pictures, without gradient.
 
         Args:
             images: (B, 3, H, W) RGB of any size, uint8 0..255 or floating 0..1, not normalised. Bytes are turned
@@ -167,7 +167,7 @@ class Teacher(nn.Module):
         return ImageEmbedding(embedding, F.normalize(projected, dim=-1))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeds texts, without gradient; each is computed once in the life of the teacher.
+        """Embed texts, without gradient; each is computed once in the life of the teacher.
 
         Args:
             texts: L of them.
@@ -190,7 +190,7 @@ class Teacher(nn.Module):
         return torch.stack([known[text] for text in texts])
 
     def embed_tokens(self, texts: Sequence[str]) -> TextTokens:
-        """Embeds texts token by token, without gradient: last states after norm and projection.
+        """Embed texts token by token, without gradient: last states after norm and projection.
 
         Args:
             texts: L of them, at least one; all in one batch.
@@ -207,7 +207,7 @@ class Teacher(nn.Module):
             return TextTokens(F.normalize(projected, dim=-1), words)
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[Any, Tensor]:
-        """Outputs of the text tower, and which tokens are the text's own."""
+        """Return outputs of the text tower, and which tokens are the text's own."""
         ids, mask, words = self._tokenize(texts)
         with _exactly(self.device):
             ids = ids.to(self.device)
@@ -216,7 +216,7 @@ class Teacher(nn.Module):
             return output, words.to(self.device)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token numbers, mask of what is no padding (both int64) and of the texts' own tokens (bool): (L, T)."""
+        """Return token numbers, a mask of what is no padding (int64), one of the texts' own tokens (bool): (L, T)."""
         encoded: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
         for text, numbers in zip(texts, encoded, strict=True):
             if len(numbers) > self.context:
@@ -240,7 +240,7 @@ class Teacher(nn.Module):
         return ids, mask, mask.bool() & ~torch.isin(ids, torch.tensor(ends))
 
     def _check_tokens(self, ids: Tensor) -> None:
-        """Refuses a tokenizer that is not this model's: its texts would be read, and their meaning lost."""
+        """Refuse a tokenizer that is not this model's: its texts would be read, and their meaning lost."""
         text = self.model.config.text_config
         if int(ids.max()) >= text.vocab_size:
             raise InputError(
@@ -259,7 +259,7 @@ class Teacher(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever is asked for."""
+        """Stay in evaluation mode, whatever is asked for."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -276,26 +276,17 @@ class Teacher(nn.Module):
         return self
 
 
-def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
-    """Makes the teacher of a config node `model.teacher`, whose `NODE_KEYS` are left to the caller.
+def load_teacher(node: Mapping[str, Any], trusted: Collection[str] = ()) -> Teacher:
+    """Build the teacher that a mapping describes, such as the node `model.teacher` of a config.
 
     Args:
-        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them.
+        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them are the caller's and left alone.
+        trusted: packages of the user's own whose classes it may name.
 
     Raises:
         InputError: as `Teacher`, and if the node describes something else.
     """
-    # Here, so that a teacher can be had without Hydra.
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    try:
-        teacher = instantiate({key: value for key, value in plain.items() if key not in NODE_KEYS})
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise InputError(str(error.__cause__)) from error
-        raise
+    teacher = build({key: value for key, value in node.items() if key not in NODE_KEYS}, trusted)
     if not isinstance(teacher, Teacher):
         raise InputError(f"model.teacher._target_ makes a {type(teacher).__name__}, not a teacher")
     return teacher
@@ -303,7 +294,7 @@ def load_teacher(node: DictConfig | Mapping[str, Any]) -> Teacher:
 
 @contextmanager
 def _exactly(device: torch.device) -> Iterator[None]:
-    """No gradient, and no autocast: a trainer's would make the arithmetic another than the fingerprint says."""
+    """Switch gradient and autocast off: a trainer's would make the arithmetic another than the fingerprint says."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if torch.amp.is_autocast_available(device.type):

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, read_json, scan_torch_file
+from clip3dreid.io.formats import decoding, read_json
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import listed, quiet
 from clip3dreid.model.small_clip import check_sums
 
@@ -38,8 +38,8 @@ _AGAIN = "download it again"
 class Family(NamedTuple):
     """Where models of one kind differ from the others."""
 
-    model: Any
-    """Class in `transformers`."""
+    model: str
+    """Class in `transformers`, which is imported where a teacher is read and not before."""
     widths: Callable[[Any], tuple[int, int]]
     """From a config to the width of image and text embeddings."""
     first_patch: int
@@ -83,14 +83,14 @@ def _siglip_tokens(model: Any, states: Tensor) -> Tensor:
 
 
 FAMILIES = {
-    "clip": Family(CLIPModel, _clip_widths, 1, _clip_patches, _clip_tokens, False),
-    "siglip": Family(SiglipModel, _siglip_widths, 0, _siglip_patches, _siglip_tokens, True),
+    "clip": Family("CLIPModel", _clip_widths, 1, _clip_patches, _clip_tokens, False),
+    "siglip": Family("SiglipModel", _siglip_widths, 0, _siglip_patches, _siglip_tokens, True),
 }
 """By `model_type` of the config. SigLIP 2 of a fixed resolution calls itself `siglip` and is one."""
 
 
 def locate(path: str, name: str, fetch: str | None = None) -> Path:
-    """Finds a teacher's folder, on this disk if it can be.
+    """Find a teacher's folder, on this disk if it can be.
 
     Args:
         path: as of `Teacher`.
@@ -125,12 +125,12 @@ def locate(path: str, name: str, fetch: str | None = None) -> Path:
 
 
 def packaged(path: str) -> Path:
-    """Where `package:NAME` lies; not whether it is there."""
+    """Return where `package:NAME` lies; not whether it is there."""
     return Path(str(resources.files("clip3dreid.model"))) / "assets" / path.removeprefix(PACKAGED)
 
 
 def on_hub(path: str, fetch: str | None = None) -> bool:
-    """Whether a path names a model on the hub, rather than a folder of this disk that is or could be there.
+    """Return whether a path names a model on the hub, and no folder of this disk that is or could be there.
 
     Args:
         path: as of `Teacher`.
@@ -142,14 +142,14 @@ def on_hub(path: str, fetch: str | None = None) -> bool:
 
 
 def deciding_files(folder: Path) -> list[Path]:
-    """All files of a teacher's folder that its embeddings depend on, sorted."""
+    """Return all files of a teacher's folder that its embeddings depend on, sorted."""
     names = [_CONFIG, _PIXELS, *_TOKENIZER]
     files = [folder / name for name in names if (folder / name).is_file()]
     return sorted([*files, *_weights(folder)])
 
 
 def _destination(fetch: str | None) -> str | None:
-    """The folder that a download command fills: no hub is asked for a name like `weights/…` that means this disk."""
+    """Return the folder that a download fills: no hub is asked for a name like `weights/…` that means this disk."""
     words = _words(fetch)
     return words[words.index("--local-dir") + 1] if "--local-dir" in words[:-1] else None
 
@@ -175,7 +175,7 @@ def _not_found(path: str, name: str, fetch: str | None, reason: str = "") -> str
 
 
 def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
-    """The folder of a model in the hub library's cache, downloaded if need be."""
+    """Return the folder of a model in the hub library's cache, downloaded if need be."""
     small = [_CONFIG, _PIXELS, *_TOKENIZER]
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
@@ -197,7 +197,7 @@ def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
 
 
 def lacking(folder: Path) -> list[str]:
-    """Which of the four things that make a teacher a folder has not."""
+    """Return which of the four things that make a teacher a folder has not."""
     needed = {
         "config (config.json)": (folder / _CONFIG).is_file(),
         f"tokenizer ({_VOCABULARIES[0]})": any((folder / name).is_file() for name in _VOCABULARIES),
@@ -208,7 +208,7 @@ def lacking(folder: Path) -> list[str]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Files of weights: safetensors, or where there are none the one that torch reads without unpickling."""
+    """Return files of weights: safetensors, or if there are none the one that torch reads without unpickling."""
     found = sorted(path for pattern in _SAFETENSORS for path in folder.glob(pattern))
     if any(path.suffix == ".safetensors" for path in found):
         return found
@@ -220,7 +220,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> tuple[Any, Family]:
-    """The configuration, without what could make `transformers` fetch code, and the model's kind."""
+    """Read the configuration, without what could make `transformers` fetch code, and the model's kind."""
+    from transformers import AutoConfig
+
     plain = _harmless(_read_json(folder / _CONFIG))
     found = plain.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
@@ -234,7 +236,7 @@ def read_config(folder: Path) -> tuple[Any, Family]:
 
 
 def _harmless(config: Any) -> Any:
-    """Leaves out keys that name code (`auto_map`, an attention kernel on the hub), or folders of other disks."""
+    """Leave out keys that name code (`auto_map`, an attention kernel on the hub), or folders of other disks."""
     if isinstance(config, dict):
         return {
             key: _harmless(value)
@@ -245,7 +247,7 @@ def _harmless(config: Any) -> Any:
 
 
 def read_pixels(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of R, G and B, of pixels in 0..1."""
+    """Read mean and standard deviation of R, G and B, of pixels in 0..1."""
     path = folder / _PIXELS
     content = _read_json(path)
     for key in ("image_mean", "image_std"):
@@ -262,16 +264,18 @@ def read_pixels(folder: Path) -> tuple[list[float], list[float]]:
 
 
 def read_model(folder: Path, config: Any, family: Family) -> Any:
-    """The network with its weights, float32.
+    """Read the network with its weights, float32.
 
     Raises:
         InputError: if the weights cannot be read, or are not those of this configuration.
     """
+    import transformers
+
     weights = _weights(folder)[0]
     if weights.name == _PICKLED:
         scan_torch_file(weights)
     with decoding(f"the weights in {folder}", "those of a teacher", _AGAIN), quiet():
-        model, report = family.model.from_pretrained(
+        model, report = getattr(transformers, family.model).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -305,11 +309,13 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer.
+    """Read the tokenizer.
 
     Raises:
         InputError: if it cannot be read, or needs a package that is not installed.
     """
+    from transformers import AutoTokenizer
+
     with decoding(f"the tokenizer in {folder}", "that of a teacher", _AGAIN), quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

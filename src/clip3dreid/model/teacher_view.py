@@ -22,11 +22,11 @@ class View(Protocol):
     """Height and width of what it is shown, in pixels."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, *size) of the same dtype."""
+        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, *size) of the same dtype."""
         ...
 
     def describe(self) -> str:
-        """All that decides the result: part of a teacher's fingerprint."""
+        """Return all that decides the result: part of a teacher's fingerprint."""
         ...
 
 
@@ -47,7 +47,7 @@ class Letterbox:
         self.size = _checked(size, size)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, size, size) of the same dtype."""
+        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, size, size) of the same dtype."""
         height, width = images.shape[-2:]
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
@@ -56,7 +56,7 @@ class Letterbox:
         return _resized(images, self.size)
 
     def describe(self) -> str:
-        """All that decides the result."""
+        """Return all that decides the result."""
         return f"letterbox {self.size[0]}x{self.size[1]}, black, bicubic antialiased"
 
 
@@ -74,11 +74,11 @@ class Squash:
         self.size = _checked(size, size)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, size, size) of the same dtype."""
+        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to (B, 3, size, size) of the same dtype."""
         return _resized(images, self.size)
 
     def describe(self) -> str:
-        """All that decides the result."""
+        """Return all that decides the result."""
         return f"squash {self.size[0]}x{self.size[1]}, bicubic antialiased"
 
 
@@ -97,7 +97,7 @@ class Native(Squash):
         self.size = _checked(height, width)
 
     def describe(self) -> str:
-        """All that decides the result."""
+        """Return all that decides the result."""
         return f"native {self.size[0]}x{self.size[1]}, bicubic antialiased"
 
 

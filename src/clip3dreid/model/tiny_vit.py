@@ -71,7 +71,7 @@ class TinyViT(Backbone):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> BackboneOutput:
-        """Normalised pictures (B, 3, H, W) to the map."""
+        """Map normalised pictures (B, 3, H, W) to the map."""
         found = self.layers(self.patch_embed(images))
         return BackboneOutput(self.norm_head(found.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), None)
 
@@ -173,7 +173,7 @@ class _Attention(nn.Module):
         self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(windows, N, C) to the same shape."""
+        """Map (windows, N, C) to the same shape."""
         count, width = x.shape[1:]
         # Of each head its query, key and value lie together.
         parts = self.qkv(self.norm(x)).view(-1, count, self.heads, 3, width // self.heads)
@@ -208,14 +208,14 @@ class _AttentionBlock(nn.Module):
         self.drop_path = _DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape."""
+        """Map (B, C, h, w) to the same shape."""
         attended = self._attend(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = self.local_conv(x + self.drop_path(attended))
         mixed: Tensor = self.drop_path(self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return x + mixed
 
     def _attend(self, x: Tensor) -> Tensor:
-        """(B, h, w, C) to the same shape: windows are cut out, attended to each by itself, and put back."""
+        """Map (B, h, w, C) to the same shape: windows are cut out, attended to each by itself, and put back."""
         height, width, channels = x.shape[1:]
         side = self.window
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, scan_torch_file
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import Backbone, BackboneOutput, listed, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.
@@ -48,7 +48,7 @@ class TransformersBackbone(Backbone):
         forward: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        plain: Any = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+        plain = _plain(config)
         _refuse_code(plain)
         if "model_type" not in plain:
             raise InputError("the config of a transformers backbone needs model_type, such as vit or swin")
@@ -63,12 +63,12 @@ class TransformersBackbone(Backbone):
         # Its name: the module itself would be registered, and saved, twice.
         self._final_norm = final_norm
         self.example_size = _pair(getattr(self.model.config, "image_size", 224))
-        self._arguments = dict(forward or {})
+        self._arguments: dict[str, Any] = dict(forward or {})
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             self._arguments["interpolate_pos_encoding"] = True
 
     def forward(self, images: Tensor) -> BackboneOutput:
-        """Normalised pictures (B, 3, H, W) to the map (B, C, h, w) and the class token (B, C), if any."""
+        """Map normalised pictures (B, 3, H, W) to the map (B, C, h, w) and the class token (B, C), if any."""
         tokens: Tensor = self.model(pixel_values=images, **self._arguments).last_hidden_state
         if tokens.ndim == 4:
             return BackboneOutput(tokens, None)
@@ -86,7 +86,7 @@ class TransformersBackbone(Backbone):
         return BackboneOutput(patches, tokens[:, 0] if others else None)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the last stage's patches."""
+        """Return rows and columns of the last stage's patches."""
         config = self.model.config
         patch = _pair(config.patch_size)
         if not hasattr(config, "depths"):
@@ -96,7 +96,7 @@ class TransformersBackbone(Backbone):
         return math.ceil(height / (patch[0] * halvings)), math.ceil(width / (patch[1] * halvings))
 
     def load_published(self, source: str) -> None:
-        """Takes weights from a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
+        """Take weights from a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
 
         Heads and towers that this backbone lacks (classifiers, CLIP's text side) are left out. Names of
         models on a hub are not looked up: even for files in its cache that library talks to the network.
@@ -126,7 +126,7 @@ class TransformersBackbone(Backbone):
         self.model.load_state_dict(loaded.state_dict())
 
     def _check(self, source: str, config: Any, report: Mapping[str, Any]) -> None:
-        """Refuses weights that would not compute what the published model computes."""
+        """Refuse weights that would not compute what the published model computes."""
         ours = self.model.config
         for key in SHAPELESS:
             theirs = getattr(config, key, None)
@@ -148,8 +148,17 @@ class TransformersBackbone(Backbone):
             raise InputError(f"{source} does not fit {type(self.model).__name__}: {'; '.join(found)}")
 
 
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, all the way down: `transformers` saves what it is given."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
 def _refuse_code(config: Any) -> None:
-    """Refuses configuration keys that make `transformers` fetch or run code of somebody else's.
+    """Refuse configuration keys that make `transformers` fetch or run code of somebody else's.
 
     A config may come out of a downloaded checkpoint. `auto_map` names Python files of a model's repository,
     `attn_implementation` (and its underscored forms) a kernel on the hub.

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
-from clip3dreid.io.formats import checksum, damaged, decoding, scan_torch_file, unsealed
+from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import listed
+from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.places import own_weights
 from clip3dreid.model.student import Student
@@ -55,7 +56,7 @@ _LEFT_OUT = re.compile(r"^(fc|head)\.(weight|bias)$|^layers\..*\.attention_bias_
 _STATES = ("model_state_dict", "state_dict", "model")
 
 
-class _Inert:
+class _NumpyScalar:
     """Stands for numpy's scalars while a file is read: CAL and AIM saved their last R1 as one."""
 
     def __init__(self, *_: object) -> None:
@@ -65,8 +66,8 @@ class _Inert:
         pass
 
 
-_INERT: list[Any] = [
-    (_Inert, f"numpy.{name}")
+_NUMPY_SCALARS: list[Any] = [
+    (_NumpyScalar, f"numpy.{name}")
     for name in (
         "core.multiarray.scalar",
         "_core.multiarray.scalar",
@@ -89,7 +90,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file of weights, ours or published, on the CPU, without running anything in it.
+    """Read a file of weights, ours or published, on the CPU, without running anything in it.
 
     Understood are the ImageNet files of torchvision and TinyViT, the checkpoints of CAL (Simple-CCReID) and AIM
     (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
@@ -120,7 +121,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def has_card(path: Path) -> bool:
-    """Whether a file is safetensors that this project wrote."""
+    """Return whether a file is safetensors that this project wrote."""
     try:
         with decoding(path, "safetensors", ""), safe_open(path, framework="pt") as file:
             return CARD in (file.metadata() or {})
@@ -167,11 +168,11 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
-    """What torch's own reader, which runs nothing, makes of a file."""
+    """Return what torch's own reader, which runs nothing, makes of a file."""
     scan_torch_file(path)
     with decoding(path, "a torch file", "get it again"):
         try:
-            with torch.serialization.safe_globals(_INERT):
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 # Mapped, so that a checkpoint's optimiser state, twice the size of its weights, is never read.
                 content = torch.load(
                     path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -190,7 +191,7 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
 
 
 def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises InputError unless all are plain tensors, and together no larger than what the file can hold.
+    """Check that all are plain tensors, and together no larger than what the file can hold.
 
     Several may look at the same numbers, and one at the same number many times: reading them would take for ever.
     """
@@ -205,7 +206,7 @@ def _check_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _checksum(student: Mapping[str, Tensor], heads: Mapping[str, Tensor], card: Any) -> str:
-    """Of tensors by our names, and of what the file says of them."""
+    """Return the checksum of tensors by our names, and of what the file says of them."""
     named = {**student, **{f"heads.{name}": tensor for name, tensor in heads.items()}}
     arrays = (
         (
@@ -218,7 +219,7 @@ def _checksum(student: Mapping[str, Tensor], heads: Mapping[str, Tensor], card: 
 
 
 def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
-    """Adds the checksum of what `read_checkpoint` reads of a Lightning checkpoint of ours.
+    """Add the checksum of what `read_checkpoint` reads of a Lightning checkpoint of ours.
 
     Args:
         checkpoint: about to be written, with `state_dict`, the card and the heads in it.
@@ -229,7 +230,7 @@ def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
 
 
 def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames tensors to ours, leaves out what a student has no place for."""
+    """Rename tensors to ours, and leave out what a student has no place for."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     ours = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
@@ -244,7 +245,7 @@ def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> frozenset[str]:
-    """Starts a student from weights on this disk; nothing is ever downloaded.
+    """Start a student from weights on this disk; nothing is ever downloaded.
 
     The backbone must be there as a whole. Pooling and neck may be absent, as in ImageNet's files; they then
     stay as they were.
@@ -281,7 +282,7 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
 def _check_fit(
     student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
 ) -> None:
-    """Raises InputError unless the tensors are the student's, in names and shapes."""
+    """Check that the tensors are the student's, in names and shapes."""
     own = student.state_dict()
     parts = {name.split(".")[0] for name in state}
     absent = tuple(f"{part}." for part in optional if part not in parts)
@@ -313,7 +314,7 @@ def _fit(
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """What a checkpoint of this project says of itself.
+    """Read what a checkpoint of this project says of itself.
 
     Args:
         path: a Lightning checkpoint or a safetensors file of this project.
@@ -336,7 +337,7 @@ _UNSAID = {"neck": True}
 
 
 def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of ours with another student, though its shapes may fit (pooling, mean, last stride).
+    """Refuse a checkpoint of ours with another student, though its shapes may fit (pooling, mean, last stride).
 
     Files of others say nothing of their student and pass.
 
@@ -359,20 +360,21 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` as `{"a.b": 1}`."""
+    """Return `{a: {b: 1}}` as `{"a.b": 1}`."""
     if not isinstance(node, Mapping):
         return {prefix.removesuffix("."): node}
     return {k: v for key, value in node.items() for k, v in _flatten(value, f"{prefix}{key}.").items()}
 
 
-def student_from_checkpoint(path: Path) -> Student:
-    """Rebuilds the student that a checkpoint of this project describes, with its weights, on the CPU.
+def student_from_checkpoint(path: Path, trusted: Collection[str] = ()) -> Student:
+    """Rebuild the student that a checkpoint of this project describes, with its weights, on the CPU.
 
     The description is data from a file that may come from anywhere: it can name classes of
-    `clip3dreid.model` alone.
+    `clip3dreid.model`, and of packages that the caller trusts, alone.
 
     Args:
         path: a Lightning checkpoint or a safetensors file of this project.
+        trusted: names of packages of the user's own.
 
     Returns:
         The student, in evaluation mode.
@@ -383,16 +385,19 @@ def student_from_checkpoint(path: Path) -> Student:
     """
     path = path.expanduser()
     checkpoint = read_checkpoint(path)
-    return build_student(valid_card(checkpoint.card, path), checkpoint.state, path)
+    return build_student(valid_card(checkpoint.card, path), checkpoint.state, path, trusted)
 
 
-def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Student:
-    """As `student_from_checkpoint`, from a card and tensors that have been read already.
+def build_student(
+    card: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, trusted: Collection[str] = ()
+) -> Student:
+    """Rebuild a student as `student_from_checkpoint` does, from a card and tensors that have been read already.
 
     Args:
         card: a valid one.
         state: all of the student's tensors.
         path: where the card is from, for messages.
+        trusted: as of `student_from_checkpoint`.
 
     Returns:
         The student, in evaluation mode.
@@ -401,27 +406,29 @@ def build_student(card: Mapping[str, Any], state: Mapping[str, Tensor], path: Pa
         InputError: as `student_from_checkpoint`.
     """
     config = card.get("student")
-    check_student(config, path)
+    check_student(config, path, trusted)
     # First without memory: what it takes is then that of tensors that are there.
     with torch.device("meta"):
-        described = _instantiated(config, path)
+        described = _built(config, path, trusted)
     _check_fit(described, state, path)
-    student = _instantiated(config, path)
+    student = _built(config, path, trusted)
     _fit(student, state, path)
     return student.eval()
 
 
-def _instantiated(config: Any, path: Path) -> Student:
+def _built(config: Any, path: Path, trusted: Collection[str]) -> Student:
     try:
-        student: Student = instantiate(config)
+        student = build(config, trusted)
+        if not isinstance(student, Student):
+            raise InputError(f"a {type(student).__name__} is no subclass of {Student.__module__}.Student")
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = " ".join(str(error).split())
         raise InputError(f"{path} describes a student that cannot be built: {reason[:300]}") from error
     return student
 
 
 def save_weights(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> None:
-    """Writes tensors and their card as safetensors, atomically.
+    """Write tensors and their card as safetensors, atomically.
 
     Args:
         state: tensors by the student's names.

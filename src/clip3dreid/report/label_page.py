@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic, write_text
 from clip3dreid.report.parts import BLUE, GREY, INK, cell, font, grid, readable, short
+from clip3dreid.report.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,26 @@ def write_page(
     path = folder / "labels.md"
     write_text(path, _page(table, people, best, worst, groups, facts, figures, sheets, agreement, listed))
     return path
+
+
+def print_agreement(agreement: pl.DataFrame) -> None:
+    """Print how far labels agree with the truth of a rendered world.
+
+    Args:
+        agreement: as `language.agreement.agreement` gives it.
+    """
+    header = ["group", "Spearman", "right, %", "balanced, %", "chance, %"]
+    rows: list[list[Any]] = [
+        [
+            row["group"],
+            "" if row["spearman"] is None else f"{row['spearman']:.2f}",
+            100 * row["accuracy"],
+            100 * row["balanced_accuracy"],
+            100 * row["chance"],
+        ]
+        for row in agreement.iter_rows(named=True)
+    ]
+    print_table("agreement with the truth of the rendered world", header, rows)
 
 
 def certainty(table: pl.DataFrame) -> pl.DataFrame:

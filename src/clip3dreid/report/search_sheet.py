@@ -1,4 +1,4 @@
-"""What a search found, at a glance: a query a row, its hits beside it."""
+"""Draw what a search found: a query a row, its hits beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
 from clip3dreid.report.parts import BLUE, GREY, INK, font, readable, short
 
@@ -20,7 +21,7 @@ _TALLEST = 16_000
 """Pixels; WebP ends there, JPEG at four times as much."""
 
 
-class Picture(NamedTuple):
+class ShownPicture(NamedTuple):
     """A picture to show, or a part of it."""
 
     path: Path
@@ -35,14 +36,24 @@ class Row(NamedTuple):
 
     text: str
     """The query in words; shown where it has no pictures."""
-    pictures: Sequence[Picture]
+    pictures: Sequence[ShownPicture]
     """Of the query."""
-    hits: Sequence[Picture]
+    hits: Sequence[ShownPicture]
     """Best first."""
 
 
+def check_sheet(path: Path) -> None:
+    """Check that a sheet can be drawn in the format that a file's name asks for.
+
+    Raises:
+        InputError: with the suffixes that there are.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"sheet={path} must end in {', '.join(SUFFIXES)}")
+
+
 def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> int:
-    """Draws queries and their hits.
+    """Draw queries and their hits.
 
     Args:
         path: of the picture; its suffix is one of `SUFFIXES`.
@@ -52,6 +63,9 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
 
     Returns:
         How many queries there was room for: a picture cannot be of any height.
+
+    Raises:
+        InputError: if it cannot be written.
     """
     small = font(12)
     width = round(height * 0.55)
@@ -98,7 +112,13 @@ def _draw_query(
 
 
 def _paste(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Picture, x: int, y: int, width: int, height: int
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: ShownPicture,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
 ) -> None:
     found = readable([picture.path], 1, width, height, picture.box)
     if found:

@@ -1,4 +1,4 @@
-"""Tables: on the terminal, and as files."""
+"""Print tables on the terminal, and write them as files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAME_PICTURE = {"drop": "dropped there", "keep": "KEPT, so that they find thems
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
+    """Print a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
     # As text: brackets in a file's name are no markup.
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, name in enumerate(header):
@@ -34,8 +34,32 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     console.print(table)
 
 
+_SHOWN_LABELS = ("path", "person", "camera", "clothes", "frame")
+
+
+def print_hits(query: str, score: str, hits: pl.DataFrame, understood: Sequence[str] = ()) -> None:
+    """Print what was found for a query.
+
+    Args:
+        query: a path, or the text.
+        score: what the scores are.
+        hits: `rank`, `score` and labels, of which those are shown that are known of any hit.
+        understood: words of a text that were searched for.
+    """
+    shown = [
+        name for name in _SHOWN_LABELS if name in hits.columns and hits[name].null_count() < max(1, len(hits))
+    ]
+    print_table(
+        query,
+        ["rank", score, *shown],
+        [[row["rank"], f"{row['score']:.3f}", *(row[name] for name in shown)] for row in hits.to_dicts()],
+    )
+    if understood:
+        print(f"  understood: {', '.join(understood)}")  # noqa: T201
+
+
 def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
-    """Prints the scores of every protocol, in per cent, with what they were measured on.
+    """Print the scores of every protocol, in per cent, with what they were measured on.
 
     Args:
         title: data set and checkpoint.
@@ -86,6 +110,6 @@ def _range(interval: Sequence[float]) -> str:
 
 
 def save_tables(tables: Mapping[Path, pl.DataFrame]) -> None:
-    """Writes tables as Parquet files, each whole or not at all."""
+    """Write tables as Parquet files, each whole or not at all."""
     for path, table in tables.items():
         write_table(path, table)

@@ -1,1 +1,1 @@
-"""Protocols, ranking and metrics: from features and labels to numbers that name their protocol."""
+"""Evaluate retrieval: protocols, ranking and metrics, from features and labels to numbers."""

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals over query people, and over repeated trainings.
+"""Say how sure a score is: intervals over query people, and over repeated trainings.
 
 Queries of one person stand or fall together, so people are what is drawn anew, each with all their queries: the
 cluster bootstrap (Field & Welsh, "Bootstrapping clustered data", JRSS B 2007), with percentile intervals (Efron &
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Sample(NamedTuple):
+class QueryScores(NamedTuple):
     """What K runs scored on the same Q queries of one world."""
 
     values: Values
@@ -40,14 +40,14 @@ class Sample(NamedTuple):
 
 
 def paired_difference(
-    first: Sequence[Sample],
-    second: Sequence[Sample],
+    first: Sequence[QueryScores],
+    second: Sequence[QueryScores],
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 1,
 ) -> Interval | None:
-    """Interval of how much higher `first` scores than `second` on the same queries.
+    """Return an interval of how much higher `first` scores than `second` on the same queries.
 
     Each resample takes the same people for both, so what makes a person easy or hard for both cancels out.
 
@@ -68,14 +68,14 @@ def paired_difference(
     for one, other in zip(first, second, strict=True):
         if np.shape(one.values) != np.shape(other.values) or not np.array_equal(one.person, other.person):
             raise ValueError("both samples of a pair must hold the same queries of the same people")
-        differences.append(Sample(np.subtract(one.values, other.values, dtype=np.float64), one.person))
+        differences.append(QueryScores(np.subtract(one.values, other.values, dtype=np.float64), one.person))
     return interval(differences, level=level, resamples=resamples, seed=seed)
 
 
 def interval(
-    samples: Sequence[Sample], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 1
+    samples: Sequence[QueryScores], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 1
 ) -> Interval | None:
-    """Percentile interval of the mean over runs of each run's mean over its queries.
+    """Return a percentile interval of the mean over runs of each run's mean over its queries.
 
     A resample draws, in each world, as many people as it has, with replacement, and takes the sum of the drawn
     people's values over the number of their queries; people have different numbers of them. Runs of one world are
@@ -111,32 +111,6 @@ def interval(
     return Interval(float(low), float(high))
 
 
-def confidence(
-    values: Values,
-    person: npt.NDArray[Any],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 1,
-) -> Interval | None:
-    """Interval of a single run's mean over its queries.
-
-    Args:
-        values: (Q,) a score of each valid query.
-        person: (Q,) whose queries they are.
-        level: confidence, between 0 and 1.
-        resamples: how often people are drawn.
-        seed: of the drawing.
-
-    Returns:
-        As `interval`.
-
-    Raises:
-        ValueError: as `interval`.
-    """
-    return interval([Sample(values, person)], level=level, resamples=resamples, seed=seed)
-
-
 def confidences(
     values: Values,
     person: npt.NDArray[Any],
@@ -145,7 +119,9 @@ def confidences(
     resamples: int = RESAMPLES,
     seed: int = 1,
 ) -> list[Interval] | None:
-    """`confidence` of several scores of the same queries; the drawing, which takes the time, is done once.
+    """Return intervals of a single run's means over its queries, of several scores of the same queries.
+
+    The drawing, which takes the time, is done once for all scores.
 
     Args:
         values: (K, Q) scores of each valid query.
@@ -155,15 +131,15 @@ def confidences(
         seed: of the drawing.
 
     Returns:
-        For each of the K scores what `confidence` gives.
+        For each of the K scores what `interval` gives of it.
 
     Raises:
         ValueError: as `interval`.
     """
     if not 0 < level < 1 or resamples < 1:
         raise ValueError("an interval needs a level between 0 and 1, and at least one resample")
-    found = [_sums(Sample(score, person)) for score in values]
-    sums, counts = np.stack([score for score, _, _ in found], 1), found[0][1]
+    parts = [_sums(QueryScores(score, person)) for score in values]
+    sums, counts = np.stack([score for score, _, _ in parts], 1), parts[0][1]
     if len(counts) < 2:
         return None
     drawn = _weights(len(counts), resamples, np.random.default_rng(seed))
@@ -173,7 +149,7 @@ def confidences(
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """Student's t interval of a mean (Student, "The probable error of a mean", Biometrika 1908).
+    """Return Student's t interval of a mean (Student, "The probable error of a mean", Biometrika 1908).
 
     Args:
         values: one of each repetition, such as the paired difference of each seed.
@@ -193,8 +169,8 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None
     return Interval(mean - half, mean + half)
 
 
-def _sums(sample: Sample) -> tuple[Values, Values, int]:
-    """(people,) sums of values, mean over the runs; (people,) numbers of queries; and the number of runs."""
+def _sums(sample: QueryScores) -> tuple[Values, Values, int]:
+    """Return (people,) sums of values, mean over the runs; (people,) numbers of queries; and the number of runs."""
     values = np.atleast_2d(np.asarray(sample.values, np.float64))
     person = np.asarray(sample.person)
     if values.ndim != 2 or person.shape != values.shape[1:] or not values.size:
@@ -209,7 +185,7 @@ def _sums(sample: Sample) -> tuple[Values, Values, int]:
 
 
 def _weights(people: int, resamples: int, rng: np.random.Generator) -> Iterator[Values]:
-    """Yields (R, people) how often each person is drawn: multinomial counts, in blocks that fit the memory."""
+    """Yield (R, people) how often each person is drawn: multinomial counts, in blocks that fit the memory."""
     block = max(1, _DRAWN // people)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)

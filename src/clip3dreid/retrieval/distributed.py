@@ -1,4 +1,4 @@
-"""Metrics over several processes. Apart from `metrics`, because torchmetrics takes seconds to import."""
+"""Gather evaluations of several processes. Apart from `metrics`, because torchmetrics takes seconds to import."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from clip3dreid.retrieval.evaluation import Evaluation, Whole
+from clip3dreid.retrieval.evaluation import Evaluation, EvaluationSummary
 from clip3dreid.retrieval.metrics import SCORES, PerQuery, add_up, means
 
 
 class RetrievalScores(Metric):
-    """`summarise` across processes: each ranks a share of the queries, and only eight sums travel.
+    """`metrics.summarise` across processes: each ranks a share of the queries, and only eight sums travel.
 
     The state is a float64 vector. Move the metric to the device of the process group's backend (`.to("cuda")`
     for NCCL) before `compute`; it never needs to be where the features are.
@@ -37,16 +37,16 @@ class RetrievalScores(Metric):
     sums: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        """Takes the keyword arguments of `torchmetrics.Metric`."""
+        """Take the keyword arguments of `torchmetrics.Metric`."""
         super().__init__(**kwargs)
         self.add_state("sums", torch.zeros(2 + len(SCORES), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, per_query: PerQuery) -> None:
-        """Adds the queries of this process; an empty share is fine."""
+        """Add the queries of this process; an empty share is fine."""
         self.sums += add_up(per_query).to(self.sums.device)
 
     def compute(self) -> Mapping[str, Any]:
-        """The means, as `summarise` gives them, over the queries of all processes.
+        """Return the means, as `summarise` gives them, over the queries of all processes.
 
         Raises:
             InputError: if no query of any process is valid.
@@ -54,8 +54,8 @@ class RetrievalScores(Metric):
         return means(self.sums)
 
 
-def whole(evaluation: Evaluation, device: torch.device) -> Whole:
-    """Puts the processes' shares of an evaluation together; all processes must call it.
+def gather_evaluation(evaluation: Evaluation, device: torch.device) -> EvaluationSummary:
+    """Put the processes' shares of an evaluation together; all processes must call it.
 
     Args:
         evaluation: this process's share.
@@ -68,17 +68,18 @@ def whole(evaluation: Evaluation, device: torch.device) -> Whole:
         InputError: if no query of any process is valid.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return evaluation.whole()
+        return evaluation.summary()
     scores = RetrievalScores().to(device)
     scores.update(evaluation.per_query)
-    parts: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
-    dist.all_gather_object(parts, evaluation.numbers())
-    found = torch.cat(parts)
+    shares: list[Tensor] = [torch.empty(0)] * dist.get_world_size()
+    dist.all_gather_object(shares, evaluation.numbers())
+    numbers = torch.cat(shares)
 
-    def total(counts: Tensor) -> Tensor:
-        everywhere = counts.to(device)
-        dist.all_reduce(everywhere)
-        return everywhere.cpu()
+    def gather(here: Tensor) -> Tensor:
+        here = here.to(device)
+        everywhere = [torch.empty_like(here) for _ in shares]
+        dist.all_gather(everywhere, here)
+        return torch.stack(everywhere).cpu()
 
-    tpr = None if evaluation.open_set is None else evaluation.open_set.tpr_at_fpr(total)
-    return Whole(scores.compute(), found[found[:, 0].argsort()], tpr)
+    tpr = None if evaluation.open_set is None else evaluation.open_set.tpr_at_fpr(gather)
+    return EvaluationSummary(scores.compute(), numbers[numbers[:, 0].argsort()], tpr)

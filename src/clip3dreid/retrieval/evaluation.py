@@ -1,36 +1,32 @@
-"""From features and a table of labels to numbers that say which protocol they belong to."""
+"""Evaluate features with a table of labels: numbers that say which protocol they belong to."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias, get_args
 from typing import Protocol as Interface
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.retrieval.metrics import NUMBERS, PerQuery, intervals, numbers, summarise
-from clip3dreid.retrieval.open_set import OpenSet, check_rates
-from clip3dreid.retrieval.products import Products
+from clip3dreid.retrieval.open_set import OpenSet
 from clip3dreid.retrieval.protocol import Protocol, data_name, encode, labels_of, select
-from clip3dreid.retrieval.ranking import (
-    MEMORY,
-    Distance,
-    Job,
-    SamePerson,
-    ScoreSource,
-    full_precision,
-    plan,
-    rank,
-)
+from clip3dreid.retrieval.ranking import MEMORY, Job, SamePerson, ScoreSource, plan, rank
+from clip3dreid.retrieval.settings import Distance, open_set_rates
+from clip3dreid.retrieval.similarity import SimilarityBlocks, full_precision
+
+FeatureRows: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
+"""(rows, D) features, one row a picture."""
 
 NAMED = 10
 """How many queries without a positive are named; all are counted."""
-
 
 CHECKED = 512
 """Features that are checked at a time: half-precision ones are widened for it."""
@@ -42,11 +38,11 @@ class Reranking(Interface):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __call__(self, query: Tensor, gallery: Tensor, metric: Distance) -> ScoreSource:
-        """Takes features (Q, D) and (G, D) of all query and gallery pictures, and scores them anew."""
+        """Score anew the features (Q, D) and (G, D) of all query and gallery pictures."""
         ...  # pragma: no cover
 
 
-class Counts(NamedTuple):
+class ProtocolCounts(NamedTuple):
     """What a protocol makes of a data set, features aside."""
 
     queries: int
@@ -72,7 +68,7 @@ class Counts(NamedTuple):
     """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
 
-class Whole(NamedTuple):
+class EvaluationSummary(NamedTuple):
     """What all processes' shares of an evaluation say together."""
 
     scores: Mapping[str, Any]
@@ -100,41 +96,41 @@ class Evaluation:
 
     protocol: Protocol
     metric: Distance
-    counts: Counts
+    counts: ProtocolCounts
     rows: Tensor
     per_query: PerQuery
     person: Tensor
     rerank: Mapping[str, Any] | None = None
     open_set: OpenSet | None = None
 
-    def whole(self) -> Whole:
-        """What this process's share alone says: all there is to say where there is one process."""
+    def summary(self) -> EvaluationSummary:
+        """Return what this process's share alone says: all there is to say where there is one process."""
         tpr = None if self.open_set is None else self.open_set.tpr_at_fpr()
-        return Whole(summarise(self.per_query), self.numbers(), tpr)
+        return EvaluationSummary(summarise(self.per_query), self.numbers(), tpr)
 
     def numbers(self) -> Tensor:
-        """(valid queries, 8) of this process's share, as `metrics.numbers`."""
+        """Return (valid queries, 8) of this process's share, as `metrics.numbers`."""
         return numbers(self.rows, self.person, self.per_query)
 
-    def result(self, whole: Whole | None = None) -> dict[str, Any]:
-        """The numbers and everything that must stand beside them, JSON-ready.
+    def result(self, summary: EvaluationSummary | None = None) -> dict[str, Any]:
+        """Return the numbers and everything that must stand beside them, JSON-ready.
 
         Args:
-            whole: what `distributed.whole` found over all processes; by default `Evaluation.whole`.
+            summary: over all processes, from `distributed.gather_evaluation`; by default `Evaluation.summary`.
 
         Returns:
             `r1`, `r5`, `r10`, `r20`, `map`, `minp` (fractions 0..1), `interval` of r1, map and minp (see
             `metrics.intervals`), `tpr_at_fpr` (see `OpenSet`), the counts, `metric`, `rerank`, and the protocol's
             facts. `tpr_at_fpr` and `rerank` are None where they were not asked for.
         """
-        whole = self.whole() if whole is None else whole
+        summary = self.summary() if summary is None else summary
         counts = self.counts._asdict()
         for named in ("without_positive", "in_gallery"):
             counts[named] = list(counts[named])
         return {
-            **whole.scores,
-            "interval": intervals(whole.numbers),
-            "tpr_at_fpr": whole.tpr_at_fpr,
+            **summary.scores,
+            "interval": intervals(summary.numbers),
+            "tpr_at_fpr": summary.tpr_at_fpr,
             **counts,
             "metric": self.metric,
             "rerank": None if self.rerank is None else dict(self.rerank),
@@ -143,32 +139,33 @@ class Evaluation:
 
 
 def evaluate(
-    query_features: Tensor,
+    query_features: FeatureRows,
     query_table: pl.DataFrame,
-    gallery_features: Tensor,
+    gallery_features: FeatureRows,
     gallery_table: pl.DataFrame,
     protocols: Mapping[str, Protocol],
+    *,
     metric: Distance = "cosine",
     share: tuple[int, int] = (0, 1),
     memory: int = MEMORY,
     rerank: Reranking | None = None,
     open_set: Sequence[float] | None = None,
 ) -> dict[str, Evaluation]:
-    """Ranks the gallery for every query under each protocol.
+    """Rank the gallery for every query under each protocol.
 
     A re-ranking is made once, of all query and gallery pictures; each protocol then ranks by its scores the
     gallery pictures that it leaves.
 
     Args:
-        query_features: (Q, D) float, on any device.
+        query_features: (Q, D) float, an array, or a tensor on any device.
         query_table: Q rows with columns as in the manifest; missing columns count as unknown labels.
-        gallery_features: (G, D) float, on the same device.
+        gallery_features: (G, D) float, likewise, on the same device.
         gallery_table: G rows, likewise.
         protocols: name -> protocol.
         metric: `cosine` or `euclidean`.
         share: (process, processes): rank each `processes`-th query only. Every process still counts all of
-            them, so `Evaluation.counts` and errors are the same everywhere; `distributed.whole` puts the
-            rest together.
+            them, so `Evaluation.counts` and errors are the same everywhere; `distributed.gather_evaluation`
+            puts the rest together.
         memory: bytes that a block of queries may take beside the features.
         rerank: what makes scores of the features; None: their plain cosines or distances.
         open_set: false positive rates at which to report the true positive rate; None: none.
@@ -180,31 +177,44 @@ def evaluate(
         InputError: if features are not finite, of unequal width, empty, zero where a cosine is asked for, or
             do not fit the tables; if there is no protocol; if a protocol does not fit the labels (`select`)
             or leaves no query a positive; if `open_set` holds no rates, or is asked for of a re-ranking.
+
+    Example:
+        >>> import numpy as np
+        >>> import polars as pl
+        >>> from clip3dreid.retrieval.evaluation import evaluate
+        >>> from clip3dreid.retrieval.protocol import Protocol, same_camera
+        >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> query_table = pl.DataFrame({"person": ["ann", "bob"], "camera": [1, 1]})
+        >>> gallery = np.array([[0.9, 0.1], [0.5, 0.6], [0.1, 0.9], [0.8, 0.3]])
+        >>> gallery_table = pl.DataFrame({"person": ["ann", "ann", "bob", "cat"], "camera": [1, 2, 2, 2]})
+        >>> general = Protocol("general", same_camera, "the query's own camera is dropped")
+        >>> found = evaluate(query, query_table, gallery, gallery_table, {"general": general})["general"]
+        >>> found.result()["r1"], found.result()["map"]
+        (0.5, 0.75)
+        >>> found.per_query.first_hit.tolist()
+        [2.0, 1.0]
     """
-    if metric not in ("cosine", "euclidean"):
-        raise InputError(f"metric={metric!r} is not known; choose cosine or euclidean")
+    choose("metric", metric, get_args(Distance))
     if not protocols:
         raise InputError("no protocol is chosen; choose at least one, such as protocol=general")
-    open_set = checked_rates(open_set, rerank)
-    for side, features, table in (
-        ("query", query_features, query_table),
-        ("gallery", gallery_features, gallery_table),
-    ):
-        _check_features(side, features, table, metric)
-    if query_features.shape[1] != gallery_features.shape[1]:
+    rates = open_set_rates(open_set, reranked=rerank is not None)
+    query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
+    _check_features("query", query, query_table, metric)
+    _check_features("gallery", gallery, gallery_table, metric)
+    if query.shape[1] != gallery.shape[1]:
         raise InputError(
-            f"query features are {query_features.shape[1]} wide and gallery features "
-            f"{gallery_features.shape[1]}; both must come from one model"
+            f"query features are {query.shape[1]} wide and gallery features {gallery.shape[1]}; both must come from "
+            "one model"
         )
     pairs = SamePerson(*encode(query_table, gallery_table))
     prepared = [_prepare(protocol, pairs, query_table, gallery_table) for protocol in protocols.values()]
     jobs = [job for job, _ in prepared]
     rows = torch.arange(share[0], len(query_table), share[1])
-    with full_precision(query_features.device):
-        products = Products(query_features, gallery_features, metric)
-        source = products if rerank is None else rerank(query_features, gallery_features, metric)
-        observers = {} if open_set is None else _observers(open_set, jobs, pairs, products)
-        ranked = rank(source, pairs, jobs, rows, memory, products.dtype.itemsize, observers)
+    with full_precision(query.device):
+        similarity = SimilarityBlocks(query, gallery, metric)
+        source = similarity if rerank is None else rerank(query, gallery, metric)
+        observers = {} if rates is None else _observers(rates, jobs, pairs, similarity)
+        ranked = rank(source, pairs, jobs, rows, memory, similarity.dtype.itemsize, observers)
     evaluations = {}
     for index, ((name, protocol), (job, counts)) in enumerate(zip(protocols.items(), prepared, strict=True)):
         asked = job.queries[rows]
@@ -221,24 +231,8 @@ def evaluate(
     return evaluations
 
 
-def checked_rates(open_set: Sequence[float] | None, rerank: Reranking | None) -> tuple[float, ...] | None:
-    """The false positive rates to report at, if any.
-
-    Raises:
-        InputError: if they are no rates, or scores are not comparable between queries.
-    """
-    if open_set is None:
-        return None
-    if rerank is not None:
-        raise InputError(
-            "open_set compares scores of different queries, which re-ranked ones do not allow; leave "
-            "open_set or the re-ranking out"
-        )
-    return check_rates(open_set)
-
-
 def facts_of(rerank: Reranking) -> dict[str, Any]:
-    """What must be stored with a re-ranked number: the `method` and its settings; JSON-ready."""
+    """Return what is stored with a re-ranked number: the `method` and its settings; JSON-ready."""
     return {
         "method": type(rerank).__name__,
         **{field.name.rstrip("_"): getattr(rerank, field.name) for field in dataclasses.fields(rerank)},
@@ -246,22 +240,22 @@ def facts_of(rerank: Reranking) -> dict[str, Any]:
 
 
 def _observers(
-    rates: Sequence[float], jobs: Sequence[Job], pairs: SamePerson, products: Products
+    rates: Sequence[float], jobs: Sequence[Job], pairs: SamePerson, similarity: SimilarityBlocks
 ) -> dict[int, OpenSet]:
-    dtype = np.dtype(str(products.dtype).removeprefix("torch."))
-    found = {}
+    dtype = np.dtype(str(similarity.dtype).removeprefix("torch."))
+    observers = {}
     for index, job in enumerate(jobs):
         ranked, positives = _ranked(job, pairs)
-        strangers = int((ranked - positives).sum()) * max(1, job.protocol.draws)
-        found[index] = OpenSet(rates, strangers, products.offsets, dtype)
-    return found
+        negatives = int((ranked - positives).sum()) * max(1, job.protocol.draws)
+        observers[index] = OpenSet(rates, negatives, similarity.offsets, dtype)
+    return observers
 
 
-def query_table(found: Tensor, table: pl.DataFrame) -> pl.DataFrame:
-    """What a protocol made of each valid query.
+def query_table(scored: Tensor, table: pl.DataFrame) -> pl.DataFrame:
+    """Return what a protocol made of each valid query.
 
     Args:
-        found: (valid queries, 8) as `metrics.numbers`, of all processes, in the order of rows.
+        scored: (valid queries, 8) as `metrics.numbers`, of all processes, in the order of rows.
         table: the query table.
 
     Returns:
@@ -269,7 +263,7 @@ def query_table(found: Tensor, table: pl.DataFrame) -> pl.DataFrame:
         `r1` (1 if that is 1), `ap`, `inp` (0..1), `positives` and `junk` (numbers). Where galleries are drawn,
         the first hit and scores are means over the draws.
     """
-    columns = dict(zip(NUMBERS, found.unbind(1), strict=True))
+    columns = dict(zip(NUMBERS, scored.unbind(1), strict=True))
     rows = columns["row"].long().tolist()
     return pl.DataFrame(
         {
@@ -281,8 +275,8 @@ def query_table(found: Tensor, table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def count(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> Counts:
-    """Counts valid queries and junk under a protocol, without any features.
+def count(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> ProtocolCounts:
+    """Count valid queries and junk under a protocol, without any features.
 
     Raises:
         InputError: as `evaluate` does where the protocol and the labels do not fit.
@@ -296,7 +290,7 @@ def count(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataF
 
 def _prepare(
     protocol: Protocol, pairs: SamePerson, query_table: pl.DataFrame, gallery_table: pl.DataFrame
-) -> tuple[Job, Counts]:
+) -> tuple[Job, ProtocolCounts]:
     job = plan(protocol, pairs, select(protocol, query_table, gallery_table))
     queries, valid, gallery = (int(mask.sum()) for mask in (job.queries, job.valid, job.gallery))
     junk = int(job.junk.sum())
@@ -311,7 +305,7 @@ def _prepare(
             f"protocol {protocol.name}: no query of {data_name(query_table)} has a positive, because "
             f"{reason}; choose another protocol or check the labels"
         )
-    return job, Counts(
+    return job, ProtocolCounts(
         queries,
         valid,
         gallery,
@@ -326,22 +320,24 @@ def _prepare(
 
 
 def _chance_r1(job: Job, pairs: SamePerson) -> float:
-    """Mean over the valid queries of the share of positives among what is ranked."""
+    """Return the mean over the valid queries of the share of positives among what is ranked."""
     ranked, positives = _ranked(job, pairs)
     return float((positives / ranked).double().mean())
 
 
 def _ranked(job: Job, pairs: SamePerson) -> tuple[Tensor, Tensor]:
-    """Of each valid query, how many gallery pictures are ranked, in each draw, and how many are positives."""
-    positives, own = job.positives[job.valid], (job.positives + job.junk)[job.valid]
+    """Return, of each valid query, how many gallery pictures are ranked in a draw, and how many are positives."""
+    positives, matches = job.positives[job.valid], (job.positives + job.junk)[job.valid]
     pictures = torch.bincount(pairs.gallery.person[job.gallery])
     if job.protocol.draws:
-        positives, own, pictures = (x.clamp(max=job.protocol.per_person) for x in (positives, own, pictures))
-    return pictures.sum() - own + positives, positives
+        positives, matches, pictures = (
+            count.clamp(max=job.protocol.per_person) for count in (positives, matches, pictures)
+        )
+    return pictures.sum() - matches + positives, positives
 
 
 def _names(table: pl.DataFrame, rows: Tensor) -> tuple[str, ...]:
-    """The first ten of the rows where (N,) `rows` is true."""
+    """Return names of the first ten of the rows where (N,) `rows` is true."""
     return tuple(_name(table, row) for row in rows.nonzero()[:NAMED, 0].tolist())
 
 
@@ -381,7 +377,7 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
 
 
 def _norms(features: Tensor) -> Tensor:
-    """(N,) lengths, float32 or float64."""
+    """Return (N,) lengths, float32 or float64."""
     wide = torch.promote_types(features.dtype, torch.float32)
     norms = features.new_empty(len(features), dtype=wide)
     for start in range(0, len(features), CHECKED):

@@ -1,4 +1,4 @@
-"""Features that any model made, with their labels, from a file."""
+"""Read features that any model made, with their labels, from a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REQUIRED = ("pids", "camids")
 
 
 def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.DataFrame]:
-    """Reads features that any model made, with their labels, from an NPZ file.
+    """Read features that any model made, with their labels, from an NPZ file.
 
     The file holds `query_features` (Q, D), `query_pids` (Q,) and `query_camids` (Q,), and the same for
     `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`) and
@@ -73,7 +73,7 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
 def equal_features(
     query_features: Tensor, query_table: pl.DataFrame, gallery_features: Tensor, gallery_table: pl.DataFrame
 ) -> int:
-    """Counts queries with a gallery item of the same person and the very same features under another path.
+    """Count queries with a gallery item of the same person and the very same features under another path.
 
     They are the same pictures, or a model that tells nothing apart: without paths nobody can say which.
 
@@ -89,17 +89,17 @@ def equal_features(
         return 0
     heads = [features[:, :width].contiguous().numpy() for features in (query_features, gallery_features)]
     keys = [head.view(np.dtype((np.void, head.dtype.itemsize * width)))[:, 0] for head in heads]
-    queries, items = (np.isin(own, other).nonzero()[0] for own, other in (keys, keys[::-1]))
+    queries, items = (np.isin(side, other).nonzero()[0] for side, other in (keys, keys[::-1]))
     asked: dict[tuple[str, bytes], list[int]] = {}
     for row in queries.tolist():
         key = (query_table["person"][row], query_features[row].numpy().tobytes())
         asked.setdefault(key, []).append(row)
-    found: set[int] = set()
+    equal: set[int] = set()
     for item in items.tolist():
         key = (gallery_table["person"][item], gallery_features[item].numpy().tobytes())
         path = gallery_table["path"][item]
-        found.update(row for row in asked.get(key, ()) if query_table["path"][row] != path)
-    return len(found)
+        equal.update(row for row in asked.get(key, ()) if query_table["path"][row] != path)
+    return len(equal)
 
 
 def _load_side(path: Path, arrays: Mapping[str, npt.NDArray[Any]], side: str) -> tuple[Tensor, pl.DataFrame]:
@@ -125,7 +125,7 @@ def _load_side(path: Path, arrays: Mapping[str, npt.NDArray[Any]], side: str) ->
 
 
 def _in_one_spelling(path: Path, table: pl.DataFrame) -> pl.DataFrame:
-    """The manifest's columns of labels as they were read."""
+    """Return a table with its labels in the one spelling of the manifest."""
     # Paths are no labels.
     spelled = table.with_columns(labels(table[column]) for column in _ARRAYS.values() if column != "path")
     frames = whole_numbers(spelled["frame"], f"features={path}")
@@ -134,7 +134,7 @@ def _in_one_spelling(path: Path, table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.Series:
-    """Labels as strings, unknown ones as null."""
+    """Return labels as strings, unknown ones as null."""
     if array.shape != (length,):
         raise InputError(f"features={path}: {name} has shape {array.shape}, but there are {length} features")
     if array.dtype.kind not in "iuUS":
@@ -143,5 +143,5 @@ def _labels(path: Path, name: str, array: npt.NDArray[Any], length: int) -> pl.S
         )
     with decoding(f"features={path}: {name}", "labels", _ADVICE):
         text = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
-        found = pl.Series(text).cast(pl.String)
-    return found.set(found.str.strip_chars().is_in(["-1", ""]), None)
+        strings = pl.Series(text).cast(pl.String)
+    return strings.set(strings.str.strip_chars().is_in(["-1", ""]), None)

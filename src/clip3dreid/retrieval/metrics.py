@@ -1,7 +1,7 @@
-"""What is reported of a ranking: CMC, mAP and mINP, query by query and as means.
+"""Score rankings: CMC, mAP and mINP, query by query and as means.
 
 `score_ranks` holds the definitions, `summarise` the means, `intervals` how sure these are, and
-`RetrievalScores` carries the means' sums across processes.
+`distributed.RetrievalScores` carries the means' sums across processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.bootstrap import confidences
-from clip3dreid.retrieval.protocol import AveragePrecision
+from clip3dreid.retrieval.settings import AveragePrecision
 
 RANKS = (1, 5, 10, 20)
 SCORES = (*(f"r{k}" for k in RANKS), "map", "minp")
@@ -41,12 +41,12 @@ class PerQuery(NamedTuple):
     """(Q,) float64: positives divided by the rank of the last of them."""
 
     def at(self, index: Tensor) -> PerQuery:
-        """The queries at `index`: row numbers or a mask."""
+        """Return the queries at `index`: row numbers or a mask."""
         return PerQuery(*(column[index] for column in self))
 
 
 def score_ranks(ranks: Tensor, kept: Tensor, average_precision: AveragePrecision) -> tuple[Tensor, ...]:
-    """Scores rankings, given the ranks of their positives.
+    """Score rankings, given the ranks of their positives.
 
     With n positives at ranks r_1 < ... < r_n:
 
@@ -79,12 +79,12 @@ def score_ranks(ranks: Tensor, kept: Tensor, average_precision: AveragePrecision
     last = torch.where(kept, rank, 0.0).amax(1)
     first = torch.where(kept, rank, torch.inf).amin(1)
     hits = (first[:, None] <= torch.tensor(RANKS)).to(torch.float64)
-    found = count > 0
-    return first.where(found, 0.0), hits, average, (count / last).where(found, 0.0)
+    valid = count > 0
+    return first.where(valid, 0.0), hits, average, (count / last).where(valid, 0.0)
 
 
 def summarise(per_query: PerQuery) -> dict[str, Any]:
-    """Means over the valid queries.
+    """Return means over the valid queries.
 
     Returns:
         `r1`, `r5`, `r10`, `r20`, `map`, `minp` (fractions 0..1), and the numbers `queries` and
@@ -97,7 +97,7 @@ def summarise(per_query: PerQuery) -> dict[str, Any]:
 
 
 def add_up(per_query: PerQuery) -> Tensor:
-    """(8,) float64: queries, valid queries, then the sums of `SCORES`."""
+    """Return (8,) float64: queries, valid queries, then the sums of `SCORES`."""
     valid = per_query.valid
     scores = torch.cat([per_query.hits, per_query.ap[:, None], per_query.inp[:, None]], dim=1)[valid]
     numbers = torch.tensor([len(valid), int(valid.sum())], dtype=torch.float64)
@@ -105,7 +105,7 @@ def add_up(per_query: PerQuery) -> Tensor:
 
 
 def means(sums: Tensor) -> dict[str, Any]:
-    """What `summarise` returns, from the sums of `add_up`.
+    """Return what `summarise` does, from the sums of `add_up`.
 
     Raises:
         InputError: if no query is valid.
@@ -124,7 +124,7 @@ NUMBERS = ("row", "person", "first_hit", "r1", "ap", "inp", "positives", "junk")
 
 
 def numbers(rows: Tensor, person: Tensor, per_query: PerQuery) -> Tensor:
-    """What is kept of each valid query, as one tensor that can travel between processes.
+    """Return what is kept of each valid query, as one tensor that can travel between processes.
 
     Args:
         rows: (Q,) row numbers.
@@ -141,16 +141,16 @@ def numbers(rows: Tensor, person: Tensor, per_query: PerQuery) -> Tensor:
     return torch.stack([column.double() for column in columns], 1)[per_query.valid]
 
 
-def intervals(found: Tensor) -> dict[str, list[float]] | None:
-    """95 % bootstrap intervals over query people, with the gallery as it is (`bootstrap.confidences`).
+def intervals(scored: Tensor) -> dict[str, list[float]] | None:
+    """Return 95 % bootstrap intervals over query people, with the gallery as it is (`bootstrap.confidences`).
 
     Args:
-        found: (Q, 8) as `numbers` gives them, of all processes, in the order of rows.
+        scored: (Q, 8) as `numbers` gives them, of all processes, in the order of rows.
 
     Returns:
         `r1`, `map`, `minp` -> [low, high], 0..1; None where all queries are of one person.
     """
     columns = {"r1": "r1", "map": "ap", "minp": "inp"}
-    values = found[:, [NUMBERS.index(column) for column in columns.values()]].T.numpy()
-    spread = confidences(values, found[:, NUMBERS.index("person")].numpy())
+    values = scored[:, [NUMBERS.index(column) for column in columns.values()]].T.numpy()
+    spread = confidences(values, scored[:, NUMBERS.index("person")].numpy())
     return None if spread is None else dict(zip(columns, map(list, spread), strict=True))

@@ -1,11 +1,12 @@
-"""Open-set retrieval: is the person in the gallery at all?
+"""Measure open-set retrieval: is the person in the gallery at all?
 
 One threshold for all queries accepts the pairs of a query and a gallery picture that score above it. The false
-positive rate (FPR) is the share of accepted pairs among those of different people, the true positive rate
-(TPR) among positives; junk is left out. `TPR at FPR f` is the highest TPR of a threshold whose FPR is at most
+positive rate (FPR) is the share of accepted pairs among those of different people (negatives), the true positive
+rate (TPR) among positives; junk is left out. `TPR at FPR f` is the highest TPR of a threshold whose FPR is at most
 f: a point of the receiver operating characteristic, without interpolation.
 
-Of the strangers' scores only the highest decide, a share of f. No others are kept.
+Where at most a of the negatives may be accepted, that threshold is the (a + 1)-th highest of their scores. So only
+the highest of them decide, a share of f, and no others are kept.
 """
 
 from __future__ import annotations
@@ -18,46 +19,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip3dreid.errors import InputError
-from clip3dreid.retrieval.counting import Items, Scores
+from clip3dreid.retrieval.counting import Items
+from clip3dreid.retrieval.settings import check_rates
+from clip3dreid.retrieval.similarity import Scores
 
-Total = Callable[[Tensor], Tensor]
-"""Sum over all processes of a float64 tensor; with one process the tensor itself."""
+Gather = Callable[[Tensor], Tensor]
+"""Numbers (n,) of each process, n the same for all -> (processes, n) in all of them."""
 
-_ROOM = 2**20
-"""Scores, at least, that are gathered before the highest are picked out anew."""
+BLOCK = 2**20
+"""Scores that travel between processes, or are gathered before the highest are picked out anew, at least."""
 
 
-def check_rates(rates: Sequence[float]) -> tuple[float, ...]:
-    """The rates as numbers.
-
-    Raises:
-        InputError: unless there is at least one, all are between 0 and 1, and no two are equal.
-    """
-    try:
-        found = tuple(float(rate) for rate in rates)
-    except (TypeError, ValueError):
-        found = ()
-    if (
-        not found
-        or len({f"{rate:g}" for rate in found}) < len(found)
-        or not all(0 < rate < 1 for rate in found)
-    ):
-        raise InputError(
-            f"open_set={rates} must be null, or a list of different false positive rates between 0 and 1, "
-            "such as [1e-4,1e-3,1e-2]"
-        )
-    return found
+def gather_alone(numbers: Tensor) -> Tensor:
+    """Return the numbers of a single process (n,) as (1, n)."""
+    return numbers[None]
 
 
 class OpenSet:
-    """Looks on while a protocol is ranked, and keeps the scores that decide; an `Observer`.
+    """True positive rates at given false positive rates, from the scores of a ranking; a `ranking.Observer`.
 
-    Takes one and a half times the highest rate's share of all strangers, 4 or 8 bytes each, and the positives.
+    Takes one and a half times the highest rate's share of all negatives, 4 or 8 bytes each, and the positives.
 
     Args:
         rates: false positive rates, between 0 and 1.
-        strangers: pairs of different people over all processes and draws.
+        negatives: number of pairs of different people over all processes and draws.
         offsets: what to add to scores of some queries, (R,) row numbers, so that queries compare; None: nothing.
         dtype: of the scores, float32 or float64.
 
@@ -68,66 +53,58 @@ class OpenSet:
     def __init__(
         self,
         rates: Sequence[float],
-        strangers: int,
+        negatives: int,
         offsets: Callable[[Tensor], Scores | None],
         dtype: np.dtype[np.floating],
     ) -> None:
         self.rates = check_rates(rates)
-        self._strangers = strangers
+        self._negatives = negatives
         self._offsets = offsets
         self._dtype = dtype
         self._highest = _Highest(max(map(self._allowed, self.rates)) + 1, dtype)
         self._positives: list[Scores] = []
 
     def _allowed(self, rate: float) -> int:
-        """The most strangers that may be accepted."""
-        most = math.floor(rate * self._strangers)
+        """Return the most negatives that may be accepted."""
+        most = math.floor(rate * self._negatives)
         # The product may be rounded down, as 0.29 * 100 is, to just under 29.
-        return most + (self._strangers > 0 and (most + 1) / self._strangers <= rate)
+        return most + (self._negatives > 0 and (most + 1) / self._negatives <= rate)
 
-    def see(
-        self, rows: Tensor, strangers: Scores, items: Items, own: Scores, kept: npt.NDArray[np.bool_]
+    def update(
+        self,
+        rows: Tensor,
+        negatives: Scores,
+        items: Items,
+        matches: Scores,
+        positives: npt.NDArray[np.bool_],
     ) -> None:
-        """Is shown a block of scores: see `ranking.Observer`."""
+        """Take in a block of scores: see `ranking.Observer`."""
         offsets = self._offsets(rows)
-        for row in np.flatnonzero(kept.any(1)).tolist():
-            scores = strangers[row] if items is None else strangers[row, items]
-            mine = own[row, kept[row]]
+        for row in np.flatnonzero(positives.any(1)).tolist():
+            negative = negatives[row] if items is None else negatives[row, items]
+            positive = matches[row, positives[row]]
             if offsets is not None:
-                scores, mine = scores + offsets[row], mine + offsets[row]
-            self._positives.append(mine)
-            self._highest.add(scores)
+                negative, positive = negative + offsets[row], positive + offsets[row]
+            self._positives.append(positive)
+            self._highest.add(negative)
 
-    def tpr_at_fpr(self, total: Total = lambda counts: counts) -> dict[str, float] | None:
-        """The true positive rates.
+    def tpr_at_fpr(self, gather: Gather = gather_alone) -> dict[str, float] | None:
+        """Return the true positive rates.
 
         Args:
-            total: sums counts over all processes, which must all call this.
+            gather: gives every process the numbers of all, which must all call this.
 
         Returns:
-            false positive rate, as text -> true positive rate, both 0..1; None where there are no strangers.
+            false positive rate, as text -> true positive rate, both 0..1; None where there are no negatives.
         """
-        if not self._strangers:
+        if not self._negatives:
             return None
-        highest = self._highest.sorted()
+        highest = self._highest if gather is gather_alone else self._highest.of_all(gather)
+        thresholds = np.array([highest.rank(self._allowed(rate) + 1) for rate in self.rates])
         positives = np.concatenate([np.empty(0, self._dtype), *self._positives])
-        wanted = torch.tensor([self._allowed(rate) + 1 for rate in self.rates], dtype=torch.float64)
-
-        def at_least(key: npt.NDArray[np.int64]) -> Tensor:
-            below = np.searchsorted(highest, _number(key, self._dtype), "left")
-            return torch.from_numpy((len(highest) - below).astype(np.float64))
-
-        # The threshold is the highest number that enough strangers reach. Bisection finds it exactly, since
-        # floating-point numbers can be numbered in their order, and only counts travel between processes.
-        infinity = _key(np.array([-np.inf, np.inf], self._dtype))
-        low, high = (np.full(len(self.rates), end, np.int64) for end in infinity)
-        for _ in range(8 * self._dtype.itemsize + 1):
-            middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up, without overflow
-            enough = (total(at_least(middle)) >= wanted).numpy()
-            low, high = np.where(enough, middle, low), np.where(enough, high, middle - 1)
-        accepted = positives[None] > _number(low, self._dtype)[:, None]
-        counts = [*accepted.sum(1), len(positives)]
-        *hits, all_positives = total(torch.tensor(counts, dtype=torch.float64)).tolist()
+        accepted = (positives > thresholds[:, None]).sum(1)
+        counts = torch.from_numpy(np.array([*accepted, len(positives)], np.float64))
+        *hits, all_positives = gather(counts).sum(0).tolist()
         return {f"{rate:g}": hit / all_positives for rate, hit in zip(self.rates, hits, strict=True)}
 
 
@@ -143,36 +120,40 @@ class _Highest:
         self._count = count
         self._floor = -math.inf
         self._size = 0
-        self._room: Scores = np.empty(count + max(count // 2, _ROOM), dtype)
+        self._memory: Scores = np.empty(count + max(count // 2, BLOCK), dtype)
 
     def add(self, scores: Scores) -> None:
-        """Takes scores (n,) into account; -inf is none."""
+        """Take scores (n,) into account; -inf is none."""
         scores = scores[scores > self._floor]
         while len(scores):
-            room = self._room[self._size :]
-            taken, scores = scores[: len(room)], scores[len(room) :]
-            room[: len(taken)] = taken
+            free = self._memory[self._size :]
+            taken, scores = scores[: len(free)], scores[len(free) :]
+            free[: len(taken)] = taken
             self._size += len(taken)
-            if self._size == len(self._room):
-                self._room.partition(self._size - self._count)
-                self._room[: self._count] = self._room[-self._count :].copy()
-                self._size, self._floor = self._count, float(self._room[: self._count].min())
+            if self._size == len(self._memory):
+                self._memory.partition(self._size - self._count)
+                self._memory[: self._count] = self._memory[-self._count :].copy()
+                self._size, self._floor = self._count, float(self._memory[: self._count].min())
 
-    def sorted(self) -> Scores:
-        """The scores kept so far, rising: at least the highest `count` of all."""
-        return np.sort(self._room[: self._size])
+    def rank(self, place: int) -> float:
+        """Return the score at a place, 1 the highest and `count` the last that is known; -inf of fewer."""
+        if place > self._size:
+            return -math.inf
+        kept = self._memory[: self._size]
+        kept.partition(self._size - place)
+        return float(kept[self._size - place])
 
-
-def _key(numbers: Scores) -> npt.NDArray[np.int64]:
-    """The place of floating-point numbers among all of their type, as whole numbers of the same order."""
-    bits = numbers.view(np.dtype(f"i{numbers.itemsize}"))
-    # Of a negative number the bits below the sign say how far it is from zero.
-    return np.where(bits < 0, np.iinfo(bits.dtype).min - bits, bits).astype(np.int64)
-
-
-def _number(keys: npt.NDArray[np.int64], dtype: np.dtype[np.floating]) -> Scores:
-    """The numbers of some keys."""
-    kind = np.dtype(f"i{dtype.itemsize}")
-    keys = keys.astype(kind)
-    numbers: Scores = np.where(keys < 0, np.iinfo(kind).min - keys, keys).view(dtype)
-    return numbers
+    def of_all(self, gather: Gather) -> _Highest:
+        """Return the highest scores of all processes, which travel in blocks, each process's highest first."""
+        kept = self._memory[: self._size]
+        kept.sort()
+        union, width = _Highest(self._count, kept.dtype), min(BLOCK, self._count)
+        while True:
+            block = np.full(width, -np.inf, kept.dtype)
+            kept, sent = kept[:-width], kept[-width:]
+            block[width - len(sent) :] = sent
+            blocks = gather(torch.from_numpy(block)).numpy()
+            union.add(blocks.ravel())
+            # What a process has left is no higher than the lowest that it sent.
+            if blocks[:, 0].max() <= union._floor:
+                return union

@@ -1,4 +1,4 @@
-"""Protocols: which gallery items a query may be compared with, and which queries count.
+"""Say which gallery items a query is compared with, and which queries count: protocols.
 
 This is the only place where rules about same clothes and other clothes live. A rule is a function of the
 labels of a query and of a gallery item of the same person: True means junk, an item that counts neither as a
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Count, Positive, check, choose, some
+from clip3dreid.retrieval.settings import AveragePrecision, SamePicture
 
-AveragePrecision: TypeAlias = Literal["plain", "trapezoid"]
-SamePicture: TypeAlias = Literal["drop", "keep"]
 
-
-class Labels(NamedTuple):
-    """Labels as int64 codes, of any shape that broadcasts; -1 is unknown. Equal codes mean equal labels."""
+class PictureLabels(NamedTuple):
+    """Labels of pictures as int64 codes, of any shape that broadcasts; equal codes mean equal labels, -1 unknown."""
 
     person: Tensor
     camera: Tensor
@@ -36,51 +35,51 @@ class Labels(NamedTuple):
     """Equal where the pictures themselves are: one file, or two with the same bytes. A single -1 is unknown for
     all."""
 
-    def at(self, index: Tensor) -> Labels:
-        """The labels at `index`, in the shape of `index`."""
-        return Labels(*(column[index] if column.ndim else column for column in self))
+    def at(self, index: Tensor) -> PictureLabels:
+        """Return the labels at `index`, in the shape of `index`."""
+        return PictureLabels(*(column[index] if column.ndim else column for column in self))
 
 
-Rule: TypeAlias = Callable[[Labels, Labels], Tensor]
+Rule: TypeAlias = Callable[[PictureLabels, PictureLabels], Tensor]
 
 
 def _same(query: Tensor, gallery: Tensor) -> Tensor:
-    """Known and equal: two unknown labels are not the same label."""
+    """Return where labels are known and equal: two unknown labels are not the same label."""
     return (query == gallery) & (query >= 0)
 
 
-def same_picture(query: Labels, gallery: Labels) -> Tensor:
-    """Which gallery items are the query's own picture: no rule, but asked beside each by `Protocol.junk`."""
+def same_picture(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Return which gallery items are the query's own picture: no rule, but asked beside each by `Protocol.junk`."""
     return _same(query.picture, gallery.picture)
 
 
-def nothing(query: Labels, gallery: Labels) -> Tensor:
-    """Drops nothing."""
+def nothing(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop nothing."""
     return torch.zeros_like(query.person == gallery.person)
 
 
-def same_camera(query: Labels, gallery: Labels) -> Tensor:
-    """Drops what the query's own camera took."""
+def same_camera(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop what the query's own camera took."""
     return _same(query.camera, gallery.camera)
 
 
-def same_camera_or_clothes(query: Labels, gallery: Labels) -> Tensor:
-    """Drops the query's own camera and the query's outfit: only other clothes are left to be found."""
+def same_camera_or_clothes(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and the query's outfit: only other clothes are left to be found."""
     return _same(query.camera, gallery.camera) | _same(query.clothes, gallery.clothes)
 
 
-def same_camera_or_other_clothes(query: Labels, gallery: Labels) -> Tensor:
-    """Drops the query's own camera and every other outfit: only the same clothes are left to be found."""
+def same_camera_or_other_clothes(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and every other outfit: only the same clothes are left to be found."""
     return _same(query.camera, gallery.camera) | ~_same(query.clothes, gallery.clothes)
 
 
-def same_tracklet(query: Labels, gallery: Labels) -> Tensor:
-    """Drops the query's own tracklet; the same camera at another time counts."""
+def same_tracklet(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own tracklet; the same camera at another time counts."""
     return _same(query.tracklet, gallery.tracklet)
 
 
-def same_first_digit(query: Labels, gallery: Labels) -> Tensor:
-    """Drops pictures whose number starts with the same decimal digit as the query's, as 1, 10 and 19 do."""
+def same_first_digit(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop pictures whose number starts with the same decimal digit as the query's, as 1, 10 and 19 do."""
     return _same(_first_digit(query.frame), _first_digit(gallery.frame))
 
 
@@ -98,7 +97,7 @@ class Protocol:
         name: the name that goes with every number.
         drop: the rule that says which gallery items of the query's own person are junk.
         description: what the protocol does, in a sentence; printed with every number.
-        needs: columns (of `Labels`) that the rule cannot do without; asking it of data without them is an
+        needs: columns (of `PictureLabels`) that the rule cannot do without; asking it of data without them is an
             error, where a rule that merely finds nothing to drop is not.
         queries: which query pictures take part: manifest column -> values, all of which must hold.
         gallery: the same for gallery pictures.
@@ -119,55 +118,42 @@ class Protocol:
     needs: Sequence[str] = ()
     queries: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     gallery: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    draws: int = 0
-    per_person: int = 1
+    draws: Count = 0
+    per_person: Positive = 1
     seed: int = 0
     average_precision: AveragePrecision = "plain"
     same_picture: SamePicture = "drop"
 
     def __post_init__(self) -> None:
-        """Takes OmegaConf's containers and numbers as well, and checks the values."""
+        """Check the values, and spell labels as tables do: as strings, whatever they are given as."""
+        key = f"protocol {self.name}: "
+        check(self, key)
         object.__setattr__(self, "needs", tuple(self.needs))
         for side in ("queries", "gallery"):
             filters = {str(column): tuple(map(str, values)) for column, values in getattr(self, side).items()}
             object.__setattr__(self, side, filters)
-        known = [field for field in Labels._fields if field != "picture"]
-        if unknown := sorted(set(self.needs) - set(known)):
-            raise InputError(f"protocol {self.name}: needs {unknown}, but the labels are {known}")
-        if self.same_picture not in ("drop", "keep"):
-            raise InputError(
-                f"protocol {self.name}: same_picture={self.same_picture!r} is neither drop nor keep"
-            )
-        if self.average_precision not in ("plain", "trapezoid"):
-            raise InputError(
-                f"protocol {self.name}: average_precision={self.average_precision!r} is neither plain nor "
-                "trapezoid"
-            )
-        if self.draws < 0 or self.per_person < 1:
-            raise InputError(
-                f"protocol {self.name}: draws={self.draws}, per_person={self.per_person}; draws must be 0 "
-                "(the whole gallery) or more, per_person at least 1"
-            )
+        for column in self.needs:
+            choose(f"{key}needs", column, [field for field in PictureLabels._fields if field != "picture"])
 
-    def junk(self, query: Labels, gallery: Labels) -> Tensor:
-        """Which gallery items of a query's own person are junk: what the rule drops, and the query's own picture."""
+    def junk(self, query: PictureLabels, gallery: PictureLabels) -> Tensor:
+        """Return which items of a query's own person are junk: what the rule drops, and the query's own picture."""
         dropped = self.drop(query, gallery)
         return dropped | same_picture(query, gallery) if self.same_picture == "drop" else dropped
 
     @property
     def rule(self) -> str:
-        """The name of the rule."""
+        """Return the name of the rule."""
         return getattr(self.drop, "__name__", str(self.drop))
 
     @property
     def shots(self) -> str:
-        """`multi-shot`, or how many draws of how many pictures a person, for people to read."""
+        """Return `multi-shot`, or how many draws of how many pictures a person, for people to read."""
         if not self.draws:
             return "multi-shot"
         return f"{self.per_person} picture(s) a person, mean of {self.draws} draw(s), seed {self.seed}"
 
     def facts(self) -> dict[str, Any]:
-        """What must be stored with a number to tell it apart from another protocol's; JSON-ready."""
+        """Return what is stored with a number to tell it apart from another protocol's; JSON-ready."""
         return {
             "protocol": self.name,
             "description": self.description,
@@ -193,7 +179,7 @@ Protocols: TypeAlias = Mapping[str, Mapping[str, Protocol]]
 """Data set -> name -> protocol."""
 
 
-class Selection(NamedTuple):
+class ProtocolRows(NamedTuple):
     """The rows of the two tables that take part in a protocol."""
 
     queries: Tensor
@@ -202,8 +188,8 @@ class Selection(NamedTuple):
     """(G,) bool."""
 
 
-def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Labels, Labels]:
-    """Turns label strings into integer codes that mean the same in both tables.
+def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[PictureLabels, PictureLabels]:
+    """Turn label strings into integer codes that mean the same in both tables.
 
     People, cameras, outfits and tracklets of different data sets are different. A missing column counts as
     unknown.
@@ -227,7 +213,7 @@ def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Labe
     frames = [_tensor(labels_of(table, "frame").cast(pl.Int64)) for table in tables]
     pictures = _codes(*tables, "picture" if all("picture" in table.columns for table in tables) else "path")
     query, gallery = zip(*coded, frames, pictures, strict=True)
-    return Labels(*query), Labels(*gallery)
+    return PictureLabels(*query), PictureLabels(*gallery)
 
 
 def _codes(query_table: pl.DataFrame, gallery_table: pl.DataFrame, column: str) -> tuple[Tensor, Tensor]:
@@ -246,19 +232,19 @@ def _tensor(column: pl.Series) -> Tensor:
 
 
 def labels_of(table: pl.DataFrame, column: str) -> pl.Series:
-    """A column as strings; all null where the table does not have it."""
+    """Return a column as strings; all null where the table does not have it."""
     if column not in table.columns:
         return pl.Series(column, [None] * len(table), dtype=pl.String)
     return table[column].cast(pl.String)
 
 
 def data_name(table: pl.DataFrame) -> str:
-    """What to call the data of a table in a message."""
+    """Return what to call the data of a table in a message."""
     return "+".join(labels_of(table, "data_set").drop_nulls().unique().sort()) or "this data"
 
 
-def select(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> Selection:
-    """Applies a protocol's filters and checks that the labels it needs are there.
+def select(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> ProtocolRows:
+    """Apply a protocol's filters and check that the labels it needs are there.
 
     Args:
         protocol: what to apply.
@@ -285,7 +271,9 @@ def select(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.Data
                     f"{missing} of {len(labels)} {side} pictures; choose another protocol, such as general, "
                     "or add the labels"
                 )
-    return Selection(torch.from_numpy(queries.to_numpy().copy()), torch.from_numpy(gallery.to_numpy().copy()))
+    return ProtocolRows(
+        torch.from_numpy(queries.to_numpy().copy()), torch.from_numpy(gallery.to_numpy().copy())
+    )
 
 
 def _filter(
@@ -296,10 +284,10 @@ def _filter(
         labels = labels_of(table, column)
         chosen &= labels.is_in(list(allowed)).fill_null(False)
         if not chosen.any():
-            found = labels.drop_nulls().unique().sort().to_list()
+            there = labels.drop_nulls().unique().sort().to_list()
             raise InputError(
                 f"protocol {protocol.name} takes {side} pictures with {column} among {list(allowed)}, and "
-                f"{data_name(table)} has none (found: {', '.join(found[:10]) or 'no labels'}); choose a "
+                f"{data_name(table)} has none (found: {some(there, 10) or 'no labels'}); choose a "
                 "protocol made for this data"
             )
     return chosen

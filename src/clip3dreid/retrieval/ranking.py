@@ -1,4 +1,4 @@
-"""Exact ranks of the positives, block by block.
+"""Rank the positives exactly, block by block.
 
 A score says how near query and gallery item are: their cosine, their negated Euclidean distance, or what a
 re-ranking makes of them. It comes from a source of scores, block by block. A positive with score s has the
@@ -10,9 +10,9 @@ its place in a stable sort by falling score. So a model that gives every pair th
 results depend on nothing but features, labels and gallery order. Junk is never counted.
 
 No row is sorted with its indices. Of the kept items ahead of a positive, those of the query's own person are
-few and known by label. The strangers are counted by looking the positive's score up among the sorted values
-of those strangers that score no less than the query's worst positive; where these are most of them, among all.
-How many strangers are ahead depends on the gallery alone, not on the rule, so all protocols with one gallery
+few and known by label. The negatives are counted by looking the positive's score up among the sorted values
+of those negatives that score no less than the query's worst positive; where these are most of them, among all.
+How many negatives are ahead depends on the gallery alone, not on the rule, so all protocols with one gallery
 share the scores, the sort and the look-up.
 
 A positive's score is read from the one block of scores of its query, never computed again. Products of other
@@ -24,33 +24,30 @@ ranks.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip3dreid.retrieval.counting import Desk, Items, strangers_ahead
-from clip3dreid.retrieval.counting import Scores as Scores
+from clip3dreid.retrieval.counting import Items, SortBuffer, negatives_ranked_above
 from clip3dreid.retrieval.metrics import RANKS, PerQuery, score_ranks
-from clip3dreid.retrieval.protocol import Labels, Protocol, Selection, same_picture
-
-Distance: TypeAlias = Literal["cosine", "euclidean"]
+from clip3dreid.retrieval.protocol import PictureLabels, Protocol, ProtocolRows, same_picture
+from clip3dreid.retrieval.similarity import Scores
 
 MEMORY = 128 * 2**20
 """Bytes that a block of queries may take."""
 
 
 class ScoreSource(typing.Protocol):
-    """What scores gallery items: a product of features, or a re-ranking."""
+    """What scores gallery items: similarities of features, or a re-ranking."""
 
     def block(self, rows: Tensor) -> Scores:
-        """Scores of some queries.
+        """Return the scores of some queries.
 
         Args:
             rows: (R,) row numbers of queries.
@@ -63,49 +60,37 @@ class ScoreSource(typing.Protocol):
 
 
 class Observer(typing.Protocol):
-    """What looks on while a protocol is ranked."""
+    """What is shown the scores while a protocol is ranked."""
 
-    def see(
+    def update(
         self,
         rows: Tensor,
-        strangers: Scores,
+        negatives: Scores,
         items: Items,
-        own: Scores,
-        kept: npt.NDArray[np.bool_],
+        matches: Scores,
+        positives: npt.NDArray[np.bool_],
     ) -> None:
-        """Is shown the scores of a block, under one drawn gallery after another.
+        """Take in the scores of a block, under one drawn gallery after another.
 
         Args:
             rows: (R,) row numbers of queries.
-            strangers: (R, G), -inf where an item shows the query's own person.
+            negatives: (R, G), -inf where an item shows the query's own person.
             items: gallery columns that take part; None: all.
-            own: (R, P) scores of items of the query's own person.
-            kept: (R, P) which of them are positives; none where the protocol does not ask the query.
+            matches: (R, P) scores of items of the query's own person.
+            positives: (R, P) which of them are positives; none where the protocol does not ask the query.
         """
         ...  # pragma: no cover
 
 
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiplies in the precision of the operands, without TF32, autocast or gradients, and undoes it after."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 class SamePerson:
-    """Which gallery items show the person of each query.
+    """Look-up of the gallery items that show the person of a query.
 
     Args:
         query: labels (Q,), on the CPU.
         gallery: labels (G,), on the CPU, G > 0.
     """
 
-    def __init__(self, query: Labels, gallery: Labels) -> None:
+    def __init__(self, query: PictureLabels, gallery: PictureLabels) -> None:
         self.query, self.gallery = query, gallery
         # Stable, so that the items of a person stay in gallery order: ties rely on it.
         self._order = torch.argsort(gallery.person, stable=True)
@@ -114,7 +99,7 @@ class SamePerson:
         self._count = torch.searchsorted(people, query.person, right=True) - self._start
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Gallery columns of the people of some queries.
+        """Return the gallery columns of the people of some queries.
 
         Args:
             rows: (R,) row numbers of queries.
@@ -129,12 +114,12 @@ class SamePerson:
         return self._order[place.clamp(max=len(self._order) - 1)], offset < count
 
     def width(self, rows: Tensor) -> int:
-        """P: the most gallery items that a person of these queries has, at least 1."""
+        """Return P, the most gallery items that a person of these queries has, at least 1."""
         return max(1, int(self._count[rows].amax())) if len(rows) else 1
 
 
 class Job(NamedTuple):
-    """A protocol on given labels, with what can be said before any feature is known."""
+    """A protocol on given labels, with what can be said before any feature is known: what is to be ranked."""
 
     protocol: Protocol
     queries: Tensor
@@ -150,12 +135,12 @@ class Job(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """(Q,) bool: queries with at least one positive."""
+        """Return (Q,) bool: queries with at least one positive."""
         return self.positives > 0
 
 
-def plan(protocol: Protocol, pairs: SamePerson, selection: Selection) -> Job:
-    """Counts positives and junk of every query.
+def plan(protocol: Protocol, pairs: SamePerson, selection: ProtocolRows) -> Job:
+    """Count positives and junk of every query.
 
     Args:
         protocol: whose rule to apply.
@@ -176,17 +161,17 @@ def plan(protocol: Protocol, pairs: SamePerson, selection: Selection) -> Job:
     return Job(protocol, selection.queries, selection.gallery, positives, junk, in_gallery)
 
 
-def block_rows(gallery: int, own: int, itemsize: int, memory: int = MEMORY) -> int:
-    """How many queries to rank at once.
+def block_rows(gallery: int, matches: int, itemsize: int, memory: int = MEMORY) -> int:
+    """Return how many queries to rank at once.
 
     Args:
         gallery: G, gallery items.
-        own: P, the most gallery items that a person has.
+        matches: P, the most gallery items that a person has.
         itemsize: bytes of a score.
         memory: bytes that the block may take; one query's worth is always taken.
     """
     # A row holds G scores, up to as many again to sort, and about a dozen arrays of P eight-byte numbers.
-    return max(1, memory // (2 * gallery * itemsize + own * 100))
+    return max(1, memory // (2 * gallery * itemsize + matches * 100))
 
 
 def _blocks(rows: Tensor, size: int) -> list[Tensor]:
@@ -202,7 +187,7 @@ def rank(
     itemsize: int = 4,
     observers: Mapping[int, Observer] = MappingProxyType({}),
 ) -> list[PerQuery]:
-    """Ranks the gallery for queries, under several protocols at once.
+    """Rank the gallery for queries, under several protocols at once.
 
     Counting is done on the CPU, with as many threads as torch uses.
 
@@ -213,7 +198,7 @@ def rank(
         rows: (R,) queries to rank, by default all: a process's share.
         memory: bytes that a block of queries may take beside what the source holds.
         itemsize: bytes of one of the source's scores.
-        observers: those who look on, by the number of their job.
+        observers: what is shown the scores, by the number of their job.
 
     Returns:
         For each job, results of the queries in `rows`, in that order.
@@ -224,15 +209,15 @@ def rank(
     asked = torch.stack([job.valid[rows] for job in jobs]).any(0).nonzero()[:, 0]
     size = block_rows(len(pairs.gallery.person), pairs.width(rows[asked]), itemsize, memory)
     with torch.no_grad(), ThreadPoolExecutor(torch.get_num_threads()) as workers:
-        desk = Desk(workers)
+        buffer = SortBuffer(workers)
         for block in _blocks(asked, size):
             scores = source.block(rows[block])
-            _rank_block(scores, rows[block], block, pairs, results, passes, desk, observers)
+            _rank_block(scores, rows[block], block, pairs, results, passes, buffer, observers)
     return [result.per_query(rows) for result in results]
 
 
 class _Result:
-    """Gathers a job's results over blocks and draws."""
+    """The results of a job, summed over blocks and draws."""
 
     def __init__(self, job: Job, size: int) -> None:
         self.job = job
@@ -277,7 +262,7 @@ def _passes(jobs: Sequence[Job], person: Tensor) -> list[_Pass]:
 
 
 def _draw(job: Job, lots: Tensor, person: Tensor) -> npt.NDArray[np.int64]:
-    """The gallery items with the lowest lots of each person, ascending."""
+    """Return the gallery items with the lowest lots of each person, ascending."""
     items = job.gallery.nonzero()[:, 0]
     items = items[torch.argsort(lots[items])]
     items = items[torch.argsort(person[items], stable=True)]
@@ -287,10 +272,10 @@ def _draw(job: Job, lots: Tensor, person: Tensor) -> npt.NDArray[np.int64]:
     return drawn
 
 
-def _draw_own(kept: Tensor, lots: Tensor, per_person: int) -> Tensor:
-    """(R, P) bool: of the kept items of each row, those with the lowest lots."""
-    place = torch.where(kept, lots, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
-    return kept & (place < per_person)
+def _draw_positives(positives: Tensor, lots: Tensor, per_person: int) -> Tensor:
+    """Return (R, P) bool: of the positives of each row, those with the lowest lots."""
+    place = torch.where(positives, lots, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
+    return positives & (place < per_person)
 
 
 def _rank_block(
@@ -300,10 +285,10 @@ def _rank_block(
     pairs: SamePerson,
     results: Sequence[_Result],
     passes: Sequence[_Pass],
-    desk: Desk,
+    buffer: SortBuffer,
     observers: Mapping[int, Observer],
 ) -> None:
-    """Adds the results of a block.
+    """Add the results of a block.
 
     Args:
         scores: (R, G), used up.
@@ -312,38 +297,38 @@ def _rank_block(
         pairs: labels.
         results: one a job.
         passes: what to rank.
-        desk: where to sort.
+        buffer: where to sort.
         observers: by the index of their result.
     """
-    own, columns = _take_own(scores, pairs, queries)
+    matches, columns = _take_matches(scores, pairs, queries)
     query, gallery = pairs.query.at(queries[:, None]), pairs.gallery.at(columns)
-    known = torch.from_numpy(np.isfinite(own))
+    known = torch.from_numpy(np.isfinite(matches))
     for items, members, lots in passes:
-        kept = []
+        positives = []
         for member in members:
             job = results[member].job
-            mine = (
-                known & job.queries[queries, None] & job.gallery[columns] & ~job.protocol.junk(query, gallery)
-            )
-            kept.append(mine if lots is None else _draw_own(mine, lots[columns], job.protocol.per_person))
-        needed = torch.stack(kept).any(0)
-        ahead = strangers_ahead(scores, items, own, columns.numpy(), needed.numpy(), desk)
-        for member, mine in zip(members, kept, strict=True):
+            asked = known & job.queries[queries, None] & job.gallery[columns]
+            left = asked & ~job.protocol.junk(query, gallery)
+            draw = job.protocol.per_person
+            positives.append(left if lots is None else _draw_positives(left, lots[columns], draw))
+        needed = torch.stack(positives).any(0).numpy()
+        above = negatives_ranked_above(scores, items, matches, columns.numpy(), needed, buffer)
+        for member, positive in zip(members, positives, strict=True):
             if member in observers:
-                observers[member].see(queries, scores, items, own, mine.numpy())
-            # Own items stand in ranking order, so the i-th kept one has i - 1 of its own ahead.
-            results[member].add(places, torch.from_numpy(ahead) + mine.cumsum(1), mine)
+                observers[member].update(queries, scores, items, matches, positive.numpy())
+            # Matches stand in ranking order, so the i-th positive has i - 1 others above it.
+            results[member].add(places, torch.from_numpy(above) + positive.cumsum(1), positive)
 
 
-def _take_own(scores: Scores, pairs: SamePerson, queries: Tensor) -> tuple[Scores, Tensor]:
-    """Takes the scores of the queries' own people out of a block, leaving -inf, in ranking order.
+def _take_matches(scores: Scores, pairs: SamePerson, queries: Tensor) -> tuple[Scores, Tensor]:
+    """Take the scores of the queries' own people out of a block, leaving -inf, in ranking order.
 
     Returns:
         (R, P) scores, falling, -inf for padding; (R, P) gallery columns.
     """
     columns, known = pairs.of(queries)
     index = columns.numpy()
-    own = np.where(known.numpy(), np.take_along_axis(scores, index, 1), -np.inf).astype(scores.dtype)
+    matches = np.where(known.numpy(), np.take_along_axis(scores, index, 1), -np.inf).astype(scores.dtype)
     np.put_along_axis(scores, index, np.array(-np.inf, scores.dtype), 1)
-    order = np.argsort(-own, axis=1, kind="stable")
-    return np.take_along_axis(own, order, 1), columns.gather(1, torch.from_numpy(order))
+    order = np.argsort(-matches, axis=1, kind="stable")
+    return np.take_along_axis(matches, order, 1), columns.gather(1, torch.from_numpy(order))

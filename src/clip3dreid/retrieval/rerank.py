@@ -1,4 +1,4 @@
-"""Re-ranking: k-reciprocal encoding and query expansion, without any matrix of all pairs.
+"""Re-rank galleries: k-reciprocal encoding and query expansion, without any matrix of all pairs.
 
 A re-ranking is called with the features of queries and gallery and gives a source of scores, which makes the
 scores of a block of queries when asked for it. Re-ranked results are not comparable with plain ones, nor with
@@ -12,8 +12,7 @@ one or they do not.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,9 @@ from scipy import sparse
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.counting import Scores
-from clip3dreid.retrieval.products import Products
-from clip3dreid.retrieval.ranking import Distance, full_precision
+from clip3dreid.io.checks import Fraction, Positive, Range, check
+from clip3dreid.retrieval.settings import Distance
+from clip3dreid.retrieval.similarity import Scores, SimilarityBlocks, full_precision, half_squares
 
 Convention: TypeAlias = Literal["original", "torchreid", "fast_reid"]
 _Sparse: TypeAlias = Any  # scipy.sparse.csr_array or csc_array: scipy has no types
@@ -49,7 +48,7 @@ class _Rule(NamedTuple):
     """The distance that is mixed in is half the squared distance where the metric is the cosine."""
 
 
-_RULES: dict[str, _Rule] = {
+_RULES: dict[Convention, _Rule] = {
     "original": _Rule(itself=1, scaled=True, power=1, halved=False),
     "torchreid": _Rule(itself=1, scaled=True, power=2, halved=False),
     "fast_reid": _Rule(itself=0, scaled=False, power=1, halved=True),
@@ -93,25 +92,21 @@ class KReciprocal:
         InputError: for values outside these ranges.
     """
 
-    k1: int = 20
-    k2: int = 6
-    lambda_: float = 0.3
+    k1: Positive = 20
+    k2: Positive = 6
+    lambda_: Fraction = 0.3
     convention: Convention = "original"
 
     def __post_init__(self) -> None:
-        if self.convention not in _RULES:
+        """Check the values."""
+        check(self, "rerank.")
+        if self.k2 > self.k1:
             raise InputError(
-                f"rerank.convention={self.convention!r} is not known; choose one of {', '.join(_RULES)}"
+                f"rerank.k2={self.k2} must be at most rerank.k1={self.k1}; the paper uses 6 with k1=20"
             )
-        if self.k1 < 1:
-            raise InputError(f"rerank.k1={self.k1} must be at least 1; the paper uses 20")
-        if not 1 <= self.k2 <= self.k1:
-            raise InputError(f"rerank.k2={self.k2} must be 1..k1={self.k1}; the paper uses 6 with k1=20")
-        if not 0 <= self.lambda_ <= 1:
-            raise InputError(f"rerank.lambda_={self.lambda_} must be within 0..1; the paper uses 0.3")
 
     def __call__(self, query: Tensor, gallery: Tensor, metric: Distance = "cosine") -> KReciprocalScores:
-        """Encodes all pictures.
+        """Encode all pictures.
 
         Half-precision features are multiplied in float32. Products and neighbours are found where the
         features are, the rest on the CPU. Takes (N, D) floats, some hundred bytes a picture and neighbour,
@@ -123,7 +118,7 @@ class KReciprocal:
             metric: `cosine` or `euclidean`.
 
         Returns:
-            A source of scores: the negated final distances.
+            A `ranking.ScoreSource`: the negated final distances.
         """
         with full_precision(query.device):
             return KReciprocalScores(self, query, gallery, metric)
@@ -144,20 +139,20 @@ class KReciprocalScores:
         features = _together(query, gallery, metric)
         nearest, distance, farthest = _nearest(features, features, settings.k1 + rule.itself)
         # Pictures that differ by rounding alone have no farthest one to divide by.
-        noise = 64 * torch.finfo(features.dtype).eps * _half_square(features)
+        noise = 64 * torch.finfo(features.dtype).eps * half_squares(features)
         unit = torch.where((farthest > noise) & rule.scaled, farthest, 1)
         encoding = _encode(
             features, nearest.cpu().numpy(), distance.cpu().numpy(), unit.cpu().numpy(), settings, rule
         )
         self._query_code = encoding[: len(query)]
         self._gallery_code = encoding[len(query) :].tocsc()
-        self._products = Products(query, gallery, metric)
-        # Of half the squared distance, which products give.
+        self._similarity = SimilarityBlocks(query, gallery, metric)
+        # Of half the squared distance, which similarities are.
         self._factor = (1 if rule.halved and metric == "cosine" else 2) / unit[: len(query)].cpu()
         self._lambda, self._power = settings.lambda_, rule.power
 
     def block(self, rows: Tensor) -> Scores:
-        """Scores of some queries.
+        """Return the scores of some queries.
 
         Args:
             rows: (R,) row numbers of queries.
@@ -175,10 +170,10 @@ class KReciprocalScores:
         return scores
 
     def _mixed_in(self, rows: Tensor) -> Scores:
-        """(R, G): the score where no entry is shared, that is where the Jaccard distance is 1."""
+        """Return (R, G): the score where no entry is shared, that is where the Jaccard distance is 1."""
         if not self._lambda:
             return np.full((len(rows), self._gallery_code.shape[0]), -1, self._gallery_code.dtype)
-        scores, offsets = self._products.block(rows), self._products.offsets(rows)
+        scores, offsets = self._similarity.block(rows), self._similarity.offsets(rows)
         table = torch.from_numpy(scores)
         table.add_(-1 if offsets is None else torch.from_numpy(offsets)[:, None])
         table.mul_(self._factor[rows, None])
@@ -188,7 +183,7 @@ class KReciprocalScores:
         return scores
 
     def _add_shared(self, scores: Scores, codes: _Sparse, sums: Scores) -> None:
-        """Adds similarity, 1 - Jaccard distance, to the scores of pictures that share an entry with a query.
+        """Add 1 - Jaccard distance to the scores of pictures whose encoding shares an entry with a query.
 
         Args:
             scores: (R, G), changed in place.
@@ -232,18 +227,16 @@ class QueryExpansion:
         InputError: for values outside these ranges.
     """
 
-    k: int = 5
-    alpha: float = 3.0
+    k: Positive = 5
+    alpha: Annotated[float, Range(0)] = 3.0
     gallery: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"rerank.k={self.k} must be at least 1; fast-reid uses 5")
-        if not 0 <= self.alpha < math.inf:
-            raise InputError(f"rerank.alpha={self.alpha} must be at least 0; 0 weighs all alike, 3 is usual")
+        """Check the values."""
+        check(self, "rerank.")
 
-    def __call__(self, query: Tensor, gallery: Tensor, metric: Distance = "cosine") -> Products:
-        """Expands features.
+    def __call__(self, query: Tensor, gallery: Tensor, metric: Distance = "cosine") -> SimilarityBlocks:
+        """Expand features.
 
         Args:
             query: (Q, D) floating-point features, finite; for `cosine` without zero rows. Any device.
@@ -251,7 +244,7 @@ class QueryExpansion:
             metric: `cosine` or `euclidean`.
 
         Returns:
-            A source of scores: those of expanded features.
+            A `ranking.ScoreSource`: similarities of expanded features.
 
         Raises:
             InputError: if alpha is not 0 and the metric has no cosines to weigh with.
@@ -265,14 +258,14 @@ class QueryExpansion:
             features = _together(query, gallery, metric)
             query, gallery = features[: len(query)], features[len(query) :]
             if not self.gallery:
-                return Products(self._expand(query, gallery, metric), gallery, metric)
+                return SimilarityBlocks(self._expand(query, gallery, metric), gallery, metric)
             features = self._expand(features, features, metric)
-            return Products(features[: len(query)], features[len(query) :], metric)
+            return SimilarityBlocks(features[: len(query)], features[len(query) :], metric)
 
     def _expand(self, features: Tensor, pool: Tensor, metric: Distance) -> Tensor:
-        """(A, D) features expanded from a pool (B, D), of which they may be part."""
-        own = features is pool
-        nearest = _nearest(features, pool, self.k + own)[0]
+        """Return (A, D) features expanded from a pool (B, D), of which they may be part."""
+        in_pool = features is pool
+        nearest = _nearest(features, pool, self.k + in_pool)[0]
         expanded = torch.empty_like(features)
         step = max(1, MEMORY // (nearest.shape[1] * features.shape[1] * features.itemsize))
         for start in range(0, len(features), step):
@@ -281,26 +274,22 @@ class QueryExpansion:
             cosine = (neighbours @ features[rows, :, None])[..., 0]
             weight = cosine.clamp(min=0).pow(self.alpha) if self.alpha else torch.ones_like(cosine)
             total = (weight[:, None] @ neighbours)[:, 0]
-            mean = total if own else total + features[rows]
-            expanded[rows] = mean / (weight.sum(1, keepdim=True) + (not own))
+            mean = total if in_pool else total + features[rows]
+            expanded[rows] = mean / (weight.sum(1, keepdim=True) + (not in_pool))
         # Opposite vectors may cancel; a cosine needs some direction.
         lost = (expanded == 0).all(1, keepdim=True) & (metric == "cosine")
         return torch.where(lost, features, expanded)
 
 
 def _together(query: Tensor, gallery: Tensor, metric: Distance) -> Tensor:
-    """(Q + G, D) float32 or float64 features, normalised where the metric is the cosine."""
+    """Return (Q + G, D) float32 or float64 features, normalised where the metric is the cosine."""
     dtype = torch.promote_types(torch.promote_types(query.dtype, gallery.dtype), torch.float32)
     features = torch.cat([query.detach().to(dtype), gallery.detach().to(dtype)])
     return torch.nn.functional.normalize(features) if metric == "cosine" else features
 
 
-def _half_square(features: Tensor) -> Tensor:
-    return torch.einsum("nd,nd->n", features, features) / 2
-
-
 def _nearest(features: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest and farthest pictures, in one pass over blocks of the product.
+    """Find nearest and farthest pictures, in one pass over blocks of similarities.
 
     Args:
         features: (A, D).
@@ -312,17 +301,15 @@ def _nearest(features: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor, Te
         squared Euclidean distances; (A,) that of the farthest.
     """
     k = min(k, len(pool))
-    offset = -_half_square(pool)
-    halves = -offset if features is pool else _half_square(features)
+    # Higher is nearer: |a|^2 / 2 minus this is half the squared distance.
+    similarity = SimilarityBlocks(features, pool, "euclidean")
+    halves = half_squares(features)
     nearest = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
     distance, farthest = features.new_empty(len(features), k), features.new_empty(len(features))
     step = max(1, MEMORY // (len(pool) * features.itemsize))
-    buffer = features.new_empty(min(step, len(features)), len(pool))
     for start in range(0, len(features), step):
         rows = slice(start, start + step)
-        # Higher is nearer: |a|^2 / 2 minus this is half the squared distance.
-        scores = torch.addmm(offset, features[rows], pool.T, out=buffer[: len(halves[rows])])
-        half = halves[rows]
+        scores, half = similarity.tensor(rows), halves[rows]
         nearest[rows], value = _highest(scores, k)
         distance[rows] = 2 * (half[:, None] - value)
         farthest[rows] = 2 * (half - scores.amin(1))
@@ -330,7 +317,7 @@ def _nearest(features: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor, Te
 
 
 def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(R, k) columns and values of the highest scores (R, B) of each row, as the first of a stable sort."""
+    """Return (R, k) columns and values of the highest scores (R, B) of each row, as the first of a stable sort."""
     value, column = scores.topk(min(k + 1, scores.shape[1]))
     # `topk` leaves open which of equal scores it takes. One more than needed shows whether that matters.
     tied = (value[:, 1:] == value[:, :-1]).any(1).nonzero()[:, 0]
@@ -340,9 +327,9 @@ def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         above = score > last
         equal = score == last
         taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
-        found = taken.nonzero()[:, 1].reshape(len(rows), k)
-        order = score.gather(1, found).argsort(dim=1, descending=True, stable=True)
-        column[rows] = found.gather(1, order)
+        columns = taken.nonzero()[:, 1].reshape(len(rows), k)
+        order = score.gather(1, columns).argsort(dim=1, descending=True, stable=True)
+        column[rows] = columns.gather(1, order)
     return column, value
 
 
@@ -354,7 +341,7 @@ def _encode(
     settings: KReciprocal,
     rule: _Rule,
 ) -> _Sparse:
-    """(N, N) compressed rows V: steps 1 to 4 of `KReciprocal`.
+    """Return (N, N) compressed rows V: steps 1 to 4 of `KReciprocal`.
 
     Args:
         features: (N, D).
@@ -375,20 +362,20 @@ def _encode(
     # A row of either product has at most so many entries, of an index and a number each.
     step = max(1, MEMORY // (16 * nearest.shape[1] * half))
     for start in range(0, len(nearest), step):
-        own = neighbours[start : start + step]
+        mutual = neighbours[start : start + step]
         # The relation is symmetric, so `close` is also its own transpose.
-        common = (own @ close).multiply(own).tocsr()
+        common = (mutual @ close).multiply(mutual).tocsr()
         common.data = (3 * common.data > 2 * size[common.indices]).astype(common.data.dtype)
         common.eliminate_zeros()
-        entries = (own + common @ close).tocsr()
+        entries = (mutual + common @ close).tocsr()
         row = np.repeat(np.arange(start, start + entries.shape[0]), np.diff(entries.indptr))
         # Most entries are among the nearest, whose distances are known.
         key = row * len(nearest) + entries.indices
         place = np.searchsorted(keys, key).clip(max=len(keys) - 1)
-        found = known[place]
+        squared = known[place]
         other = np.flatnonzero(keys[place] != key)
-        found[other] = _distances(features, row[other], entries.indices[other])
-        weight = np.exp(-((found / unit[row]) ** rule.power))
+        squared[other] = _distances(features, row[other], entries.indices[other])
+        weight = np.exp(-((squared / unit[row]) ** rule.power))
         weight /= np.bincount(row - start, weight, entries.shape[0])[row - start]
         blocks.append(sparse.csr_array((weight, entries.indices, entries.indptr), entries.shape))
     encoding = sparse.vstack(blocks, format="csr")
@@ -399,7 +386,7 @@ def _encode(
 
 
 def _graph(nearest: npt.NDArray[np.int64]) -> _Sparse:
-    """(N, N) compressed rows: 1 where a picture is among another's nearest."""
+    """Return (N, N) compressed rows: 1 where a picture is among another's nearest."""
     pictures, k = nearest.shape
     ones = np.ones(pictures * k, np.int32)
     rows = np.arange(0, pictures * k + 1, k)
@@ -415,14 +402,14 @@ def _mutual(graph: _Sparse) -> _Sparse:
 
 
 def _distances(features: Tensor, row: npt.NDArray[np.int64], column: npt.NDArray[Any]) -> Scores:
-    """(P,) squared Euclidean distances of P pairs of features."""
+    """Return (P,) squared Euclidean distances of P pairs of features."""
     step = max(1, MEMORY // (4 * features.shape[1] * features.itemsize))
-    found = [features.new_empty(0)]
+    parts = [features.new_empty(0)]
     for start in range(0, len(row), step):
         one, other = (
             torch.from_numpy(index[start : start + step]).to(features.device) for index in (row, column)
         )
         difference = features.index_select(0, one).sub_(features.index_select(0, other))
-        found.append(torch.linalg.vector_norm(difference, dim=1).square_())
-    distances: Scores = torch.cat(found).cpu().numpy()
+        parts.append(torch.linalg.vector_norm(difference, dim=1).square_())
+    distances: Scores = torch.cat(parts).cpu().numpy()
     return distances

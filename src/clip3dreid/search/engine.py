@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.nearest import MEMORY, Metric, Nearest, nearest, unit
+from clip3dreid.search.top_k import MEMORY, Metric, TopK, top_k, unit
 
 
 class Gallery(Protocol):
@@ -45,7 +45,7 @@ class Gallery(Protocol):
 class Index(Protocol):
     """A gallery that can be searched."""
 
-    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+    def search(self, query: Tensor, k: int, where: Filter) -> TopK:
         """Finds the k nearest gallery rows of each query among those that a filter allows.
 
         Args:
@@ -78,14 +78,14 @@ class Exact:
         self._vectors = None if stream else _together(gallery, column)
         self._unit = self._vectors is not None and self._vectors.dtype == torch.float32
 
-    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+    def search(self, query: Tensor, k: int, where: Filter) -> TopK:
         """As `Index.search`."""
         allowed = where.mask(self._gallery.labels)
         vectors = self._gallery.blocks(self._column) if self._vectors is None else self._vectors
         metric: Metric = "cosine"
         if self._unit:
             query, metric = unit(query, "query"), "product"
-        return nearest(query, vectors, k, metric, allowed, self._memory)
+        return top_k(query, vectors, k, metric, allowed, self._memory)
 
 
 def _together(gallery: Gallery, column: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model over many pictures: from a composed config to shards."""
+"""Run a model over many pictures, into shards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -14,27 +15,31 @@ import lightning.pytorch as lightning
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import TQDMProgressBar
-from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from clip3dreid.config.hydra import at_least
 from clip3dreid.data.crops import CropBatch, CropBatches
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import Listing, list_pictures
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.sources import DataSpec, read_manifest
 from clip3dreid.errors import InputError
-from clip3dreid.guidance.sources import read_manifest
-from clip3dreid.inference.model import Outputs, ReidModel, load
+from clip3dreid.inference.model import Outputs, ReidModel
+from clip3dreid.io.checks import hint
 from clip3dreid.io.files import at_work, atomic, identify, inside, remove
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
-from clip3dreid.search.shards import UNREADABLE, VECTORS, WORDS, ShardWriter, examine, unreadable
+from clip3dreid.search.settings import ExtractSettings
+from clip3dreid.search.shard_writer import ShardWriter, examine
+from clip3dreid.search.shards import UNREADABLE, VECTORS, WORDS, unreadable
 
 log = logging.getLogger(__name__)
 
+Pictures = str | Path | DataSpec | Manifest
+"""A folder or a table of pictures; a data set, to be read or as it was read."""
 
-class Extracted(NamedTuple):
+
+class ExtractionResult(NamedTuple):
     """What came of an extraction."""
 
     folder: Path
@@ -48,8 +53,106 @@ class Extracted(NamedTuple):
     """Pictures of this process that were looked at in this go."""
 
 
-class Extraction(lightning.LightningModule):
-    """Looks at batch after batch and hands each shard over as soon as its last one is through.
+def extract(
+    model: ReidModel,
+    pictures: Pictures,
+    settings: ExtractSettings,
+    folder: Path,
+    trainer: Callable[..., lightning.Trainer] | None = None,
+) -> ExtractionResult:
+    """Fill a folder with what a model says of pictures; what is there already is not computed again.
+
+    Args:
+        model: what looks.
+        pictures: what it looks at.
+        settings: what is kept of it, and how.
+        folder: of the shards (`search.shards.Shards`); made if need be.
+        trainer: makes Lightning's trainer, of which devices and strategy are taken; None: one device, the best there
+            is.
+
+    Raises:
+        InputError: if there are no pictures, what is wanted cannot be had from the model, or the folder holds another
+            model's shards or is in use by another extraction.
+
+    Example:
+        >>> import clip3dreid
+        >>> from clip3dreid.search.extraction import extract
+        >>> from clip3dreid.search.settings import ExtractSettings
+        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
+        >>> extract(model, "crops", ExtractSettings(), Path("shards/crops"))  # doctest: +SKIP
+    """
+    source, listing = _find(pictures, settings.split)
+    outputs = _outputs(settings, model)
+    on_terminal = sys.stderr.isatty()
+    made: lightning.Trainer = (trainer or _one_device)(
+        # In a log file a line a shard says as much.
+        callbacks=[TQDMProgressBar(refresh_rate=5)] if on_terminal else [],
+        enable_progress_bar=on_terminal,
+        logger=False,
+        enable_checkpointing=False,
+    )
+    facts = {
+        "fingerprint": model.fingerprint,
+        "source": source,
+        "flip": settings.flip,
+        "height": model.height,
+        "width": model.width,
+        "vectors": {name: width for name, width in model.widths.items() if name in outputs},
+        "groups": model.groups if WORDS in outputs else {},
+    }
+    # Before the lock, which is a file: a folder that is refused is not touched.
+    examine(folder, facts, settings)
+    if made.global_rank:
+        # The first process has locked the folder for all of them; without it nobody would keep another out.
+        end_with_parent()
+    with nullcontext() if made.global_rank else at_work(folder, "extracts", tidy=True):
+        writer = ShardWriter(
+            folder,
+            listing.table,
+            identify(listing.root, listing.table["path"].to_list(), missing_ok=True),
+            facts,
+            settings,
+            notes={"model": model.name, "root": str(listing.root.absolute())},
+            share=(made.global_rank, made.world_size),
+        )
+        return _fill(settings, made, model, listing, writer, outputs)
+
+
+def _one_device(**arguments: object) -> lightning.Trainer:
+    return lightning.Trainer(devices=1, enable_model_summary=False, **arguments)  # type: ignore[arg-type]
+
+
+def _find(pictures: Pictures, split: str | None) -> tuple[str, Listing]:
+    """Return where pictures come from, since a folder of shards is of one source, and which they are."""
+    if isinstance(pictures, str | Path):
+        if split is not None:
+            raise InputError("split belongs to data=NAME; give a table of the pictures that you want")
+        place = Path(pictures).expanduser()
+        return str(place.absolute()), list_pictures(place)
+    manifest = read_manifest(pictures) if isinstance(pictures, DataSpec) else pictures
+    table = manifest.table if split is None else manifest.part(split)
+    if table.is_empty():
+        raise InputError(f"{manifest.name} has no pictures in split {split}; choose train, val or test")
+    return f"{pictures.name} {pictures.root.absolute()} {split or 'all'}", Listing(manifest.root, table)
+
+
+def _outputs(settings: ExtractSettings, model: ReidModel) -> tuple[str, ...]:
+    """Return what to keep, in the shards' order."""
+    able = (*model.widths, *([WORDS] if model.groups else []))
+    if settings.outputs == ("all",):
+        return able
+    unknown = next((name for name in settings.outputs if name not in able), None)
+    if unknown is not None or not settings.outputs:
+        raise InputError(
+            f"outputs={'[]' if unknown is None else unknown} cannot be had from {model.name}, which gives "
+            f"{', '.join(able)}; the others need loss.local or loss.body in training"
+            f"{'' if unknown is None else hint(unknown, able)}"
+        )
+    return tuple(name for name in able if name in settings.outputs)
+
+
+class ExtractionModule(lightning.LightningModule):
+    """Look at batch after batch, and hand each shard over as soon as its last one is through.
 
     Args:
         model: what looks.
@@ -63,7 +166,7 @@ class Extraction(lightning.LightningModule):
         self,
         model: ReidModel,
         writer: ShardWriter,
-        numbers: list[int],
+        numbers: Sequence[int],
         outputs: tuple[str, ...],
         flip: bool,
     ) -> None:
@@ -77,26 +180,26 @@ class Extraction(lightning.LightningModule):
         self._skipped: list[tuple[int, str]] = []
         self._vectors: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._words: list[list[str]] = []
-        self._seen = 0
+        self._count = 0
 
     def predict_step(self, batch: CropBatch, batch_idx: int) -> None:
-        """Takes a batch; writes a shard where it was the last one of it."""
+        """Take a batch; write a shard where it was the last one of it."""
         self._skipped += batch.skipped
-        self._seen += len(batch.rows) + len(batch.skipped)
+        self._count += len(batch.rows) + len(batch.skipped)
         if len(batch.rows):
             self._keep(self.model(to_unit(batch.images), flip=self.flip))
             self._rows.append(batch.rows.cpu().numpy())
         number = self._waiting[0]
-        if self._seen == len(self._writer.rows(number)):
+        if self._count == len(self._writer.rows(number)):
             self._hand_over(self._waiting.popleft())
 
-    def _keep(self, seen: Outputs) -> None:
+    def _keep(self, outputs: Outputs) -> None:
         for name in VECTORS:
             if name in self._outputs:
-                self._vectors.setdefault(name, []).append(getattr(seen, name).float().cpu().numpy())
+                self._vectors.setdefault(name, []).append(getattr(outputs, name).float().cpu().numpy())
         if WORDS in self._outputs:
-            assert seen.joint is not None
-            self._words += self.model.best_words(seen.joint)
+            assert outputs.joint is not None
+            self._words += self.model.best_words(outputs.joint)
 
     def _hand_over(self, number: int) -> None:
         vectors = {
@@ -109,86 +212,24 @@ class Extraction(lightning.LightningModule):
         self._writer.put(number, rows, vectors, words, self._skipped)
         log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "shard %d is written", number)
         self._rows, self._skipped, self._vectors, self._words = [], [], {}, []
-        self._seen = 0
-
-
-def extract(cfg: DictConfig) -> Extracted:
-    """Fills a folder with what a model says of pictures; what is there already is not computed again.
-
-    Args:
-        cfg: `conf/extract.yaml`, composed.
-
-    Raises:
-        InputError: if model or pictures are missing or do not fit, or the folder holds another model's shards or is
-            in use by another extraction.
-    """
-    if cfg.checkpoint is None:
-        raise InputError("no model: give checkpoint=FILE_OR_FOLDER, as clip3dreid.load takes it")
-    if cfg.on_error not in ("fail", "skip"):
-        raise InputError(f"on_error={cfg.on_error} is unknown; choose fail or skip")
-    batch, workers = int(at_least(cfg, "batch", 1)), int(at_least(cfg, "workers", 0))
-    rows_per_shard = int(at_least(cfg, "rows_per_shard", 1))
-    if not isinstance(cfg.flip, bool):
-        raise InputError(f"flip={cfg.flip} is unknown; choose true or false")
-    listing = _listing(cfg)
-    model = load(str(cfg.checkpoint))
-    outputs = _outputs(cfg, model)
-    folder = Path(str(cfg.out)).expanduser()
-    trainer: lightning.Trainer = instantiate(
-        cfg.trainer,
-        # In a log file a line a shard says as much.
-        callbacks=[TQDMProgressBar(refresh_rate=5)] if sys.stderr.isatty() else [],
-        enable_progress_bar=sys.stderr.isatty(),
-        logger=False,
-        enable_checkpointing=False,
-    )
-    facts = {
-        "fingerprint": model.fingerprint,
-        "source": _source(cfg),
-        "flip": cfg.flip,
-        "height": model.height,
-        "width": model.width,
-        "vectors": {name: width for name, width in model.widths.items() if name in outputs},
-        "groups": model.groups if WORDS in outputs else {},
-    }
-    form, dtype = str(cfg.format), str(cfg.dtype)
-    # Before the lock, which is a file: a folder that is refused is not touched.
-    examine(folder, facts, form=form, dtype=dtype, rows_per_shard=rows_per_shard)
-    if trainer.global_rank:
-        # The first process has locked the folder for all of them; without it nobody would keep another out.
-        end_with_parent()
-    with nullcontext() if trainer.global_rank else at_work(folder, "extracts", tidy=True):
-        writer = ShardWriter(
-            folder,
-            listing.table,
-            identify(listing.root, listing.table["path"].to_list(), missing_ok=True),
-            facts,
-            notes={"model": str(cfg.checkpoint), "root": str(listing.root.absolute())},
-            form=form,
-            dtype=dtype,
-            rows_per_shard=rows_per_shard,
-            share=(trainer.global_rank, trainer.world_size),
-        )
-        return _fill(cfg, trainer, model, listing, writer, outputs, batch, workers)
+        self._count = 0
 
 
 def _fill(
-    cfg: DictConfig,
+    settings: ExtractSettings,
     trainer: lightning.Trainer,
     model: ReidModel,
     listing: Listing,
     writer: ShardWriter,
     outputs: tuple[str, ...],
-    batch: int,
-    workers: int,
-) -> Extracted:
-    """Makes the shards that are missing, and the list of what could not be read."""
+) -> ExtractionResult:
+    """Make the shards that are missing, and the list of what could not be read."""
     paths = listing.table["path"].to_list()
     numbers = writer.missing()
     batches = [
-        range(start, min(start + batch, rows.stop))
+        range(start, min(start + settings.batch, rows.stop))
         for rows in map(writer.rows, numbers)
-        for start in range(rows.start, rows.stop, batch)
+        for start in range(rows.start, rows.stop, settings.batch)
     ]
     boxed = BOX[0] in listing.table.columns
     crops = CropBatches(
@@ -196,7 +237,7 @@ def _fill(
         listing.table.select(BOX).to_numpy() if boxed else None,
         batches,
         TestView(model.height, model.width, model.square),
-        skip=cfg.on_error == "skip",
+        skip=settings.on_error == "skip",
     )
     start = time.perf_counter()
     if done := len(writer.mine) - len(numbers):
@@ -205,12 +246,12 @@ def _fill(
         loader = DataLoader(
             crops,
             batch_size=None,
-            num_workers=min(workers, len(batches)),
+            num_workers=min(settings.workers, len(batches)),
             pin_memory=trainer.accelerator.name() == "cuda",
         )
-        extraction = Extraction(model, writer, list(numbers), outputs, cfg.flip)
+        module = ExtractionModule(model, writer, numbers, outputs, settings.flip)
         try:
-            trainer.predict(extraction, loader, return_predictions=False)
+            trainer.predict(module, loader, return_predictions=False)
         except SystemExit:  # which Lightning makes of Ctrl-C
             log.warning("stopped; run the same command again to go on")
             raise
@@ -225,46 +266,7 @@ def _fill(
             f"none of {len(paths)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
         )
     computed = sum(map(len, batches))
-    return Extracted(writer.folder, len(paths) - len(skipped), len(skipped), seconds, computed)
-
-
-def _source(cfg: DictConfig) -> str:
-    """Where pictures come from: a folder of shards is of one source."""
-    if cfg.pictures is not None:
-        return str(Path(str(cfg.pictures)).expanduser().absolute())
-    return f"{cfg.data.name} {Path(str(cfg.data.root)).expanduser().absolute()} {cfg.split or 'all'}"
-
-
-def _listing(cfg: DictConfig) -> Listing:
-    if cfg.pictures == "":
-        raise InputError("pictures is empty; give a folder or a table")
-    if (cfg.pictures is None) == ("data" not in cfg):
-        raise InputError(
-            "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"
-        )
-    if cfg.pictures is not None:
-        if cfg.split is not None:
-            raise InputError("split belongs to data=NAME; give a table of the pictures that you want")
-        return list_pictures(Path(str(cfg.pictures)).expanduser())
-    manifest = read_manifest(cfg.data)
-    table = manifest.table if cfg.split is None else manifest.part(str(cfg.split))
-    if table.is_empty():
-        raise InputError(f"{manifest.name} has no pictures in split {cfg.split}; choose train, val or test")
-    return Listing(manifest.root, table)
-
-
-def _outputs(cfg: DictConfig, model: ReidModel) -> tuple[str, ...]:
-    """What to keep, in the shards' order."""
-    able = (*model.widths, *([WORDS] if model.groups else []))
-    if cfg.outputs == "all":
-        return able
-    wanted = [cfg.outputs] if isinstance(cfg.outputs, str) else list(cfg.outputs)
-    if not wanted or (unknown := [name for name in wanted if name not in able]):
-        raise InputError(
-            f"outputs={wanted if not wanted else unknown[0]} cannot be had from {cfg.checkpoint}, which gives "
-            f"{', '.join(able)}; the others need loss.local or loss.body in training"
-        )
-    return tuple(name for name in able if name in wanted)
+    return ExtractionResult(writer.folder, len(paths) - len(skipped), len(skipped), seconds, computed)
 
 
 def _list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:

@@ -24,7 +24,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.files import at_work, inside, reason_of
 from clip3dreid.search.engine import Gallery
 from clip3dreid.search.filters import FRAME, Filter
-from clip3dreid.search.nearest import Nearest, unit
+from clip3dreid.search.top_k import TopK, unit
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Lance:
                     "engine.name or engine.uri"
                 )
 
-    def search(self, query: Tensor, k: int, where: Filter) -> Nearest:
+    def search(self, query: Tensor, k: int, where: Filter) -> TopK:
         """As `engine.Index.search`; rows whose scores tie stand in gallery order.
 
         Raises:
@@ -159,15 +159,15 @@ class Lance:
         rows, scores = torch.full((len(query), k), -1), torch.full((len(query), k), -torch.inf)
 
         def answer(place: int) -> None:
-            found = self._nearest(vectors[place], k, condition, allowed)
+            found = self._search_one(vectors[place], k, condition, allowed)
             rows[place, : len(found)] = torch.from_numpy(found[ROW].to_numpy().copy())
             scores[place, : len(found)] = torch.from_numpy(found["score"].to_numpy().copy())
 
         with _explained(self._place), ThreadPoolExecutor(os.cpu_count()) as workers:
             list(workers.map(answer, range(len(query))))
-        return Nearest(rows.to(query.device), scores.to(query.device))
+        return TopK(rows.to(query.device), scores.to(query.device))
 
-    def _nearest(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
+    def _search_one(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
         """`ROW` and `score` of one query, nearest first."""
         # As many candidates as without the filter.
         probes = math.ceil(self._probes * len(self._labels) / allowed)

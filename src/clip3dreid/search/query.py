@@ -1,43 +1,30 @@
-"""People found in shards: by picture, by several pictures of one person, or by words."""
+"""Make vectors of what is searched for: pictures, a person in several pictures, descriptions in words."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import polars as pl
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from clip3dreid.config.hydra import at_least
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
-from clip3dreid.guidance.sources import plain
-from clip3dreid.inference.model import ReidModel, load
-from clip3dreid.io.files import write_json
-from clip3dreid.io.formats import read_text
-from clip3dreid.io.table_files import BOX
-from clip3dreid.language.query_parser import read
-from clip3dreid.model.teacher import load_teacher
-from clip3dreid.report.search_sheet import SUFFIXES, Picture, Row, draw_search
-from clip3dreid.report.tables import print_table
-from clip3dreid.search.filters import Filter
-from clip3dreid.search.nearest import Nearest
-from clip3dreid.search.shards import Shards
+from clip3dreid.inference.model import ReidModel
+from clip3dreid.search.settings import PersonQuery, PictureQueries
+
+if TYPE_CHECKING:  # only a text that the model does not know wants it, and it loads transformers
+    from clip3dreid.model.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-RESULTS_VERSION = 1
-_KINDS = ("picture", "person", "text", "text_file")
-_SHOWN = ("path", "person", "camera", "clothes", "frame")
+MakeTeacher = Callable[[], "Teacher"]
 
 
-class Question(NamedTuple):
+class Query(NamedTuple):
     """One query."""
 
     name: str
@@ -52,147 +39,62 @@ class Question(NamedTuple):
     """What turns a cosine into the score that is shown: factor and offset."""
 
 
-class Questions(NamedTuple):
-    """All queries of a search, which are of one kind."""
-
-    column: str
-    """The shards' vector that they are compared with: `embedding`, or `joint` for words."""
-    score: str
-    """What the scores are."""
-    items: list[Question]
-
-
-def search(cfg: DictConfig) -> dict[str, Any]:
-    """Searches, prints what was found, and writes it where that is asked for.
+def picture_queries(model: ReidModel, asked: PictureQueries | PersonQuery, *, flip: bool) -> list[Query]:
+    """Embed pictures: each by itself, or one person by several.
 
     Args:
-        cfg: `conf/search.yaml`, composed.
+        model: that made the gallery.
+        asked: the pictures.
+        flip: add the embedding of the mirror image, as the gallery has it.
 
     Returns:
-        What the JSON file says.
+        Queries for `embedding`.
 
     Raises:
-        InputError: if gallery, model or query are missing or do not fit.
+        InputError: if a picture cannot be read, there is none, or the model is broken.
     """
-    shards = Shards(_folder(cfg))
-    chosen = [kind for kind in _KINDS if cfg[kind] is not None]
-    if len(chosen) != 1:
-        raise InputError(
-            "what to look for? Give one of picture=FILE, person=[FILE,…], text='…' or text_file=FILE"
-            + (f", not {' and '.join(chosen)}" if chosen else "")
-        )
-    top = min(int(at_least(cfg, "top", 1)), len(shards))
-    sheet = None if cfg.sheet is None else Path(str(cfg.sheet)).expanduser()
-    if sheet is not None and sheet.suffix.lower() not in SUFFIXES:
-        raise InputError(f"sheet={sheet} must end in {', '.join(SUFFIXES)}")
-    model = _model(cfg, shards)
-    questions = _words(cfg, model) if chosen[0].startswith("text") else _pictures(cfg, model, shards)
-    where: Filter = Filter() if cfg.where is None else instantiate(cfg.where, _convert_="all")
-    queries = torch.stack([question.vector for question in questions.items])
-    engine = instantiate(cfg.engine)
-    found: Nearest = engine(shards, questions.column).search(queries, top, where)
-    results = [
-        _hits(shards, question, rows, scores)
-        for question, rows, scores in zip(questions.items, found.rows, found.scores, strict=True)
-    ]
-    facts = {
-        "version": RESULTS_VERSION,
-        "gallery": str(shards.folder),
-        "model": str(cfg.checkpoint),
-        "score": questions.score,
-        "where": {
-            key: value
-            for key, value in (plain(cfg.where) or {}).items()
-            if key != "_target_" and value is not None
-        },
-        "searched": len(shards),
-        "queries": [
-            {
-                "query": question.name,
-                "words": [word for _, word in question.understood],
-                "hits": hits.to_dicts(),
-            }
-            for question, hits in zip(questions.items, results, strict=True)
-        ],
-    }
-    if cfg.out is not None:
-        write_json(Path(str(cfg.out)).expanduser(), facts)
-    if sheet is not None:
-        _draw(sheet, shards, questions, results)
-    for question, hits in zip(questions.items, results, strict=True):
-        _print(question, questions.score, hits)
-    return facts
-
-
-def _folder(cfg: DictConfig) -> Path:
-    if cfg.gallery is None:
-        raise InputError("where to look? Give gallery=FOLDER, which clip3dreid extract has filled")
-    return Path(str(cfg.gallery)).expanduser()
-
-
-def _model(cfg: DictConfig, shards: Shards) -> ReidModel:
-    """The model that made the shards."""
-    if cfg.checkpoint is None:
-        raise InputError(
-            f"checkpoint is not set; give the model that made {shards.folder}: {shards.facts['model']}"
-        )
-    model = load(str(cfg.checkpoint))
-    if model.fingerprint != shards.facts["fingerprint"]:
-        theirs, ours = shards.facts["fingerprint"][:12], model.fingerprint[:12]
-        raise InputError(
-            f"{shards.folder} was made by another model ({shards.facts['model']}, {theirs}…) than {cfg.checkpoint} "
-            f"({ours}…), and their features cannot be compared; give that model, or extract anew"
-        )
-    return model
-
-
-def _pictures(cfg: DictConfig, model: ReidModel, shards: Shards) -> Questions:
-    """Each picture by itself, or one person by several."""
-    values = cfg.picture if cfg.picture is not None else cfg.person
-    listed = [values] if isinstance(values, str | int | float) else list(values)
-    if "" in listed:
-        raise InputError("the picture to look for is empty; give a file or a folder")
-    given = [Path(str(value)).expanduser() for value in listed]
-    files = [file for path in given for file in _files(path)]
-    if not files:
-        raise InputError("there is no picture to look for; give one or more")
-    features = F.normalize(model.embed(files, flip=bool(shards.facts["flip"])), dim=1)
+    files = [file for path in asked.pictures for file in _files(path)]
+    features = F.normalize(model.embed(files, flip=flip), dim=1)
     if not bool(torch.isfinite(features).all()):
-        raise InputError(f"{cfg.checkpoint} gives features that are NaN or infinite; the model is broken")
-    if cfg.picture is not None:
-        asked = [
-            Question(str(file), vector, (file,), (), (1.0, 0.0))
+        raise InputError(f"{model.name} gives features that are NaN or infinite; the model is broken")
+    if isinstance(asked, PictureQueries):
+        return [
+            Query(str(file), vector, (file,), (), (1.0, 0.0))
             for file, vector in zip(files, features, strict=True)
         ]
-    else:
-        # Directions are averaged, so that no picture counts for more than another.
-        mean = F.normalize(features.mean(0), dim=0)
-        asked = [Question(f"{len(files)} pictures of a person", mean, tuple(files), (), (1.0, 0.0))]
-    return Questions("embedding", "cosine", asked)
+    # Directions are averaged, so that no picture counts for more than another.
+    mean = F.normalize(features.mean(0), dim=0)
+    return [Query(f"{len(files)} pictures of a person", mean, tuple(files), (), (1.0, 0.0))]
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        listing = list_pictures(path)
-        return [listing.root / name for name in listing.table["path"]]
-    return [path]
+def text_queries(
+    model: ReidModel, texts: Sequence[str], synonyms: Mapping[str, str], teacher: MakeTeacher | None = None
+) -> list[Query]:
+    """Read descriptions for the words that a model knows.
 
+    Args:
+        model: that made the gallery.
+        texts: descriptions; empty ones are left out.
+        synonyms: what people say -> the word that it stands for.
+        teacher: loads the model's teacher, whose text encoder takes a text without any known word.
 
-def _words(cfg: DictConfig, model: ReidModel) -> Questions:
-    texts = [str(cfg.text)] if cfg.text is not None else _lines(Path(str(cfg.text_file)).expanduser())
-    texts = [text.strip() for text in texts if text.strip()]
-    if not texts:
-        raise InputError(
-            "the text is empty; say what the person looks like, as in text='a tall, heavyset man'"
-        )
+    Returns:
+        Queries for `joint`.
+
+    Raises:
+        InputError: if the model knows no words, a text says only what does not fit, or has no known word and there
+            is no teacher, or another than the model's.
+    """
+    # Not needed to search by pictures.
+    from clip3dreid.language.query_parser import parse_query
+
     if not model.groups:
         raise InputError(
-            f"{cfg.checkpoint} has not learnt words, which the loss term loss.local teaches; search by picture"
+            f"{model.name} has not learnt words, which the loss term loss.local teaches; search by picture"
         )
-    synonyms = {str(said): str(word) for said, word in (cfg.synonyms or {}).items()}
-    asked = []
-    for text in texts:
-        reading = read(text, model.groups, synonyms)
+    queries = []
+    for text in filter(None, map(str.strip, texts)):
+        reading = parse_query(text, model.groups, synonyms)
         if reading.denied:
             log.warning("%r: what is denied (%s) is left out", text, ", ".join(reading.denied))
         if reading.denied and not reading.words:
@@ -200,14 +102,14 @@ def _words(cfg: DictConfig, model: ReidModel) -> Questions:
                 f"{text!r} says only what does not fit ({', '.join(reading.denied)}); say what does"
             )
         if reading.words:
-            asked.append(ask_for_words(model, text, reading.words))
+            queries.append(words_query(model, text, reading.words))
         else:
-            asked.append(_ask_for_sentence(cfg, model, text))
-    return Questions("joint", "fit", asked)
+            queries.append(_sentence_query(model, text, teacher))
+    return queries
 
 
-def ask_for_words(model: ReidModel, text: str, words: Sequence[tuple[str, str]]) -> Question:
-    """A query for how well words fit, on average.
+def words_query(model: ReidModel, text: str, words: Sequence[tuple[str, str]]) -> Query:
+    """Make a query for how well words fit, on average.
 
     The mean of the words' scores is linear in a picture's vector, so it is a cosine, stretched and shifted: any
     engine can look for it.
@@ -220,84 +122,45 @@ def ask_for_words(model: ReidModel, text: str, words: Sequence[tuple[str, str]])
     Returns:
         A query in the teacher's space; its scores are means of `ReidModel.word_scores`.
     """
-    flat = [(group, word) for group, own in model.groups.items() for word in own]
+    flat = [(group, word) for group, members in model.groups.items() for word in members]
     chosen = [flat.index(pair) for pair in words]
     width = model.widths["joint"]
     # Scores of the unit vectors and of nothing: the rows of the linear map, and its offset.
     offset = model.word_scores(torch.zeros(1, width))[0, chosen].mean()
     direction = model.word_scores(torch.eye(width))[:, chosen].mean(1) - offset
     length = float(direction.norm())
-    return Question(text, direction / length, (), tuple(words), (length, float(offset)))
+    return Query(text, direction / length, (), tuple(words), (length, float(offset)))
 
 
-def _ask_for_sentence(cfg: DictConfig, model: ReidModel, text: str) -> Question:
-    """The sentence as the teacher's text encoder has it, seen from the centre of the vocabulary."""
-    told = model.card.get("teacher") or {}
-    node = cfg.get("model", {}).get("teacher")
-    if node is None:
+def _sentence_query(model: ReidModel, text: str, make_teacher: MakeTeacher | None) -> Query:
+    """Make a query of a sentence as the teacher's text encoder has it, seen from the centre of the vocabulary."""
+    expected = model.card.get("teacher") or {}
+    if make_teacher is None:
         raise InputError(
-            f"{text!r} has no word that this model knows ({_some(model)}); for other words give its teacher: "
-            f"model/teacher={told.get('name', 'NAME')}"
+            f"{text!r} has no word that this model knows ({_examples(model)}); for other words give its teacher: "
+            f"model/teacher={expected.get('name', 'NAME')}"
         )
-    teacher = load_teacher(node)
-    if teacher.fingerprint != told.get("fingerprint"):
+    teacher = make_teacher()
+    if teacher.fingerprint != expected.get("fingerprint"):
         raise InputError(
-            f"model/teacher={node.name} is not the teacher of {cfg.checkpoint}; give {told.get('name')}"
+            f"model/teacher={teacher.name} is not the teacher of {model.name}; give {expected.get('name')}"
         )
     log.warning(
         "%r has no word that this model knows (%s): it is searched for as a whole, by the teacher's text encoder",
         text,
-        _some(model),
+        _examples(model),
     )
     centre = model.heads["joint"].get_buffer("centre")
     vector = F.normalize(teacher.embed_texts([text])[0].cpu().float() - centre, dim=0)
-    return Question(text, vector, (), (), (1.0, 0.0))
+    return Query(text, vector, (), (), (1.0, 0.0))
 
 
-def _some(model: ReidModel) -> str:
+def _examples(model: ReidModel) -> str:
     return ", ".join(words[-1] for words in list(model.groups.values())[:4]) + ", …"
 
 
-def _lines(path: Path) -> list[str]:
-    return read_text(path, f"text_file={path}", "give a UTF-8 text, a query a line").splitlines()
-
-
-def _hits(shards: Shards, question: Question, rows: Tensor, scores: Tensor) -> pl.DataFrame:
-    """What was found for a query: `rank`, `score`, and the shards' labels."""
-    known = rows >= 0
-    factor, offset = question.scale
-    values = (scores[known].double() * factor + offset).tolist()
-    labels = shards.labels[rows[known].tolist()]
-    return labels.with_columns(
-        rank=pl.int_range(1, pl.len() + 1), score=pl.Series(values, dtype=pl.Float64)
-    ).select("rank", "score", *labels.columns)
-
-
-def _print(question: Question, score: str, hits: pl.DataFrame) -> None:
-    shown = [name for name in _SHOWN if name in hits.columns and hits[name].null_count() < max(1, len(hits))]
-    print_table(
-        question.name,
-        ["rank", score, *shown],
-        [[row["rank"], f"{row['score']:.3f}", *(row[name] for name in shown)] for row in hits.to_dicts()],
-    )
-    if question.understood:
-        print(f"  understood: {', '.join(word for _, word in question.understood)}")  # noqa: T201
-
-
-def _draw(path: Path, shards: Shards, questions: Questions, results: Sequence[pl.DataFrame]) -> None:
-    root = Path(str(shards.facts["root"]))
-    rows = []
-    for question, hits in zip(questions.items, results, strict=True):
-        asked = [Picture(file) for file in question.pictures]
-        rows.append(Row(question.name, asked, [_picture(root, hit) for hit in hits.to_dicts()]))
-    if (drawn := draw_search(path, rows)) < len(rows):
-        log.warning("%s has room for the first %d of %d queries", path, drawn, len(rows))
-
-
-def _picture(root: Path, hit: Mapping[str, Any]) -> Picture:
-    box = tuple(hit[side] for side in BOX) if BOX[0] in hit else None
-    who = f"person {hit['person']}" if hit.get("person") is not None else Path(hit["path"]).name
-    where = f"camera {hit['camera']}" if hit.get("camera") is not None else ""
-    return Picture(
-        root / hit["path"], box, (f"{hit['rank']}. {hit['score']:.3f}", who, *([where] if where else []))
-    )
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        listing = list_pictures(path)
+        return [listing.root / name for name in listing.table["path"]]
+    return [path]

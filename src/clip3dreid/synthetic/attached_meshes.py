@@ -49,7 +49,7 @@ class Extent(NamedTuple):
 
 
 def grid(rows: int, columns: int) -> Tensor:
-    """(F, 3) triangles of a tube of `rows` rings; seen from outside where rings go down and turn from +x to +z."""
+    """Return triangles (F, 3) of a tube of `rows` rings, seen from outside where rings go down and turn +x to +z."""
     row, column = torch.meshgrid(torch.arange(rows - 1), torch.arange(columns), indexing="ij")
     here = row * columns + column
     beside = row * columns + (column + 1) % columns
@@ -59,7 +59,7 @@ def grid(rows: int, columns: int) -> Tensor:
 
 
 def smoothstep(value: Tensor, start: float, end: float) -> Tensor:
-    """0 at `start`, 1 at `end`, level at both; `start` may be the larger."""
+    """Return 0 at `start`, 1 at `end`, level at both; `start` may be the larger."""
     share = ((value - start) / (end - start)).clamp(0, 1)
     return share * share * (3 - 2 * share)
 
@@ -85,7 +85,7 @@ class Bands:
         self.index = torch.stack([torch.cat([m, m[:1].expand(widest - len(m))]) for m in members])
 
     def extent(self, vertices: Tensor, heights: Tensor) -> Extent:
-        """Reach of people (B, V, 3) in the rest pose at heights (B, N) of the standard person."""
+        """Measure the reach of people (B, V, 3) in the rest pose at heights (B, N) of the standard person."""
         batch = len(vertices)
         near = vertices.index_select(1, self.index.flatten()).view(batch, *self.index.shape, 3)
         x, z = near[..., 0].abs(), near[..., 2]
@@ -94,19 +94,19 @@ class Bands:
 
 
 def person_height(heights: Tensor, joints: Tensor) -> Tensor:
-    """Where heights (B, N) of the standard person are on people with rest joints (B, 24, 3): y (B, N)."""
+    """Return where heights (B, N) of the standard person are on people with rest joints (B, 24, 3): y (B, N)."""
     y = joints[..., 1]
     levels = torch.stack([y[:, 7:9].mean(1), y[:, 4:6].mean(1), y[:, 1:3].mean(1), y[:, 12]], 1)
     return interpolate_levels(heights, heights.new_tensor([ANKLE, KNEE, HIP, NECK]), levels)
 
 
 def _columns(values: Sequence[Sequence[float]]) -> list[Tensor]:
-    """(B, 1) tensors from B rows of numbers."""
+    """Return (B, 1) tensors from B rows of numbers."""
     return list(torch.tensor(values, dtype=torch.float32)[:, :, None].unbind(1))
 
 
 def tube(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands) -> AttachedMesh:
-    """Skirts and coat tails: rings around hips and legs that hang from the widest place above them.
+    """Make skirts and coat tails: rings around hips and legs that hang from the widest place above them.
 
     Args:
         fitted: B outfits.
@@ -167,7 +167,7 @@ class Skull:
         self.top = ((head > 0.9) & (places[:, 1] > 1.62)).nonzero()[:, 0]
 
     def measure(self, vertices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Half width, front, back and crown of people (B, V, 3): (B, 1) each, metres."""
+        """Measure half width, front, back and crown of people (B, V, 3): (B, 1) each, metres."""
         head = vertices.index_select(1, self.index)
         wide = vertices.index_select(1, self.top)[..., 0].abs().amax(1, keepdim=True)
         z = head[..., 2]
@@ -175,7 +175,7 @@ class Skull:
 
 
 def _head_height(heights: Tensor, joints: Tensor, crown: Tensor) -> Tensor:
-    """Like `person_height`, above the neck."""
+    """Return what `person_height` does, above the neck."""
     neck = joints[:, 12:13, 1]
     return neck + (heights - NECK) * (crown - neck) / (TOP - NECK)
 
@@ -183,7 +183,7 @@ def _head_height(heights: Tensor, joints: Tensor, crown: Tensor) -> Tensor:
 def curtain(
     fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands, skull: Skull
 ) -> AttachedMesh:
-    """Bobs and long hair: a shell, thick as a finger, from the crown around the back of the head to the tips."""
+    """Make bobs and long hair: a shell, thick as a finger, from the crown around the back of the head to the tips."""
     rows, columns = CURTAIN
     outside = 2 * columns // 3
     long = torch.tensor([[f.style == "long"] for f in fitted])
@@ -220,7 +220,7 @@ def curtain(
 
 
 def _ball(rows: int, columns: int, squareness: float) -> Tensor:
-    """(rows * columns, 3) points of a ball (1) or, towards 0, of a box with round edges, half sizes 1."""
+    """Return (rows * columns, 3) points of a ball (1) or, towards 0, of a box with round edges, half sizes 1."""
     fall = math.pi * torch.linspace(0, 1, rows)[:, None]
     turn = 2 * math.pi * torch.arange(columns)[None] / columns
     around = (turn.cos() * fall.sin(), fall.cos().expand(rows, columns), turn.sin() * fall.sin())
@@ -229,7 +229,7 @@ def _ball(rows: int, columns: int, squareness: float) -> Tensor:
 
 
 def bun(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, skull: Skull) -> AttachedMesh:
-    """A ball of hair at the back of the head."""
+    """Make a ball of hair at the back of the head."""
     batch = len(fitted)
     _, _, back, crown = skull.measure(vertices)
     height = _head_height(torch.full((batch, 1), 1.660), joints, crown)
@@ -243,7 +243,7 @@ def bun(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, skull:
 
 
 def bag(fitted: Sequence[FittedOutfit], vertices: Tensor, joints: Tensor, bands: Bands) -> AttachedMesh:
-    """A backpack behind the shoulder blades, or a bag beside the hip."""
+    """Make a backpack behind the shoulder blades, or a bag beside the hip."""
     batch = len(fitted)
     ease = torch.tensor([[f.upper_ease] for f in fitted])
     side = torch.tensor([[float(f.outfit.bag_side)] for f in fitted])

@@ -51,7 +51,7 @@ class _SceneCanvas:
         return red, green, blue
 
     def clouds(self, rows: int, columns: int, sigma: float, top: float = 0.0, bottom: float = 1.0) -> None:
-        """Adds smooth spots, so many down and across, with that standard deviation, between two heights."""
+        """Add smooth spots, so many down and across, with that standard deviation, between two heights."""
         spots = self.rng.normal(0, 255 * sigma, (rows, columns)).astype(np.float32)
         first, last = round(top * self.height), round(bottom * self.height)
         if last <= first:
@@ -61,14 +61,14 @@ class _SceneCanvas:
         part[:] = np.clip(part + grown[..., None], 0, 255)
 
     def gradient(self, top: float, bottom: float, first: _Array, last: _Array) -> None:
-        """Fills all between two heights with colours from `first` to `last`."""
+        """Fill all between two heights with colours from `first` to `last`."""
         start, end = round(top * self.height), round(bottom * self.height)
         share = np.linspace(0, 1, max(end - start, 1))[: end - start, None, None]
         self.pixels[start:end] = np.clip(255 * (first + (last - first) * share), 0, 255)
 
 
 def _colour(rng: np.random.Generator, low: float, high: float, tint: float) -> _Array:
-    """A grey between two levels, tinted by about so much; as bright as the grey, and never beyond white."""
+    """Draw a grey between two levels, tinted by about so much; as bright as the grey, and never beyond white."""
     gain = np.clip(1 + tint * rng.standard_normal(3), 0.35, 1.8)
     colour = rng.uniform(low, high) * gain / (gain @ LUMINANCE)
     capped: _Array = colour / max(1.0, colour.max())
@@ -76,7 +76,7 @@ def _colour(rng: np.random.Generator, low: float, high: float, tint: float) -> _
 
 
 def _floor(canvas: _SceneCanvas, top: float, colour: _Array, tiles: bool) -> None:
-    """A floor in perspective from `top` down, with joints if it is tiled."""
+    """Draw a floor in perspective from `top` down, with joints if it is tiled."""
     rng = canvas.rng
     canvas.gradient(top, 1.0, colour * rng.uniform(0.7, 0.95), colour * rng.uniform(0.95, 1.15))
     canvas.clouds(6, 20, 0.02, top)
@@ -105,7 +105,7 @@ def _floor(canvas: _SceneCanvas, top: float, colour: _Array, tiles: bool) -> Non
 
 
 def _wall(canvas: _SceneCanvas, top: float) -> None:
-    """A bare wall with doors, posters and a skirting board."""
+    """Draw a bare wall with doors, posters and a skirting board."""
     rng = canvas.rng
     wall = _colour(rng, 0.35, 0.9, 0.1)
     canvas.gradient(0, top, wall * rng.uniform(0.85, 1.05), wall)
@@ -135,7 +135,7 @@ def _wall(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _corridor(canvas: _SceneCanvas, top: float) -> None:
-    """A passage that runs away from the camera, with doors along its sides."""
+    """Draw a passage that runs away from the camera, with doors along its sides."""
     rng = canvas.rng
     wall, floor = _colour(rng, 0.4, 0.9, 0.07), _colour(rng, 0.25, 0.7, 0.08)
     _floor(canvas, top, floor, bool(rng.random() < 0.7))
@@ -146,7 +146,7 @@ def _corridor(canvas: _SceneCanvas, top: float) -> None:
     canvas.polygon(end, wall * rng.uniform(0.5, 1.2))
 
     def side(sign: float, near: float, far: float, low: float, high: float) -> list[list[float]]:
-        """A part of a side wall: from the end (0) to the viewer (1), from the floor (0) to the ceiling (1)."""
+        """Return a part of a side wall: from the end (0) to the viewer (1), from the floor (0) to the ceiling (1)."""
         corners = []
         for place, share in ((near, high), (far, high), (far, low), (near, low)):
             across = x + sign * (half + place * 1.6)
@@ -170,7 +170,7 @@ def _corridor(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _street(canvas: _SceneCanvas, top: float) -> None:
-    """A facade with windows and shop fronts, a pavement, perhaps a road, cars and lamp posts."""
+    """Draw a facade with windows and shop fronts, a pavement, perhaps a road, cars and lamp posts."""
     rng = canvas.rng
     wall = _colour(rng, 0.3, 0.8, 0.15)
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, top, wall)
@@ -225,7 +225,7 @@ def _street(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _park(canvas: _SceneCanvas, top: float) -> None:
-    """Sky, trees, bushes, grass and a path."""
+    """Draw sky, trees, bushes, grass and a path."""
     rng = canvas.rng
     sky = np.array([0.72, 0.82, 0.92]) * rng.uniform(0.75, 1.1)
     canvas.gradient(0, top, sky, np.clip(sky * 1.1, 0, 1))
@@ -268,7 +268,7 @@ def _park(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _shop(canvas: _SceneCanvas, top: float) -> None:
-    """Shelves full of goods on a shining floor."""
+    """Draw shelves full of goods on a shining floor."""
     rng = canvas.rng
     rack, level = _colour(rng, 0.3, 0.95, 0.05), top + 0.02
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, level, rack * 0.55)
@@ -302,7 +302,7 @@ def _shop(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _office(canvas: _SceneCanvas, top: float) -> None:
-    """Windows or a glass partition, desks with screens, a carpet."""
+    """Draw windows or a glass partition, desks with screens, a carpet."""
     rng = canvas.rng
     wall = _colour(rng, 0.45, 0.9, 0.05)
     canvas.gradient(0, top, wall, wall * 0.9)
@@ -339,7 +339,7 @@ def _office(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _square(canvas: _SceneCanvas, top: float) -> None:
-    """An open paved place with pillars, railings and far people, as at a station."""
+    """Draw an open paved place with pillars, railings and far people, as at a station."""
     rng = canvas.rng
     haze = _colour(rng, 0.4, 0.85, 0.06)
     canvas.gradient(0, top, haze * 1.1, haze * 0.9)
@@ -377,14 +377,14 @@ def _square(canvas: _SceneCanvas, top: float) -> None:
 
 
 def _plain(canvas: _SceneCanvas, top: float) -> None:
-    """One colour, a little uneven."""
+    """Draw one colour, a little uneven."""
     rng = canvas.rng
     canvas.box(-0.1, -0.1, canvas.aspect + 0.1, 1.1, _colour(rng, 0.05, 0.95, 0.25))
     canvas.clouds(3, 4, rng.uniform(0, 0.04))
 
 
 def _noise(canvas: _SceneCanvas, top: float) -> None:
-    """Coloured spots of all sizes: no floor, no walls, nothing to lean on."""
+    """Draw coloured spots of all sizes: no floor, no walls, nothing to lean on."""
     rng = canvas.rng
     total = np.zeros((canvas.height, canvas.width, 3), np.float32)
     for size in (2, 5, 12, 30, 80):
@@ -411,7 +411,7 @@ PLACES = KINDS[:-2]
 
 
 def scene(rng: np.random.Generator, height: int, width: int, kind: str | None = None) -> Pixels:
-    """Draws a place.
+    """Draw a place.
 
     Args:
         rng: where the numbers come from.

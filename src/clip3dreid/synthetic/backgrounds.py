@@ -1,4 +1,4 @@
-"""What is behind people: scenes drawn by chance, or pictures from a folder.
+"""Make what is behind people: scenes drawn by chance, or pictures from a folder.
 
 A canvas is a camera's view of a place; the background of a picture is a window of it.
 """
@@ -36,12 +36,12 @@ class Backgrounds(Protocol):
 
 
 def canvas_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a canvas whose windows are about as sharp as pictures of H x W pixels."""
+    """Return height and width of a canvas whose windows are about as sharp as pictures of H x W pixels."""
     return round(1.3 * height), round(3 * width)
 
 
 def window(canvas: Pixels, place: tuple[float, float, float], height: int, width: int) -> Pixels:
-    """A part of a canvas, as large as a picture.
+    """Return a part of a canvas, as large as a picture.
 
     Args:
         canvas: (h, w, 3).

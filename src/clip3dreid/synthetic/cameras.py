@@ -27,7 +27,7 @@ Colour: TypeAlias = tuple[float, float, float]
 
 
 def _checked(settings: CameraSettings | ShotSettings, bounds: Mapping[str, Range]) -> None:
-    """Turns the lists that a configuration gives into pairs, and checks numbers and pairs against their bounds."""
+    """Turn the lists that a configuration gives into pairs, and check numbers and pairs against their bounds."""
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         single = isinstance(type(settings).__dataclass_fields__[name].default, float)
@@ -45,7 +45,7 @@ def _checked(settings: CameraSettings | ShotSettings, bounds: Mapping[str, Range
 
 
 def draw(rng: np.random.Generator, span: Range) -> float:
-    """A number from a range, as a plain float."""
+    """Draw a number from a range, as a plain float."""
     return float(rng.uniform(*span))
 
 
@@ -152,7 +152,7 @@ class SurveillanceCamera:
 
 
 def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> SurveillanceCamera:
-    """A camera by chance.
+    """Draw a camera by chance.
 
     Args:
         rng: the same number of draws is made whatever the settings.
@@ -276,7 +276,7 @@ class Shot:
 
 
 def sample_shot(rng: np.random.Generator, camera: SurveillanceCamera, settings: ShotSettings) -> Shot:
-    """A picture by chance.
+    """Draw a shot by chance.
 
     Args:
         rng: where the numbers come from.
@@ -307,7 +307,7 @@ def sample_shot(rng: np.random.Generator, camera: SurveillanceCamera, settings: 
 
 
 def next_shot(rng: np.random.Generator, shot: Shot, settings: ShotSettings) -> Shot:
-    """The next frame of a sequence: the same view, light, background and occluder in a new box.
+    """Return the next frame of a sequence: the same view, light, background and occluder in a new box.
 
     Walking is the caller's: `dataclasses.replace` changes view and distance.
 
@@ -327,7 +327,7 @@ def next_shot(rng: np.random.Generator, shot: Shot, settings: ShotSettings) -> S
 
 
 def misplaced(rng: np.random.Generator, shot: Shot) -> Shot:
-    """The same picture with a box that misses much of the person, as when a detector fails."""
+    """Return the same picture with a box that misses much of the person, as when a detector fails."""
     across, down = (
         float(sign * size)
         for sign, size in zip(rng.choice((-1, 1), 2), rng.uniform(0.3, 0.6, 2), strict=True)

@@ -65,7 +65,7 @@ def contact_sheet(
 
 
 def _spread(table: pl.DataFrame, count: int) -> list[str]:
-    """Paths of at most `count` pictures, evenly from all."""
+    """Return paths of at most `count` pictures, evenly from all."""
     paths: list[str] = table["path"].to_list()
     step = len(paths) / min(count, len(paths))
     return [paths[int(i * step)] for i in range(min(count, len(paths)))]

@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.files import close_stages, inside, is_stage, remove
+from clip3dreid.io.files import inside, remove
 from clip3dreid.io.formats import decoding, peek_json, read_json, seal, unseal
+from clip3dreid.io.work_folder import WorkFolder
 
 SCHEMA_VERSION = 1
 FORMAT = "clip3dreid world"
 WORLD, WORK = "world.json", ".world"
 _CHUNK = re.compile(r"chunk-\d{6}\.parquet")
+WORK_FOLDER = WorkFolder(WORK, lambda name: _CHUNK.fullmatch(name) is not None)
+"""Holds the truth of finished chunks."""
 
 
 class FolderState(NamedTuple):
@@ -36,7 +39,7 @@ class FolderState(NamedTuple):
 
 
 def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState:
-    """Looks at the folder that a world is to be written to; nothing is changed.
+    """Look at the folder that a world is to be written to; nothing is changed.
 
     Args:
         out: the folder, which need not be there.
@@ -49,7 +52,7 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
-    _check_work(out)
+    WORK_FOLDER.check(out)
     earlier = _read(out / WORLD)
     held = {
         path for path in _files(out) if not any(part.startswith(".") for part in PurePosixPath(path).parts)
@@ -85,7 +88,7 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState
 
 
 def world_facts(folder: Path) -> dict[str, Any]:
-    """What `world.json` says of a complete world.
+    """Return what `world.json` says of a complete world.
 
     Raises:
         InputError: if there is none, or it is damaged.
@@ -98,7 +101,7 @@ def world_facts(folder: Path) -> dict[str, Any]:
 
 
 def _check(facts: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError if a world's facts lack what is asked of them."""
+    """Raise KeyError or TypeError if a world's facts lack what is asked of them."""
     kinds = {"fingerprint": str, "counts": dict, "config": dict, "files": list}
     for key, kind in kinds.items():
         if not isinstance(facts[key], kind):
@@ -107,7 +110,7 @@ def _check(facts: Mapping[str, Any]) -> None:
 
 
 def sealed_facts(facts: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
-    """What `world.json` is to say, with its checksum.
+    """Return what `world.json` is to say, with its checksum.
 
     Args:
         facts: all but whether it is `complete`.
@@ -117,7 +120,7 @@ def sealed_facts(facts: Mapping[str, Any], *, complete: bool) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What `world.json` says; None if it is none of this program's.
+    """Return what `world.json` says; None if it is none of this program's.
 
     Raises:
         InputError: if it is one that is damaged.
@@ -132,19 +135,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     )
 
 
-def _check_work(out: Path) -> None:
-    """Raises InputError unless the working folder, if there is one, is this program's and holds nothing else."""
-    work = inside(out, WORK)
-    names = [WORK] if work.is_file() else []
-    with suppress(OSError):  # not there, or just being removed by whoever is at work
-        names += sorted(path.name for path in work.iterdir())
-    foreign = [name for name in names if not (_CHUNK.fullmatch(name) or is_stage(name))]
-    if foreign:
-        raise InputError(f"{work} holds something else ({some(foreign, 3)}); move it away")
-
-
 def _files(folder: Path) -> Iterator[str]:
-    """All files below a folder, and links to folders, relative to it, with forward slashes."""
+    """Return all files below a folder, and links to folders, relative to it, with forward slashes."""
     for here, folders, names in os.walk(folder):
         linked = [name for name in folders if (Path(here) / name).is_symlink()]
         for name in (*names, *linked):
@@ -152,7 +144,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _difference(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """What an earlier world has that this one has not, in a few words; None if they are the same."""
+    """Return what an earlier world has that this one has not, in a few words; None if they are the same."""
     if earlier.get("version") != SCHEMA_VERSION:
         return f"its version is {earlier.get('version')}, this program writes {SCHEMA_VERSION}"
     # Once it is complete, it does not matter who drew it.
@@ -181,7 +173,7 @@ def _same(key: str, there: Any, here: Any) -> bool:
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Return nested mappings as one with dotted keys."""
     if not isinstance(value, Mapping):
         return {key: value}
     flat: dict[str, Any] = {}
@@ -196,25 +188,17 @@ def _short(value: Any) -> str:
 
 
 def clear(out: Path, files: Sequence[str]) -> None:
-    """Removes files of an earlier world, what it was working on, and the folders that this leaves empty.
+    """Remove files of an earlier world, what it was working on, and the folders that this leaves empty.
 
     Its `world.json` stays until the new one replaces it, so that the rest is still known for a world's if the program
     is killed here.
     """
-    clear_work(out)
+    WORK_FOLDER.clear(out)
     remove(out, [path for path in files if path != WORLD])
 
 
-def clear_work(out: Path) -> None:
-    """Removes what was being worked on, of which `examine` has found that it is this program's."""
-    work = inside(out, WORK)
-    if work.is_dir():
-        remove(work, [path.name for path in work.iterdir() if _CHUNK.fullmatch(path.name)])
-        close_stages(work)
-
-
 def check_space(out: Path, needed: float, pictures: int, replaced: Sequence[str] = ()) -> None:
-    """Refuses to begin what the disk has no room for.
+    """Refuse to begin what the disk has no room for.
 
     Args:
         out: the folder, which need not be there.

@@ -1,4 +1,4 @@
-"""Where the camera and the light of a shot stand, and which box a detector gives."""
+"""Place the camera and the light of a shot, and say which box a detector gives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
 
 
 def lens(vertices: Tensor, cameras: Sequence[SurveillanceCamera], shots: Sequence[Shot]) -> Camera:
-    """Places cameras before people.
+    """Place cameras before people.
 
     Args:
         vertices: (B, V, 3) metres, feet on y = 0.
@@ -45,7 +45,7 @@ def lens(vertices: Tensor, cameras: Sequence[SurveillanceCamera], shots: Sequenc
 
 
 def boxes(vertices: Tensor, camera: Camera, shots: Sequence[Shot]) -> Tensor:
-    """The boxes that a detector gives.
+    """Return the boxes that a detector gives.
 
     Args:
         vertices: (B, V, 3) metres, all of them inside the people or on their surface.
@@ -70,7 +70,7 @@ def boxes(vertices: Tensor, camera: Camera, shots: Sequence[Shot]) -> Tensor:
 
 
 def light(vertices: Tensor, cameras: Sequence[SurveillanceCamera], shots: Sequence[Shot]) -> Light:
-    """The light of shots, which stands still relative to the camera.
+    """Return the light of shots, which stands still relative to the camera.
 
     Args:
         vertices: (B, V, 3), whose type and device are taken.

@@ -1,4 +1,4 @@
-"""How garments are cut: where they end on the standard person, and how far they stand off."""
+"""Fit outfits to people: where garments end on the standard person, and how far they stand off."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _between(span: tuple[float, float], share: float) -> float:
 
 
 def fit(identity: Identity, outfit: Outfit) -> FittedOutfit:
-    """Puts an outfit on a person, by the numbers."""
+    """Put an outfit on a person, by the numbers."""
     look = COMPLEXIONS[identity.complexion if outfit.complexion is None else outfit.complexion]
     cut = UPPER[outfit.upper]
     tail, skirt = outfit.upper == "long_coat", outfit.lower == "skirt"

@@ -83,11 +83,11 @@ class Dresser:
         self._kinds = torch.cat([torch.full((body.num_vertices, 1), float(BODY)), *kinds])
 
     def wear(self, identities: Sequence[Identity], outfits: Sequence[Outfit]) -> tuple[FittedOutfit, ...]:
-        """Outfits on people, by the numbers, for `dress` and `paint`."""
+        """Return outfits on people, by the numbers, for `dress` and `paint`."""
         return tuple(fit(person, outfit) for person, outfit in zip(identities, outfits, strict=True))
 
     def dress(self, betas: Tensor, poses: Tensor, worn: Sequence[FittedOutfit]) -> Figure:
-        """Puts clothes on bodies.
+        """Put clothes on bodies.
 
         Args:
             betas: (B, K).
@@ -124,7 +124,7 @@ class Dresser:
         return Figure(vertices, self.faces, attributes)
 
     def stands_off(self, betas: Tensor, worn: Sequence[FittedOutfit]) -> Tensor:
-        """(B, V) metres that the dressed surface lies outside the skin of people (B, K); 0 where they are naked."""
+        """Return metres (B, V) that the dressed surface lies outside the skin of people (B, K); 0 where naked."""
         rows = [
             (
                 *(f.sleeve, f.upper_hem, f.upper_ease, f.sleeve_ease, f.neckline, f.waist, f.leg_hem),
@@ -164,12 +164,12 @@ class Dresser:
         return off * (1 - under) - 0.025 * under
 
     def _shoes(self, worn: Sequence[FittedOutfit]) -> Tensor:
-        """(B, V, 3) metres that shoes round off the toes."""
+        """Return (B, V, 3) metres that shoes round off the toes."""
         top = torch.tensor([[f.shoe_top] for f in worn])
         return (_soft(top - self.places[:, 1], 0.01))[..., None] * self._last
 
     def paint(self, attributes: Tensor, person: Tensor, worn: Sequence[FittedOutfit]) -> Paint:
-        """Colours points of figures.
+        """Colour points of figures.
 
         Args:
             attributes: (N, 4) as in `Figure`, interpolated.
@@ -188,17 +188,17 @@ class Dresser:
 
 
 def _soft(value: Tensor, width: Tensor | float) -> Tensor:
-    """0 below, 1 above zero, over about `width`."""
+    """Return 0 below, 1 above zero, over about `width`."""
     return torch.sigmoid(value * (4 / width))
 
 
 def _instep(forward: Tensor) -> Tensor:
-    """How much higher trousers end on the foot than on the heel."""
+    """Return how much higher trousers end on the foot than on the heel."""
     return (forward - 0.03).clamp(0, 0.2) * 0.8
 
 
 def _cloth(body: BodyModel) -> tuple[Tensor, Tensor, Tensor]:
-    """What a thin cloth makes of the body.
+    """Return the body as a thin cloth would lie on it.
 
     Returns:
         Unit normals (V, 3) of a smoothed body; a template (V, 3) and shape directions (V, 3, K) averaged over about

@@ -24,7 +24,7 @@ ARMPIT = 0.195
 
 
 def interpolate_levels(value: Tensor, at: Tensor, to: Tensor) -> Tensor:
-    """Piecewise linear map that takes `at` to `to`, and goes on straight beyond both ends.
+    """Map linearly, piece by piece, what takes `at` to `to`, and goes on straight beyond both ends.
 
     Args:
         value: (..., N).
@@ -42,7 +42,7 @@ def interpolate_levels(value: Tensor, at: Tensor, to: Tensor) -> Tensor:
 
 
 def standard_places(body: BodyModel) -> Tensor:
-    """(V, 3) places of a model's vertices on the standard person: left, height above the ground, forward; metres."""
+    """Return places (V, 3) of a model's vertices on the standard person: left, height, forward; metres."""
     rest = body.rest(torch.zeros(1, body.num_betas, device=body.template.device))
     points, joints = rest.vertices[0], rest.joints[0]
     x, y = joints[:, 0].abs(), joints[:, 1]

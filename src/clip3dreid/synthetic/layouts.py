@@ -2,7 +2,7 @@
 
 A layout is a function from the numbers of people to a `Plan`. It follows the rules of its data set: names, splits,
 which camera sees which outfit, which pictures are queries, so that every reader, protocol and recipe of the real
-set runs on the world. People are counted from 0: training people first, then test people, then strangers, who are
+set runs on the world. People are counted from 0: training people first, then test people, then distractors, who are
 nobody's match. Labels are those the data set's reader finds.
 """
 
@@ -21,7 +21,7 @@ DISTRACTOR, JUNK = "0", "-1"
 
 
 def _at_least(least: int, why: str, **settings: int) -> None:
-    """Refuses settings below `least`.
+    """Refuse settings below `least`.
 
     Raises:
         InputError: if one is; it names it and says why.
@@ -32,13 +32,13 @@ def _at_least(least: int, why: str, **settings: int) -> None:
 
 
 def _people(people: PeopleCounts) -> Iterator[tuple[str, int]]:
-    """The split and index of everybody."""
+    """Return the split and index of everybody."""
     for index in range(people.train + people.test):
         yield ("train" if index < people.train else "test"), index
 
 
 def _seen_by(rng: np.random.Generator, cameras: int, seen: int) -> list[int]:
-    """The cameras that see an outfit."""
+    """Return the cameras that see an outfit."""
     return sorted(rng.permutation(cameras)[: min(seen, cameras)].tolist())
 
 
@@ -52,7 +52,7 @@ def ltcc(
     pictures: int,
     test_pictures: int,
 ) -> Plan:
-    """LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
+    """Plan LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
 
     The first picture of a test person in an outfit under a camera is a query, the others are the gallery.
 
@@ -93,7 +93,7 @@ def ltcc(
 
 
 def _ltcc_lists(planned: Sequence[PlannedPicture]) -> dict[str, str]:
-    """The lists of people who change clothes and who do not, one number a line."""
+    """Return the lists of people who change clothes and who do not, one number a line."""
     lists = {
         f"info/cloth-{kind}_id_{split}.txt": ""
         for kind in ("change", "unchange")
@@ -110,7 +110,7 @@ def _ltcc_lists(planned: Sequence[PlannedPicture]) -> dict[str, str]:
 def prcc(
     people: PeopleCounts, rng: np.random.Generator, *, pictures: int, val_pictures: int, test_pictures: int
 ) -> Plan:
-    """PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
+    """Plan PRCC: `rgb/{train,val}/PERSON/` with the camera in the name, `rgb/test/{A,B,C}/PERSON/`.
 
     Cameras A and B see one outfit of a person, C another; A is the gallery. `val` shows the training people.
 
@@ -162,7 +162,7 @@ def celeb_reid(
     pictures: int,
     test_pictures: int,
 ) -> Plan:
-    """Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
+    """Plan Celeb-reID: `{train,query,gallery}/PERSON_IMAGE_0.jpg`; numbers of people start anew in the test split.
 
     Each picture comes from any camera, as photographs in newspapers do. The gallery has a person's lower image
     numbers, so that two first digits at least are found there: code that takes the first digit for a camera
@@ -212,7 +212,7 @@ def market1501(
     distractors: float,
     junk: float,
 ) -> Plan:
-    """Market-1501: `{bounding_box_train,query,bounding_box_test}/PERSON_cCAMERAs1_FRAME_BOX.jpg`.
+    """Plan Market-1501: `{bounding_box_train,query,bounding_box_test}/PERSON_cCAMERAs1_FRAME_BOX.jpg`.
 
     Nobody changes clothes.
 
@@ -223,7 +223,7 @@ def market1501(
         seen: how many of them see a person.
         pictures: of a training person under a camera.
         test_pictures: of a test person under a camera; the first is a query.
-        distractors: pictures of strangers in the gallery (person 0), as a share of the test people's there.
+        distractors: pictures of distractors in the gallery (person 0), as a share of the test people's there.
         junk: bad boxes of test people in the gallery (person -1), likewise.
 
     Raises:
@@ -264,10 +264,10 @@ def market1501(
                 folder = {"train": "bounding_box_train", "query": "query"}.get(role, "bounding_box_test")
                 add(split, role, folder, person, camera, str(numbers[person]), shot)
     gallery = Counter(picture.role for picture in planned)["gallery"]
-    strangers = people.train + people.test
+    first = people.train + people.test
     for index in range(round(distractors * gallery)):
         camera = int(rng.integers(cameras))
-        add("test", "gallery", "bounding_box_test", strangers + index, camera, DISTRACTOR, 1)
+        add("test", "gallery", "bounding_box_test", first + index, camera, DISTRACTOR, 1)
     for _ in range(round(junk * gallery)):
         person, camera = people.train + int(rng.integers(people.test)), int(rng.integers(cameras))
         add("test", "left_out", "bounding_box_test", person, camera, JUNK, 1)
@@ -281,7 +281,7 @@ VC_OUTFITS = {2: (1, 0, 0, 1), 3: (2, 0, 0, 1)}
 def vc_clothes(
     people: PeopleCounts, rng: np.random.Generator, *, outfits: int, pictures: int, test_pictures: int
 ) -> Plan:
-    """VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
+    """Plan VC-Clothes: `{train,query,gallery}/PERSON-CAMERA-CLOTHES-INDEX.jpg`, four cameras.
 
     Cameras 2 and 3 see the same outfit of a person, 4 another; camera 1 sees that of 4, or a third. A test
     person's first picture under a camera is a query.
@@ -326,7 +326,7 @@ CCVID_WALKS = 12
 
 
 def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks: int, frames: int) -> Plan:
-    """CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
+    """Plan CCVID: `session{1,2,3}/PERSON_WALK/FRAME.jpg`, and the lists of tracklets.
 
     Each session shows another outfit, as far as there are others. A test person's first walk of each session is a
     query, the others are the gallery: so each query finds its person in the same clothes and, in other
@@ -378,7 +378,7 @@ def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks
 
 
 def bodies(people: PeopleCounts, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
-    """Textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
+    """Plan textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
 
     The shapes are in `truth.parquet`; no reader of a person data set applies.
 

@@ -64,7 +64,7 @@ class _Sheet:
 
 
 def _post(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
-    """A post or pillar from top to bottom, rounded by its shades."""
+    """Draw a post or pillar from top to bottom, rounded by its shades."""
     half = thing.size / 3
     edges = np.linspace(-half, half, 8)
     lit = rng.uniform(-0.6, 0.6)
@@ -75,7 +75,7 @@ def _post(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
 
 
 def _plant(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
-    """Leaves from a pot at the bottom edge."""
+    """Draw leaves from a pot at the bottom edge."""
     aspect = sheet.size[1] / sheet.size[0]
     green = np.array([0.12, 0.34, 0.12]) * rng.uniform(0.7, 1.4) + rng.uniform(0, 0.1, 3)
     root = np.array([thing.position, 1.02])
@@ -96,7 +96,7 @@ def _plant(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
 
 
 def _passer_by(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
-    """Somebody nearer to the camera, cut by the picture's left or right edge, whichever is nearer."""
+    """Draw somebody nearer to the camera, cut by the picture's left or right edge, whichever is nearer."""
     aspect = sheet.size[1] / sheet.size[0]
     side = -1.0 if thing.position < 0.5 else 1.0
     edge = 0.0 if side < 0 else 1.0
@@ -133,7 +133,7 @@ def _passer_by(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None
 
 
 def _desk(sheet: _Sheet, thing: Occluder, rng: np.random.Generator) -> None:
-    """The edge of a desk, counter or low wall along the bottom."""
+    """Draw the edge of a desk, counter or low wall along the bottom."""
     top = 1 - thing.size
     tilt = rng.uniform(-0.04, 0.04)
     board = 0.05 + 0.15 * thing.size
@@ -157,7 +157,7 @@ KINDS = tuple(_DRAW)
 
 
 def occlude(thing: Occluder, height: int, width: int) -> Layer:
-    """Draws a thing; what it looks like depends on nothing else than itself and the picture's size.
+    """Draw a thing; what it looks like depends on nothing else than itself and the picture's size.
 
     Args:
         thing: one of `KINDS`.

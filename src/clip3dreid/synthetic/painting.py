@@ -32,7 +32,7 @@ class Paint(NamedTuple):
 
 
 def hairline(x: Tensor, height: Tensor, forward: Tensor, lower: float) -> Tensor:
-    """Metres above the line where hair begins: from the nape over the ears to the forehead.
+    """Return metres above the line where hair begins: from the nape over the ears to the forehead.
 
     Args:
         x: distance from the middle plane, on the standard person.
@@ -48,7 +48,7 @@ def hairline(x: Tensor, height: Tensor, forward: Tensor, lower: float) -> Tensor
 
 
 def neck_border(x: Tensor, forward: Tensor, neckline: Tensor | float) -> Tensor:
-    """Height where an upper garment ends at the neck: it slopes from nape to chest, and shoulders stay covered."""
+    """Return where an upper garment ends at the neck: it slopes from nape to chest; shoulders stay covered."""
     return neckline - 0.3 * (forward - 0.05) + 2.5 * (x - 0.08).clamp_min(0)
 
 
@@ -63,7 +63,7 @@ class _TextureCanvas:
         self.part = torch.full((len(points),), _SKIN, dtype=torch.uint8, device=points.device)
 
     def lay(self, chosen: Tensor, colour: Colour | Tensor, part: int | None = None) -> None:
-        """Paints points of given numbers (M,) in one colour, or in one each (M, 3)."""
+        """Paint points of given numbers (M,) in one colour, or in one each (M, 3)."""
         if not isinstance(colour, Tensor):
             colour = self.albedo.new_tensor(colour).expand(len(chosen), 3)
         self.albedo.index_copy_(0, chosen, colour)
@@ -71,12 +71,12 @@ class _TextureCanvas:
             self.part.index_fill_(0, chosen, part)
 
     def at(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Signed x, height and forward of points (M,)."""
+        """Return signed x, height and forward of points (M,)."""
         return self.x[chosen], self.height[chosen], self.forward[chosen]
 
 
 def paint(points: Tensor, fitted: FittedOutfit) -> Paint:
-    """Colours points of one person.
+    """Colour points of one person.
 
     Args:
         points: (N, 4) attributes of a figure, interpolated.
@@ -113,7 +113,7 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def _tones(shade: Tensor, colour: Colour) -> Tensor:
-    """(M, 3): one colour, darker or lighter by (M,) factors."""
+    """Return (M, 3): one colour, darker or lighter by (M,) factors."""
     return shade[:, None] * shade.new_tensor(colour)
 
 
@@ -151,7 +151,7 @@ def _head(canvas: _TextureCanvas, head: Tensor, fitted: FittedOutfit) -> None:
 
 
 def _legs(canvas: _TextureCanvas, trunk: Tensor, fitted: FittedOutfit) -> None:
-    """Shoes, and what is worn on the legs."""
+    """Paint shoes, and what is worn on the legs."""
     outfit = fitted.outfit
     low = (trunk & (canvas.height < fitted.waist)).nonzero()[:, 0]
     x, height, forward = canvas.at(low)
@@ -195,7 +195,7 @@ def _legs(canvas: _TextureCanvas, trunk: Tensor, fitted: FittedOutfit) -> None:
 
 
 def _trunk(canvas: _TextureCanvas, high: Tensor, fitted: FittedOutfit) -> None:
-    """What is worn above the waist, without the sleeves."""
+    """Paint what is worn above the waist, without the sleeves."""
     outfit = fitted.outfit
     chosen = high.nonzero()[:, 0]
     x, height, forward = canvas.at(chosen)
@@ -236,7 +236,7 @@ def _trunk(canvas: _TextureCanvas, high: Tensor, fitted: FittedOutfit) -> None:
 
 
 def _opening(height: Tensor, fitted: FittedOutfit) -> Tensor:
-    """Half width of the gap of an open jacket or coat at a height, metres."""
+    """Return the half width of the gap of an open jacket or coat at a height, metres."""
     low = fitted.tube_hem if fitted.tail else fitted.upper_hem
     return 0.028 + 0.035 * ((height - low) / (1.42 - low)).clamp(0, 1)
 
@@ -268,7 +268,7 @@ def _sleeves(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> No
 
 
 def _tube(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
-    """A skirt, or the tail of a coat."""
+    """Paint a skirt, or the tail of a coat."""
     outfit = fitted.outfit
     along, height, front = canvas.at(chosen)
     of_upper = fitted.tail or outfit.dress
@@ -311,14 +311,14 @@ def _bag(canvas: _TextureCanvas, chosen: Tensor, fitted: FittedOutfit) -> None:
 
 
 def _around(x: Tensor, forward: Tensor) -> Tensor:
-    """Metres across cloth: flat in front and behind, so that stripes hang straight, and slanting at the sides."""
+    """Return metres across cloth: flat in front and behind, so that stripes hang straight; slanting at the sides."""
     return x + 0.35 * forward * (x / 0.06).clamp(-1, 1)
 
 
 def _cloth(
     across: Tensor, along: Tensor, forward: Tensor, fitted: FittedOutfit, upper: bool, logo: bool = True
 ) -> Tensor:
-    """(M, 3) colour of cloth; `across` and `along` are metres on it."""
+    """Return (M, 3) colour of cloth; `across` and `along` are metres on it."""
     outfit = fitted.outfit
     first = outfit.upper_colour if upper else outfit.lower_colour
     second = outfit.second_colour if upper else _mix(first, outfit.second_colour, 0.6)

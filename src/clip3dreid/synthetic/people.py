@@ -1,4 +1,4 @@
-"""Who is in the embedded world and what they wear: plain values, drawn by chance.
+"""Draw who is in the rendered world and what they wear: plain values, drawn by chance.
 
 What lasts about a person is the body (`betas`) and one of a few complexions, too few to name anybody. What changes is
 the outfit. Both are plain frozen values that go into a table.
@@ -85,7 +85,7 @@ class Identity:
     """Index into `COMPLEXIONS`."""
 
     def __post_init__(self) -> None:
-        """Checks the index."""
+        """Check the index."""
         _check_complexion(self.complexion)
 
 
@@ -132,7 +132,7 @@ class Outfit:
     """Index into `COMPLEXIONS`: takes the place of the person's own, where it is redrawn with every outfit."""
 
     def __post_init__(self) -> None:
-        """Checks the names, so that a table written by hand fails here and not in a picture."""
+        """Check the names, so that a table written by hand fails here and not in a picture."""
         for name, known in (
             ("upper", UPPER),
             ("lower", LOWER),
@@ -164,7 +164,7 @@ class People:
     """Redraw skin and hair with every outfit, so that nothing but the body lasts."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
+        """Check the numbers."""
         check_number("world.people.complexions", self.complexions, Range(1, len(COMPLEXIONS)), whole=True)
         spreads = [self.stature_spread, *np.atleast_1d(self.shape_spread)]
         if not all(0 <= spread < math.inf for spread in spreads):
@@ -207,7 +207,7 @@ class Wardrobe:
     """Metres from one stripe to the next of its colour."""
 
     def __post_init__(self) -> None:
-        """Checks names and numbers."""
+        """Check names and numbers."""
         tables = (("upper", UPPER), ("lower", LOWER), ("patterns", PATTERNS), ("bags", BAGS))
         for name, known in tables:
             check_weights(f"world.wardrobe.{name}", getattr(self, name), known)
@@ -227,13 +227,13 @@ class Wardrobe:
 
 
 def sample_identity(rng: np.random.Generator, people: People, betas: npt.ArrayLike) -> Identity:
-    """A person with the given shape coefficients (K,) and a complexion drawn by chance."""
+    """Make a person of given shape coefficients (K,), with a complexion drawn by chance."""
     shape = tuple(float(beta) for beta in np.asarray(betas, np.float64).reshape(-1))
     return Identity(shape, int(rng.integers(people.complexions)))
 
 
 def sample_outfit(rng: np.random.Generator, people: People, wardrobe: Wardrobe) -> Outfit:
-    """What somebody wears; drawn without a look at who it is."""
+    """Draw what somebody wears, without a look at who it is."""
     upper, lower = _choice(rng, wardrobe.upper), _choice(rng, wardrobe.lower)
     dress = bool(rng.random() < wardrobe.dress)
     if dress:
@@ -268,14 +268,14 @@ def sample_outfit(rng: np.random.Generator, people: People, wardrobe: Wardrobe) 
 
 
 def _choice(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
-    """One of the names; their order in the mapping does not matter."""
+    """Draw one of the names; their order in the mapping does not matter."""
     names = sorted(weights)
     shares = np.array([float(weights[name]) for name in names])
     return names[int(rng.choice(len(names), p=shares / shares.sum()))]
 
 
 def _cloth(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
-    """A colour of the palette, not quite the same each time."""
+    """Draw a colour of the palette, not quite the same each time."""
     base = PALETTE[int(rng.integers(wardrobe.palette))][1]
     hue, lightness, saturation = colorsys.rgb_to_hls(*base)
     hue = (hue + float(rng.normal()) * wardrobe.hue_jitter) % 1
@@ -285,7 +285,7 @@ def _cloth(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
 
 
 def _leather(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
-    """A colour of shoes: mostly black, white, brown or grey, else any."""
+    """Draw a colour of shoes: mostly black, white, brown or grey, else any."""
     usual = dict(PALETTE)
     names = ("black", "black", "white", "brown", "grey", "navy", "beige", "")
     name = names[int(rng.integers(len(names)))]
@@ -293,6 +293,6 @@ def _leather(rng: np.random.Generator, wardrobe: Wardrobe) -> Colour:
 
 
 def _contrasting(rng: np.random.Generator, wardrobe: Wardrobe, other: Colour) -> Colour:
-    """A colour that can be told from another: the farthest of three."""
+    """Draw a colour that can be told from another: the farthest of three."""
     tries = [_cloth(rng, wardrobe) for _ in range(3)]
     return max(tries, key=lambda colour: math.dist(colour, other))

@@ -115,7 +115,7 @@ def _draw(
     width: int,
     antialias: int,
 ) -> _Layers:
-    """Draws some of the people."""
+    """Draw some of the people."""
     vertices, faces = figure.vertices[people], figure.faces
     camera = render.Camera(*(value[people] for value in camera))
     rows, columns = height * antialias, width * antialias
@@ -147,7 +147,7 @@ def _draw(
 def _at(
     samples: Tensor, person: Tensor, attributes: Tensor, faces: Tensor, fragments: render.Fragments
 ) -> Tensor:
-    """Attributes (N, C) at some samples: as if all people were one mesh and the samples one row of pixels."""
+    """Return attributes (N, C) at some samples: as if all people were one mesh and the samples one row of pixels."""
     count, vertices = attributes.shape[:2]
     shift = torch.arange(count, device=faces.device)[:, None, None] * vertices
     face = fragments.face.view(-1).index_select(0, samples) + person * len(faces)
@@ -170,7 +170,7 @@ def photograph(
     rngs: Sequence[np.random.Generator],
     antialias: int = 2,
 ) -> Photograph:
-    """Takes a picture of each of B people.
+    """Take a picture of each of B people.
 
     Args:
         figure: the people, on any device.
@@ -243,7 +243,7 @@ def _shadows(
     height: int,
     width: int,
 ) -> Floats:
-    """(B, H, W): how dark the ground is, 0..1 of the light that shadows take; drawn at half size, as it is soft."""
+    """Draw how dark the ground is (B, H, W), 0..1 of the light that shadows take; at half size, as it is soft."""
     if not any(one.shadow for one in cameras):
         return np.zeros((len(cameras), height, width), np.float32)
     rows, columns = max(1, height // 2), max(1, width // 2)
@@ -254,7 +254,7 @@ def _shadows(
 def _behind(
     canvas: Pixels, camera: SurveillanceCamera, shot: Shot, shadow: Floats, height: int, width: int
 ) -> Floats:
-    """The background in the light of the shot, with the shadow on it."""
+    """Return the background in the light of the shot, with the shadow on it."""
     behind = window(canvas, shot.window, height, width).astype(np.float32)
     # The shadow fades upwards, where the background is a wall rather than ground.
     fade = np.clip(np.linspace(-1.0, 1.6, height, dtype=np.float32), 0, 1)[:, None]
@@ -265,14 +265,14 @@ def _behind(
 
 
 def _exposure(canvas: Pixels, camera: SurveillanceCamera) -> np.float32:
-    """The gain of a camera that brightens dark places: the whole scene decides, not the person's clothes."""
+    """Return the gain of a camera that brightens dark places: the whole scene decides, not the person's clothes."""
     # A few hundred pixels know the mean well enough.
     level = float(canvas[::16, ::16].mean()) / 255
     return np.float32(np.clip(MIDDLE / max(level, 0.05), 0.5, 2.0) ** camera.adaptation)
 
 
 def _hide(picture: Floats, covered: Floats, thing: Occluder, strength: float) -> tuple[Floats, Floats]:
-    """The picture and the visible part of the person, with a thing before them."""
+    """Return the picture and the visible part of the person, with a thing before them."""
     height, width = covered.shape
     layer: Floats = occlude(thing, height, width).astype(np.float32) / np.float32(255)
     hidden = layer[..., 3:]
@@ -304,7 +304,7 @@ def photograph_bodies(
     rngs: Sequence[np.random.Generator],
     antialias: int = 2,
 ) -> Photograph:
-    """Takes pictures of bodies without clothes or texture.
+    """Take pictures of bodies without clothes or texture.
 
     Args:
         vertices: (B, V, 3) metres, feet on y = 0.

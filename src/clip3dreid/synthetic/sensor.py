@@ -1,4 +1,4 @@
-"""What a camera does to the light that reaches it: blur, sampling, noise, colours, compression."""
+"""Turn light into a camera's picture: blur, sampling, noise, colours, compression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEIGHT = 256
 
 
 def expose(picture: Picture, camera: SurveillanceCamera, shot: Shot, rng: np.random.Generator) -> Pixels:
-    """A picture as the camera delivers it, before compression.
+    """Return a picture as the camera delivers it, before compression.
 
     In this order: the lens and the motion blur, the sensor samples coarsely and adds noise, the camera sets
     saturation, cast and gamma, and the crop is enlarged to its size. Noise comes before enlarging, so that it is
@@ -54,7 +54,7 @@ def _defocus(picture: Picture, sigma: float) -> Picture:
 
 
 def _smear(picture: Picture, motion: tuple[float, float], scale: float) -> Picture:
-    """Blurs along a line, evenly."""
+    """Blur along a line, evenly."""
     across, down = motion[0] * scale, motion[1] * scale
     if math.hypot(across, down) < 0.5:
         return picture
@@ -78,7 +78,7 @@ def _smear(picture: Picture, motion: tuple[float, float], scale: float) -> Pictu
 
 
 def _noise(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:
-    """Half of the variance is common to the channels; it grows with the light, as that of counted photons does."""
+    """Draw noise: half of its variance is common to the channels; it grows with the light, as photons' does."""
     height, width, _ = picture.shape
     draws = rng.standard_normal((height, width, 4), dtype=np.float32)
     grain = (draws[..., :3] + draws[..., 3:]) * np.float32(sigma / math.sqrt(2))
@@ -87,7 +87,7 @@ def _noise(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:
 
 
 def _develop(picture: Picture, camera: SurveillanceCamera) -> Picture:
-    """Saturation and cast in one matrix, then gamma; clipped to 0..1."""
+    """Apply saturation and cast in one matrix, then gamma; clip to 0..1."""
     grey = np.array([0.299, 0.587, 0.114])
     mix = camera.saturation * np.eye(3) + (1 - camera.saturation) * grey
     matrix = (np.array(camera.cast)[:, None] * mix).astype(np.float32)
@@ -98,7 +98,7 @@ def _develop(picture: Picture, camera: SurveillanceCamera) -> Picture:
 
 
 def encode(image: Pixels, quality: int | None) -> bytes:
-    """A picture as a file.
+    """Encode a picture as a file.
 
     Args:
         image: (H, W, 3) RGB.

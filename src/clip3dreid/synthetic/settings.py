@@ -81,7 +81,7 @@ class SynthesisSettings:
         world: how people, clothes, cameras and pictures differ.
         seed: of everything: another seed is another world, with other people.
         train_people: how many people are only in the training split.
-        test_people: likewise; the layout's strangers come on top.
+        test_people: likewise; the layout's distractors come on top.
         height: of the pictures, pixels.
         width: of the pictures, pixels.
         antialias: every picture is drawn so many times as high and wide, and averaged.

@@ -2,7 +2,7 @@
 
 Everything follows from one seed: each person, outfit, camera, place and picture has an rng of its own,
 `default_rng([seed, stream, …])`, so that nothing depends on who draws it or in which order, and training person 3
-is the same in a world of 8 training people and in one of 80. Training people, test people and strangers come
+is the same in a world of 8 training people and in one of 80. Training people, test people and distractors come
 from streams of their own, and so do the places behind them; cameras are shared. Another seed is another world: its
 people, clothes, cameras and places are others.
 """
@@ -59,7 +59,7 @@ class Part(IntEnum):
 
     TRAIN = 0
     TEST = 1
-    STRANGERS = 2
+    DISTRACTORS = 2
 
 
 class Person(NamedTuple):
@@ -78,7 +78,7 @@ class World:
         plan: the pictures.
         settings: what people, clothes and cameras are drawn from.
         train_people: number of people who are only in the train split.
-        test_people: likewise; who comes after them is a stranger.
+        test_people: likewise; who comes after them is a distractor.
         num_betas: K, of the body.
     """
 
@@ -94,12 +94,12 @@ class World:
         return np.random.default_rng([self.seed, stream, *place])
 
     def part(self, person: int) -> tuple[Part, int]:
-        """Which part somebody belongs to, and the number there."""
+        """Return which part somebody belongs to, and the number there."""
         if person < self.train_people:
             return Part.TRAIN, person
         if person < self.train_people + self.test_people:
             return Part.TEST, person - self.train_people
-        return Part.STRANGERS, person - self.train_people - self.test_people
+        return Part.DISTRACTORS, person - self.train_people - self.test_people
 
     @cached_property
     def people(self) -> tuple[Person, ...]:
@@ -137,11 +137,11 @@ class World:
         )
 
     def betas(self) -> Tensor:
-        """(N, K) of everybody."""
+        """Return the betas (N, K) of everybody."""
         return torch.tensor([person.identity.betas for person in self.people])
 
     def population(self) -> Tensor:
-        """(`POPULATION`, K): others like them, to say who is tall."""
+        """Return the betas (`POPULATION`, K) of others like them, to say who is tall."""
         spread = self.settings.people
         betas = sample_betas(
             self.rng(Stream.POPULATION),
@@ -153,7 +153,7 @@ class World:
         return torch.from_numpy(betas)
 
     def shot(self, place: int) -> Shot:
-        """How the picture at a place of the plan is taken; the frames of a walk share all but the box."""
+        """Return how the picture at a place of the plan is taken; the frames of a walk share all but the box."""
         picture = self.plan.pictures[place]
         camera, settings = self.cameras[picture.camera], self.settings.shot
         if picture.sequence < 0:
@@ -164,7 +164,7 @@ class World:
         return next_shot(self.rng(Stream.SHOT, 1, picture.sequence, picture.step + 1), shot, settings)
 
     def pose(self, place: int, poses: npt.NDArray[np.float32] | None = None) -> Pose:
-        """The pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
+        """Return the pose at a place of the plan: a moment of a walk, one of `poses` (N, 24, 3), or one by chance."""
         picture = self.plan.pictures[place]
         if picture.sequence >= 0:
             rng = self.rng(Stream.WALK, picture.sequence)
@@ -177,7 +177,7 @@ class World:
         return sample(self.settings.poses, rng, self.settings.pose_jitter)
 
     def where(self, place: int) -> tuple[Part, int, int]:
-        """Where the picture at a place of the plan was taken: whose places, which camera, which of its places."""
+        """Return where the picture at a place of the plan is taken: whose places, which camera, which place."""
         picture = self.plan.pictures[place]
         chooser = (1, picture.sequence) if picture.sequence >= 0 else (0, place)
         number = int(self.rng(Stream.PLACE, 0, *chooser).integers(self.settings.places))

@@ -30,11 +30,11 @@ from clip3dreid.synthetic.folder import (
     FORMAT,
     SCHEMA_VERSION,
     WORK,
+    WORK_FOLDER,
     WORLD,
     FolderState,
     check_space,
     clear,
-    clear_work,
     examine,
     sealed_facts,
 )
@@ -128,7 +128,7 @@ class WorldReport(NamedTuple):
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON-ready value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
@@ -140,7 +140,7 @@ def write(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WorldReport:
-    """Writes a world, or what an interrupted run has left of it; a complete one is left as it is.
+    """Write a world, or what an interrupted run has left of it; a complete one is left as it is.
 
     Args:
         spec: of the world.
@@ -167,7 +167,7 @@ def write(
     with at_work(out, "writes a world", tidy=True):
         state = _look(spec, out, overwrite)
         if state.complete:
-            clear_work(out)
+            WORK_FOLDER.clear(out)
             return WorldReport(pictures, 0)
         if state.replaced:
             clear(out, state.replaced)
@@ -188,7 +188,7 @@ def write(
 
 
 def _look(spec: WorldSpec, out: Path, overwrite: bool) -> FolderState:
-    """What the folder holds, if the world may be written there and there is room for what is missing."""
+    """Return what the folder holds, if the world may be written there and there is room for what is missing."""
     state = examine(out, spec.facts, overwrite)
     if not state.complete:
         job = _ChunkJob(spec, out, out / WORK)
@@ -207,22 +207,22 @@ class _ChunkJob:
         self.renderer: Renderer | None = None
 
     def chunks(self) -> range:
-        """Numbers of all chunks."""
+        """Return the numbers of all chunks."""
         return range(math.ceil(len(self.paths) / CHUNK))
 
     def places(self, chunk: int) -> range:
-        """Places in the plan of a chunk's pictures."""
+        """Return the places in the plan of a chunk's pictures."""
         return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.paths)))
 
     def count(self, chunks: Sequence[int]) -> int:
-        """Pictures in chunks."""
+        """Count the pictures in chunks."""
         return sum(len(self.places(chunk)) for chunk in chunks)
 
     def truth(self, chunk: int) -> str:
         return f"{WORK}/chunk-{chunk:06d}.parquet"
 
     def missing(self) -> list[int]:
-        """Chunks that are still to be drawn."""
+        """Return the chunks that are still to be drawn."""
         return [chunk for chunk in self.chunks() if not self._is_done(chunk)]
 
     def _is_done(self, chunk: int) -> bool:
@@ -231,7 +231,7 @@ class _ChunkJob:
         return there and (self.out / self.truth(chunk)).is_file()
 
     def __call__(self, chunk: int) -> int:
-        """Draws a chunk and returns its number of pictures."""
+        """Draw a chunk and return its number of pictures."""
         with _one_thread():
             if self.renderer is None:
                 self.renderer = self.make_renderer()
@@ -268,7 +268,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _finish(spec: WorldSpec, job: _ChunkJob) -> None:
-    """Joins the chunks' truth, says that the world is complete, and removes the working folder."""
+    """Join the chunks' truth, say that the world is complete, and remove the working folder."""
     again = "remove it and start again: its pictures are drawn anew"
     tables = [
         read_table(job.out / job.truth(chunk), "the truth about pictures", again)[0] for chunk in job.chunks()
@@ -278,4 +278,4 @@ def _finish(spec: WorldSpec, job: _ChunkJob) -> None:
     with staged(job.stage, job.out, TRUTH) as temporary:
         write_truth(temporary, table)
     job.write_json(WORLD, sealed_facts(spec.facts, complete=True))
-    clear_work(job.out)
+    WORK_FOLDER.clear(job.out)

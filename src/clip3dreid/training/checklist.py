@@ -60,15 +60,16 @@ def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
         InputError: if the losses' entries are wrong.
     """
     # Here, so that help and listings are printed before torch is loaded.
-    from clip3dreid.loss.total import needs
+    from clip3dreid.loss.weighted import needs
+    from clip3dreid.types import BodySpace, TeacherSpace, TextTargets
 
     wanted = needs(instantiate(cfg.loss))
     items = list(_student(cfg, sums))
-    if wanted & {"words", "teacher"}:
+    if wanted & {TextTargets, TeacherSpace}:
         items += _teacher(cfg.model.get("teacher"))
-    if "words" in wanted and cfg.labels.path is not None:
+    if TextTargets in wanted and cfg.labels.path is not None:
         items += [_own("labels", "labels.path", cfg.labels.path, "clip3dreid label makes them")]
-    if "bodies" in wanted:
+    if BodySpace in wanted:
         items += [_bodies(cfg), *_body(cfg.body)]
     return [*items, *_data(cfg)]
 

@@ -13,7 +13,8 @@ from lightning.fabric.plugins.io import CheckpointIO
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import reason_of, why_not_written
-from clip3dreid.io.formats import decoding, scan_torch_file
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 log = logging.getLogger(__name__)

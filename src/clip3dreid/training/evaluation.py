@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.sources import check_protocols, data_sources, plain, protocols_of, require_data
@@ -29,7 +30,7 @@ def _student(cfg: DictConfig) -> tuple[Student, Mapping[str, Any], Path]:
         if "model" in cfg:
             raise InputError("checkpoint knows its student; leave model/student out")
         path = find_model(str(cfg.checkpoint)).weights
-        return student_from_checkpoint(path), read_card(path), path
+        return student_from_checkpoint(path, trusted(cfg)), read_card(path), path
     if "model" not in cfg:
         raise InputError(
             "nothing to evaluate: give checkpoint=FILE_OR_FOLDER, or model/student=NAME model.pretrained=FILE, or "

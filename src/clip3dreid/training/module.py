@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast, get_args
 
@@ -18,16 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import EvaluationSet, ReidDataModule, batch_paths
 from clip3dreid.errors import InputError
-from clip3dreid.loss.total import Losses, NonFiniteLoss, Total
+from clip3dreid.inference.features import retrieval_features
+from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
-from clip3dreid.model.embedding_cache import TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import HEADS, add_checksum
-from clip3dreid.retrieval.distributed import whole
-from clip3dreid.retrieval.evaluation import Reranking, checked_rates, evaluate, query_table
+from clip3dreid.retrieval.distributed import gather_evaluation
+from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
-from clip3dreid.retrieval.ranking import Distance
+from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.training.checkpoints import moved
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.types import Batch, Features
@@ -109,7 +109,7 @@ class EvaluationModule(LightningModule):
         self.metric = metric
         self.flip = flip
         # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
-        self.open_set = checked_rates(open_set, rerank)
+        self.open_set = open_set_rates(open_set, reranked=rerank is not None)
         self.rerank = rerank
         self.test_prefix = "test"
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
@@ -124,10 +124,7 @@ class EvaluationModule(LightningModule):
 
     def embed(self, images: Tensor) -> Tensor:
         """Retrieval features (B, D), float32, of pictures (B, 3, H, W) in 0..1."""
-        embedding: Tensor = self.student(images).embedding
-        if self.flip:
-            embedding = embedding + self.student(images.flip(-1)).embedding
-        return embedding.float()
+        return retrieval_features(self.student, images, flip=self.flip).embedding
 
     def _start(self, split: str) -> None:
         if self.trainer.world_size > 1:
@@ -217,7 +214,7 @@ class EvaluationModule(LightningModule):
         )
         scores, queries = {}, {}
         for name, part in found.items():
-            everything = whole(part, self.device)
+            everything = gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)
         return scores, queries
@@ -262,13 +259,14 @@ class ReidModule(EvaluationModule):
         flip: see `EvaluationModule`.
         rerank: see `EvaluationModule`; in tests alone, so that checkpoints are selected by the plain ranking.
         open_set: likewise.
-        teacher: the teacher's embeddings of a batch, where a loss needs them.
+        targets: name in `Batch.targets` -> what makes (B, ...) of a batch, where a loss needs it.
         body_norm: how batch norm treats the stream of bodies: `separate`, each stream is normalised by its own
             statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
         gradient_norms_every: steps between measurements of the gradient that each term sends into the backbone, each
             of which costs a backward pass a term; 0: never.
         checkpoints: folder of the run's checkpoints, to which the last good state is saved should a loss become NaN
             or infinite; None: nothing is saved.
+        trusted: packages of the user's own whose classes the student may be made of.
     """
 
     refined = ("test",)
@@ -277,7 +275,7 @@ class ReidModule(EvaluationModule):
     def __init__(
         self,
         student: Student,
-        losses: Total,
+        losses: WeightedLosses,
         *,
         optimizer: Callable[[list[dict[str, list[nn.Parameter]]]], Optimizer],
         schedule: Callable[[int], float],
@@ -288,10 +286,11 @@ class ReidModule(EvaluationModule):
         flip: bool,
         rerank: Reranking | None = None,
         open_set: Sequence[float] | None = None,
-        teacher: TeacherEmbeddings | None = None,
+        targets: Mapping[str, nn.Module] | None = None,
         body_norm: str = "separate",
         gradient_norms_every: int = 0,
         checkpoints: Path | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
@@ -300,18 +299,18 @@ class ReidModule(EvaluationModule):
             raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
         if gradient_norms_every < 0:
             raise InputError(f"gradient_norms_every={gradient_norms_every} must be 0 or more")
-        self.losses: Total = losses
+        self.losses: WeightedLosses = losses
         self.optimizer = optimizer
         self.schedule = schedule
         self.card = card
         self.seed = seed
         try:
-            check_student(card.get("student"), "a checkpoint of this run")
+            check_student(card.get("student"), "a checkpoint of this run", trusted)
         except InputError as error:
             log.warning(
                 "%s: training can use the checkpoints, and evaluation by itself and load cannot", error
             )
-        self.teacher = teacher
+        self.targets = nn.ModuleDict(targets)
         self.body_norm = body_norm
         self.gradient_norms_every = gradient_norms_every
         self.checkpoints = checkpoints
@@ -341,12 +340,12 @@ class ReidModule(EvaluationModule):
         Raises:
             FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
         """
-        if self.teacher is not None:
-            batch = batch._replace(teacher=self.teacher(batch))
-        features, batch = self._see(batch)
+        if self.targets:
+            batch = batch._replace(targets={name: make(batch) for name, make in self.targets.items()})
+        features, bodies = self._see(batch)
         losses, failure = None, None
         try:
-            losses = cast(Losses, self.losses(features, batch, self.current_epoch))
+            losses = cast(Losses, self.losses(features, batch, self.current_epoch, bodies=bodies))
         except NonFiniteLoss as error:
             failure = error
         if self._anywhere(failure is not None) or losses is None:
@@ -361,20 +360,18 @@ class ReidModule(EvaluationModule):
         self._log_mean(terms, batch)
         return losses.total
 
-    def _see(self, batch: Batch) -> tuple[Features, Batch]:
-        """Both streams through the student: the people's features, and the batch with those of the bodies."""
+    def _see(self, batch: Batch) -> tuple[Features, Features | None]:
+        """Return the features of both streams: the people's, and the bodies', if the batch has any."""
         if batch.bodies is None:
-            return self.student(batch.images), batch
+            return self.student(batch.images), None
         if self.body_norm == "shared":
             both: Features = self.student(torch.cat([batch.images, batch.bodies.images]))
             people = len(batch.images)
             features = Features(*(part[:people] for part in both))
-            seen = Features(*(part[people:] for part in both))
-        else:
-            features = self.student(batch.images)
-            with statistics_kept(self.student):
-                seen = self.student(batch.bodies.images)
-        return features, batch._replace(bodies=batch.bodies._replace(features=seen))
+            return features, Features(*(part[people:] for part in both))
+        features = self.student(batch.images)
+        with statistics_kept(self.student):
+            return features, self.student(batch.bodies.images)
 
     def _log_mean(self, values: Mapping[str, Tensor], batch: Batch, prog_bar: bool = False) -> None:
         self.log_dict(

@@ -38,6 +38,8 @@ FREE = (
     "datamodule.evaluation_batch",
     "datamodule.keep_pictures",
     "model.student.ghost_group",
+    # Said anew on every command line, and by no file.
+    "trusted",
     # What is reported, and where.
     "callbacks.*",
     "logger.*",

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
 
+from clip3dreid.config import objects
 from clip3dreid.config.run_folder import (
     command,
     job_folder,
@@ -33,7 +34,10 @@ from clip3dreid.config.run_folder import (
     say_prepared,
     wait_prepared,
 )
+from clip3dreid.config.trust import trusted
 from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.data.sampling import IdentityBatches
+from clip3dreid.data.training_set import TrainingSet, training_set
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, check_same_training, guide
 from clip3dreid.guidance.sources import (
@@ -49,7 +53,7 @@ from clip3dreid.io.environment import environment, keep_earlier
 from clip3dreid.io.files import write_json, write_text
 from clip3dreid.io.launch import announce, forget, launch
 from clip3dreid.language import labels as language_labels
-from clip3dreid.loss.total import Total, Weighted, needs
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.card import CARD_VERSION
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import check_same_student, load_pretrained, read_card
@@ -142,7 +146,20 @@ def _several(cfg: DictConfig) -> bool:
     return launch().processes > 1 or nodes > 1 or not one
 
 
-def _check_starts(terms: Mapping[str, Weighted], epochs: int) -> None:
+def _check_people(cfg: DictConfig, pictures: TrainingSet) -> None:
+    """Refuse people that no batch can be made of, before a teacher looks at all of their pictures."""
+    pictures.check()
+    node = cfg.datamodule
+    IdentityBatches(
+        pictures.labels.person,
+        people=node.people,
+        pictures=node.pictures,
+        seed=int(cfg.seed),
+        sampler=node.sampler,
+    )
+
+
+def _check_starts(terms: Mapping[str, LossEntry], epochs: int) -> None:
     """Refuses a loss that would never take part."""
     needs(terms)  # whose entries are whole
     for name, entry in terms.items():
@@ -293,43 +310,40 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
             "select_on_test=true leaves the held-out people nothing to do; set data.val_people=0 or "
             "select_on_test=false"
         )
-    data: ReidDataModule = instantiate(cfg.datamodule)([source.manifest for source in sources], seed=cfg.seed)
-    data.validation_split = "test" if cfg.select_on_test else "val"
+    manifests = [source.manifest for source in sources]
+    pictures = training_set(manifests)
     # A resumed one starts from its checkpoint, and need not find the weights again that it began with.
     student = make_student(cfg) if start is None else instantiate(cfg.model.student)
     # Asked before anything else is built: a data set without training people has no outfits either.
-    data.sampler()
-    if missing := data.labels.without_clothes:
+    _check_people(cfg, pictures)
+    if missing := pictures.labels.without_clothes:
         log.info(
             "%d of %d training pictures have no clothes label: clothes are left alone",
             missing,
-            len(data.train_table),
+            len(pictures.table),
         )
     terms = instantiate(cfg.loss)
     _check_starts(terms, int(cfg.epochs))
-    guides = guide(
-        cfg,
-        data,
-        needs(terms),
-        labels=_known_labels(folder, resumed=start is not None),
-        shared=prepared(folder) if several else None,
-    )
+    known = _known_labels(folder, resumed=start is not None)
+    shared = prepared(folder) if several else None
+    guides = guide(needs(terms), objects.guides(cfg, pictures, labels=known, shared=shared))
     if several and launch().first:
         share_sources(sources, prepared(folder))
         if guides.labels is not None:
             language_labels.save(guides.labels, prepared(folder) / LABELS)
         say_prepared(folder)
-    data.bodies = guides.bodies
-    losses = Total(
+    view = {"keep_view": guides.keep_view}
+    make: Any = instantiate(cfg.datamodule, train_view=view)
+    data: ReidDataModule = make(manifests, seed=cfg.seed, bodies=guides.bodies)
+    data.validation_split = "test" if cfg.select_on_test else "val"
+    losses = WeightedLosses(
         terms,
         Dimensions(
             channels=student.channels,
             width=student.width,
             people=len(data.labels.people),
             person_of_clothes=data.person_of_clothes,
-            words=guides.words,
-            teacher=guides.teacher,
-            shape=guides.shape,
+            guides=guides.says,
         ),
     )
     if cfg.channels_last:
@@ -352,10 +366,11 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
         flip=cfg.retrieval.flip,
         rerank=instantiate(cfg.retrieval.rerank),
         open_set=plain(cfg.retrieval.open_set),
-        teacher=guides.embeddings,
+        targets=guides.targets,
         body_norm=str(cfg.bodies.batch_norm),
         gradient_norms_every=int(cfg.gradient_norms_every),
         checkpoints=folder / "checkpoints",
+        trusted=trusted(cfg),
     )
     selecting = [evaluation.name for evaluation in data.evaluations(data.validation_split)]
     monitor = None
@@ -377,7 +392,7 @@ def _run(cfg: DictConfig, folder: Path, watch: StopWatch) -> float | None:
     check_protocols(data, module.protocols, data.validation_split, "test")
     _check_ghost(cfg, module, trainer.world_size, 0 if data.bodies is None else data.bodies.batch)
     if start is not None:
-        check_same_training(read_card(start), card)
+        check_same_training(read_card(start), card, guides.same)
         rank_zero_only(keep_earlier)(folder)
         rank_zero_only(record_overrides)(folder)
     for logger in trainer.loggers:

@@ -1,256 +1,78 @@
-"""Training a small teacher from nothing: pictures of rendered people, and sentences that say their shape."""
+"""Train a small teacher from nothing: first the image tower alone, to name words, then both towers together."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
+import lightning.pytorch as pl
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip3dreid.data.images import TrainView, fit, to_unit
-from clip3dreid.data.sampling import share
+from clip3dreid.data.images import TrainView, to_unit
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import damaged, decoding, read_table
-from clip3dreid.io.pictures import read_rgb
+from clip3dreid.io.environment import environment, keep_earlier
+from clip3dreid.io.files import inside, write_json, write_text
+from clip3dreid.io.formats import damaged, read_yaml
+from clip3dreid.io.progress import progress
+from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.language.sentences import Sentences
+from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.loss.image_text import image_text_contrastive
+from clip3dreid.model.small_clip import (
+    check_place,
+    make_small_clip,
+    parameters,
+    save_small_clip,
+    train_tokenizer,
+)
+from clip3dreid.synthetic.folder import world_facts
+from clip3dreid.training.checkpoints import CheckpointFiles, newest_whole
+from clip3dreid.training.signals import SaveWhenTold, StopWatch
+from clip3dreid.training.teacher_data import (
+    ImageTextBatch,
+    TeacherPretrainingData,
+    read_training_set,
+    tokenizer_texts,
+)
+from clip3dreid.training.teacher_settings import PretrainingSettings
 
 log = logging.getLogger(__name__)
 
-TRUTH = "truth.parquet"
-SENTENCES_FOR_TOKENIZER = 20_000
+CARD_VERSION = 1
 MOST_SCALE = 100.0
 """Of the factor on cosines, as in CLIP: more makes training unstable."""
+_FILES = ("config.yaml", "environment.json")
+# What may differ when a killed run goes on.
+_HANDLING = ("workers", "in_memory", "trainer", "logger", "callbacks", "trusted")
 
 
-class Pairs(NamedTuple):
-    """Pictures and what is said of them."""
+class PretrainedTeacher(NamedTuple):
+    """What came of a pretraining."""
 
-    images: Tensor
-    """(B, 3, H, W) uint8."""
-    ids: Tensor
-    """(B, K, T) int64 token numbers."""
-    mask: Tensor
-    """(B, K, T) int64: 1 for tokens, 0 for padding."""
-    words: Tensor
-    """(B, G) int64: place of the person's word in each group."""
-
-
-class Crowd(NamedTuple):
-    """The training people of rendered worlds."""
-
-    files: list[Path]
-    """N pictures."""
-    words: list[dict[str, str]]
-    """N: group -> the word that fits the person."""
+    folder: Path
+    """Of the teacher, as `model.teacher.path` takes it."""
+    pictures: int
+    weights: int
+    """Numbers that the teacher has learnt."""
+    seconds: int
+    """Of training, in this go."""
 
 
-def read_crowd(worlds: Sequence[Path], groups: Sequence[str], split: str = "train") -> Crowd:
-    """Pictures of worlds that `synthesize` wrote, with their people's words.
-
-    Args:
-        worlds: folders.
-        groups: of the vocabulary.
-        split: `train` or `test`.
-
-    Raises:
-        InputError: if a folder is no such world, tells no word of a group, or has no picture in the split.
-    """
-    files: list[Path] = []
-    words: list[dict[str, str]] = []
-    again = "write a world there with clip3dreid synthesize"
-    for world in worlds:
-        if not (world / TRUTH).is_file():
-            raise InputError(f"{world} has no {TRUTH}; {again}")
-        table, _ = read_table(
-            world / TRUTH, "the truth about a world", again, needs=("path", "split", "bad_box")
-        )
-        if missing := [group for group in groups if f"word_{group}" not in table.columns]:
-            raise InputError(
-                f"{world / TRUTH} tells no word of {', '.join(missing)}; write it with this vocabulary"
-            )
-        with decoding(world / TRUTH, "the truth about a world", again):
-            table = table.select(
-                pl.col("path", "split", *(f"word_{group}" for group in groups)).cast(pl.String), "bad_box"
-            ).filter((pl.col("split") == split) & ~pl.col("bad_box"))
-        if any(column.null_count() for column in table):
-            raise damaged(world / TRUTH, "a picture has no name, or a person no word", again)
-        files += [world / path for path in table["path"]]
-        columns = {group: table[f"word_{group}"].to_list() for group in groups}
-        words += [{group: column[row] for group, column in columns.items()} for row in range(len(table))]
-    if not files:
-        raise InputError(f"{', '.join(map(str, worlds))}: no {split} pictures; write a world with some")
-    return Crowd(files, words)
-
-
-def tokenizer_texts(words: Sequence[dict[str, str]], sentences: Sentences, seed: int) -> Iterator[str]:
-    """Sentences to learn a tokenizer from; the same ones for the same seed."""
-    rng = np.random.default_rng([seed, 0])
-    for _ in range(SENTENCES_FOR_TOKENIZER):
-        yield sentences.draw(words[int(rng.integers(len(words)))], rng)
-
-
-def recolour(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Makes each colour channel brighter or darker, by factors of 0.7 to 1.3, and exchanges them half of the time.
-
-    Colours are the clothes', and no word says them.
-
-    Args:
-        image: (3, H, W).
-        rng: where order and factors come from.
-
-    Returns:
-        (3, H, W).
-    """
-    gain = (0.7 + 0.6 * rng.random((3, 1, 1))).astype(np.float32)
-    order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
-    recoloured: npt.NDArray[np.uint8] = np.clip(image[order] * gain, 0, 255).astype(np.uint8)
-    return recoloured
-
-
-class _Pictures(Dataset[tuple[int, npt.NDArray[np.uint8], list[str]]]):
-    """Augmented pictures with K sentences each; what is drawn depends on seed, epoch and picture alone."""
-
-    def __init__(self, data: TeachingData, epoch: int) -> None:
-        self.data, self.epoch = data, epoch
-
-    def __len__(self) -> int:
-        return len(self.data.crowd.files)
-
-    def __getitem__(self, row: int) -> tuple[int, npt.NDArray[np.uint8], list[str]]:
-        data = self.data
-        rng = np.random.default_rng([data.seed, 1, self.epoch, row])
-        view = data.train_view
-        rgb = data.pixels[row] if data.pixels is not None else data.read(row)
-        image, _ = view(rgb, int(rng.integers(2**31)))
-        words = data.crowd.words[row]
-        return (
-            row,
-            recolour(image, rng),
-            [data.sentences.draw(words, rng) for _ in range(data.sentences_per_picture)],
-        )
-
-
-class _Left(Sampler[list[int]]):
-    """The batches of an epoch that a resumed training has left to do; as many as the whole epoch to who asks."""
-
-    def __init__(self, batches: list[list[int]], done: int) -> None:
-        self._batches, self._done = batches, done
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches[self._done :])
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-
-class TeachingData(LightningDataModule):
-    """Batches of pictures with sentences.
-
-    Args:
-        crowd: the people.
-        sentences: what is said.
-        tokenizer: of `transformers`.
-        train_view: augmentation; its size is that of the pictures.
-        batch: pictures in the global batch; N processes take 1/N of it each.
-        sentences_per_picture: K.
-        workers: loader processes.
-        in_memory: decode every picture once and keep it resized, 3 H W bytes each.
-        seed: of order, augmentation and sentences.
-
-    Raises:
-        InputError: if there are fewer pictures than a batch.
-    """
-
-    def __init__(
-        self,
-        crowd: Crowd,
-        sentences: Sentences,
-        tokenizer: Any,
-        *,
-        train_view: TrainView,
-        batch: int,
-        sentences_per_picture: int,
-        workers: int,
-        in_memory: bool,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        if len(crowd.files) < batch or batch < 2 or sentences_per_picture < 1:
-            raise InputError(
-                f"batch={batch} with {sentences_per_picture} sentences a picture does not fit {len(crowd.files)} "
-                "pictures; a batch has two or more, and no more than there are"
-            )
-        self.crowd, self.sentences, self.tokenizer = crowd, sentences, tokenizer
-        self.train_view, self.batch, self.sentences_per_picture = train_view, batch, sentences_per_picture
-        self.workers, self.in_memory, self.seed = workers, in_memory, seed
-        self.pixels: npt.NDArray[np.uint8] | None = None
-        places = {word: words.index(word) for words in sentences.vocabulary.groups.values() for word in words}
-        self._places = torch.tensor([[places[word] for word in own.values()] for own in crowd.words])
-
-    def read(self, row: int) -> npt.NDArray[np.uint8]:
-        """A picture (H, W, 3) as the view wants it."""
-        view = self.train_view
-        return fit(read_rgb(self.crowd.files[row]), view.height, view.width, view.square)
-
-    def setup(self, stage: str, progress: Callable[[int], None] | None = None) -> None:
-        """Decodes the pictures, if they are to be kept."""
-        if not self.in_memory or self.pixels is not None:
-            return
-        pixels = np.empty((len(self.crowd.files), self.train_view.height, self.train_view.width, 3), np.uint8)
-        for row in range(len(pixels)):
-            pixels[row] = self.read(row)
-            if progress is not None:
-                progress(row + 1)
-        self.pixels = pixels
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of one epoch; asked for anew at every epoch."""
-        assert self.trainer is not None
-        epoch, rank, processes = (
-            self.trainer.current_epoch,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-        )
-        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.crowd.files))
-        # A last, smaller batch would have fewer negatives.
-        order = order[: len(order) // self.batch * self.batch].reshape(-1, self.batch)
-        mine = [batch[list(share(self.batch, rank, processes))].tolist() for batch in order]
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        left = _Left(mine, done if progress.processed < progress.started else 0)
-        return DataLoader(
-            _Pictures(self, epoch), batch_sampler=left, num_workers=self.workers, collate_fn=self.collate
-        )
-
-    def collate(self, samples: Sequence[tuple[int, npt.NDArray[np.uint8], list[str]]]) -> Pairs:
-        """Joins samples, and turns their sentences into numbers."""
-        rows, images, texts = zip(*samples, strict=True)
-        encoded = self.tokenizer(
-            [text for own in texts for text in own], padding=True, truncation=True, return_tensors="pt"
-        )
-        shape = len(samples), self.sentences_per_picture, -1
-        return Pairs(
-            torch.from_numpy(np.stack(images)),
-            encoded["input_ids"].view(shape),
-            encoded["attention_mask"].view(shape),
-            self._places[list(rows)],
-        )
-
-
-class TeachingModule(LightningModule):
-    """A `transformers.CLIPModel` in training: it first learns to see, then to read.
+class TeacherPretrainingModule(LightningModule):
+    """Train a `transformers.CLIPModel`: it first learns to see, then to read.
 
     From nothing, the contrastive loss of both towers stays where nothing is told apart (the logarithm of the batch)
     for longer than a laptop's patience. So for the first epochs the image tower alone learns to name each group's
@@ -292,8 +114,8 @@ class TeachingModule(LightningModule):
         self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
-        """The loss of a batch; its parts are logged.
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch; its parts are logged.
 
         Raises:
             FloatingPointError: if the loss is NaN or infinite.
@@ -317,21 +139,174 @@ class TeachingModule(LightningModule):
         self.log_dict(terms, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
-    def _contrastive(self, images: Tensor, batch: Pairs) -> Tensor:
+    def _contrastive(self, images: Tensor, batch: ImageTextBatch) -> Tensor:
         ids, mask = batch.ids.flatten(0, 1), batch.mask.flatten(0, 1)
         texts = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float()
         texts = F.normalize(texts, dim=-1).view(*batch.ids.shape[:2], -1)
         return image_text_contrastive(F.normalize(images, dim=-1), texts, self.model.logit_scale.exp())
 
-    def on_train_batch_end(self, outputs: Any, batch: Pairs, batch_idx: int) -> None:
-        """Keeps the factor on cosines within bounds."""
+    def on_train_batch_end(self, outputs: Any, batch: ImageTextBatch, batch_idx: int) -> None:
+        """Keep the factor on cosines within bounds."""
         self.model.logit_scale.data.clamp_(0, math.log(MOST_SCALE))
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, without weight decay on biases, norms and the scale; the schedule is stepped by epoch."""
+        """Return the optimiser, without weight decay on biases, norms and the scale; its schedule goes by epochs."""
         decayed = [p for p in self.parameters() if p.ndim >= 2]
         rest = [p for p in self.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
         built = self.optimizer(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(built, self.schedule)
         return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def pretrain_teacher(
+    worlds: Sequence[Path],
+    out: Path,
+    settings: PretrainingSettings,
+    *,
+    vocabulary: Vocabulary,
+    sentences: Sentences,
+    clip: Mapping[str, Any],
+    train_view: TrainView,
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+    schedule: Callable[[int], float],
+    trainer: Callable[..., pl.Trainer],
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
+    record: Mapping[str, Any] | None = None,
+) -> PretrainedTeacher:
+    """Train a small teacher, or go on training it, and write its folder.
+
+    Args:
+        worlds: folders that `synthesize` wrote, whose training people are read.
+        out: the run's folder; the teacher comes to lie in `out/teacher`.
+        settings: of data and schedule.
+        vocabulary: of the words.
+        sentences: how they are said.
+        clip: of `transformers.CLIPConfig`, as plain values.
+        train_view: augmentation; its size is that of the pictures.
+        optimizer: makes an optimiser from parameter groups.
+        schedule: multiplier of the learning rate for a 0-based epoch.
+        trainer: makes a Trainer of its callbacks, loggers and plugins.
+        callbacks: besides those that keep and stop a run.
+        loggers: of the trainer.
+        record: all that decides what comes of it, as plain values; a folder with another record is refused. None: the
+            arguments that are plain.
+
+    Raises:
+        InputError: if world, grammar or network do not fit, or `out` holds something else or is in use.
+        SystemExit: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
+    """
+    known = record or {
+        "worlds": [str(world) for world in worlds],
+        "clip": dict(clip),
+        "vocabulary": vocabulary.digest,
+        **dataclasses.asdict(settings),
+    }
+    # As a file gives it back.
+    kept: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_listed(known), sort_keys=False, allow_unicode=True))
+    _check_folder(out, kept)
+    # Now, and not after the training.
+    teacher = out / "teacher"
+    check_place(teacher)
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    people = read_training_set(worlds, list(vocabulary.groups))
+    taught = {"worlds": [_world(world) for world in worlds], "pictures": len(people.files)}
+    texts = tokenizer_texts(people.words, sentences, settings.seed)
+    tokenizer = train_tokenizer(texts, settings.vocabulary_size, settings.context)
+    data = TeacherPretrainingData(
+        people,
+        sentences,
+        tokenizer,
+        train_view=train_view,
+        batch=settings.batch,
+        sentences_per_picture=settings.sentences_per_picture,
+        workers=settings.workers,
+        in_memory=settings.in_memory,
+        seed=settings.seed,
+    )
+    module = TeacherPretrainingModule(
+        make_small_clip(tokenizer, clip),
+        [len(words) for words in vocabulary.groups.values()],
+        naming_epochs=settings.naming_epochs,
+        naming_weight=settings.naming_weight,
+        mean=settings.mean,
+        std=settings.std,
+        optimizer=optimizer,
+        schedule=schedule,
+    )
+    log.info("%d pictures, %s weights", len(people.files), f"{parameters(module.model):,}")
+    with progress("decoding pictures", len(people.files)) as update:
+        data.setup("fit", update)
+    watch = StopWatch(out, f"the same command (out={out})")
+    made = trainer(
+        callbacks=[SaveWhenTold(watch), *callbacks],
+        logger=list(loggers),
+        reload_dataloaders_every_n_epochs=1,
+        plugins=[CheckpointFiles()],
+    )
+    watch.take_over(made)
+    start = _check_folder(out, kept)
+    if made.is_global_zero:
+        check_place(teacher)
+        keep_earlier(out)
+        write_text(out / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+        write_json(out / "environment.json", environment())
+    begun = time.perf_counter()
+    with watch.reporting():
+        made.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    seconds, weights = round(time.perf_counter() - begun), parameters(module.model)
+    card = {
+        "version": CARD_VERSION,
+        "trained_on": taught,
+        "seed": settings.seed,
+        "epochs": settings.epochs,
+        "seconds": seconds,
+        "weights": weights,
+        "vocabulary": vocabulary.digest,
+        "view": {"height": train_view.height, "width": train_view.width},
+    }
+    rank_zero_only(save_small_clip)(teacher, module.model, tokenizer, settings.mean, settings.std, card)
+    return PretrainedTeacher(teacher, len(people.files), weights, seconds)
+
+
+def _listed(value: Any) -> Any:
+    """Return tuples as lists, all the way down, which is how a file has them."""
+    if isinstance(value, Mapping):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _check_folder(folder: Path, record: Mapping[str, Any]) -> Path | None:
+    """Return the checkpoint to go on from, if this very training was started there before.
+
+    Raises:
+        InputError: if the folder holds another training.
+    """
+    for name in (*_FILES, LAST_CHECKPOINT, Path("csv") / "metrics.csv"):
+        inside(folder, name)
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    again = "give another out"
+    earlier = read_yaml(path, "the config of a training", again)
+    if not isinstance(earlier, dict):
+        raise damaged(path, "it holds a list", again)
+    keys = sorted(({*earlier, *record}) - set(_HANDLING))
+    if changed := [key for key in keys if earlier.get(key) != record.get(key)]:
+        raise InputError(f"{folder} holds a training with another {', '.join(changed)}; give another out")
+    if not any((folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        return None
+    at = newest_whole(folder)
+    log.info("going on after %d epochs and %d batches, from %s", at.epochs, at.batches, at.path)
+    return at.path
+
+
+def _world(folder: Path) -> dict[str, Any]:
+    """Return what tells a rendered world from others, wherever it lies.
+
+    Raises:
+        InputError: if the folder does not say.
+    """
+    facts = world_facts(folder)
+    return {key: facts[key] for key in ("fingerprint", "counts")} | {"seed": facts["config"]["seed"]}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from clip3dreid.data.datasets import celeb_reid
-from clip3dreid.data.inspection import inspect
+from clip3dreid.data.inspection import describe_data
 from clip3dreid.data.manifest import training_labels
 from clip3dreid.errors import InputError
 
@@ -22,7 +22,7 @@ def test_test_people_are_never_merged_with_training_people_of_the_same_number(tm
     assert labels.people == ("celeb_reid/1", "celeb_reid/2")
     assert sorted(manifest.part("test")["person"].unique()) == ["1", "9"]
     # 1 and 2 of train, 1 and 9 of test: four people though only three names.
-    assert inspect(manifest).counts["all"].people == 4
+    assert describe_data(manifest).counts["all"].people == 4
     assert any("restart" in note for note in manifest.notes)
 
 
@@ -53,5 +53,5 @@ def test_names_of_ccda_may_end_after_the_image_number(tmp_path: Path) -> None:
 
 
 def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"variant=light is not one of celeb_reid, celeb_reid_light"):
+    with pytest.raises(InputError, match=r"variant=light is unknown; choose celeb_reid, celeb_reid_light"):
         celeb_reid.read(tmp_path, variant="light")

@@ -36,7 +36,7 @@ def test_indices_of_the_new_protocol_are_one_based_and_people_come_from_its_labe
 def test_the_other_kind_of_boxes_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected labeled/bounding_box_train/"):
         cuhk03_np.read(trees.cuhk03_np(tmp_path / "cuhk03-np", "detected"), boxes="labelled")
-    with pytest.raises(InputError, match=r"boxes=drawn is not one of detected, labelled"):
+    with pytest.raises(InputError, match=r"boxes=drawn is unknown; choose detected, labelled"):
         cuhk03_np.read(tmp_path, boxes="drawn")
 
 

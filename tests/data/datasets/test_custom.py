@@ -109,7 +109,10 @@ BAD = {
         "path,person,split,role,cloths\n1.jpg,a,train,train,1\n",
         r"unknown columns \['cloths'\]",
     ),
-    "unknown split": ("path,person,split,role\n1.jpg,a,trian,train\n", r"split \['trian'\] is not one of"),
+    "unknown split": (
+        "path,person,split,role\n1.jpg,a,trian,train\n",
+        r"split=trian is unknown; choose train, val or test; did you mean train\?",
+    ),
     "no person": ("path,person,split,role\n1.jpg,,train,train\n", "1 rows have no person"),
     "frame of letters": ("path,person,split,role,frame\n1.jpg,a,train,train,x\n", "wrong kind"),
     "queries alone": ("path,person,split,role\n1.jpg,a,test,query\n", "has only query pictures"),

@@ -55,7 +55,7 @@ def test_a_fraction_outside_0_to_1_is_refused(root: Path) -> None:
 
 def test_a_third_camera_is_refused(root: Path) -> None:
     trees.plant(root, "001_03_1.png")
-    with pytest.raises(InputError, match=r"001_03_1\.png=3 is not one of 1, 2"):
+    with pytest.raises(InputError, match=r"001_03_1\.png=3 is unknown; choose 1 or 2"):
         pku_reid.read(root)
 
 

@@ -62,7 +62,7 @@ def test_a_person_folder_that_is_no_number_does_not_parse(tmp_path: Path) -> Non
 
 
 def test_an_unknown_use_of_val_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use_val=val is not one of ignore, train"):
+    with pytest.raises(InputError, match="use_val=val is unknown; choose ignore or train"):
         prcc.read(trees.prcc(tmp_path / "prcc"), use_val="val")
 
 

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 
 from clip3dreid.data.manifest import Manifest, Published
-from clip3dreid.data.tree import Names, Tree, number, shorten
+from clip3dreid.data.tree import SHOWN, Names, Tree, number
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 
 # A tracklet's folder: the session, then person and walk.
 TRACKLET = re.compile(r"session(?P<session>\d+)/(?P<person>\d+)_(?P<walk>\d+)")
@@ -36,7 +37,7 @@ PUBLISHED = (
 
 
 def read(root: Path, frames: int = 0) -> Manifest:
-    """Reads the frames of CCVID from the folder that holds the three lists and `session1` … `session3`.
+    """Read the frames of CCVID from the folder that holds the three lists and `session1` … `session3`.
 
     The camera is the number of the walk, and twelve more in session 3 (another day, another place), as the authors'
     code counts. An outfit is named `person_label`: the labels of the lists count each person's own garments.
@@ -78,8 +79,8 @@ def read(root: Path, frames: int = 0) -> Manifest:
                 )
     if absent:
         raise InputError(
-            f"ccvid: {len(absent)} listed tracklets have no pictures in {root}: {shorten(absent)}; unpack the data "
-            "set again"
+            f"ccvid: {len(absent)} listed tracklets have no pictures in {root}: {some(absent, SHOWN)}; unpack the "
+            "data set again"
         )
     notes = ["cameras are the numbers of walks, 12 more in session 3: sessions 1 and 2 share them"]
     if frames:
@@ -88,7 +89,7 @@ def read(root: Path, frames: int = 0) -> Manifest:
 
 
 def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
-    """Folder, person, clothes label and parsed folder of each line of a list.
+    """Return folder, person, clothes label and parsed folder of each line of a list.
 
     Raises:
         InputError: if the list is empty or a line is another.
@@ -111,11 +112,11 @@ def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
 
 
 def _spread(pictures: list[str], count: int) -> list[str]:
-    """Up to `count` pictures at equal distances."""
+    """Return up to `count` pictures at equal distances."""
     count = min(count, len(pictures))
     return [pictures[index * len(pictures) // count] for index in range(count)]
 
 
 def _without_pictures() -> tuple[Published, ...]:
-    """The published counts that a choice of frames leaves as they are."""
+    """Return the published counts that a choice of frames leaves as they are."""
     return tuple(count for count in PUBLISHED if count.what != "pictures")

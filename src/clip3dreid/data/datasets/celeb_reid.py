@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 def read(root: Path, variant: str = "celeb_reid") -> Manifest:
-    """Reads one of the data sets of the Celeb-reID family.
+    """Read one of the data sets of the Celeb-reID family.
 
     None of them labels cameras or clothes; `frame` is the number of the picture, unique for a person, whose
     first digit some code takes for a camera.

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.io import loadmat
 
 from clip3dreid.data.manifest import Manifest, Published
-from clip3dreid.data.tree import Names, Tree, number, shorten
+from clip3dreid.data.tree import SHOWN, Names, Tree, number
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
 
 FOLDER_NAMES = Names(re.compile(r"(\d+)_c(\d)_(\d+)\.\w+"), "0001_c1_1.png")
@@ -39,7 +40,7 @@ PICTURES = {
 
 
 def read(root: Path, boxes: str = "detected") -> Manifest:
-    """Reads CUHK03-NP in either of the two forms it goes around in.
+    """Read CUHK03-NP in either of the two forms it goes around in.
 
     The first is a tree like Market-1501's for each kind of boxes, `{detected,labeled}/{bounding_box_train,
     query,bounding_box_test}`. The second is torchreid's: `cuhk03_new_protocol_config_{detected,labeled}.mat`
@@ -85,7 +86,7 @@ def _from_folders(tree: Tree, kind: str) -> list[dict[str, Any]]:
 
 
 def _from_indices(tree: Tree, kind: str) -> list[dict[str, Any]]:
-    """Rows of torchreid's form: the config holds a list of file names, their people, and 1-based indices."""
+    """Return rows of torchreid's form: the config holds a list of file names, their people, and 1-based indices."""
     file, folder = tree.root / f"cuhk03_new_protocol_config_{kind}.mat", f"images_{kind}"
     with decoding(f"cuhk03_np: {file}", "the new protocol's config", "fetch it again"):
         config = loadmat(file)
@@ -106,7 +107,7 @@ def _from_indices(tree: Tree, kind: str) -> list[dict[str, Any]]:
         if absent := [stem for stem in stems if stem not in there]:
             raise InputError(
                 f"cuhk03_np: {len(absent)} pictures of {key} are not in {tree.root / folder}: "
-                f"{shorten(absent)}; extract them again"
+                f"{some(absent, SHOWN)}; extract them again"
             )
         parsed = tree.parse([there[stem] for stem in stems], EXTRACTED_NAMES)
         for (path, name), (_, person) in zip(parsed, chosen[key], strict=True):

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest, build
-from clip3dreid.data.tree import Tree, holds_pictures, look_alike, shorten
+from clip3dreid.data.tree import SHOWN, Tree, holds_pictures, look_alike
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.spelling import labels
 from clip3dreid.io.table_files import forward_slashes, read_table, understood
 
@@ -41,7 +42,7 @@ ROLES: dict[str, Collection[str]] = {
 
 
 def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed: int = 0) -> Manifest:
-    """Reads a table of pictures, or a folder `part/person/picture`.
+    """Read a table of pictures, or a folder `part/person/picture`.
 
     A table (CSV or Parquet) has the manifest's columns or some of them: `path` (relative to the table's
     folder), `person`, `split` (train, val, test) and `role` (train, query, gallery) are needed, `camera`,
@@ -87,7 +88,7 @@ def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
     table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
     if lost := [path for path in table["path"].drop_nulls().unique().sort() if not (folder / path).is_file()]:
         raise InputError(
-            f"{tree.name}: {len(lost)} pictures of {tree.root} are not in {folder}: {shorten(lost)}; paths "
+            f"{tree.name}: {len(lost)} pictures of {tree.root} are not in {folder}: {some(lost, SHOWN)}; paths "
             "are relative to the table's folder"
         )
     table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
@@ -95,7 +96,7 @@ def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
 
 
 def _known(column: pl.Series, others: dict[str, Collection[str]]) -> pl.Series:
-    """A column of few words, which may be spelled in other common ways."""
+    """Return a column of few words, which may be spelled in other common ways."""
     words = {other: word for word, known in others.items() for other in (word, *known)}
     column = column.cast(pl.String)
     found = {text: words.get(text.strip().casefold(), text) for text in column.drop_nulls().unique()}
@@ -103,7 +104,7 @@ def _known(column: pl.Series, others: dict[str, Collection[str]]) -> pl.Series:
 
 
 def _own_clothes(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Makes outfits belong to one person each: tables often number them anew for every person."""
+    """Make outfits belong to one person each: tables often number them anew for every person."""
     if "clothes" not in table.columns:
         return table, []
     # Spelled first: what is put together of two labels is spelled by no rule any more.
@@ -130,7 +131,7 @@ def _from_folders(tree: Tree, query_per_person: int) -> tuple[pl.DataFrame, list
         parts = {"": "gallery"}
     elif others and parts:
         raise InputError(
-            f"{tree.name}: {len(others)} folders of {tree.root} hold pictures and are no part: {shorten(others, 3)}; "
+            f"{tree.name}: {len(others)} folders of {tree.root} hold pictures and are no part: {some(others, 3)}; "
             f"the parts are {', '.join(PARTS)}: rename them, or move them away"
         )
     elif not parts:
@@ -144,7 +145,7 @@ def _from_folders(tree: Tree, query_per_person: int) -> tuple[pl.DataFrame, list
 
 
 def _parts(tree: Tree) -> tuple[dict[str, str], list[str]]:
-    """The folders that are parts, with the part's name, and the others that hold pictures.
+    """Return the folders that are parts, with the part's name, and the others that hold pictures.
 
     Raises:
         InputError: if two folders are the same part.
@@ -169,21 +170,21 @@ def _key(name: str) -> str:
 
 
 def _no_parts(tree: Tree, others: list[str]) -> str:
-    """Why a folder holds no part, in one line."""
+    """Return why a folder holds no part, in one line."""
     where = tree.root
     expected = "expected are folders train/PERSON, or query/PERSON and gallery/PERSON"
     if not where.is_dir():
         return f"the data root {where} is not there; {look_alike(where, [])}"
     if others:
         return (
-            f"{where} holds pictures in {shorten(others, 3)} and none of the parts {', '.join(PARTS)}; {expected}. "
+            f"{where} holds pictures in {some(others, 3)} and none of the parts {', '.join(PARTS)}; {expected}. "
             "If these are people, put them into train/ to train on them, or draw queries with data.query_per_person=1"
         )
     return f"no pictures in the folders of {where}; {expected}"
 
 
 def _draw_queries(tree: Tree, table: pl.DataFrame, per_person: int, seed: int) -> pl.DataFrame:
-    """Makes queries of some gallery pictures of each person, leaving at least one in the gallery."""
+    """Make queries of some gallery pictures of each person, leaving at least one in the gallery."""
     if "query" in set(table["role"]):
         raise InputError(f"{tree.name}: {tree.root} has queries of its own; leave data.query_per_person at 0")
     generator = np.random.default_rng(seed)

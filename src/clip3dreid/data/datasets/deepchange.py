@@ -34,7 +34,7 @@ PUBLISHED = (
 
 
 def read(root: Path, clothes_from_day: bool = False) -> Manifest:
-    """Reads DeepChange from the folder that holds `train-set`, `val-set-query` … and their `-bbox.txt` lists.
+    """Read DeepChange from the folder that holds `train-set`, `val-set-query` … and their `-bbox.txt` lists.
 
     Args:
         root: the folder.

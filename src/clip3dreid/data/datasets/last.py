@@ -34,7 +34,7 @@ PUBLISHED = (
 
 
 def read(root: Path) -> Manifest:
-    """Reads LaST from the folder that holds `train`, `val` and `test`.
+    """Read LaST from the folder that holds `train`, `val` and `test`.
 
     Training pictures and galleries lie in a folder a person, queries in one flat folder.
 

@@ -27,7 +27,7 @@ PUBLISHED = (
 
 
 def read(root: Path, name: str = "ltcc") -> Manifest:
-    """Reads LTCC from the folder that holds `train`, `query` and `test` (the gallery).
+    """Read LTCC from the folder that holds `train`, `query` and `test` (the gallery).
 
     All training people are used, those who change clothes and those who do not: some older papers train on
     the former alone.

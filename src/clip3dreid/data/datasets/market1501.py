@@ -28,7 +28,7 @@ PUBLISHED = (
 
 
 def read(root: Path) -> Manifest:
-    """Reads Market-1501 from the folder that holds `bounding_box_train`, `query` and `bounding_box_test`.
+    """Read Market-1501 from the folder that holds `bounding_box_train`, `query` and `bounding_box_test`.
 
     Person -1 (bad boxes) is left out everywhere. Person 0 (background and other people) stays in the gallery,
     where it matches nobody, and is left out elsewhere.

@@ -24,7 +24,7 @@ PUBLISHED = (
 
 
 def read(root: Path, val_in_train: bool = False) -> Manifest:
-    """Reads MSMT17; the version follows from the folders' names and is noted.
+    """Read MSMT17; the version follows from the folders' names and is noted.
 
     Args:
         root: the folder that holds the four lists and `train` and `test` (V1) or `mask_train_v2` and

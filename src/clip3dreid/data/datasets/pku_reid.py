@@ -23,7 +23,7 @@ PUBLISHED = (
 
 
 def read(root: Path, train_fraction: float = 0.5, split_seed: int = 0) -> Manifest:
-    """Reads PKU-Reid from the one folder that holds all its pictures.
+    """Read PKU-Reid from the one folder that holds all its pictures.
 
     Half of the people were used for training in the paper; which ones was drawn and never published, so they
     are drawn here. Of the test people camera 1 is the query and camera 2 the gallery.

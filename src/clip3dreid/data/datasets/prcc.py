@@ -29,7 +29,7 @@ TRAIN_PICTURES = {"ignore": 17_896, "train": 17_896 + 5_002}
 
 
 def read(root: Path, use_val: str = "ignore") -> Manifest:
-    """Reads PRCC from the folder that holds `rgb`; a `sketch` tree beside it is not looked at.
+    """Read PRCC from the folder that holds `rgb`; a `sketch` tree beside it is not looked at.
 
     Camera A of the test people is the gallery; B (same clothes) and C (other clothes) are the query sets
     `B` and `C`.

@@ -24,7 +24,7 @@ PUBLISHED = (
 
 
 def read(root: Path) -> Manifest:
-    """Reads VC-Clothes from the folder that holds `train`, `query` and `gallery`, all four cameras.
+    """Read VC-Clothes from the folder that holds `train`, `query` and `gallery`, all four cameras.
 
     One model is tested on all cameras, on 2 and 3 (same clothes), and on 3 and 4 (other clothes): the
     protocols choose among the rows.

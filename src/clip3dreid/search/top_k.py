@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.ranking import full_precision
+from clip3dreid.retrieval.similarity import GalleryTerms, full_precision, gallery_terms, write_similarities
 
 Metric: TypeAlias = Literal["cosine", "product", "euclidean"]
 
@@ -37,7 +37,7 @@ CROWDED = 0.2
 """Share of segments to look into above which a block's own bar is found first."""
 
 
-class Nearest(NamedTuple):
+class TopK(NamedTuple):
     """The nearest gallery rows of each query."""
 
     rows: Tensor
@@ -46,14 +46,14 @@ class Nearest(NamedTuple):
     """(Q, k) float32, falling; -inf where there is no row."""
 
 
-def nearest(
+def top_k(
     query: Tensor,
     gallery: Tensor | Iterable[Tensor],
     k: int,
     metric: Metric = "cosine",
     allowed: Tensor | None = None,
     memory: int = MEMORY,
-) -> Nearest:
+) -> TopK:
     """Finds the k nearest gallery rows of each query, exactly.
 
     Half-precision features are multiplied in float32, and reduced matrix precision (TF32, autocast) is switched
@@ -78,8 +78,8 @@ def nearest(
 
     Example:
         >>> import torch
-        >>> from clip3dreid.search.nearest import nearest
-        >>> nearest(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 2], [3, 0], [1, 1]]), k=2).rows.tolist()
+        >>> from clip3dreid.search.top_k import top_k
+        >>> top_k(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 2], [3, 0], [1, 1]]), k=2).rows.tolist()
         [[1, 2]]
     """
     _check(query, k, metric)
@@ -90,22 +90,17 @@ def nearest(
             queries = unit(queries, "query")
         best = _Best(len(query), k, queries)
         for rows, block in _blocks(queries, gallery, allowed, memory):
-            factor, offset = _norms(block, metric, rows)
+            terms = _terms(block, metric, rows)
             for start in range(0, len(queries), QUERIES):
                 part = slice(start, start + QUERIES)
                 scores = best.buffer(len(queries[part]), len(block))
-                if offset is None:
-                    torch.mm(queries[part], block.T, out=scores)
-                else:
-                    torch.addmm(offset, queries[part], block.T, out=scores)
-                if factor is not None:
-                    scores.mul_(factor)
+                write_similarities(queries[part], block, terms, scores)
                 best.add(start, scores, rows)
         scores = best.scores
         if metric == "euclidean":
             squares = torch.einsum("qd,qd->q", queries, queries)[:, None] - 2 * scores
             scores = -squares.clamp(min=0).sqrt()
-    return Nearest(best.rows, scores.float())
+    return TopK(best.rows, scores.float())
 
 
 def unit(features: Tensor, what: str, first: int = 0) -> Tensor:
@@ -179,16 +174,12 @@ def _blocks(
         raise InputError(f"allowed has {len(allowed)} rows, the gallery {done}; give one for each row")
 
 
-def _norms(block: Tensor, metric: Metric, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What the products with a block are multiplied by, and what is added to them."""
-    if metric == "product":
-        return None, None
-    if metric == "euclidean":
-        # Not squared norms: whole numbers stay exact. Not einsum: it takes five times as long.
-        return None, torch.cat([part.square().sum(1) for part in torch.split(block, 256)]) / -2
-    norms = torch.linalg.vector_norm(block, dim=1)
-    _refuse(norms == 0, "gallery", "has length 0 and so no cosine; leave it out", rows)
-    return norms.reciprocal_(), None
+def _terms(block: Tensor, metric: Metric, rows: Tensor) -> GalleryTerms:
+    """Return what makes similarities of the products with a block."""
+    terms = gallery_terms(block, metric)
+    if terms.factor is not None:
+        _refuse(terms.factor.isinf(), "gallery", "has length 0 and so no cosine; leave it out", rows)
+    return terms
 
 
 class _Best:

@@ -14,7 +14,7 @@ from clip3dreid.loss.term import Need, Term
 from clip3dreid.types import Batch, Dimensions, Features
 
 
-class Weighted(TypedDict):
+class LossEntry(TypedDict):
     """One entry of the `loss` configuration."""
 
     weight: float
@@ -24,7 +24,7 @@ class Weighted(TypedDict):
     warmup_epochs: int
     """Epochs over which the weight rises linearly to its value; 0: it has its value from the start epoch on."""
     term: Callable[[Dimensions], Term]
-    """Builds the term: its class with everything but the dimensions filled in."""
+    """Build the term: its class with everything but the dimensions filled in."""
 
 
 class Losses(NamedTuple):
@@ -49,25 +49,25 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more pl
     """A loss became NaN or infinite; the message names the term."""
 
 
-def needs(terms: Mapping[str, Weighted]) -> frozenset[Need]:
-    """What the terms of a run need beside pictures and labels; terms of weight 0 need nothing.
+def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
+    """Return what the terms of a run need beside pictures and labels; terms of weight 0 need nothing.
 
     Raises:
-        InputError: as `Total`, for entries that are wrong.
+        InputError: as `WeightedLosses`, for entries that are wrong.
     """
-    found: set[Need] = set()
+    kinds: set[Need] = set()
     for name, entry in terms.items():
         _check(name, entry)
         if entry["weight"] > 0:
-            found |= getattr(_term_class(entry["term"]), "needs", frozenset())
-    return frozenset(found)
+            kinds |= getattr(_term_class(entry["term"]), "needs", frozenset())
+    return frozenset(kinds)
 
 
-class Total(nn.Module):
+class WeightedLosses(nn.Module):
     """All loss terms of a run, with their heads."""
 
-    def __init__(self, terms: Mapping[str, Weighted], dimensions: Dimensions) -> None:
-        """Builds the terms whose weight is above 0, in the order given.
+    def __init__(self, terms: Mapping[str, LossEntry], dimensions: Dimensions) -> None:
+        """Build the terms whose weight is above 0, in the order given.
 
         Args:
             terms: name of each term and its entry.
@@ -79,7 +79,7 @@ class Total(nn.Module):
         """
         super().__init__()
         self.terms = nn.ModuleDict()
-        self.entries: dict[str, Weighted] = {}
+        self.entries: dict[str, LossEntry] = {}
         for name, entry in terms.items():
             _check(name, entry)
             if entry["weight"] == 0:
@@ -106,24 +106,27 @@ class Total(nn.Module):
         return {name: entry["start_epoch"] for name, entry in self.entries.items()}
 
     def weight(self, name: str, epoch: int) -> float:
-        """A term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
+        """Return a term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
         entry = self.entries[name]
         begun = epoch - entry["start_epoch"] + 1
         warmup = entry["warmup_epochs"]
         share = min(1.0, begun / (warmup + 1)) if warmup else 1.0
         return float(entry["weight"]) * share if begun > 0 else 0.0
 
-    def forward(self, features: Features, batch: Batch, epoch: int) -> Losses:
-        """Computes the terms that take part in `epoch` and adds them up.
+    def forward(
+        self, features: Features, batch: Batch, epoch: int, *, bodies: Features | None = None
+    ) -> Losses:
+        """Compute the terms that take part in `epoch` and adds them up.
 
         A term before its start epoch is not computed, so its head gets no gradient at all and no
         optimiser moves it, not even by weight decay. Under DistributedDataParallel this needs
         `find_unused_parameters`.
 
         Args:
-            features: of the batch; `pooled` and `embedding` are brought to float32.
-            batch: its labels, with what `needs` names.
+            features: what the student makes of the people's pictures; `pooled` and `embedding` become float32.
+            batch: labels of both streams, and what `needs` names.
             epoch: counted from 0.
+            bodies: what the student makes of `batch.bodies`, likewise; None where there is no second stream.
 
         Returns:
             The sum and its parts.
@@ -136,14 +139,13 @@ class Total(nn.Module):
         sums: dict[str, Tensor] = {}
         observed: dict[str, Tensor] = {}
         features = _widened(features)
-        if batch.bodies is not None and batch.bodies.features is not None:
-            batch = batch._replace(bodies=batch.bodies._replace(features=_widened(batch.bodies.features)))
+        bodies = None if bodies is None else _widened(bodies)
         with torch.autocast(features.embedding.device.type, enabled=False):
             for name, term in self._terms().items():
                 weight = self.weight(name, epoch)
                 if not weight:
                     continue
-                value = term(features, batch)
+                value = term(features, batch, bodies)
                 parts = (
                     {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
                 )
@@ -151,7 +153,7 @@ class Total(nn.Module):
                 scaled = {part: weight * loss for part, loss in parts.items()}
                 weighted |= scaled
                 sums[name] = torch.stack(list(scaled.values())).sum()
-                observed |= {f"{name}/{key}": seen.detach() for key, seen in term.observed.items()}
+                observed |= {f"{name}/{key}": measured.detach() for key, measured in term.observed.items()}
             total = torch.stack(list(weighted.values())).sum()
         # One look at the sum is one synchronisation of the device; the parts are asked only when it is bad.
         if not torch.isfinite(total):
@@ -166,14 +168,14 @@ class Total(nn.Module):
         )
 
     def heads(self) -> dict[str, Tensor]:
-        """Tensors that the trained model is shipped with; see `Term.heads`."""
-        found: dict[str, Tensor] = {}
+        """Return tensors that the trained model is shipped with; see `Term.heads`."""
+        shipped: dict[str, Tensor] = {}
         for term in self._terms().values():
-            found |= {name: tensor.detach().clone() for name, tensor in term.heads().items()}
-        return found
+            shipped |= {name: tensor.detach().clone() for name, tensor in term.heads().items()}
+        return shipped
 
     def unscheduled_parameters(self) -> Iterator[nn.Parameter]:
-        """Yields the parameters of all terms whose learning rate is to stay constant."""
+        """Yield the parameters of all terms whose learning rate is to stay constant."""
         for term in self._terms().values():
             yield from term.unscheduled_parameters()
 
@@ -192,13 +194,13 @@ def _term_class(build: Any) -> Any:
 
 
 def _single(values: Tensor) -> Tensor:
-    """Returns half-precision values as float32 and leaves float32 and float64 alone."""
+    """Return half-precision values as float32, float32 and float64 as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _check(name: str, entry: Mapping[str, Any]) -> None:
-    """Raises InputError if an entry's keys or numbers are wrong."""
-    expected = set(Weighted.__annotations__)
+    """Raise InputError if an entry's keys or numbers are wrong."""
+    expected = set(LossEntry.__annotations__)
     if set(entry) != expected:
         wrong = ", ".join(sorted(str(key) for key in expected ^ set(entry)))
         raise InputError(

@@ -10,8 +10,8 @@ from clip3dreid.loss.clothes import ClothesAdversarial
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.pairwise import Contrastive
 from clip3dreid.loss.term import Term
-from clip3dreid.loss.total import NonFiniteLoss, Total, needs
-from clip3dreid.types import Batch, Bodies, Features
+from clip3dreid.loss.weighted import NonFiniteLoss, WeightedLosses, needs
+from clip3dreid.types import Batch, BodyBatch, BodySpace, Features, TeacherSpace, TextTargets
 
 from .cases import batch, dimensions, features, random_embedding
 
@@ -32,7 +32,7 @@ class Constant(Term):
         super().__init__()
         self.value = value
 
-    def forward(self, features: Features, batch: Batch):
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None):
         if isinstance(self.value, dict):
             return {name: torch.tensor(value) for name, value in self.value.items()}
         return torch.tensor(self.value)
@@ -41,7 +41,7 @@ class Constant(Term):
 class Guided(Constant):
     """Needs something, ships a tensor and measures another on the way."""
 
-    needs = frozenset({"teacher", "bodies"})
+    needs = frozenset({TeacherSpace, BodySpace})
 
     def __init__(self, dimensions, value=1.0, name="joint.weight"):
         super().__init__(dimensions, value)
@@ -49,7 +49,7 @@ class Guided(Constant):
         self.name = name
         self.connected = []
 
-    def forward(self, features: Features, batch: Batch):
+    def forward(self, features: Features, batch: Batch, bodies: Features | None = None):
         self.observed["spread"] = 7 * self.head.sum()
         return super().forward(features, batch)
 
@@ -61,7 +61,7 @@ class Guided(Constant):
 
 
 class Worded(Guided):
-    needs = frozenset({"words", "teacher"})
+    needs = frozenset({TextTargets, TeacherSpace})
 
 
 def never_built(dimensions):
@@ -73,7 +73,7 @@ def points() -> torch.Tensor:
 
 
 def test_total_is_the_weighted_sum_and_every_part_is_named():
-    total = Total(
+    total = WeightedLosses(
         {
             "a": entry(partial(Constant, value=2.0), weight=0.5),
             "b": entry(partial(Constant, value={"x": 3.0, "y": 5.0}), weight=2.0),
@@ -87,7 +87,7 @@ def test_total_is_the_weighted_sum_and_every_part_is_named():
 
 
 def test_total_carries_the_gradient_and_the_parts_do_not():
-    total = Total({"identity": entry(IDENTITY, weight=3.0)}, DIMENSIONS)
+    total = WeightedLosses({"identity": entry(IDENTITY, weight=3.0)}, DIMENSIONS)
     losses = total(features(points()), LABELS, epoch=0)
     assert losses.total.requires_grad
     assert not any(part.requires_grad for part in (*losses.raw.values(), *losses.weighted.values()))
@@ -101,9 +101,9 @@ def test_total_carries_the_gradient_and_the_parts_do_not():
 
 def test_a_term_of_weight_zero_is_not_built_and_draws_no_random_number():
     torch.manual_seed(0)
-    without = Total({"identity": entry(IDENTITY)}, DIMENSIONS)
+    without = WeightedLosses({"identity": entry(IDENTITY)}, DIMENSIONS)
     torch.manual_seed(0)
-    switched_off = Total(
+    switched_off = WeightedLosses(
         {"clothes": entry(CLOTHES, weight=0), "x": entry(never_built, 0.0), "identity": entry(IDENTITY)},
         DIMENSIONS,
     )
@@ -113,13 +113,15 @@ def test_a_term_of_weight_zero_is_not_built_and_draws_no_random_number():
 
 def test_a_term_of_weight_zero_makes_no_demands_on_the_data():
     unlabelled = dimensions(width=4, people=2)
-    assert list(Total({"c": entry(CLOTHES, 0), "i": entry(IDENTITY)}, unlabelled).terms) == ["i"]
+    assert list(WeightedLosses({"c": entry(CLOTHES, 0), "i": entry(IDENTITY)}, unlabelled).terms) == ["i"]
     with pytest.raises(InputError, match="needs clothes labels"):
-        Total({"c": entry(CLOTHES), "i": entry(IDENTITY)}, unlabelled)
+        WeightedLosses({"c": entry(CLOTHES), "i": entry(IDENTITY)}, unlabelled)
 
 
 def test_before_its_start_epoch_a_head_is_moved_by_nothing_not_even_weight_decay():
-    total = Total({"identity": entry(IDENTITY), "clothes": entry(CLOTHES, start_epoch=2)}, DIMENSIONS)
+    total = WeightedLosses(
+        {"identity": entry(IDENTITY), "clothes": entry(CLOTHES, start_epoch=2)}, DIMENSIONS
+    )
     optimizer = torch.optim.Adam(total.parameters(), lr=0.1, weight_decay=0.5)
     head = total.terms["clothes"].head.weight
     start = head.detach().clone()
@@ -138,7 +140,7 @@ def test_weight_rises_in_equal_steps_over_the_warm_up():
         "slow": entry(partial(Constant, value=8.0), weight=2.0, start_epoch=2, warmup_epochs=3),
         "early": entry(partial(Constant, value=1.0), warmup_epochs=1),
     }
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     by_hand = [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert [total.weight("slow", epoch) for epoch in range(8)] == [2 * share for share in by_hand]
     assert [total.weight("identity", epoch) for epoch in range(3)] == [0.5] * 3
@@ -153,7 +155,7 @@ def test_weight_rises_in_equal_steps_over_the_warm_up():
 
 def test_without_a_warm_up_a_term_has_its_weight_from_its_start_epoch_on():
     terms = {"i": entry(IDENTITY), "x": entry(partial(Constant, value=1.0), weight=3.0, start_epoch=2)}
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     assert [total.weight("x", epoch) for epoch in range(4)] == [0, 0, 3, 3]
 
 
@@ -163,9 +165,9 @@ def test_needs_are_those_of_all_terms_that_have_a_weight_and_nothing_is_built_to
             never_built(dimensions)
 
     terms = {"i": entry(IDENTITY), "w": entry(partial(partial(Worded), value=1.0)), "b": entry(Unbuildable)}
-    assert needs(terms) == {"words", "teacher", "bodies"}
+    assert needs(terms) == {TextTargets, TeacherSpace, BodySpace}
     terms["w"]["weight"] = 0
-    assert needs(terms) == {"teacher", "bodies"}
+    assert needs(terms) == {TeacherSpace, BodySpace}
     terms["b"]["weight"] = 0.0
     assert needs(terms) == frozenset()
 
@@ -176,7 +178,7 @@ def test_needs_are_refused_for_an_entry_that_the_total_refuses():
 
 
 def test_what_terms_observe_comes_through_under_their_names_and_without_gradient():
-    total = Total({"identity": entry(IDENTITY), "a": entry(Guided, weight=0.1)}, DIMENSIONS)
+    total = WeightedLosses({"identity": entry(IDENTITY), "a": entry(Guided, weight=0.1)}, DIMENSIONS)
     losses = total(features(points()), LABELS, epoch=0)
     assert {name: value.item() for name, value in losses.observed.items()} == {"a/spread": 35}
     assert not losses.observed["a/spread"].requires_grad
@@ -184,7 +186,7 @@ def test_what_terms_observe_comes_through_under_their_names_and_without_gradient
 
 
 def test_a_term_before_its_start_observes_nothing():
-    total = Total({"identity": entry(IDENTITY), "a": entry(Guided, start_epoch=1)}, DIMENSIONS)
+    total = WeightedLosses({"identity": entry(IDENTITY), "a": entry(Guided, start_epoch=1)}, DIMENSIONS)
     assert total(features(points()), LABELS, epoch=0).observed == {}
 
 
@@ -194,7 +196,7 @@ def test_heads_are_those_of_all_terms_and_copies_without_gradient():
         "a": entry(Guided),
         "b": entry(partial(Guided, name="shape.weight")),
     }
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     shipped = total.heads()
     assert {name: tensor.tolist() for name, tensor in shipped.items()} == {
         "joint.weight": [2, 3],
@@ -211,7 +213,7 @@ def test_single_terms_add_up_to_the_total_and_carry_gradient():
         "clothes": entry(CLOTHES, weight=2.0),
         "off": entry(IDENTITY, weight=0),
     }
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     losses = total(features(points()), LABELS, epoch=0)
     assert list(losses.terms) == ["identity", "clothes"]
     torch.testing.assert_close(sum(losses.terms.values()), losses.total)
@@ -227,7 +229,7 @@ def test_single_terms_add_up_to_the_total_and_carry_gradient():
 
 def test_every_term_is_connected_once_with_all_terms_that_were_built():
     terms = {"a": entry(Guided), "x": entry(never_built, weight=0), "identity": entry(IDENTITY)}
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     (others,) = total.terms["a"].connected
     assert list(others) == ["a", "identity"]
     assert others["identity"] is total.terms["identity"]
@@ -238,25 +240,25 @@ def test_features_of_bodies_are_widened_too():
         def __init__(self, dimensions):
             super().__init__()
 
-        def forward(self, features: Features, batch: Batch):
-            seen.append(batch.bodies.features)
+        def forward(self, features: Features, batch: Batch, bodies: Features | None = None):
+            seen.append(bodies)
             return features.embedding.sum()
 
     seen: list[Features] = []
     half = features(points().bfloat16())
-    bodies = Bodies(torch.empty(0), torch.zeros(4, 1), torch.arange(4), half)
-    Total({"r": entry(Reads)}, DIMENSIONS)(half, LABELS._replace(bodies=bodies), epoch=0)
+    shown = LABELS._replace(bodies=BodyBatch(torch.empty(0), torch.zeros(4, 1), torch.arange(4)))
+    WeightedLosses({"r": entry(Reads)}, DIMENSIONS)(half, shown, epoch=0, bodies=half)
     assert seen[0].embedding.dtype == seen[0].pooled.dtype == torch.float32
 
 
 def test_unscheduled_parameters_are_those_the_terms_declare():
-    total = Total({"identity": entry(IDENTITY), "clothes": entry(CLOTHES)}, DIMENSIONS)
+    total = WeightedLosses({"identity": entry(IDENTITY), "clothes": entry(CLOTHES)}, DIMENSIONS)
     assert [id(p) for p in total.unscheduled_parameters()] == [id(total.terms["clothes"].head.weight)]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_named_and_the_others_are_not(value):
-    total = Total(
+    total = WeightedLosses(
         {
             "identity": entry(IDENTITY),
             "odd": entry(partial(Constant, value={"good": 1.0, "bad": value})),
@@ -270,7 +272,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_others_are_not(value):
 
 
 def test_a_sum_that_overflows_is_reported_though_every_part_is_finite():
-    total = Total({"big": entry(partial(Constant, value=3e38), weight=10.0)}, DIMENSIONS)
+    total = WeightedLosses({"big": entry(partial(Constant, value=3e38), weight=10.0)}, DIMENSIONS)
     with pytest.raises(NonFiniteLoss, match="overflow"):
         total(features(points()), LABELS, epoch=0)
 
@@ -283,7 +285,7 @@ def test_losses_are_computed_in_float32_inside_autocast():
         "clothes": entry(CLOTHES),
         "pairs": entry(partial(Contrastive, scale=16.0)),
     }
-    total = Total(terms, DIMENSIONS)
+    total = WeightedLosses(terms, DIMENSIONS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = total(features(embedding), LABELS, epoch=0)
     outside = total(features(embedding.float()), LABELS, epoch=0)
@@ -296,7 +298,7 @@ def test_entries_may_come_as_hydra_config_nodes():
         {"identity": {"weight": 1, "start_epoch": 0, "warmup_epochs": 0}}, flags={"allow_objects": True}
     )
     node.identity.term = IDENTITY
-    total = Total(node, DIMENSIONS)
+    total = WeightedLosses(node, DIMENSIONS)
     assert total.weight("identity", 0) == 1.0
 
 
@@ -326,12 +328,12 @@ def test_entries_may_come_as_hydra_config_nodes():
 )
 def test_a_wrong_entry_is_refused_in_one_line_that_names_it(terms, message):
     with pytest.raises(InputError, match=message) as caught:
-        Total(terms, DIMENSIONS)
+        WeightedLosses(terms, DIMENSIONS)
     assert "\n" not in str(caught.value)
 
 
 def test_heads_are_parameters_of_the_total():
-    total = Total({"identity": entry(IDENTITY), "clothes": entry(CLOTHES)}, DIMENSIONS)
+    total = WeightedLosses({"identity": entry(IDENTITY), "clothes": entry(CLOTHES)}, DIMENSIONS)
     assert sorted(name for name, _ in total.named_parameters()) == [
         "terms.clothes.head.weight",
         "terms.identity.head.bias",

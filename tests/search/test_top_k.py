@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import clip3dreid.search.top_k as module
 from clip3dreid.errors import InputError
-from clip3dreid.search import nearest as module
-from clip3dreid.search.nearest import nearest
+from clip3dreid.search.top_k import top_k
 
 METRICS = ["cosine", "product", "euclidean"]
 WHOLE = {"cosine": "signs", "product": "whole", "euclidean": "whole"}
@@ -60,7 +60,7 @@ def assert_plain(found, query, gallery, k, metric, allowed=None):
 def test_random_features_equal_a_sort_of_the_whole_matrix(metric, k):
     query, gallery = features(70, seed=1), features(5003, seed=2)
     # 128 kB: some forty blocks.
-    assert_plain(nearest(query, gallery, k, metric, memory=2**17), query, gallery, k, metric)
+    assert_plain(top_k(query, gallery, k, metric, memory=2**17), query, gallery, k, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -70,13 +70,13 @@ def test_ties_come_in_gallery_order(metric, dtype):
     gallery = features(3000, 4, 4, WHOLE[metric], dtype)
     scores = gallery.float() @ query[0].float()
     assert len(scores.unique()) < 40, "the example must have many ties"
-    found = nearest(query, gallery, 40, metric, memory=2**15)
+    found = top_k(query, gallery, 40, metric, memory=2**15)
     assert_plain(found, query, gallery, 40, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_collapsed_model_finds_the_first_rows(metric):
-    found = nearest(torch.ones(5, 8), torch.ones(3000, 8), 7, metric, memory=2**15)
+    found = top_k(torch.ones(5, 8), torch.ones(3000, 8), 7, metric, memory=2**15)
     assert found.rows.tolist() == [list(range(7))] * 5
 
 
@@ -84,24 +84,24 @@ def test_a_collapsed_model_finds_the_first_rows(metric):
 def test_a_gallery_in_order_of_nearness_is_found_all_the_same(falling):
     query, gallery = torch.ones(3, 1), torch.arange(4000.0).flip(0)[:, None]
     gallery = gallery if falling else gallery.flip(0)
-    assert_plain(nearest(query, gallery, 70, "product", memory=2**14), query, gallery, 70, "product")
+    assert_plain(top_k(query, gallery, 70, "product", memory=2**14), query, gallery, 70, "product")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_multiplied_as_the_same_numbers_in_float32(dtype):
     query, gallery = features(20, seed=5, dtype=dtype), features(2000, seed=6, dtype=dtype)
-    half, single = nearest(query, gallery, 9), nearest(query.float(), gallery.float(), 9)
+    half, single = top_k(query, gallery, 9), top_k(query.float(), gallery.float(), 9)
     assert torch.equal(half.rows, single.rows)
     torch.testing.assert_close(half.scores, single.scores)
 
 
 def test_reduced_precision_is_switched_off_and_left_as_it_was():
     query, gallery = features(20, seed=5, dtype=torch.float32), features(900, seed=6, dtype=torch.float32)
-    expected = nearest(query, gallery, 9)
+    expected = top_k(query, gallery, 9)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = nearest(query, gallery, 9)
+            found = top_k(query, gallery, 9)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -114,7 +114,7 @@ def test_reduced_precision_is_switched_off_and_left_as_it_was():
 def test_only_allowed_rows_are_found(metric, share):
     query, gallery = features(9, 4, 7, WHOLE[metric]), features(2000, 4, 8, WHOLE[metric])
     allowed = torch.from_numpy(np.random.default_rng(9).random(2000) < share)
-    found = nearest(query, gallery, 20, metric, allowed, memory=2**14)
+    found = top_k(query, gallery, 20, metric, allowed, memory=2**14)
     assert_plain(found, query, gallery, 20, metric, allowed)
 
 
@@ -130,28 +130,28 @@ def test_only_allowed_rows_are_found(metric, share):
 def test_a_stream_in_any_pieces_equals_the_whole(seed, sizes, memory, k, metric, some):
     query, gallery = features(11, 4, seed, WHOLE[metric]), features(sum(sizes), 4, seed + 1, WHOLE[metric])
     allowed = torch.from_numpy(np.random.default_rng(seed).random(sum(sizes)) < 0.5) if some else None
-    found = nearest(query, iter(gallery.split(sizes)), k, metric, allowed, memory)
+    found = top_k(query, iter(gallery.split(sizes)), k, metric, allowed, memory)
     assert_plain(found, query, gallery, k, metric, allowed)
 
 
 def test_queries_in_blocks_equal_all_at_once(monkeypatch):
     query, gallery = features(25, 4, 1, "signs"), features(500, 4, 2, "signs")
     monkeypatch.setattr(module, "QUERIES", 8)
-    assert_plain(nearest(query, gallery, 5), query, gallery, 5, "cosine")
+    assert_plain(top_k(query, gallery, 5), query, gallery, 5, "cosine")
 
 
 def test_rows_find_themselves_first():
     gallery = features(200, seed=3)
     for metric in ("cosine", "euclidean"):
-        found = nearest(gallery, gallery, 1, metric)
+        found = top_k(gallery, gallery, 1, metric)
         assert found.rows[:, 0].tolist() == list(range(200))
         best = 1 if metric == "cosine" else 0
         np.testing.assert_allclose(found.scores[:, 0].numpy(), best, atol=1e-6)
 
 
 def test_no_query_and_no_gallery_find_nothing():
-    assert nearest(torch.ones(0, 3), torch.ones(5, 3), 2).rows.shape == (0, 2)
-    found = nearest(torch.ones(2, 3), torch.ones(0, 3), 2)
+    assert top_k(torch.ones(0, 3), torch.ones(5, 3), 2).rows.shape == (0, 2)
+    found = top_k(torch.ones(2, 3), torch.ones(0, 3), 2)
     assert found.rows.tolist() == [[-1, -1]] * 2
     assert found.scores.tolist() == [[-np.inf] * 2] * 2
 
@@ -167,7 +167,7 @@ def test_blocks_never_take_more_rows_than_the_memory_allows():
             return super().__torch_function__(function, types, args, kwargs or {})
 
     query, gallery = torch.ones(100, 8), torch.arange(80_000.0).view(-1, 8) + 1
-    nearest(query, gallery.as_subclass(Spy), 3, memory=2**20)
+    top_k(query, gallery.as_subclass(Spy), 3, memory=2**20)
     assert taken
     assert max(taken) <= 2**20 / 100 / 4
 
@@ -193,7 +193,7 @@ def test_blocks_never_take_more_rows_than_the_memory_allows():
 def test_what_does_not_fit_is_refused_in_one_line(change, message):
     arguments = {"query": torch.ones(2, 3), "gallery": torch.ones(5, 3), "k": 2, **change}
     with pytest.raises(InputError, match=message) as caught:
-        nearest(**arguments)
+        top_k(**arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -203,4 +203,4 @@ def test_a_broken_gallery_feature_is_named_wherever_it_is(metric, value):
     gallery = features(4000, seed=1)
     gallery[3001, 2] = value
     with pytest.raises(InputError, match="gallery feature 3001 gives scores that are NaN or infinite"):
-        nearest(features(20, seed=2), gallery, 5, metric, memory=2**15)
+        top_k(features(20, seed=2), gallery, 5, metric, memory=2**15)

@@ -1,0 +1,34 @@
+"""Say how runs are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clip3dreid.io.checks import Count, Positive, check
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """How runs are compared.
+
+    Args:
+        baseline: the variant that the others are compared with.
+        protocol: one of those in the results; None: the headline.
+        checkpoint: `last`, or `best` where held-out people selected one.
+        order: variants from the top; those that are left out follow. Empty: as they are found, the baseline first.
+        resamples: of the bootstrap over query people.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: if a value is none of these.
+    """
+
+    baseline: str = "ce"
+    protocol: str | None = None
+    checkpoint: str = "last"
+    order: tuple[str, ...] = ()
+    resamples: Positive = 10_000
+    seed: Count = 1
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,86 @@
+"""What an exported file computes, and what it says of itself."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.data.images import to_unit
+from clip3dreid.errors import InputError
+from clip3dreid.export.formats import CONTRACT_VERSION, INPUT, Contract
+from clip3dreid.export.settings import ExportSettings
+from clip3dreid.inference.features import joint_features, retrieval_features
+from clip3dreid.inference.model import ReidModel
+
+
+class Graph(nn.Module):
+    """Compute what a file computes: a model's student, and its way into the teacher's space where that is asked for.
+
+    Args:
+        model: on the CPU; it is copied.
+        settings: what to take and give.
+
+    Raises:
+        InputError: if the model has not learnt an output.
+    """
+
+    def __init__(self, model: ReidModel, settings: ExportSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        # Files are float32, whatever the precision that the model was moved to.
+        self.student = copy.deepcopy(model.student).float()
+        if settings.normalise == "outside":
+            self.student.mean.zero_()
+            self.student.std.fill_(1)
+        self.joint: nn.Linear | None = None
+        if "joint" in settings.outputs:
+            if "joint" not in model.heads:
+                raise InputError(
+                    "outputs: this model has no joint, which the loss term loss.local (projection=student) teaches; "
+                    "leave it out"
+                )
+            head = model.heads["joint"]
+            weight, bias = head.get_buffer("weight"), head.get_buffer("bias")
+            self.joint = nn.Linear(weight.shape[1], len(bias))
+            self.joint.load_state_dict({"weight": weight, "bias": bias})
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to (B, D) and (B, d), by name, in the order of the settings."""
+        pictures = to_unit(pictures)
+        flip = self.settings.flip and "embedding" in self.settings.outputs
+        embedding, upright = retrieval_features(self.student, pictures, flip=flip, at_once=True)
+        outputs = {"embedding": F.normalize(embedding, dim=1) if self.settings.unit_length else embedding}
+        if self.joint is not None:
+            outputs["joint"] = joint_features(upright.map, self.joint)
+        return {name: outputs[name] for name in self.settings.outputs}
+
+
+def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
+    """Return what every file says of itself."""
+    outside = settings.normalise == "outside"
+
+    def values(buffer: Tensor) -> list[float] | None:
+        # Nothing to apply, nothing to apply twice.
+        return [float(str(value)) for value in buffer.flatten().numpy()] if outside else None
+
+    widths = {"embedding": model.student.width}
+    if "joint" in model.heads:
+        widths["joint"] = len(model.heads["joint"].get_buffer("bias"))
+    return {
+        "version": CONTRACT_VERSION,
+        "input": {"name": INPUT, "dtype": settings.input, "channels": "RGB"},
+        "height": model.height,
+        "width": model.width,
+        "square": model.square,
+        "normalise": settings.normalise,
+        "mean": values(model.student.mean),
+        "std": values(model.student.std),
+        "flip": settings.flip,
+        "unit_length": settings.unit_length,
+        "outputs": {name: widths[name] for name in settings.outputs},
+        "data": model.card.get("data") or [],
+    }

@@ -1,0 +1,137 @@
+"""Read what a model has learnt beside retrieval: words and bodies, in its card and in its heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip3dreid.errors import InputError
+from clip3dreid.model.student import Student
+
+# Shape coefficients; SMPL's files have 300.
+_MOST_BETAS = 1000
+
+
+class Word(NamedTuple):
+    """One word of a description."""
+
+    word: str
+    score: float
+    """Cosine, -1..1, of the picture and the word in the teacher's space; comparable within a group."""
+
+
+Description = dict[str, list[Word]]
+"""Group of words -> its words, the best first."""
+
+
+class Head(nn.Module):
+    """Hold the tensors of a linear layer and what goes with it, fixed, which move with the model."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            # A copy: the file that they are mapped from may be written anew.
+            self.register_buffer(name, tensor.detach().clone().float())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one of the tensors, float32 whatever the model's precision."""
+        return self.get_buffer(name).float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in) to (N, out), float32."""
+        return F.linear(features.float(), self.tensor("weight"), self.tensor("bias"))
+
+    def scores(self, joint: Tensor) -> Tensor:
+        """Return how well words fit, (N, W), of features (N, d) of length 1 on any device; of the head `joint`.
+
+        Words are looked at from the centre of the vocabulary, where their differences are.
+        """
+        words = F.normalize(self.tensor("words") - self.tensor("centre"), dim=1)
+        scores = joint @ words.to(joint.device).T
+        if "usual" in self:
+            # A model favours some words whatever it is shown.
+            usual, spread = (self.tensor(name).to(joint.device) for name in ("usual", "spread"))
+            scores = (scores - usual) / spread
+        return scores
+
+
+def describe(scores: Tensor, groups: Mapping[str, Sequence[str]]) -> list[Description]:
+    """Return N descriptions of scores (N, W), whose words are those of the groups in order."""
+    sizes = [len(words) for words in groups.values()]
+    return [
+        {
+            group: sorted(map(Word, words, part.tolist()), key=lambda word: -word.score)
+            for (group, words), part in zip(groups.items(), row.split(sizes), strict=True)
+        }
+        for row in scores
+    ]
+
+
+def flag_of(card: Mapping[str, Any], key: str, name: str) -> bool:
+    """Return what a card says, false where it says nothing: those of older releases have no flags."""
+    value = card.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: its {key} is {value}, but must be true or false")
+    return value
+
+
+def groups_of(card: Mapping[str, Any], name: str) -> dict[str, list[str]]:
+    """Return the vocabulary of a card, group -> words; empty where there is none."""
+    vocabulary = card.get("vocabulary")
+    if vocabulary is None:
+        return {}
+    groups = vocabulary.get("groups") if isinstance(vocabulary, dict) else None
+    if not isinstance(groups, dict) or not all(
+        isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+        for words in groups.values()
+    ):
+        raise InputError(f"{name}: its vocabulary must give each group a list of words")
+    if any(len(set(words)) < len(words) for words in groups.values()):
+        raise InputError(f"{name}: its vocabulary has a word twice in a group")
+    return groups
+
+
+def body_of(card: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return what a card says of the body, None where it says nothing."""
+    body = card.get("body")
+    if body is None:
+        return None
+    kinds = {"name": str, "sha256": str, "num_betas": int}
+    if not isinstance(body, dict) or not all(isinstance(body.get(key), kind) for key, kind in kinds.items()):
+        raise InputError(f"{name}: its body must have name, sha256 and num_betas")
+    if not 1 <= body["num_betas"] <= _MOST_BETAS or not re.fullmatch("[0-9a-f]{64}", body["sha256"]):
+        raise InputError(f"{name}: its body must have 1 to {_MOST_BETAS} num_betas and a SHA-256 as sha256")
+    return body
+
+
+def check_heads(
+    heads: Mapping[str, Tensor], student: Student, words: int, body: Mapping[str, Any] | None, name: str
+) -> None:
+    """Check that the heads are known, complete, and of the shapes that student and card ask for."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    if "joint.weight" in heads:
+        space = heads["joint.weight"].shape[:1]
+        wanted |= {"joint.weight": (*space, student.channels), "joint.bias": (*space,)}
+        if "joint.words" in heads:
+            wanted |= {"joint.centre": (*space,), "joint.words": (words, *space)}
+        if "joint.usual" in heads or "joint.spread" in heads:
+            wanted |= {"joint.usual": (words,), "joint.spread": (words,)}
+    if "shape.weight" in heads:
+        betas = int(body["num_betas"]) if body is not None else 0
+        wanted |= {"shape.weight": (betas, student.width), "shape.bias": (betas,)}
+    for key, shape in wanted.items():
+        if key not in heads or heads[key].shape != shape:
+            found = tuple(heads[key].shape) if key in heads else "missing"
+            raise InputError(f"{name} does not fit together: its {key} is {found}, but must be {shape}")
+    if unknown := sorted(heads.keys() - wanted.keys() - {"joint.centre"}):
+        raise InputError(
+            f"{name} has heads that this program does not know ({', '.join(unknown[:5])}); load it with the release "
+            "that wrote it"
+        )

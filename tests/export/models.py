@@ -1,0 +1,28 @@
+"""Small models to export, and pictures to show them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+
+from clip3dreid.inference.model import ReidModel
+from tests import conftest
+
+STUDENT = conftest.STUDENT | {"ghost_group": 4}
+HEIGHT, WIDTH, D, JOINT = 64, 32, 128, 6
+
+
+def made(student: dict[str, Any] = STUDENT, size: tuple[int, int] = (HEIGHT, WIDTH)) -> ReidModel:
+    """A model from scratch whose running statistics are not at their start."""
+    torch.manual_seed(1)
+    network = instantiate(student)
+    network(torch.rand(8, 3, *size))
+    heads = {"joint.weight": torch.randn(JOINT, network.channels), "joint.bias": torch.randn(JOINT)}
+    card = {"version": 1, "student": student, "height": size[0], "width": size[1], "data": ["ltcc"]}
+    card |= {"teacher": {"name": "body_clip", "fingerprint": "4567", "width": JOINT}}
+    return ReidModel(network, card, heads | {"joint.centre": torch.zeros(JOINT)})
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, HEIGHT, WIDTH), dtype=np.uint8)
