@@ -27,7 +27,7 @@ import grimp
 
 PACKAGE = "clip3dreid"
 WIDTH, MARGIN = 1280.0, 24.0
-BOX_WIDTH, BOX_HEIGHT, BOX_GAP = 166.0, 94.0, 10.0
+BOX_WIDTH, BOX_HEIGHT, BOX_GAP = 166.0, 106.0, 10.0
 SLAB_HEIGHT, FLOOR_GAP, LANE = 50.0, 66.0, 16.0
 TITLE_HEIGHT, LEGEND_HEIGHT = 54.0, 62.0
 INK, GREY, PAPER, FLOOR, WRONG = "#1f2430", "#5c6470", "#ffffff", "#f3f4f7", "#d00000"
@@ -325,7 +325,7 @@ def _box(plan: Plan, room: Room, box: tuple[float, float, float, float], colour:
         size = f"{room.modules} module{'s' * (room.modules != 1)}"
         parts.append(_text(x + width - 10, y + height - 8, size, 10.5, GREY, anchor="end"))
     if room.name not in IN_WORDS:
-        lines = textwrap.wrap(room.purpose, 26, max_lines=3, placeholder=" …")
+        lines = textwrap.wrap(room.purpose, 26, max_lines=4, placeholder=" …")
         return "\n".join(
             [*parts, *(_text(x + 10, y + 39 + 15 * n, line, 10.5, GREY) for n, line in enumerate(lines))]
         )
