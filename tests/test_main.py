@@ -134,7 +134,7 @@ def state():
 import clip3dreid
 modules = [one.name for one in pkgutil.walk_packages(clip3dreid.__path__, "clip3dreid.")]
 names = [name for name in modules if not name.endswith("__main__")]
-for other in ("albumentations", "hydra", "matplotlib", "polars", "pytorch_metric_learning", "scipy"):
+for other in ("albumentations", "hydra", "matplotlib", "polars", "pytorch_metric_learning", "scipy.io"):
     importlib.import_module(other)
 before = state()
 for name in names:

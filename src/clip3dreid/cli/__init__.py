@@ -1,1 +1,1 @@
-"""What is typed on a command line: one command a file."""
+"""The commands, one file each: config in, one typed call, result printed."""

@@ -1,1 +1,1 @@
-"""Runs held against each other."""
+"""Compare runs: find them, test their differences, write the page."""

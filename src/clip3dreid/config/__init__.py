@@ -1,1 +1,1 @@
-"""Hydra: command lines, typed settings, objects from nodes."""
+"""Hydra: command lines, run folders, and objects made of config nodes."""

@@ -1,1 +1,1 @@
-"""From a folder on disk to a manifest table to batches."""
+"""Read a folder into a manifest, and a manifest into batches."""

@@ -1,1 +1,1 @@
-"""A trained model as files that run without this package."""
+"""Write a trained model as files that run without this package."""

@@ -1,1 +1,1 @@
-"""A trained model in use."""
+"""Use a trained model: features, words, body shapes."""

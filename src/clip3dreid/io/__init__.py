@@ -1,1 +1,1 @@
-"""Files, processes and what the machine is asked."""
+"""Read and write files, check values, ask the machine."""

@@ -1,1 +1,1 @@
-"""Words for bodies: the vocabulary, and which words fit a measured person."""
+"""Say body shapes in words: vocabulary, labels, sentences, queries."""

@@ -1,1 +1,1 @@
-"""Loss terms, each a small module that owns its head, and their weighted sum."""
+"""Loss terms, each with its head, and their weighted sum."""

@@ -1,1 +1,1 @@
-"""Students: backbones, pooling, necks, and the weights they start from."""
+"""Build students and teachers, and load the weights they start from."""

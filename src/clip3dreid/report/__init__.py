@@ -1,1 +1,1 @@
-"""Pages and figures about results, without torch."""
+"""Turn results into tables, figures and pages, without torch."""

@@ -1,1 +1,1 @@
-"""Features of many pictures, and search in them."""
+"""Extract features of many pictures, and search in them."""

@@ -1,1 +1,1 @@
-"""Training and its evaluation."""
+"""Train a student, resume, evaluate."""
