@@ -177,6 +177,19 @@ def _ready(command: str, arguments: Sequence[str]) -> list[str]:
     return ready(command, arguments)
 
 
+_SAY_ALL = ("train", "weights")
+"""Commands that say everything that is missing at once, data and all."""
+
+
+def _check(command: str, cfg: DictConfig) -> None:
+    """Refuse a config before anything heavy is loaded: what it builds is to be trusted, its data are to be there."""
+    from clip3dreid.config.objects import check_data_roots
+
+    check_targets(cfg)
+    if command not in _SAY_ALL:
+        check_data_roots(cfg)
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -195,10 +208,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
             # Alone, the error is explained here, before Hydra adds a line of its own.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                check_targets(cfg)
+                _check(config_name, cfg)
                 return task(cfg)
             with explained():
-                check_targets(cfg)
+                _check(config_name, cfg)
                 return task(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
