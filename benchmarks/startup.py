@@ -19,10 +19,10 @@ STARTS = 3
 MISTYPED = "no_such_key=1"
 NO_DATA = {
     "train": ["+experiment=ltcc", "method=ce", "model.pretrained=null", "data.root=/nowhere"],
-    "evaluate": ["checkpoint=/nowhere"],
+    "evaluate": ["checkpoint=/nowhere", "data=ltcc", "data.root=/nowhere"],
     "inspect_data": ["data=ltcc", "data.root=/nowhere"],
     "label": ["data=ltcc", "data.root=/nowhere"],
-    "extract": ["checkpoint=/nowhere", "pictures=/nowhere", "out=out"],
+    "extract": ["checkpoint=/nowhere", "data=ltcc", "data.root=/nowhere", "out=out"],
     "search": ["gallery=/nowhere", "checkpoint=/nowhere", "picture=/nowhere.jpg"],
     "export": ["checkpoint=/nowhere", "out=out"],
     "compare": ["/nowhere"],

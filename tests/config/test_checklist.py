@@ -1,4 +1,6 @@
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.data.bodies import COMMAND, COMMAND_MB
 from clip3dreid.errors import InputError
 from tests.conftest import Command, student_config
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -250,8 +253,28 @@ def test_one_missing_thing_comes_with_what_gets_it(
 
 
 def test_data_alone_are_left_to_their_reader_which_looks_for_them() -> None:
-    check_files(recipe("+experiment=pku", "method=ce", "data.root=/nowhere"), ())
+    with pytest.raises(InputError, match=r"pku_reid: no pictures such as 001_01_1\.png in /nowhere"):
+        check_files(recipe("+experiment=pku", "method=ce", "data.root=/nowhere"), ())
     check_files(recipe(), ())
+
+
+def test_what_a_training_lacks_is_found_out_without_torch() -> None:
+    code = """
+import sys
+from hydra import compose, initialize_config_dir
+from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.errors import InputError
+from clip3dreid.training import checklist
+register()
+with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    cfg = compose("train", ["+experiment=pku", "method=ce", "data.root=/nowhere"])
+try:
+    checklist.check_files(cfg, ())
+except InputError:
+    print("refused", "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.stdout.split() == ["refused", "False"], done.stderr
 
 
 def test_nothing_missing_is_no_error(bodies_root: Path, ltcc_root: Path) -> None:

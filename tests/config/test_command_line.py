@@ -170,6 +170,7 @@ def value(line: Line, command: str, key: str, *words: str) -> object:
         ("search", "where.frame=[1,null]", [1, None]),
         ("search", "+where.mood=5_1", "5_1"),
         ("search", "+synonyms.lean=1e5", "1e5"),
+        ("search", "synonyms.man=5_1", "5_1"),
         ("search", "text=a tall, heavyset man", "a tall, heavyset man"),
         ("search", 'text="a tall, heavyset man"', "a tall, heavyset man"),
         ("search", "text='a tall, heavyset man'", "a tall, heavyset man"),

@@ -24,7 +24,7 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "blur_faces",
         "synthesize",
         "demo",
-    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export"}
+    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export", "doctor"}
     assert doors <= names
 
 

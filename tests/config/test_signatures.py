@@ -10,7 +10,7 @@ import pytest
 from hydra.utils import get_object
 
 from clip3dreid.config.folder import conf_dir
-from clip3dreid.config.signatures import signature
+from clip3dreid.config.signatures import class_names, signature
 from tests.processes import PATIENCE_S
 
 TARGETS = sorted(
@@ -61,6 +61,18 @@ def test_a_class_of_ones_own_is_read_from_a_package_and_from_a_single_file(
     assert signature("own_package.Mine") == (("one", "two"), False)
     assert signature("own_module.Mine") == (("one", "two"), False)
     assert "own_package" not in sys.modules
+
+
+LOSSES = [target for target in TARGETS if hasattr(get_object(target), "needs")]
+
+
+@pytest.mark.parametrize("target", LOSSES)
+def test_what_a_loss_needs_is_read_as_it_is(target: str) -> None:
+    needs = get_object(target).needs
+    assert class_names(target, "needs") == {
+        kind if isinstance(kind, str) else kind.__name__ for kind in needs
+    }
+    assert class_names(target, "nothing") is None
 
 
 def test_nothing_is_imported_to_find_out() -> None:

@@ -1,4 +1,4 @@
-"""`clip3dreid doctor`: Say what is installed, which devices there are, and which weights and data are found."""
+"""`clip3dreid doctor`: what is installed, which devices there are, which weights and data are found."""
 
 from __future__ import annotations
 

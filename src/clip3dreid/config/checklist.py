@@ -14,6 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.objects import check_data_roots
+from clip3dreid.config.signatures import class_names
 from clip3dreid.errors import InputError
 
 THERE, MISSING, NOT_GIVEN = "there", "missing", "not given"
@@ -23,6 +25,7 @@ _OFFICIAL = {
     "clip3dreid.body.official.load_smplx": ("smplx", "https://smpl-x.is.tue.mpg.de"),
 }
 _BY_HAND = "# "
+_ENTRY = {"weight", "start_epoch", "warmup_epochs", "term"}
 
 
 class Item(NamedTuple):
@@ -59,25 +62,43 @@ def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
     Raises:
         InputError: if the losses' entries are wrong.
     """
-    # Here, so that help and listings are printed before torch is loaded.
-    from clip3dreid.loss.weighted import needs
-    from clip3dreid.types import BodySpace, TeacherSpace, TextTargets
-
-    wanted = needs(instantiate(cfg.loss))
+    wanted = needed(cfg.loss)
     items = list(_student(cfg, sums))
-    if wanted & {TextTargets, TeacherSpace}:
+    if wanted & {"TextTargets", "TeacherSpace"}:
         items += _teacher(cfg.model.get("teacher"))
-    if TextTargets in wanted and cfg.labels.path is not None:
+    if "TextTargets" in wanted and cfg.labels.path is not None:
         items += [_own("labels", "labels.path", cfg.labels.path, "clip3dreid label makes them")]
-    if BodySpace in wanted:
+    if "BodySpace" in wanted:
         items += [_bodies(cfg), *_body(cfg.body)]
     return [*items, *_data(cfg)]
+
+
+def needed(losses: DictConfig) -> set[str]:
+    """Return what the losses of a config need, by the names of `types.Need`.
+
+    It is read in their sources, without loading torch; where these do not say, the losses themselves are asked.
+
+    Raises:
+        InputError: if an entry is wrong.
+    """
+    found: set[str] = set()
+    for entry in losses.values():
+        names = None
+        if isinstance(entry, DictConfig) and set(entry) == _ENTRY and isinstance(entry.weight, int | float):
+            names = class_names(str(entry.term.get("_target_")), "needs") if entry.weight >= 0 else None
+        if names is None:
+            from clip3dreid.loss.weighted import needs
+
+            return {kind.__name__ for kind in needs(instantiate(losses))}
+        if entry.weight > 0:
+            found |= names
+    return found
 
 
 def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Refuses a training that lacks something before anything is read, and says all that is missing at once.
 
-    Where data alone are missing their reader is left to say so: it knows the names, and looks for folders alike.
+    Where data alone are missing their reader says so: it knows the names, and looks for folders alike.
 
     Args:
         cfg: `conf/train.yaml`, composed.
@@ -90,6 +111,7 @@ def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
         return
     missing = [item for item in checklist(cfg) if item.get is not None]
     if all(item.key.startswith("data") for item in missing):
+        check_data_roots(cfg)
         return
     problems = "; ".join(item.problem for item in missing)
     if len(missing) == 1:

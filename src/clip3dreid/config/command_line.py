@@ -39,12 +39,32 @@ _LOOSE = ("trainer", "callbacks", "logger")
 """Nodes of Lightning's, where a word may stand for a number: `trainer.devices=auto`."""
 
 
-def ready(command: str, arguments: Sequence[str]) -> list[str]:
+_PATHS = (
+    "root",
+    "path",
+    "pretrained",
+    "checkpoint",
+    "out",
+    "resume",
+    "init_from",
+    "gallery",
+    "pictures",
+    "source",
+)
+"""Last parts of keys that hold paths in every command that has them."""
+_COUNTS = ("seed", "epochs")
+
+
+def ready(command: str, arguments: Sequence[str], *, thorough: bool = False) -> list[str]:
     """Return a command line as Hydra is to have it.
+
+    To hold keys against those that there are takes a composition of its own, a quarter of a second. The commonest
+    lines are spared it: Hydra reads their values as they are typed, and refuses their keys where these are wrong.
 
     Args:
         command: its name, which is that of its root in `conf`.
         arguments: without the program's name and the command's.
+        thorough: spare no line; for what Hydra has refused, to say it better.
 
     Raises:
         InputError: for the first word that cannot be meant.
@@ -60,7 +80,8 @@ def ready(command: str, arguments: Sequence[str]) -> list[str]:
     values = [word for word in words if word not in choices and word.key.partition(".")[0] != "hydra"]
     for word in choices:
         _check_choice(command, word, folders, sweep)
-    if not values and all(word.package is None for word in choices):
+    alone = all(word.package is None for word in choices)
+    if alone and (not values or (not thorough and not sweep and all(map(_is_plain, values)))):
         return [*map(str, words), *line.words()]
     targets = {
         word.key.removesuffix("._target_"): word.value or ""
@@ -76,6 +97,21 @@ def ready(command: str, arguments: Sequence[str]) -> list[str]:
         place, exact = _placed(keys, word)
         replaced[id(word)] = _value(keys, exact, place, values, sweep)
     return [*(str(replaced.get(id(word), word)) for word in words), *line.words()]
+
+
+def _is_plain(word: Word) -> bool:
+    """Return whether Hydra can be trusted with a word: a path or a count that it reads as it is typed."""
+    value = word.value
+    if word.sign or value is None:
+        return False
+    if word.key in _COUNTS:
+        return value.isascii() and value.isdecimal() and not value.startswith("0")
+    if word.key.rpartition(".")[2] not in _PATHS:
+        return False
+    try:
+        return value == "null" or is_quoted(value) or parsed(value) == value
+    except ValueError:
+        return False
 
 
 def _check_options(command: str, line: CommandLine) -> None:

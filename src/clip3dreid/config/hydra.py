@@ -9,13 +9,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -177,6 +178,28 @@ def _ready(command: str, arguments: Sequence[str]) -> list[str]:
     return ready(command, arguments)
 
 
+def _say_better(command: str, arguments: Sequence[str]) -> None:
+    """Raise an InputError where a command line that Hydra has refused has a word that cannot be meant."""
+    from clip3dreid.config.command_line import ready
+
+    GlobalHydra.instance().clear()
+    with suppress(HydraException, OmegaConfBaseException):
+        ready(command, arguments, thorough=True)
+
+
+_SAY_ALL = ("train", "weights")
+"""Commands that say everything that is missing at once, data and all."""
+
+
+def _check(command: str, cfg: DictConfig) -> None:
+    """Refuse a config before anything heavy is loaded: what it builds is to be trusted, its data are to be there."""
+    from clip3dreid.config.objects import check_data_roots
+
+    check_targets(cfg)
+    if command not in _SAY_ALL:
+        check_data_roots(cfg)
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
@@ -195,10 +218,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             # In a sweep Hydra runs the other jobs first and then reports the one that failed, with its overrides.
             # Alone, the error is explained here, before Hydra adds a line of its own.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                check_targets(cfg)
+                _check(config_name, cfg)
                 return task(cfg)
             with explained():
-                check_targets(cfg)
+                _check(config_name, cfg)
                 return task(cfg)
 
         run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
@@ -217,6 +240,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 try:
                     sys.argv = [given[0], *_ready(config_name, given[1:])]
                     run()
+                except (HydraException, OmegaConfBaseException):
+                    _say_better(config_name, given[1:])
+                    raise
                 finally:
                     sys.argv = given
 

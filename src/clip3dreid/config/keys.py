@@ -27,7 +27,7 @@ NAMED = (
     "guides",
 )
 """Places whose keys are names that a user may add to, each with a node of its own below."""
-OPEN = ("synonyms", "engine.connection", "hydra")
+OPEN = ("where", "synonyms", "engine.connection", "hydra")
 """Places that take any key."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 NUMBERS = ("open_set", "gradient_clip_val", "gradient_clip")
@@ -94,8 +94,8 @@ class Keys:
         parts = key.split(".")
         for depth, part in enumerate(parts):
             here = ".".join(parts[:depth])
-            if here in OPEN:
-                return Place(False, addable=True)
+            if here in OPEN and (not isinstance(node, DictConfig) or part not in node):
+                return Place(False, addable=True, near=self._near(key, here, node))
             if here in NAMED and (not isinstance(node, DictConfig) or part not in node):
                 return self._named(key, parts, depth, node)
             if not isinstance(node, DictConfig):

@@ -101,6 +101,21 @@ def data_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
     return {"data": cfg.data, **{f"data.also.{name}": node for name, node in cfg.data.also.items()}}
 
 
+def check_data_roots(cfg: DictConfig) -> None:
+    """Check that the data sets of a config are where it says, before anything heavy is loaded.
+
+    Raises:
+        InputError: as the reader of the first that is not there says it, which knows what it expects.
+    """
+    if OmegaConf.is_missing(cfg, "data") or not isinstance(cfg.get("data"), DictConfig):
+        return
+    for node in data_nodes(cfg).values():
+        if not OmegaConf.is_missing(node, "root"):
+            root = Path(str(node.root)).expanduser().absolute()
+            if not root.exists():
+                instantiate(node.read)(root)
+
+
 def data_spec(node: DictConfig, key: str = "data") -> DataSpec:
     """Make of a `data` node what `data.sources` reads.
 

@@ -44,6 +44,43 @@ def signature(target: str) -> Signature | None:
     return None
 
 
+@cache
+def class_names(target: str, attribute: str) -> frozenset[str] | None:
+    """Return the names in an attribute of a class, such as `{"A", "B"}` of `needs = frozenset({A, B})`.
+
+    Args:
+        target: dotted name of a class.
+        attribute: assigned in its body, or in that of a class that it is made from.
+
+    Returns:
+        None where its source does not say, or says it in another way.
+    """
+    module, _, name = target.rpartition(".")
+    file = _file(module)
+    return None if file is None else _assigned(file, module, name, attribute, _DEEPEST)
+
+
+def _assigned(file: Path, module: str, name: str, attribute: str, deeper: int) -> frozenset[str] | None:
+    for node in _statements(_tree(file)):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for one in node.body:
+                targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
+                if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+                    names = ast.walk(one.value)  # type: ignore[attr-defined]
+                    return frozenset(inner.id for inner in names if isinstance(inner, ast.Name)) - {
+                        "frozenset"
+                    }
+            bases = [ast.unparse(base) for base in node.bases]
+            found = [_assigned(file, module, base, attribute, deeper - 1) for base in bases if deeper]
+            return next((names for names in found if names is not None), None)
+        if isinstance(node, ast.ImportFrom) and deeper:
+            source = _source(node, file, module)
+            for alias in node.names:
+                if (alias.asname or alias.name) == name and (place := _file(source)) is not None:
+                    return _assigned(place, source, alias.name, attribute, deeper - 1)
+    return None
+
+
 def _file(module: str) -> Path | None:
     """Return the source of a module; `find_spec` of a dotted name would import what holds it."""
     head, *rest = module.split(".")
