@@ -119,8 +119,8 @@ def slice_support(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor
     shape = towards.shape[:3]
     row = (body * shape[1] + plane)[:, None].expand_as(reach)
     none = reach.new_full((shape[0] * shape[1], shape[2]), -math.inf)
-    found: Tensor = none.scatter_reduce(0, row, reach, "amax").view(shape)
-    return found
+    support: Tensor = none.scatter_reduce(0, row, reach, "amax").view(shape)
+    return support
 
 
 def girths(vertices: Tensor, edges: Tensor, point: Tensor, normal: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _measure(body: Body, betas: Tensor) -> dict[str, Tensor]:
         raise InputError(
             "a slice through the torso cuts nothing; is this a body of SMPL's joints, with finite betas?"
         )
-    found = {
+    measures = {
         "stature": stature,
         "weight_index": DENSITY * volume(vertices, body.faces) / stature**2,
         "shoulder_breadth": _between(joints, 16, 17),
@@ -228,8 +228,8 @@ def _measure(body: Body, betas: Tensor) -> dict[str, Tensor]:
         if phenotype in body.phenotypes:
             linear = body.phenotypes[phenotype].to(betas)
             # Squashed and not cut off, so that no two people tie at the ends; of slope 1 in the middle.
-            found[name] = 0.5 + 0.5 * torch.tanh(2 * (linear[0] + betas @ linear[1:] - 0.5))
-    return found
+            measures[name] = 0.5 + 0.5 * torch.tanh(2 * (linear[0] + betas @ linear[1:] - 0.5))
+    return measures
 
 
 def sample_betas(
@@ -278,10 +278,10 @@ def percentiles(values: Mapping[str, Tensor], population: Mapping[str, Tensor]) 
     Returns:
         name -> (B,) 0..100: the share of the population below, and half of that which is equal.
     """
-    found = {}
+    places = {}
     for name, value in values.items():
         ordered = population[name].sort().values
         below = torch.searchsorted(ordered, value.contiguous())
         up_to = torch.searchsorted(ordered, value.contiguous(), right=True)
-        found[name] = 50.0 * (below + up_to) / len(ordered)
-    return found
+        places[name] = 50.0 * (below + up_to) / len(ordered)
+    return places

@@ -102,17 +102,17 @@ class OfficialBody(torch.nn.Module):
 
 def _smpl_joints(parents: list[int]) -> list[int]:
     """Return for each of SMPL-X's joints the one of SMPL's 24 that it moves with."""
-    found: list[int] = []
+    joints: list[int] = []
     for joint, parent in enumerate(parents):
         if joint < 22:
-            found.append(joint)
-        elif found[parent] in (20, 22):
-            found.append(22)
-        elif found[parent] in (21, 23):
-            found.append(23)
+            joints.append(joint)
+        elif joints[parent] in (20, 22):
+            joints.append(22)
+        elif joints[parent] in (21, 23):
+            joints.append(23)
         else:
-            found.append(found[parent])
-    return found
+            joints.append(joints[parent])
+    return joints
 
 
 def _smplx() -> Any:

@@ -149,8 +149,8 @@ def _dense(matrix: _Sparse) -> Array:
             or int(starts[-1]) != len(other)
         ):
             raise InputError("it holds a sparse matrix whose lines do not add up")
-        own = np.repeat(np.arange(lines), counts)
-        row, column = (other, own) if matrix.by == "columns" else (own, other)
+        line = np.repeat(np.arange(lines), counts)
+        row, column = (other, line) if matrix.by == "columns" else (line, other)
     for index, size in ((row, rows), (column, columns)):
         fits = index.ndim == 1 and index.dtype.kind in "iu" and len(index) == len(values)
         if not fits or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < size):
@@ -302,10 +302,10 @@ def read_pickle(path: Path, keys: Collection[str]) -> dict[str, Array]:
         data = path.read_bytes()
         with _of(path):
             scan_pickle(io.BytesIO(data), _INSTRUCTIONS)
-            found = _Restricted(io.BytesIO(data), path).load()
-    if not isinstance(found, dict):
+            content = _Restricted(io.BytesIO(data), path).load()
+    if not isinstance(content, dict):
         raise InputError(
-            f"{path} holds a {type(found).__name__} and no dictionary of arrays; give an SMPL file"
+            f"{path} holds a {type(content).__name__} and no dictionary of arrays; give an SMPL file"
         )
     with decoding(path, "a pickle of arrays", _ADVICE), _of(path):
-        return {key: _numbers(found[key]) for key in keys if key in found}
+        return {key: _numbers(content[key]) for key in keys if key in content}

@@ -235,18 +235,18 @@ def load_poses(path: Path | str) -> Array:
     key = next((key for key in names if key in arrays), None)
     if key is None:
         raise InputError(f"{path} has no poses or body_pose; give AMASS or SMPL poses")
-    found = arrays[key]
-    if found.ndim < 2 or not len(found) or found.dtype.kind not in "fiu":
+    values = arrays[key]
+    if values.ndim < 2 or not len(values) or values.dtype.kind not in "fiu":
         raise InputError(
-            f"{path}: {key} is {found.dtype} of shape {found.shape} and must hold numbers, a row a pose"
+            f"{path}: {key} is {values.dtype} of shape {values.shape} and must hold numbers, a row a pose"
         )
-    found = found.astype(np.float32)
-    found = found.reshape(len(found), -1)
+    values = values.astype(np.float32)
+    values = values.reshape(len(values), -1)
     skip = 3 if key == "poses" else 0
-    body = found[:, skip:]
+    body = values[:, skip:]
     if body.shape[1] < 63:
-        raise InputError(f"{path}: {key} holds {found.shape[1]} numbers a pose and must hold 63 or more")
-    poses = np.zeros((len(found), 24, 3), np.float32)
+        raise InputError(f"{path}: {key} holds {values.shape[1]} numbers a pose and must hold 63 or more")
+    poses = np.zeros((len(values), 24, 3), np.float32)
     poses[:, 1:22] = body[:, :63].reshape(-1, 21, 3)
     check(poses, str(path))
     return poses

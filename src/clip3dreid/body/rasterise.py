@@ -68,14 +68,14 @@ def rasterise(points: Tensor, faces: Tensor, height: int, width: int, cull: bool
         InputError: if shapes, numbers or types do not fit.
     """
     _check(points, faces, height, width)
-    seen = _nearest(points, faces, height, width, cull)
-    pixels = seen.nonzero()[:, 0]
-    ids = _LAST_FACE - (seen.index_select(0, pixels) & _LAST_FACE)
+    nearest = _nearest(points, faces, height, width, cull)
+    pixels = nearest.nonzero()[:, 0]
+    ids = _LAST_FACE - (nearest.index_select(0, pixels) & _LAST_FACE)
     weights, depths = _weights(points, faces, pixels, ids, height, width)
 
-    face = torch.full_like(seen, -1).index_copy_(0, pixels, ids)
-    barycentric = points.new_zeros(len(seen), 3).index_copy_(0, pixels, weights)
-    depth = points.new_full((len(seen),), torch.inf).index_copy_(0, pixels, depths)
+    face = torch.full_like(nearest, -1).index_copy_(0, pixels, ids)
+    barycentric = points.new_zeros(len(nearest), 3).index_copy_(0, pixels, weights)
+    depth = points.new_full((len(nearest),), torch.inf).index_copy_(0, pixels, depths)
     shape = (len(points), height, width)
     return Fragments(face.view(shape), barycentric.view(*shape, 3), depth.view(shape))
 

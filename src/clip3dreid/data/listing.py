@@ -68,13 +68,13 @@ def _is_manifest(path: Path) -> bool:
 
 def _walk(folder: Path) -> list[str]:
     name = f"pictures={folder}"
-    found = find_pictures(folder, name)
-    for what in found.left_out():
+    listed = find_pictures(folder, name)
+    for what in listed.left_out():
         # Those of formats that are not read are listed all the same, so that on_error decides about them.
         log.info("%s: %s", name, what)
-    if not found.pictures and not found.unread:
+    if not listed.pictures and not listed.unread:
         raise InputError(f"{name} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return sorted([*found.pictures, *found.unread])
+    return sorted([*listed.pictures, *listed.unread])
 
 
 def _read_table(path: Path) -> pl.DataFrame:

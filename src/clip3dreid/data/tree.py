@@ -123,8 +123,8 @@ class Tree:
             InputError: as `held` does; and if there is none: it says where the nearest pictures are.
         """
         where = self.root / folder
-        if found := self.held(folder, depth):
-            return found
+        if paths := self.held(folder, depth):
+            return paths
         wanted = f"pictures such as {names.example}" if names else "pictures"
         problem = f"no {wanted} in {where}{'/*' * depth}" + ("" if where.is_dir() else ", which is not there")
         around = _folders(where) if folder else _neighbours(where)

@@ -79,7 +79,7 @@ class Bands:
         members = [row.nonzero()[:, 0] for row in inside]
         # A level without vertices, on a body coarser than any we know, borrows the nearest one.
         members = [
-            found if len(found) else row.argmin()[None] for found, row in zip(members, gap, strict=True)
+            indices if len(indices) else row.argmin()[None] for indices, row in zip(members, gap, strict=True)
         ]
         widest = max(map(len, members))
         self.index = torch.stack([torch.cat([m, m[:1].expand(widest - len(m))]) for m in members])
@@ -89,8 +89,8 @@ class Bands:
         batch = len(vertices)
         near = vertices.index_select(1, self.index.flatten()).view(batch, *self.index.shape, 3)
         x, z = near[..., 0].abs(), near[..., 2]
-        found = (x.amax(2), z.amax(2), z.amin(2))
-        return Extent(*(interpolate_levels(heights, self.levels, value) for value in found))
+        reach = (x.amax(2), z.amax(2), z.amin(2))
+        return Extent(*(interpolate_levels(heights, self.levels, value) for value in reach))
 
 
 def person_height(heights: Tensor, joints: Tensor) -> Tensor:

@@ -119,13 +119,13 @@ class Pictures:
         listed = find_pictures(root, f"the folder of backgrounds {root}")
         for what in listed.left_out():
             log.warning("the folder of backgrounds %s: %s", root, what)
-        found = [root / path for path in listed.pictures]
-        if len(found) < len(SPLITS):
+        files = [root / path for path in listed.pictures]
+        if len(files) < len(SPLITS):
             raise InputError(
-                f"the folder of backgrounds {root} has {len(found)} pictures, and training and test need one each; "
+                f"the folder of backgrounds {root} has {len(files)} pictures, and training and test need one each; "
                 f"add some ({', '.join(sorted(SUFFIXES))})"
             )
-        object.__setattr__(self, "files", tuple(found))
+        object.__setattr__(self, "files", tuple(files))
 
     def __call__(self, rng: np.random.Generator, split: str, height: int, width: int) -> Pixels:
         """See `Backgrounds`.
@@ -133,8 +133,8 @@ class Pictures:
         Raises:
             InputError: if a picture cannot be read.
         """
-        own = self.files[SPLITS.index(split) :: len(SPLITS)]
-        path = own[int(rng.integers(len(own)))]
+        files = self.files[SPLITS.index(split) :: len(SPLITS)]
+        path = files[int(rng.integers(len(files)))]
         picture = Image.fromarray(read_rgb(path, "replace or remove this background"))
         # The largest part with the canvas's shape, at a place by chance.
         tall = min(picture.height, picture.width * height / width)

@@ -77,8 +77,8 @@ def examine(out: Path, facts: Mapping[str, Any], overwrite: bool) -> FolderState
         raise InputError(
             f"out={out} holds another world: {difference}; choose another folder, or set overwrite=true"
         )
-    own = set(earlier.get("files") or ()) | {WORLD}
-    if foreign := sorted(held - own):
+    listed = set(earlier.get("files") or ()) | {WORLD}
+    if foreign := sorted(held - listed):
         raise InputError(
             f"out={out} holds {len(foreign)} files that are not of the world there ({some(foreign, 3)}); "
             "move them away, or choose another folder"

@@ -125,11 +125,11 @@ def _draw(
     covered = fragments.face.view(-1) >= 0
     samples = covered.nonzero()[:, 0]
     person = torch.div(samples, rows * columns, rounding_mode="floor")
-    seen = _at(samples, person, attributes, faces, fragments)
+    surface = _at(samples, person, attributes, faces, fragments)
     person = person + people.start
-    painted = paint(seen[:, :-3], person)
+    painted = paint(surface[:, :-3], person)
     each = render.Light(*(value.index_select(0, person) for value in lamp))
-    lit = render.shade(painted.albedo[:, None, None], seen[:, None, None, -3:], each)[:, 0, 0]
+    lit = render.shade(painted.albedo[:, None, None], surface[:, None, None, -3:], each)[:, 0, 0]
     shape = (len(vertices), rows, columns)
     colour = vertices.new_zeros(len(covered), 3).index_copy_(0, samples, lit).view(*shape, 3)
     part = torch.zeros(len(covered), dtype=torch.uint8, device=vertices.device)
@@ -223,12 +223,12 @@ def photograph(
         images.append(expose(picture, surveillance, shot, rngs[index]))
         masks.append(np.rint(covered * 255).astype(np.uint8))
         visible.append(covered.sum() / max(mask[index].sum(), 1e-6))
-    seen = np.stack(masks)
+    mask_bytes = np.stack(masks)
     return Photograph(
         image=np.stack(images),
-        mask=seen,
+        mask=mask_bytes,
         depth=depth,
-        part=np.where(seen > 0, part, 0).astype(np.uint8),
+        part=np.where(mask_bytes > 0, part, 0).astype(np.uint8),
         box=box.cpu().numpy().astype(np.float32),
         visible=np.array(visible, np.float32),
     )

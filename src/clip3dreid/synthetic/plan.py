@@ -62,10 +62,10 @@ class Plan:
     @property
     def outfits(self) -> dict[int, int]:
         """Person -> number of outfits."""
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for picture in self.pictures:
-            found[picture.person] = max(found.get(picture.person, 0), picture.outfit + 1)
-        return found
+            counts[picture.person] = max(counts.get(picture.person, 0), picture.outfit + 1)
+        return counts
 
 
 class PeopleCounts(NamedTuple):

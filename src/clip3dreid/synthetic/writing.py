@@ -98,9 +98,9 @@ class WorldSpec:
         for picture in self.plan.pictures:
             part = counts.setdefault(f"{picture.split}/{picture.role}", {"pictures": 0, "people": 0})
             part["pictures"] += 1
-            seen = people.setdefault((picture.split, picture.role), set())
-            seen.add(picture.person)
-            part["people"] = len(seen)
+            persons = people.setdefault((picture.split, picture.role), set())
+            persons.add(picture.person)
+            part["people"] = len(persons)
         return {
             "format": FORMAT,
             "version": SCHEMA_VERSION,
