@@ -210,6 +210,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             _let_waiting_threads_yield()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            # Where a config names it, it asks the network for its newest version when it is imported.
+            os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             given = sys.argv
             with explained(), _ended():
                 try:

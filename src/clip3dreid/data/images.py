@@ -27,8 +27,6 @@ from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Batch
 
-# albumentations asks the network for its newest version when it is imported.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if TYPE_CHECKING:
     import albumentations
 
