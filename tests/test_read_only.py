@@ -12,20 +12,20 @@ from clip3dreid.export.run import export
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.model.small_clip import save_small_clip
 from clip3dreid.search.lance import Lance
-from tests.data.test_faces import blur, write_tree
+from tests.data.test_blurring import blur, write_tree
 from tests.guidance.test_embeddings import Counting, embedded
 from tests.model.test_small_clip import MEAN, STD, made
 from tests.search.galleries import MemoryGallery
 from tests.search.test_shards import fill, open_writer
 from tests.small_disk import make_read_only, small_disk
-from tests.synthetic.test_writing import commission, write
+from tests.synthetic.test_writing import spec, write
 
 Writer = Callable[[Path, Path], object]
 """Writes the folder `out` on a disk; the other argument is where a saved model is."""
 
 
 def world(disk: Path, _: Path) -> object:
-    return write(commission(pictures=4), disk / "out", workers=0)
+    return write(spec(pictures=4), disk / "out", workers=0)
 
 
 def copy(disk: Path, _: Path) -> object:
