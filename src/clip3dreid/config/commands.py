@@ -14,7 +14,7 @@ SECTIONS = {
     "Train and judge": ("train", "evaluate", "compare", "report"),
     "Use a model": ("extract", "search", "export", "serve"),
     "Data": ("inspect_data", "label", "synthesize", "blur_faces", "pack"),
-    "Weights and bodies": ("weights", "pretrain_teacher", "build_body"),
+    "Weights and bodies": ("weights", "pretrain_teacher"),
     "Begin here": ("doctor", "demo"),
 }
 """Heading -> commands below it; those that are not there are left out, and new ones come last."""
