@@ -23,8 +23,12 @@ def three_threads() -> Iterator[None]:
 @pytest.mark.parametrize(
     "module", ["clip3dreid.data.images", "clip3dreid.synthetic.synthesis", "clip3dreid.data.datamodule"]
 )
-def test_importing_leaves_the_number_of_threads_alone(module: str) -> None:
-    code = f"import cv2; cv2.setNumThreads(3); import {module}; assert cv2.getNumThreads() == 3"
+def test_importing_leaves_the_number_of_threads_and_the_environment_alone(module: str) -> None:
+    code = (
+        # What others do when they are imported is not ours.
+        f"import os, cv2, polars, lightning; cv2.setNumThreads(3); before = dict(os.environ); import {module}; "
+        "assert cv2.getNumThreads() == 3; assert {**os.environ} == before"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
 

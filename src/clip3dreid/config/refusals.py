@@ -45,6 +45,11 @@ _TABLE: tuple[tuple[str, _Say], ...] = (
         r"Could not override '(hydra[^']*)'",
         lambda m: f"{m[1]} is no key of Hydra's; --cfg hydra shows what it has",
     ),
+    # Of a mapping that is given whole, the key in it that is wrong.
+    (
+        r"Key '[^']*' is not in struct\s+full_key: ([\w.]+)",
+        lambda m: f"{m[1]} is no key of this command; --help lists the keys",
+    ),
     (r"Could not override '([^']*)'", lambda m: f"{m[1]} is no key of this command; --help lists the keys"),
     (
         r"Could not override '([^']*)'\.\s*No match in the defaults list",

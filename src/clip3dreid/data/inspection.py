@@ -49,7 +49,7 @@ class PartCounts(NamedTuple):
     pictures_per_person: Spread
 
 
-class Comparison(NamedTuple):
+class PublishedComparison(NamedTuple):
     """A published count beside what is on disk."""
 
     part: str
@@ -97,7 +97,7 @@ class DataReport:
     name: str
     root: Path
     counts: dict[str, PartCounts]
-    published: tuple[Comparison, ...]
+    published: tuple[PublishedComparison, ...]
     sizes: Sizes | None
     unreadable: tuple[Unreadable, ...]
     decoded: bool
@@ -178,7 +178,7 @@ def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) ->
         root=manifest.root,
         counts=counts,
         published=tuple(
-            Comparison(p.part, p.what, p.count, _found(counts, p.part, p.what), p.remembered)
+            PublishedComparison(p.part, p.what, p.count, _found(counts, p.part, p.what), p.remembered)
             for p in manifest.published
         ),
         sizes=sizes,
@@ -288,7 +288,7 @@ def _number(count: int | None) -> str:
     return "-" if count is None else f"{count:,}"
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict(comparison: PublishedComparison) -> str:
     """Return what to make of a published count: nothing of one that is only remembered."""
     missed = None if comparison.found is None else comparison.found - comparison.published
     difference = {None: "no such label", 0: "none"}.get(missed, f"{missed or 0:+,}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 EXTRAS = {
     "tensorboard": "logger=tensorboard",
     "smpl": "official SMPL and SMPL-X files (non-commercial research)",
-    "body": "rebuilding the shipped body file",
+    "body": "tools/build_body.py",
     "export": "clip3dreid export format=onnx",
     "lance": "clip3dreid search engine=lance",
 }
