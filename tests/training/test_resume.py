@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch import Callback
 
 from clip3dreid.errors import InputError
@@ -183,6 +184,28 @@ def test_a_resumed_run_that_is_killed_before_it_trains_is_resumed_again(
     done = invoke("train", "resume=run", "epochs=2")
     assert done.returncode == 0, done.stderr
     assert "epochs 1 -> 2" in done.stdout
+
+
+def test_a_run_of_before_keys_were_renamed_goes_on(ltcc_root: Path, invoke: Command, tmp_path: Path) -> None:
+    arguments = ["data=ltcc", f"data.root={ltcc_root}", *TINY, "datamodule.sampler=chunks", "epochs=1"]
+    assert invoke("train", *arguments, "hydra.run.dir=run").returncode == 0
+    record, config = tmp_path / "run" / ".hydra" / "overrides.yaml", tmp_path / "run" / "config.yaml"
+    old = record.read_text().replace("datamodule.sampler", "loader.rule").replace("datamodule.", "loader.")
+    record.write_text(old)
+    facts = yaml.safe_load(config.read_text())
+    facts["loader"] = facts.pop("datamodule")
+    facts["loader"]["rule"] = facts["loader"].pop("sampler")
+    facts["rung"] = facts.pop("variant")
+    for key in ("trusted", "guides"):
+        del facts[key]
+    for key in ("headline", "val_headline"):
+        del facts["data"][key]
+    config.write_text(yaml.safe_dump(facts))
+    done = invoke("train", "resume=run", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "going on after 1 epoch" in done.stdout
+    assert "loader" not in record.read_text()
+    assert "datamodule.sampler=chunks" in record.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -125,14 +125,16 @@ def test_cross_data_set_evaluation_needs_no_config_of_the_model(
     finished: Path, invoke: Command, tmp_path: Path
 ) -> None:
     other = write_ltcc(tmp_path / "other", train=range(1), test=range(40, 43))
-    done = invoke(
-        "evaluate", f"checkpoint={finished}/checkpoints/best.ckpt", "data=ltcc", f"data.root={other}",
-        "protocol=clothes_changing", "datamodule.workers=0", "trainer=cpu", "out=o.json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    facts = json.loads((tmp_path / "o.json").read_text())
-    assert list(facts["results"]) == ["clothes_changing"]
-    assert facts["trained_on"] == ["ltcc"]
+    # The headline is not among the latter, and nothing is selected by it here.
+    for protocols in (["clothes_changing"], ["general", "same_clothes"]):
+        done = invoke(
+            "evaluate", f"checkpoint={finished}/checkpoints/best.ckpt", "data=ltcc", f"data.root={other}",
+            f"protocol=[{','.join(protocols)}]", "datamodule.workers=0", "trainer=cpu", "out=o.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        facts = json.loads((tmp_path / "o.json").read_text())
+        assert list(facts["results"]) == protocols
+        assert facts["trained_on"] == ["ltcc"]
 
 
 def test_fine_tuning_starts_from_a_trained_student_on_other_people(
@@ -327,6 +329,10 @@ BAD = {
     "a protocol without its labels": (
         ["data=ltcc", "data.root=ROOT", "protocol=deepchange_tracklet"],
         "tracklet",
+    ),
+    "protocols without the headline that selects": (
+        ["data=ltcc", "data.root=ROOT", "protocol=[general,same_clothes]"],
+        "data.headline=clothes_changing is none of the protocols general, same_clothes; give data.headline=NAME",
     ),
     "a mistyped metric": (["data=ltcc", "data.root=ROOT", "retrieval.metric=cosin"], "cosin"),
     "selection twice": (

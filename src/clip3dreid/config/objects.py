@@ -173,11 +173,13 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     return ProtocolSet(found, headline or "")
 
 
-def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
+def protocol_sets(cfg: DictConfig, *, selecting: bool = False) -> dict[str, dict[str, ProtocolSet]]:
     """Make the protocols of every split and data set of a config.
 
     Args:
         cfg: a root config with `data` and `protocol`, which overrides every set's own where it is not empty.
+        selecting: whether headlines select checkpoints; else, where one is not among the protocols that are asked
+            for, the first of these will do.
 
     Returns:
         For `test` and `val`, name of the data set -> its protocols.
@@ -188,8 +190,10 @@ def protocol_sets(cfg: DictConfig) -> dict[str, dict[str, ProtocolSet]]:
             ("test", "protocols", "headline"),
             ("val", "val_protocols", "val_headline"),
         ):
-            nodes = cfg.protocol or node[protocols]
-            sets[split][str(node.name)] = protocol_set(nodes, node[headline], f"{key}.{headline}")
+            nodes, name = cfg.protocol or node[protocols], node[headline]
+            if not selecting and name not in nodes:
+                name = next(iter(nodes), None)
+            sets[split][str(node.name)] = protocol_set(nodes, name, f"{key}.{headline}")
     return sets
 
 

@@ -68,15 +68,19 @@ def ranking_settings(node: DictConfig, prefix: str = "") -> RankingSettings:
     )
 
 
-def run_data(cfg: DictConfig) -> list[RunData]:
+def run_data(cfg: DictConfig, *, selecting: bool = False) -> list[RunData]:
     """Make the data sets of a config with the protocols that they are evaluated under.
+
+    Args:
+        cfg: a root config with `data` and `protocol`.
+        selecting: whether headlines select checkpoints, and must be among the protocols.
 
     Raises:
         InputError: if there is none, or something of it is not set.
     """
     from clip3dreid.training.data import RunData
 
-    protocols = objects.protocol_sets(cfg)
+    protocols = objects.protocol_sets(cfg, selecting=selecting)
     return [
         RunData(spec, protocols["test"][spec.name], protocols["val"][spec.name])
         for spec in objects.data_specs(cfg)
@@ -189,7 +193,7 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     steps, best = callbacks(cfg)
     return {
-        "data": run_data(cfg),
+        "data": run_data(cfg, selecting=True),
         "student": objects.plain(cfg.model.student),
         "losses": instantiate(cfg.loss),
         "folder": folder,
