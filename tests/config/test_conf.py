@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.cli.weights import print_needs
 from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.needs import print_needs
 from clip3dreid.model.teacher import NODE_KEYS, Teacher
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))

@@ -151,7 +151,7 @@ def test_weights_without_heads_embed_and_say_what_would_teach_the_rest(
     checkpoint: Checkpoint, student: Student, pictures: list[Path], tmp_path: Path
 ) -> None:
     save_weights(student.state_dict(), PLAIN, tmp_path / "weights.safetensors")
-    # `clip3dreid.cli.weights` keeps the card as it is and leaves heads out.
+    # `clip3dreid weights` keeps the card as it is and leaves heads out.
     save_weights(student.state_dict(), CARD, tmp_path / "converted.safetensors")
     for path in (
         tmp_path / "weights.safetensors",
