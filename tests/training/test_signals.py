@@ -215,9 +215,11 @@ class Pair:
                 )
                 status = (entry / "stat").read_text().rsplit(")", 1)[1].split()
                 command = (entry / "cmdline").read_text()
+                # As the first one was started, and as it starts the others.
+                is_training = "clip3dreid.train" in command or "clip3dreid\0train" in command
             except (OSError, ValueError, UnicodeDecodeError):
                 continue
-            if int(status[3]) == self.process.pid and "clip3dreid.train" in command and status[0] != "Z":
+            if int(status[3]) == self.process.pid and is_training and status[0] != "Z":
                 parent = int(status[1])
                 found[int(entry.name)] = (environment.get("LOCAL_RANK", "0"), parent)
         # Loaders' workers have a rank's process as their parent.
