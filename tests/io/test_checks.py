@@ -76,3 +76,8 @@ def test_choices_and_long_lists_read_as_a_sentence():
     assert alternatives(["a", "b"]) == "a or b"
     assert some(["a", "b"]) == "a, b"
     assert some(list("abcdefgh"), 3) == "a, b, c and 5 more"
+
+
+def test_names_out_of_a_damaged_file_stay_one_legible_line():
+    line = some(["a" * 500, "b\x00\n", "c"], 2)
+    assert line == f"{'a' * 80}…{'a' * 80}, b\\x00\\n and 1 more"

@@ -193,9 +193,21 @@ def test_a_checksum_whose_own_name_was_damaged_is_not_taken_for_none(tmp_path: P
         InputError, match=r"x\.json is damaged \('chacksum' stands where checksum would\); mend it"
     ):
         unseal(renamed, Path("x.json"), "mend it")
-    TABLE.write_parquet(tmp_path / "x.parquet", metadata={TABLE_CHECKSUMS.replace("dr", "dR"): "{}"})
-    with pytest.raises(InputError, match=r"x\.parquet is damaged"):
-        read_table(tmp_path / "x.parquet", "a table", "")
+    for name in (TABLE_CHECKSUMS.replace("dr", "dR"), "clip7dzeid_sheckswms"):
+        TABLE.write_parquet(tmp_path / "x.parquet", metadata={name: "{}"})
+        with pytest.raises(InputError, match=r"x\.parquet is damaged"):
+            read_table(tmp_path / "x.parquet", "a table", "")
+
+
+@pytest.mark.parametrize("name", ["checkhecksum", "checksu", "hecksum", "cjeckrum"])
+def test_letters_of_a_checksum_s_name_may_be_lost_doubled_or_others(name: str) -> None:
+    with pytest.raises(InputError, match=r"x\.json is damaged"):
+        unseal({"a": 1, name: "0"}, Path("x.json"), "")
+
+
+def test_names_of_ours_do_not_pass_for_a_damaged_checksum() -> None:
+    facts = {"clip3dreid_heads": 1, "checkpoint": 2, "version": 3, "fingerprint": 4}
+    assert unseal(facts, Path("x.json"), "") == facts
 
 
 @given(hnp.arrays(st.sampled_from([np.float32, np.int64, np.uint8]), hnp.array_shapes(max_side=4)), st.data())

@@ -11,6 +11,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
 from clip3dreid.io.pictures import SUFFIXES, find_pictures
 from clip3dreid.io.spelling import labels
@@ -81,7 +82,7 @@ def _read_table(path: Path) -> pl.DataFrame:
     name = f"pictures={path}"
     table = understood(read_table(path, name), name)
     if "path" not in table.columns:
-        raise InputError(f"{name} has no column path; its columns are {', '.join(table.columns)}")
+        raise InputError(f"{name} has no column path; its columns are {some(table.columns, 8)}")
     box, table = take_boxes(table, name)
     known = [column for column in SCHEMA if column in table.columns]
     if others := [column for column in table.columns if column not in known]:

@@ -128,9 +128,23 @@ def hint(word: Any, words: Iterable[Any]) -> str:
 
 
 def some(names: Sequence[Any], most: int = 5, between: str = ", ") -> str:
-    """Join the first few of many names: `a, b, c and 7 more`."""
-    shown = between.join(map(str, names[:most]))
+    """Join the first few of many names: `a, b, c and 7 more`.
+
+    Names may come out of a damaged file: each is cut, and what cannot be printed is escaped.
+    """
+    shown = between.join(map(_legible, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+_LONGEST = 160
+"""Letters of a name that are shown where many names are; a path is cut in its middle."""
+
+
+def _legible(name: Any) -> str:
+    text = str(name)
+    if not text.isprintable():
+        text = ascii(text)[1:-1]
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
 
 
 def _check(key: str, value: Any, hint_: Any) -> None:

@@ -246,8 +246,10 @@ def unseal(facts: Mapping[str, Any], path: Path, advice: str) -> dict[str, Any]:
     return plain
 
 
-# One letter of eight may be another; `clip3dreid_heads` must not pass for `clip3dreid_checksum`.
-_CLOSE = 0.85
+# Two letters of eight may be others, or lost or doubled; `checkpoint` must not pass for `checksum`.
+_CLOSE = 0.7
+_FOREIGN = ("ARROW:schema", "pandas")
+"""Metadata that writers of Parquet add by themselves."""
 
 
 def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
@@ -262,10 +264,12 @@ def unsealed(path: Path, key: str, keys: Iterable[Any], advice: str) -> None:
     Raises:
         InputError: if one of them is almost the other: then its name is what was damaged.
     """
-    names = list(map(str, keys))
-    close = [name for name in names if key in name] or difflib.get_close_matches(
-        key, names, n=1, cutoff=_CLOSE
-    )
+    # What all of our names begin with says nothing of how near two of them are.
+    names = {str(name).removeprefix(f"{_OURS}_"): str(name) for name in keys}
+    wanted = key.removeprefix(f"{_OURS}_")
+    close = [name for bare, name in names.items() if wanted in bare] or [
+        names[bare] for bare in difflib.get_close_matches(wanted, names, n=1, cutoff=_CLOSE)
+    ]
     if close:
         raise damaged(path, f"{close[0][:80]!a} stands where {key} would", advice)
     log.warning("%s has no checksum, as earlier versions wrote it: damage to it would go unnoticed", path)
@@ -339,6 +343,9 @@ def read_table(
             if wrong:
                 raise damaged(path, f"the checksum of {some(wrong, 3)} is another", advice)
     if sums is None and sealed:
+        strange = [key for key in metadata if key not in _FOREIGN and not key.startswith(_OURS)]
+        if strange:
+            raise damaged(path, f"its metadata has {strange[0][:80]!a}, which nobody writes", advice)
         unsealed(path, TABLE_CHECKSUMS, metadata, advice)
     return table, own
 

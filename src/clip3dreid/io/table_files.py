@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -84,10 +85,10 @@ def read_table(path: Path, name: str, needs: Sequence[str] = (), advice: str = "
         table = pl.read_parquet(path, glob=False) if suffix == ".parquet" else _read_text(path, name, advice)
     table = table.drop(column for column in table.columns if _counts_rows(table, column))
     if table.is_empty():
-        raise InputError(f"{name} has a header ({', '.join(table.columns)}) and no rows; {advice}")
+        raise InputError(f"{name} has a header ({some(table.columns, 8)}) and no rows; {advice}")
     if absent := [column for column in needs if column not in table.columns]:
         raise InputError(
-            f"{name} has no column {', '.join(absent)}; it has {', '.join(table.columns)}; {advice}"
+            f"{name} has no column {', '.join(absent)}; it has {some(table.columns, 8)}; {advice}"
         )
     return table
 

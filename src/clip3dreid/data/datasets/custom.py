@@ -81,7 +81,7 @@ def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
     what = f"{tree.name}: {tree.root}"
     table = understood(read_table(tree.root, what), what)
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
-        raise InputError(f"{what} has no column {', '.join(absent)}; it has {', '.join(table.columns)}")
+        raise InputError(f"{what} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
         raise InputError(f"{what} holds several data sets; keep one to a table")
     folder = tree.root.parent
