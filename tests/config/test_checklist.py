@@ -264,7 +264,7 @@ import sys
 from hydra import compose, initialize_config_dir
 from clip3dreid.config.hydra import conf_dir, register
 from clip3dreid.errors import InputError
-from clip3dreid.training import checklist
+from clip3dreid.config import checklist
 register()
 with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
     cfg = compose("train", ["+experiment=pku", "method=ce", "data.root=/nowhere"])

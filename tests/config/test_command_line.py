@@ -51,7 +51,7 @@ WRONG = [
     ("train epochs=three", "epochs=three must be a whole number"),
     ("train epochs=3.5", "epochs=3.5 must be a whole number"),
     ("train epochs=null", "epochs may not be null; give a value"),
-    ("train compile=maybe", "compile=maybe must be true or false"),
+    ("train compile=maybe", "compile=maybe is unknown; choose true or false"),
     ("train lr=fast", "optimizer.optimizer.lr=fast must be a number"),
     ("train milestones=3", "milestones must be a list: milestones=[A,B]"),
     ("train seed=1,2", "seed=1,2 has several values: add -m for a run with each"),

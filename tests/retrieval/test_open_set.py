@@ -12,6 +12,7 @@ from clip3dreid.retrieval import open_set
 from clip3dreid.retrieval import protocol as rules
 from clip3dreid.retrieval.open_set import OpenSet
 from clip3dreid.retrieval.protocol import Protocol
+from tests.processes import PATIENCE_S
 from tests.retrieval.plain import JUNK, score_matrix
 from tests.retrieval.worlds import PROTOCOLS, run, world
 
@@ -167,9 +168,9 @@ def in_processes(calls):
     def run_one(place):
         def gather(numbers):
             slots[place] = numbers.clone()
-            meeting.wait(10)
+            meeting.wait(PATIENCE_S)
             everything = torch.stack(slots)
-            meeting.wait(10)
+            meeting.wait(PATIENCE_S)
             if not place:
                 messages.append(len(numbers))
             return everything

@@ -341,7 +341,7 @@ def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
         if found is None or (not typed and not isinstance(found, str)):
             continue
         if holds == "switch" and not switch:
-            raise InputError(f"{word.key}={part} must be true or false")
+            choose(word.key, part, (True, False))
         if (holds == "whole" and not isinstance(found, int)) or (holds != "switch" and not number):
             raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
 
