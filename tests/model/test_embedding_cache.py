@@ -1,7 +1,9 @@
+import gc
 import json
 import multiprocessing
 import os
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -316,6 +318,18 @@ def test_a_disk_that_fills_up_for_real_is_one_line_and_the_next_run_goes_on(root
         assert not [path for path in disk.iterdir() if path.name.startswith(".") and path != filler]
         filler.unlink()
         assert torch.equal(filled(root).read(torch.arange(COUNT)), values())
+
+
+def test_a_cache_that_nobody_uses_any_more_lets_go_of_its_files_at_once(root):
+    gc.disable()
+    try:
+        cache = filled(root)
+        cache.read(torch.arange(COUNT))
+        gone = weakref.ref(cache)
+        del cache
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_parts_are_plain_safetensors_that_say_whose_they_are(root):

@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,15 @@ class Parts:
     folder: Path
     kind: PartKind
     cuts: list[range]
-    usable: Callable[[int], bool]
+    # Asked once and not kept: a method of the owner's would keep it alive in a circle, with all that it maps.
+    usable: InitVar[Callable[[int], bool]]
     share: tuple[int, int] = (0, 1)
     done: set[int] = field(init=False)
     stale: int = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, usable: Callable[[int], bool]) -> None:
         there = [number for number in self.mine if any(path.exists() for path in self._files(number))]
-        self.done = {number for number in there if self.usable(number)}
+        self.done = {number for number in there if usable(number)}
         self.stale = len(there) - len(self.done)
 
     @property
