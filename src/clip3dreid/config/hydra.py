@@ -27,20 +27,8 @@ from clip3dreid.config.folder import conf_dir as conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
-from clip3dreid.errors import InputError, causes, one_line
+from clip3dreid.errors import causes, one_line
 from clip3dreid.io.launch import launch
-
-
-def at_least(cfg: DictConfig, key: str, least: int) -> float:
-    """A number of a config.
-
-    Raises:
-        InputError: if it is none, or smaller than it may be.
-    """
-    value = cfg[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-        raise InputError(f"{key}={value} must be a number, at least {least}")
-    return float(value)
 
 
 def quieten() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.language.prompts import PHRASE, SEE, closest, phrase_of, prompts_of
+from clip3dreid.io.checks import choose, hint
+from clip3dreid.language.prompts import PHRASE, SEE, phrase_of, prompts_of
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +114,7 @@ class Vocabulary:
         """Raise InputError if a group looks at a measure that is not among the `known` names."""
         for name, expressions in self.measures.items():
             for part in (part for expression in expressions for part in expression.split(" / ")):
-                if part not in known:
-                    raise InputError(
-                        f"language.groups.{name}: measure {part} is unknown; choose from {', '.join(sorted(known))}"
-                    )
+                choose(f"language.groups.{name}: measure", part, sorted(known))
 
     def columns(self, measures: Mapping[str, Column]) -> dict[str, Column]:
         """Return the quantities that the groups look at, such as `leg_length / stature`.
@@ -188,7 +186,7 @@ def _phrases(value: Any, words: list[str], where: str) -> dict[str, str]:
         return dict.fromkeys(words, phrase_of(value, where))
     for key in value:
         if key not in (*words, "default"):
-            raise InputError(f"{where}.{key} is not a word of the group{closest(key, words)}")
+            raise InputError(f"{where}.{key} is not a word of the group{hint(key, words)}")
     found = {word: value.get(word, value.get("default")) for word in words}
     for word, phrase in found.items():
         if phrase is None:

@@ -14,9 +14,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.pickle_scan import scan_torch_file
-from clip3dreid.model.backbone import listed, quiet
+from clip3dreid.model.backbone import quiet
 from clip3dreid.model.small_clip import check_sums
 
 PACKAGED = "package:"
@@ -297,7 +298,7 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
             if key.split(".")[0] in parts and not key.endswith(".position_ids")
         ],
     }
-    found = [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]
+    found = [f"{what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
     if found:
         raise InputError(f"the weights in {folder} do not fit its config.json; {'; '.join(found)}")
     if (

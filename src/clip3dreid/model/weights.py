@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import atomic
 from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
 from clip3dreid.io.pickle_scan import scan_torch_file
-from clip3dreid.model.backbone import listed
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.places import own_weights
@@ -301,7 +301,7 @@ def _check_fit(
             if state[name].shape != own[name].shape
         ],
     }
-    found = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
+    found = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
     if found:
         raise InputError(f"the weights in {path} are of another architecture; {'; '.join(found)}")
 
@@ -356,7 +356,8 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     there, here = (_UNSAID | flatten(node) for node in (valid_card(card, path).get("student"), config))
     wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
     if wrong:
-        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
+        differences = [f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong]
+        shown = some(differences, between="; ")
         raise InputError(f"{path} holds another student: model.student.{shown}")
 
 

@@ -16,6 +16,7 @@ from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.evaluation_sets import EvaluationSet
 from clip3dreid.errors import InputError
 from clip3dreid.inference.features import retrieval_features
+from clip3dreid.io.checks import choose
 from clip3dreid.model.student import Student
 from clip3dreid.retrieval.distributed import gather_evaluation
 from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
@@ -90,8 +91,7 @@ class EvaluationModule(LightningModule):
         open_set: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if metric not in get_args(Distance):
-            raise InputError(f"metric={metric} is not known; choose one of {', '.join(get_args(Distance))}")
+        choose("metric", metric, get_args(Distance))
         self.student = student
         self.protocols = protocols
         self.metric = metric

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
@@ -86,10 +87,8 @@ class ReidModule(EvaluationModule):
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
         )
-        if body_norm not in ("separate", "shared"):
-            raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
-        if gradient_norms_every < 0:
-            raise InputError(f"gradient_norms_every={gradient_norms_every} must be 0 or more")
+        choose("bodies.batch_norm", body_norm, ("separate", "shared"))
+        check_number("gradient_norms_every", gradient_norms_every, Range(0), whole=True)
         self.losses: WeightedLosses = losses
         self.optimizer = optimizer
         self.schedule = schedule
