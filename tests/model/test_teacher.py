@@ -615,7 +615,7 @@ def test_config_keys_that_could_bring_in_code_are_left_out(published, folder):
 
 def test_a_view_smaller_than_a_patch_and_an_unknown_dtype_are_refused(published):
     assert "smaller than a patch" in refused(str(published["clip"]), Native(32, 4))
-    assert "model.teacher.dtype=int8 is unknown; choose float32 or bfloat16" in refused(
+    assert "model.teacher.dtype=int8 is unknown; choose float32, bfloat16 or float16" in refused(
         str(published["clip"]), VIEWS[0], dtype="int8"
     )
 

@@ -70,7 +70,7 @@ class WordLabels:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All but the table, as plain values."""
+        """Return all but the table, as plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["table"]
         return {"version": SCHEMA_VERSION, **values, "data_sets": list(self.data_sets)}

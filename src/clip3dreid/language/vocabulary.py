@@ -73,12 +73,12 @@ class Vocabulary:
 
     @property
     def flat(self) -> list[tuple[str, str]]:
-        """All W words as (group, word), in the order in which scores, embeddings and tokens count them."""
+        """Return all W words as (group, word), in the order in which scores, embeddings and tokens count them."""
         return [(group, word) for group, words in self.groups.items() for word in words]
 
     @property
     def digest(self) -> str:
-        """16 hex digits that change with any group, word, phrase or prompt, and with the order of words."""
+        """Return 16 hex digits that change with any group, word, phrase or prompt, and with the order of words."""
         content = json.dumps([list(self.groups.items()), self.prompts.facts], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -106,12 +106,12 @@ class EvaluationModule(LightningModule):
 
     @property
     def test_prefix(self) -> str:
-        """What stands before the names of a test's scores in the log."""
+        """Return what stands before the names of a test's scores in the log."""
         return "test"
 
     @property
     def data(self) -> ReidDataModule:
-        """The datamodule of the trainer that runs this module."""
+        """Return the datamodule of the trainer that runs this module."""
         return cast(ReidDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def embed(self, images: Tensor) -> Tensor:

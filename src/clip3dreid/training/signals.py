@@ -144,7 +144,7 @@ class StopWatch:
         self._quiet.release()
 
     def deafen(self) -> None:
-        """In a forked worker: what it is told is not said to this process."""
+        """Keep what a forked worker is told from this process; called in the worker."""
         self._quiet.release()
         signal.set_wakeup_fd(-1)
 
@@ -387,7 +387,7 @@ class SaveWhenTold(Callback):
         self.watch.connect()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal waits for the end of a batch."""
+        """Have a signal wait for the end of a batch from here on."""
         self.watch.training = True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -413,7 +413,7 @@ class SaveWhenTold(Callback):
         raise Stopped(self.watch.told)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal ends the process at once; all of the training is saved."""
+        """Have a signal end the process at once from here on: all of the training is saved."""
         self.watch.training = False
         if self.watch.told is not None:
             self.watch.saved("after the last epoch, saved")
