@@ -278,20 +278,20 @@ def tokens(
     """
     last = KEYS[labels.level][-1]
     numbers = {word: index for index, word in enumerate(vocabulary.flat)}
-    found: dict[str, list[tuple[int, float]]] = {}
+    tokens_of: dict[str, list[tuple[int, float]]] = {}
     groups = list(vocabulary.groups)
     table = labels.table.select("data_set", last, "group", "word", pl.col("margin").fill_null(1.0)).sort(
         "data_set", last, pl.col("group").replace_strict(groups, range(len(groups)))
     )
     for data_set, name, group, word, margin in table.iter_rows():
-        found.setdefault(f"{data_set}/{name}", []).append((numbers[group, word], margin))
-    if missing := [name for name in dict.fromkeys(names) if name not in found]:
+        tokens_of.setdefault(f"{data_set}/{name}", []).append((numbers[group, word], margin))
+    if missing := [name for name in dict.fromkeys(names) if name not in tokens_of]:
         what = "people" if labels.level == "person" else "pictures"
         raise InputError(
             f"{len(missing)} of {len(set(names))} training {what} have no labels: {checks.some(missing, 3)}; "
             "label this training set"
         )
-    both = np.array([found[name] for name in names]).reshape(-1, len(groups), 2)
+    both = np.array([tokens_of[name] for name in names]).reshape(-1, len(groups), 2)
     return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
 
 

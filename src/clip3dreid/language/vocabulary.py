@@ -159,9 +159,11 @@ class Vocabulary:
         reference = self.columns(population)
         if any(not len(column) for column in reference.values()):
             raise InputError("the population is empty: nobody to be tall or short among")
-        own = self.columns(measures)
-        percentiles = {name: _percentiles(own[name], reference[name]) for name in own if name in reference}
-        found = {}
+        quantities = self.columns(measures)
+        percentiles = {
+            name: _percentiles(quantities[name], reference[name]) for name in quantities if name in reference
+        }
+        chosen_words = {}
         for name, expressions in self.measures.items():
             if missing := [expression for expression in expressions if expression not in percentiles]:
                 log.info("words of %s are left out: this body does not tell %s", name, ", ".join(missing))
@@ -171,8 +173,8 @@ class Vocabulary:
                 chosen = np.searchsorted(self._cuts[name], places[:, 0], side="right")
             else:
                 chosen = ((places[:, None] - self._places[name]) ** 2).sum(-1).argmin(1)
-            found[name] = [self.groups[name][index] for index in chosen]
-        return found, percentiles
+            chosen_words[name] = [self.groups[name][index] for index in chosen]
+        return chosen_words, percentiles
 
 
 def _list(value: Any) -> list[Any]:

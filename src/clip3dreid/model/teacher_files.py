@@ -225,15 +225,15 @@ def read_config(folder: Path) -> tuple[Any, Family]:
     from transformers import AutoConfig
 
     plain = _harmless(_read_json(folder / _CONFIG))
-    found = plain.get("model_type")
-    if not isinstance(found, str) or found not in FAMILIES:
+    kind = plain.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
-            f"{folder} holds a model of type {found}; a teacher has an image and a text tower in one space: "
+            f"{folder} holds a model of type {kind}; a teacher has an image and a text tower in one space: "
             f"give one of type {' or '.join(FAMILIES)}"
         )
-    with decoding(folder / _CONFIG, f"the config of a {found} model", _AGAIN), quiet():
+    with decoding(folder / _CONFIG, f"the config of a {kind} model", _AGAIN), quiet():
         config = AutoConfig.for_model(**plain)
-    return config, FAMILIES[found]
+    return config, FAMILIES[kind]
 
 
 def _harmless(config: Any) -> Any:

@@ -284,26 +284,26 @@ def _check_fit(
     student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
 ) -> None:
     """Check that the tensors are the student's, in names and shapes."""
-    own = student.state_dict()
+    expected = student.state_dict()
     parts = {name.split(".")[0] for name in state}
     absent = tuple(f"{part}." for part in optional if part not in parts)
     problems = {
         # Files from before PyTorch 0.4.1 do not count batches, and nothing here reads the count.
         "missing": [
             name
-            for name in own.keys() - state.keys()
+            for name in expected.keys() - state.keys()
             if not name.endswith(".num_batches_tracked") and not name.startswith(absent)
         ],
-        "left over": list(state.keys() - own.keys()),
+        "left over": list(state.keys() - expected.keys()),
         "of another shape": [
-            f"{name} (there {tuple(state[name].shape)}, here {tuple(own[name].shape)})"
-            for name in own.keys() & state.keys()
-            if state[name].shape != own[name].shape
+            f"{name} (there {tuple(state[name].shape)}, here {tuple(expected[name].shape)})"
+            for name in expected.keys() & state.keys()
+            if state[name].shape != expected[name].shape
         ],
     }
-    found = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
-    if found:
-        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(found)}")
+    differences = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
+    if differences:
+        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(differences)}")
 
 
 def _fit(

@@ -193,7 +193,7 @@ class EvaluationModule(LightningModule):
         features = features.to(self.device)
         query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
         refined = stage in self.refined
-        found = evaluate(
+        parts = evaluate(
             query,
             evaluation.query,
             gallery,
@@ -205,7 +205,7 @@ class EvaluationModule(LightningModule):
             open_set=self.open_set if refined else None,
         )
         scores, queries = {}, {}
-        for name, part in found.items():
+        for name, part in parts.items():
             everything = gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)

@@ -80,7 +80,7 @@ class StopWatch:
         self.folder, self.command, self.again = folder, command, again
         self.told: int | None = None
         self._foreseen = foreseen
-        self.training = False
+        self._training = False
         self._handled = False
         self._parting = False
         self._rank = launch().rank
@@ -156,14 +156,22 @@ class StopWatch:
         self._tell(signum)
         if signum == signal.SIGINT and again:
             raise KeyboardInterrupt
-        if not self.training:
+        if not self._training:
             raise Stopped(signum)
 
     def _tell(self, signum: int) -> None:
         if self.told is None:
             self.told = signum
-            if self.training and self._rank == 0:
+            if self._training and self._rank == 0:
                 log.warning("%s: stopping after this batch", signal.Signals(signum).name)
+
+    def training_begins(self) -> None:
+        """Have a signal wait for the end of a batch from here on."""
+        self._training = True
+
+    def training_ended(self) -> None:
+        """Have a signal end the process at once from here on."""
+        self._training = False
 
     def connect(self) -> None:
         """Begin to hear of the other processes; called as soon as they have met."""
@@ -388,7 +396,7 @@ class SaveWhenTold(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a signal wait for the end of a batch from here on."""
-        self.watch.training = True
+        self.watch.training_begins()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after an epoch, which has its checkpoint."""
@@ -414,7 +422,7 @@ class SaveWhenTold(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a signal end the process at once from here on: all of the training is saved."""
-        self.watch.training = False
+        self.watch.training_ended()
         if self.watch.told is not None:
             self.watch.saved("after the last epoch, saved")
             raise Stopped(self.watch.told)
