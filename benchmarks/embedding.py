@@ -24,7 +24,7 @@ class Free(torch.nn.Module):
     width, device, name, fingerprint = 512, torch.device("cpu"), "free", "0" * 64
 
     def view(self, planes):
-        """The picture as it is."""
+        """Return the picture as it is."""
         return planes
 
     def forward(self, images):

@@ -38,7 +38,7 @@ ENOUGH = 0.95
 
 
 def features(kind, rows, width, seed):
-    """Yields (n, width) float32 of length 1; picture i is of person i // PICTURES. Seed 0 is the gallery."""
+    """Yield (n, width) float32 of length 1; picture i is of person i // PICTURES. Seed 0 is the gallery."""
     scale = np.arange(1, width + 1, dtype=np.float32) ** (-0.5 if kind == "people" else 0)
     for start in range(0, rows, BLOCK):
         count = min(BLOCK, rows - start)

@@ -74,7 +74,7 @@ def side(rows, people, width, noise, seed, dtype=torch.float32):
 
 
 def cython():
-    """The compiled evaluation that is installed, or None."""
+    """Return the compiled evaluation that is installed, or None."""
     for name in CYTHON:
         try:
             return importlib.import_module(name).evaluate_cy

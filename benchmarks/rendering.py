@@ -81,7 +81,7 @@ def standing(body, rng):
 
 
 def measure(name, height, width, rounds):
-    """Prints the rate of whole pictures, and how long each stage takes."""
+    """Print the rate of whole pictures, and how long each stage takes."""
     body, rng = load_body(name), np.random.default_rng(0)
     vertices, faces = standing(body, rng), body.faces
     camera, light = view((vertices.amin(1) + vertices.amax(1)) / 2)
@@ -113,7 +113,7 @@ def measure(name, height, width, rounds):
 
 
 def sphere(rings):
-    """A closed sphere of radius 0.85 with about 4 x rings^2 faces."""
+    """Return a closed sphere of radius 0.85 with about 4 x rings^2 faces."""
     sectors = 2 * rings
     polar, around = np.meshgrid(
         np.linspace(0, math.pi, rings + 1), np.arange(sectors) * math.pi / rings, indexing="ij"
@@ -128,7 +128,7 @@ def sphere(rings):
 
 
 def growth(rounds):
-    """Times of growing pictures of one mesh, and of growing meshes in one picture: {name: (sizes, ms)}."""
+    """Return times of growing pictures of one mesh, and of growing meshes in one picture: {name: (sizes, ms)}."""
     camera, light = view(torch.zeros(1, 3))
 
     def draw(mesh, faces, height):

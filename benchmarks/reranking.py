@@ -46,7 +46,7 @@ def made_up(size, width, noise):
 
 
 def dense(query, gallery, k1, k2, lambda_):
-    """Final distances (Q, G) by matrices of all pairs."""
+    """Return final distances (Q, G) by matrices of all pairs."""
     features = np.concatenate([query, gallery])
     pictures = len(features)
     squares = (features**2).sum(1)
@@ -92,7 +92,7 @@ def sparse(query, gallery, k1, k2, lambda_):
 
 
 def blocks(method, query, gallery, keep=False):
-    """The scores (Q, G), or nothing where they are not to be kept: block by block they never stand together."""
+    """Return the scores (Q, G), or nothing where they are not kept: block by block they never stand together."""
     source = method(torch.from_numpy(query), torch.from_numpy(gallery), "cosine")
     scores = np.empty((len(query), len(gallery)), np.float32) if keep else None
     for rows in torch.arange(len(query)).split(BLOCK):

@@ -35,7 +35,7 @@ def open_cache(folder):
 
 
 def training_step():
-    """A function that trains the demo's student on one batch, and the batch's pictures."""
+    """Return a function that trains the demo's student on one batch, and the batch's pictures."""
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", ["+experiment=demo", "data.root=/nowhere"])

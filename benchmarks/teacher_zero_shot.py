@@ -57,7 +57,7 @@ class Probe(torch.nn.Module):
 
 
 def train_probe(world: Path, vocabulary: Vocabulary, epochs: int) -> Probe:
-    """A probe that was told the words of a world's training people."""
+    """Return a probe that was told the words of a world's training people."""
     torch.manual_seed(0)
     table = pl.read_parquet(world / "truth.parquet").filter(pl.col("split") == "train")
     images = pixels(world, table)
@@ -107,7 +107,7 @@ def write_world(out: Path, seed: int) -> pl.DataFrame:
 def balanced(
     scores: np.ndarray, table: pl.DataFrame, vocabulary: Vocabulary, level: str, calibration: str
 ) -> pl.DataFrame:
-    """A row a group: what labels chosen from these scores are worth."""
+    """Return a row a group: what labels chosen from these scores are worth."""
     rows = table.with_columns(data_set=pl.lit("world"))
     units, means = aggregate(scores, rows, calibration=calibration, level=level)
     return agreement(

@@ -21,7 +21,7 @@ PICTURES = 80  # the demo's: 64 of people, 16 of bodies
 
 
 def measure(seconds: float) -> None:
-    """Steps a second, in this process."""
+    """Return steps a second, in this process."""
     import torch
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate

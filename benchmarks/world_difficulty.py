@@ -68,7 +68,7 @@ def scores(
 
 
 def skin_and_hair(query: pl.DataFrame, gallery: pl.DataFrame) -> dict[str, float]:
-    """Expected R1 of a ranking that knows complexions alone and is random among equals."""
+    """Return the expected R1 of a ranking that knows complexions alone and is random among equals."""
     rows = {}
     for name, same_outfit in (("same_clothes", True), ("clothes_changing", False)):
         chances = []

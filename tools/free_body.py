@@ -73,7 +73,7 @@ class SampledBodies(NamedTuple):
 
 
 def descendants(joint: int) -> list[int]:
-    """The joint and all that hang on it."""
+    """Return the joint and all that hang on it."""
     found = [joint]
     for child in range(joint + 1, len(PARENTS)):
         if PARENTS[child] in found:
@@ -94,7 +94,7 @@ def rotations_between(start: Array, end: Array) -> Array:
 
 
 def point_bone(bodies: SampledBodies, joint: int, end: int, direction: Array) -> SampledBodies:
-    """Turns everything that hangs on `joint` so that the bone to `end` points along `direction` (3,)."""
+    """Turn everything that hangs on `joint` so that the bone to `end` points along `direction` (3,)."""
     vertices, joints = bodies.vertices, bodies.joints.copy()
     bone = joints[:, end] - joints[:, joint]
     bone /= np.linalg.norm(bone, axis=-1, keepdims=True)
@@ -180,7 +180,7 @@ def sample_anny(count: int, seed: int) -> SampledBodies:
 
 
 def _joint_of_bone(labels: list[str], parents: list[int]) -> Array:
-    """The SMPL joint that each bone of anny moves with: its own, or its parent's."""
+    """Return the SMPL joint that each bone of anny moves with: its own, or its parent's."""
     joint = {bone: JOINTS.index(name) for name, bone in BONES.items()}
     for side in "lr":
         for i in range(1, 6):
@@ -249,7 +249,7 @@ def project(vertices: Array, template: Array, directions: Array) -> Array:
 
 
 def fit_regressor(template: Array, directions: Array, joints: Array, joint_directions: Array) -> Array:
-    """A sparse joint regressor that reproduces joints which are linear in the coefficients.
+    """Make a sparse joint regressor that reproduces joints which are linear in the coefficients.
 
     For each joint, the smallest weights on its nearest vertices that give its mean place, its change with every
     coefficient, and sum to 1: a least-norm solution of 3 (1 + K) + 1 equations in 200 unknowns.
@@ -315,7 +315,7 @@ def body_arrays(
     faces: Array,
     phenotypes: tuple[list[str], Array, Array],
 ) -> dict[str, Array]:
-    """The arrays of an SMPL-format file over some of the vertices, as stored."""
+    """Return the arrays of an SMPL-format file over some of the vertices, as stored."""
     template = space.template[kept].astype(np.float32)
     directions = space.directions[kept].astype(np.float16)
     design = np.concatenate([np.ones((len(space.betas), 1)), space.betas], 1)
@@ -341,7 +341,7 @@ def body_arrays(
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> str:
-    """Writes an `.npz` whose bytes depend on the arrays' values alone, atomically; returns its SHA-256."""
+    """Write an `.npz` whose bytes depend on the arrays' values alone, atomically; return its SHA-256."""
     with atomic(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name, value in arrays.items():

@@ -126,7 +126,7 @@ def test_a_converted_imagenet_file_stays_a_backbone(run, tmp_path):
         (["convert=cal.pth", "out=a.safetensors", "model.student.backbone.depth=34"], "another architecture"),
         (
             ["convert=cal.pth", "out=a.safetensors", "model.student.backbone.depth=19"],
-            "depth 19 is not one of",
+            "depth=19 is unknown; choose 18",
         ),
         (["convert=page.pth", "out=a.safetensors"], "page.pth cannot be read as a torch file"),
         (["convrt=cal.pth"], "convrt"),

@@ -109,7 +109,7 @@ class TestSquares:
         for make in (lambda *size, **how: TestView(*size, **how), train_view):
             with pytest.raises(InputError, match=r"datamodule\.square=true .* say 48x24; make the two equal"):
                 make(48, 24, square=True)
-            with pytest.raises(InputError, match=r"datamodule\.square is no; give true or false"):
+            with pytest.raises(InputError, match=r"datamodule\.square=no is unknown; choose true or false"):
                 make(48, 48, square="no")
 
 

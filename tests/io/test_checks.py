@@ -1,12 +1,12 @@
 import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Count, Fraction, Positive, alternatives, check, choose, hint, some
+from clip3dreid.io.checks import Count, Fraction, Positive, Range, alternatives, check, choose, hint, some
 
 
 class Colour(enum.Enum):
@@ -20,6 +20,7 @@ class Settings:
     batch: Positive = 64
     workers: Count = 2
     share: Fraction = 0.5
+    rate: Annotated[float, Range(0, above=True)] = 0.1
     form: Literal["npz", "parquet"] = "npz"
     out: Path = Path("out")
     note: str = ""
@@ -49,6 +50,8 @@ def test_values_that_fit_are_taken():
         ({"workers": -1}, "workers=-1 must be a whole number, 0 or more"),
         ({"share": 1.01}, "share=1.01 must be a number from 0 to 1"),
         ({"share": float("nan")}, "share=nan must be a number from 0 to 1"),
+        ({"rate": 0.0}, "rate=0.0 must be a number above 0"),
+        ({"rate": float("inf")}, "rate=inf must be a number above 0"),
         ({"form": "parket"}, "form=parket is unknown; choose npz or parquet; did you mean parquet?"),
         ({"form": "xyz"}, "form=xyz is unknown; choose npz or parquet"),
         ({"out": "text"}, "out=text must be a path"),
@@ -76,6 +79,7 @@ def test_choices_and_long_lists_read_as_a_sentence():
     assert alternatives(["a", "b"]) == "a or b"
     assert some(["a", "b"]) == "a, b"
     assert some(list("abcdefgh"), 3) == "a, b, c and 5 more"
+    assert some(["a", "b"], total=1002) == "a, b and 1,000 more"
 
 
 def test_names_out_of_a_damaged_file_stay_one_legible_line():

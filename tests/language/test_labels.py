@@ -278,11 +278,11 @@ def row(line: str) -> Callable[[list[str]], Any]:
 
 EDITS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "a mistyped group": (
-        "group 'statur' is not in the vocabulary; did you mean 'stature'",
+        "group 'statur' is not in the vocabulary; did you mean stature",
         replace("stature", "statur"),
     ),
     "a mistyped word": (
-        "word 'tal' is not in group stature; did you mean 'tall'",
+        "word 'tal' is not in group stature; did you mean tall",
         row("a,12,stature,tal,,"),
     ),
     "an unknown word": ("word 'lanky' is not in group stature; correct it", row("a,12,stature,lanky,,")),
@@ -298,7 +298,7 @@ EDITS: dict[str, tuple[str, Callable[[list[str]], Any]]] = {
     "a margin below nothing": ("margin '-1' of a/12 is not possible", row("a,12,stature,tall,0.1,-1")),
     "an endless score": ("score 'inf' of a/12 is not possible", row("a,12,stature,tall,inf,1")),
     "an unknown column": (
-        "column scoer is unknown; did you mean 'score'",
+        "column scoer is unknown; did you mean score",
         lambda lines: lines.__setitem__(0, lines[0].replace("score", "scoer")),
     ),
     "a missing column": (

@@ -135,11 +135,11 @@ FAULTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "nobody neutral": (r"people must give", lambda: Prompts(PHRASES, people={"male": "man"})),
     "noun": (r"people must give", lambda: Prompts(PHRASES, people={"neutral": 3})),
     "wording's word": (
-        r"wordings\.tal: no group .* did you mean 'tall'",
+        r"wordings\.tal: no group .* did you mean tall",
         lambda: Prompts(PHRASES, wordings={"tal": {"neutral": "big"}}),
     ),
     "wording's variant": (
-        r"wordings\.tall: variant femal is unknown; .* did you mean 'female'",
+        r"wordings\.tall: variant=femal is unknown; .* did you mean female",
         lambda: Prompts(PHRASES, people=PEOPLE, wordings={"tall": {"femal": "big"}}),
     ),
     "wording's place": (
@@ -154,7 +154,10 @@ FAULTS: dict[str, tuple[str, Callable[[], Any]]] = {
         r"wordings\.tall must be a mapping",
         lambda: Prompts(PHRASES, wordings={"tall": "big"}),
     ),
-    "key": (r"prompts\.template is unknown", lambda: prompts_of(PHRASES, {"template": ["{phrase}"]})),
+    "key": (
+        r"prompts: key=template is unknown; choose templates, people or wordings; did you mean templates",
+        lambda: prompts_of(PHRASES, {"template": ["{phrase}"]}),
+    ),
     "list for a mapping": (r"prompts\.people must be", lambda: prompts_of(PHRASES, {"people": ["man"]})),
     "no mapping": (r"language\.prompts must have", lambda: prompts_of(PHRASES, ["{phrase}"])),
     "phrase": (r"the phrase of 'tall' must", lambda: Prompts({"tall": "a {word}"})),
@@ -170,9 +173,9 @@ def test_faulty_prompts_are_refused_by_name(fault: str) -> None:
 
 
 def test_unknown_words_and_variants_are_refused_by_name(prompts: Prompts) -> None:
-    with pytest.raises(InputError, match="no word 'tal'; did you mean 'tall'"):
+    with pytest.raises(InputError, match="no word 'tal'; did you mean tall"):
         prompts.ensemble("tal")
-    with pytest.raises(InputError, match="variant old is unknown; choose from neutral, male, female"):
+    with pytest.raises(InputError, match="variant=old is unknown; choose neutral, male"):
         prompts.sentence(["tall"], "old")
 
 

@@ -96,8 +96,8 @@ def test_a_sentence_says_only_words_of_its_person(vocabulary: Vocabulary) -> Non
     ("change", "message"),
     [
         ({"groups": {}}, r"sentences\.groups lacks stature"),
-        ({"groups": SMALL["groups"] | {"statur": {}}}, "did you mean 'stature'"),
-        ({"groups": {"stature": {"form": "hole", "words": {}}}}, r"form is hole; choose from whole"),
+        ({"groups": SMALL["groups"] | {"statur": {}}}, "did you mean stature"),
+        ({"groups": {"stature": {"form": "hole", "words": {}}}}, r"form=hole is unknown; choose whole"),
         ({"groups": {"stature": {"form": "whole", "words": {"short": ["a", "b"]}}}}, "exactly short, tall"),
         (
             {"groups": {"stature": {"form": "whole", "words": {"short": ["a"], "tall": ["b", "c"]}}}},
@@ -108,7 +108,7 @@ def test_a_sentence_says_only_words_of_its_person(vocabulary: Vocabulary) -> Non
         ({"frames": ["no place"]}, r"sentences\.frames"),
         ({"unseen": []}, r"sentences\.unseen"),
         ({"lengths": {0: 1}}, r"sentences\.lengths"),
-        ({"nouns": {"tal": ["giant"]}}, "did you mean 'tall'"),
+        ({"nouns": {"tal": ["giant"]}}, "did you mean tall"),
     ],
 )
 def test_a_faulty_grammar_is_refused_by_name(change: dict[str, object], message: str) -> None:

@@ -238,9 +238,9 @@ def test_gradient_of_the_body_s_parts(scale, part):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": "feet"}, "scale is feet; choose stature or metres"),
-        ({"vertex_weight": -1.0}, "vertex_weight is -1.0; give 0 or more"),
-        ({"consistency": float("nan")}, "consistency is nan; give 0 or more"),
+        ({"scale": "feet"}, "scale=feet is unknown; choose stature or metres"),
+        ({"vertex_weight": -1.0}, "vertex_weight=-1.0 must be a number, 0 or more"),
+        ({"consistency": float("nan")}, "consistency=nan must be a number, 0 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):
@@ -295,5 +295,5 @@ def test_gradient_of_the_identity_of_bodies():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_smoothing_outside_0_to_1_is_refused(smoothing):
-    with pytest.raises(InputError, match=r"^BodyIdentity: smoothing is .*; give a value in 0\.\.1$"):
+    with pytest.raises(InputError, match=r"^BodyIdentity: smoothing=.* must be a number from 0 to 1$"):
         BodyIdentity(guided(4, 2), smoothing=smoothing)

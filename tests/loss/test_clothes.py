@@ -226,7 +226,7 @@ def test_the_two_memories_differ_where_an_outfit_has_several_pictures():
 
 
 def test_an_unknown_memory_is_refused():
-    with pytest.raises(InputError, match=r"^ClothesMemory: keep is first; choose mean or last$"):
+    with pytest.raises(InputError, match=r"^ClothesMemory: keep=first is unknown; choose mean or last$"):
         memory(0.0, "first")
 
 

@@ -128,7 +128,9 @@ def test_alignment_observes_how_far_apart_people_lie_after_the_projection():
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(InputError, match=r"^GlobalAlignment: source is map; choose embedding or pooled$"):
+    with pytest.raises(
+        InputError, match=r"^GlobalAlignment: source=map is unknown; choose embedding or pooled$"
+    ):
         GlobalAlignment(taught(2), source="map", centre=False)
 
 
@@ -435,13 +437,13 @@ def test_the_student_s_classifier_is_trained_and_kept_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 0}, "LogitDistillation: width is 0; give at least 1"),
-        ({"temperature": 0.0}, "LogitDistillation: temperature is 0.0; give a value above 0"),
-        ({"temperature": float("nan")}, "LogitDistillation: temperature is nan"),
-        ({"smoothing": 1.5}, r"smoothing is 1\.5; give a value in 0\.\.1"),
-        ({"kl_weight": -1.0}, r"LogitDistillation: kl_weight is -1\.0; give 0 or more"),
-        ({"teacher_weight": 0.0}, r"LogitDistillation: teacher_weight is 0\.0; give a value above 0"),
-        ({"distance": "manhattan"}, r"Triplet: unknown distance 'manhattan'"),
+        ({"width": 0}, "LogitDistillation: width=0 must be a whole number, 1 or more"),
+        ({"temperature": 0.0}, "LogitDistillation: temperature=0.0 must be a number above 0"),
+        ({"temperature": float("nan")}, "LogitDistillation: temperature=nan"),
+        ({"smoothing": 1.5}, r"smoothing=1\.5 must be a number from 0 to 1"),
+        ({"kl_weight": -1.0}, r"LogitDistillation: kl_weight=-1\.0 must be a number, 0 or more"),
+        ({"teacher_weight": 0.0}, r"LogitDistillation: teacher_weight=0\.0 must be a number above 0"),
+        ({"distance": "manhattan"}, r"Triplet: distance=manhattan is unknown; choose "),
     ],
 )
 def test_values_out_of_range_are_refused(change, message):

@@ -358,9 +358,12 @@ def test_term_without_words_is_a_defect_of_the_program():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"projection": "both"}, "projection is both; give student or text"),
-        ({"positions": "norm"}, "positions is norm; give uniform or activation"),
-        ({"tokens": "sure"}, "tokens is sure; give uniform or margin"),
+        ({"projection": "both"}, "projection=both is unknown; choose student or text"),
+        (
+            {"positions": "norm"},
+            r"positions=norm is unknown; choose uniform or activation; did you mean uniform\?",
+        ),
+        ({"tokens": "sure"}, "tokens=sure is unknown; choose uniform or margin"),
     ],
 )
 def test_options_that_are_none_of_the_choices_are_refused(options, message):

@@ -132,5 +132,5 @@ def test_margin_makes_the_same_features_cost_more(head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_margin_heads_refuse_a_scale_of_zero(head):
-    with pytest.raises(InputError, match=f"{head.__name__}: scale is 0"):
+    with pytest.raises(InputError, match=f"{head.__name__}: scale=0 must be a number above 0"):
         head(dimensions(2, 2), scale=0, margin=0.1)

@@ -93,5 +93,8 @@ def test_width_scales_every_stage():
 
 @pytest.mark.parametrize("options", [{"depth": 49}, {"depth": 50, "last_stride": 3}])
 def test_unknown_depths_and_strides_are_refused(options):
-    with pytest.raises(InputError, match=r"49 is not one of|3 is not 1 or 2"):
+    with pytest.raises(
+        InputError,
+        match=r"depth=49 is unknown; choose 18, 34, |last_stride=3 is unknown; choose 1 or 2",
+    ):
         ResNet(**options)

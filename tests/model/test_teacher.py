@@ -615,7 +615,9 @@ def test_config_keys_that_could_bring_in_code_are_left_out(published, folder):
 
 def test_a_view_smaller_than_a_patch_and_an_unknown_dtype_are_refused(published):
     assert "smaller than a patch" in refused(str(published["clip"]), Native(32, 4))
-    assert "choose one of float32, bfloat16" in refused(str(published["clip"]), VIEWS[0], dtype="int8")
+    assert "model.teacher.dtype=int8 is unknown; choose float32, bfloat16 or float16" in refused(
+        str(published["clip"]), VIEWS[0], dtype="int8"
+    )
 
 
 def test_a_model_that_is_not_here_names_the_command_that_gets_it(tmp_path):

@@ -310,7 +310,7 @@ def test_a_checkpoint_can_build_nothing_but_our_modules(tmp_path, node, monkeypa
         ({**CARD, "student": {**CONFIG, "colour": "red"}}, "its student has no key colour"),
         (
             {**CARD, "student": {**CONFIG, "backbone": {**CONFIG["backbone"], "depth": 7}}},
-            "depth 7 is not one",
+            "depth=7 is unknown; choose 18",
         ),
     ],
     ids=["none", "version", "part", "empty", "key", "value"],

@@ -39,7 +39,7 @@ def test_step_is_the_step_schedule_of_torch(every: int, gamma: float) -> None:
 def test_step_warms_up_and_refuses_steps_of_no_epoch() -> None:
     rates = [step(epoch, every=2, gamma=0.5, warmup_epochs=2) for epoch in range(5)]
     assert rates == pytest.approx([0.5, 1.0, 0.5, 0.5, 0.25])
-    with pytest.raises(InputError, match=r"optimizer\.schedule\.every is 0"):
+    with pytest.raises(InputError, match=r"optimizer\.schedule\.every=0 must be a whole number, 1 or more"):
         step(0, every=0, gamma=0.5)
 
 

@@ -61,7 +61,7 @@ def test_a_first_process_that_fails_says_why_itself_and_not_that_those_it_told_h
 
 def test_in_training_it_waits_for_the_batch_and_a_second_ctrl_c_does_not(tmp_path: Path) -> None:
     with watch(tmp_path) as one:
-        one.training = True
+        one.training_begins()
         os.kill(os.getpid(), signal.SIGINT)
         assert one.told == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -72,7 +72,7 @@ def test_a_first_ctrl_c_that_the_thread_hears_before_the_handler_runs_waits_for_
     tmp_path: Path,
 ) -> None:
     with watch(tmp_path) as one:
-        one.training = True
+        one.training_begins()
         # As in a long step: the main thread is told late, because another one gets the signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -137,7 +137,7 @@ def test_a_sweep_which_would_begin_anew_is_not_requeued(
 
 def test_a_worker_of_a_loader_leaves_the_decision_to_the_process_that_started_it(tmp_path: Path) -> None:
     with watch(tmp_path) as one:
-        one.training = True
+        one.training_begins()
         loader = DataLoader(TensorDataset(torch.arange(8)), num_workers=1, persistent_workers=True)
         iterator = iter(loader)
         next(iterator)
@@ -154,7 +154,7 @@ from clip3dreid.training import signals
 signals.GRACE_S = 1.0
 read, _ = os.pipe()
 with signals.StopWatch(Path(sys.argv[1]), "command resume=run") as watch:
-    watch.training = True
+    watch.training_begins()
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     import ctypes
     # As a collective that waits for a process that is gone: C code, in which Python runs no handler.

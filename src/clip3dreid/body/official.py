@@ -54,12 +54,12 @@ class OfficialBody(torch.nn.Module):
 
     @property
     def num_betas(self) -> int:
-        """K."""
+        """Return K."""
         return int(cast(int, self.model.num_betas))
 
     @property
     def num_vertices(self) -> int:
-        """V."""
+        """Return V."""
         return len(self.skinning_weights)
 
     def shaped(self, betas: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class OfficialBody(torch.nn.Module):
     def forward(
         self, betas: Tensor, pose: Tensor | None = None, translation: Tensor | None = None
     ) -> BodyOutput:
-        """As `smpl.BodyModel.forward`: vertices (B, V, 3) and 24 joints (B, 24, 3), metres."""
+        """Return, as `smpl.BodyModel.forward` does, vertices (B, V, 3) and 24 joints (B, 24, 3), metres."""
         count = len(betas)
         if pose is None:
             pose = betas.new_zeros(count, 24, 3)

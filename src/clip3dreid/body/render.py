@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clip3dreid.body.rasterise import NEAR, Fragments, coverage, interpolate, rasterise
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 
 __all__ = [
     "Camera",
@@ -281,8 +282,7 @@ def render(
     Raises:
         InputError: if shapes or numbers do not fit.
     """
-    if antialias < 1:
-        raise InputError(f"antialias is {antialias}; give 1 or more")
+    check_number("antialias", antialias, Range(1), whole=True)
     rows, columns = height * antialias, width * antialias
     points = project(vertices, camera, rows, columns, box)
     fragments = rasterise(points, faces, rows, columns, cull)

@@ -191,12 +191,12 @@ class BodyModel(nn.Module):
 
     @property
     def num_betas(self) -> int:
-        """K."""
+        """Return K."""
         return self.shape_directions.shape[-1]
 
     @property
     def num_vertices(self) -> int:
-        """V."""
+        """Return V."""
         return self.template.shape[0]
 
     def shaped(self, betas: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class ComparisonResult:
 
     @property
     def title(self) -> str:
-        """What is compared, in one line."""
+        """Return what is compared, in one line."""
         data, protocol, checkpoint = (self.facts[key] for key in ("data", "protocol", "checkpoint"))
         return f"{data}, {protocol}, {checkpoint} checkpoint: difference to {self.settings.baseline}"
 

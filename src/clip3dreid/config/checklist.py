@@ -45,12 +45,12 @@ class Item(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """What is wrong, for a message."""
+        """Return what is wrong, for a message."""
         return f"{self.what}{self.place and ' '}{self.place} ({self.key}) is {self.state}"
 
 
 def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
-    """Looks for everything that a training needs; nothing is read or downloaded.
+    """Look for everything that a training needs; nothing is read or downloaded.
 
     Args:
         cfg: `conf/train.yaml` or `conf/weights.yaml`, composed.
@@ -96,7 +96,7 @@ def needed(losses: DictConfig) -> set[str]:
 
 
 def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuses a training that lacks something before anything is read, and says all that is missing at once.
+    """Refuse a training that lacks something before anything is read, and say all that is missing at once.
 
     Where data alone are missing their reader says so: it knows the names, and looks for folders alike.
 
@@ -126,23 +126,23 @@ def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def no_data(cfg: DictConfig) -> bool:
-    """Whether no data set was chosen, neither by itself nor by an experiment."""
+    """Return whether no data set was chosen, neither by itself nor by an experiment."""
     return OmegaConf.is_missing(cfg, "data") or cfg.data is None
 
 
 def commands(items: Sequence[Item]) -> list[str]:
-    """What gets everything that is missing, nothing twice, commands first."""
+    """Return what gets everything that is missing, nothing twice, commands first."""
     found = dict.fromkeys(item.get for item in items if item.get is not None)
     return sorted(found, key=lambda line: line.startswith(_BY_HAND))
 
 
 def to_get(items: Sequence[Item]) -> float:
-    """Megabytes that `commands` get, as far as they are known: once where two things lie in one folder."""
+    """Return the megabytes that `commands` get, as far as they are known: once where two things lie in one folder."""
     return sum({item.get: item.megabytes or 0.0 for item in items if item.get is not None}.values())
 
 
 def own_command(fetch: str | None, place: str) -> str | None:
-    """The command on record, ready for a shell, if it gets what lies at `place`; the user's own files have none."""
+    """Return the command on record that gets what lies at `place`, for a shell; the user's own files have none."""
     alone = rf"(?<!\S){re.escape(place)}(?!\S)"
     if fetch is None or not re.search(alone, fetch):
         return None
@@ -150,7 +150,7 @@ def own_command(fetch: str | None, place: str) -> str | None:
 
 
 def weights_state(path: Path, sha256: str | None) -> str:
-    """`missing`, `incomplete …`, `DAMAGED …`, or `there`, with a word on the checksum.
+    """Return `missing`, `incomplete …`, `DAMAGED …`, or `there`, with a word on the checksum.
 
     Args:
         path: a file of weights, or the folder of a model of `transformers`.
@@ -178,7 +178,7 @@ def megabytes(path: Path) -> float | None:
 
 
 def _own(what: str, key: str, place: Any, advice: str) -> Item:
-    """A file that only the user can bring."""
+    """Return the entry of a file that only the user can bring."""
     path = Path(str(place)).expanduser()
     if path.exists():
         return Item(what, key, str(place), THERE, megabytes(path))
@@ -266,7 +266,7 @@ def _bodies(cfg: DictConfig) -> Item:
 
 
 def _option(body: DictConfig) -> str:
-    """What makes `synthesize` use the body that the recipe uses; nothing for its own default."""
+    """Return what makes `synthesize` use the body that the recipe uses; nothing for its own default."""
     path = str(body.path)
     if body.get("_target_") in _OFFICIAL:
         file = "FILE" if body.path is None else shlex.quote(path)

@@ -331,18 +331,18 @@ def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
         raise InputError(f"{word} has several values: add -m for a run with each")
     for part in map(str.strip, parts):
         try:
-            found = parsed(part)
+            content = parsed(part)
         except ValueError:
-            found = part
+            content = part
         switch, number = (
-            isinstance(found, bool),
-            isinstance(found, int | float) and not isinstance(found, bool),
+            isinstance(content, bool),
+            isinstance(content, int | float) and not isinstance(content, bool),
         )
-        if found is None or (not typed and not isinstance(found, str)):
+        if content is None or (not typed and not isinstance(content, str)):
             continue
         if holds == "switch" and not switch:
             choose(word.key, part, (True, False))
-        if (holds == "whole" and not isinstance(found, int)) or (holds != "switch" and not number):
+        if (holds == "whole" and not isinstance(content, int)) or (holds != "switch" and not number):
             raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
 
 

@@ -72,14 +72,14 @@ def completions(words: Sequence[str]) -> list[str]:
     """
     *before, word = words or [""]
     if not before:
-        found = [*command_names(), *_WORDS]
+        candidates = [*command_names(), *_WORDS]
     elif before[0] == "help":
-        found = command_names()
+        candidates = command_names()
     elif before[0].replace("-", "_") not in command_names():
-        found = []
+        candidates = []
     else:
-        found = _of_command(before[0].replace("-", "_"), word)
-    return sorted(one for one in found if one.startswith(word))
+        candidates = _of_command(before[0].replace("-", "_"), word)
+    return sorted(one for one in candidates if one.startswith(word))
 
 
 def _of_command(command: str, word: str) -> list[str]:
@@ -97,12 +97,12 @@ def _of_command(command: str, word: str) -> list[str]:
 def _keys(command: str) -> list[str]:
     """Return the keys of a command's root, those of a training too where it takes them."""
     names = [command, *(entry for entry in root(command).get("defaults", ()) if entry == "train")]
-    found = [
+    known = [
         entry
         for name in names
         for entry in entries((conf_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
     ]
-    nodes = {entry.key.rpartition(".")[0] for entry in found}
+    nodes = {entry.key.rpartition(".")[0] for entry in known}
     data = ["data.root"] if "data" in groups_of(command) else []
     groups = {name.partition("@")[0] for name in groups_of(command)}
-    return [*data, *(entry.key for entry in found if entry.key not in nodes and entry.key not in groups)]
+    return [*data, *(entry.key for entry in known if entry.key not in nodes and entry.key not in groups)]

@@ -26,12 +26,12 @@ def groups_of(command: str) -> dict[str, Any]:
 
     A group that lies elsewhere than it is called has its place behind an `@`.
     """
-    found: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     for entry in root(command).get("defaults", ()):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
             if not group.startswith("override "):
-                found[group] = option
+                chosen[group] = option
         elif entry != "_self_" and (conf_dir() / f"{entry}.yaml").is_file():
-            found |= groups_of(entry)
-    return found
+            chosen |= groups_of(entry)
+    return chosen

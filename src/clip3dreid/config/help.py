@@ -81,7 +81,7 @@ def _leading(text: str) -> Iterator[str]:
 
 def entries(text: str) -> list[Entry]:
     """Return the keys of a root YAML that hold values, in order; what builds objects and Hydra's own are left out."""
-    found: list[Entry] = []
+    keys: list[Entry] = []
     stack: list[tuple[int, str]] = []
     above: list[str] = []
     skipping = False
@@ -100,24 +100,24 @@ def entries(text: str) -> list[Entry]:
         stack.append((indent, match["key"]))
         key = ".".join(name for _, name in stack)
         # Of a node without a value of its own, the comment goes to what is below it.
-        found.append(Entry(key, match["value"] or "", match["comment"] or "", " ".join(above)))
+        keys.append(Entry(key, match["value"] or "", match["comment"] or "", " ".join(above)))
         above = []
-    return found
+    return keys
 
 
 def _keys(command: str, text: str) -> list[str]:
     groups = {name.partition("@")[0] for name in groups_of(command)}
-    found = [entry for entry in entries(text) if entry.key not in groups]
-    parents = {entry.key for entry in found if any(other.key.startswith(f"{entry.key}.") for other in found)}
-    crowded = {key for key in parents if sum(other.key.startswith(f"{key}.") for other in found) > _MOST}
+    shown = [entry for entry in entries(text) if entry.key not in groups]
+    parents = {entry.key for entry in shown if any(other.key.startswith(f"{entry.key}.") for other in shown)}
+    crowded = {key for key in parents if sum(other.key.startswith(f"{key}.") for other in shown) > _MOST}
     lines: list[str] = []
-    for entry in found:
+    for entry in shown:
         if any(entry.key.startswith(f"{key}.") for key in crowded):
             continue
         if entry.above:
             lines += [f"  # {line}" for line in textwrap.wrap(entry.above, _WIDTH - 4)]
         if entry.key in crowded:
-            count = sum(other.key.startswith(f"{entry.key}.") for other in found)
+            count = sum(other.key.startswith(f"{entry.key}.") for other in shown)
             lines += _row(f"{entry.key}.NAME=…", f"{entry.comment or 'one of'} ({count} entries)")
         elif entry.key in parents:
             lines += [f"  # {entry.key}: {entry.comment}"] if entry.comment else []

@@ -27,24 +27,12 @@ from clip3dreid.config.folder import conf_dir as conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
-from clip3dreid.errors import InputError, causes, one_line
+from clip3dreid.errors import causes, one_line
 from clip3dreid.io.launch import launch
 
 
-def at_least(cfg: DictConfig, key: str, least: int) -> float:
-    """A number of a config.
-
-    Raises:
-        InputError: if it is none, or smaller than it may be.
-    """
-    value = cfg[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-        raise InputError(f"{key}={value} must be a number, at least {least}")
-    return float(value)
-
-
 def quieten() -> None:
-    """Keeps Lightning's tips and notices off the terminal, where they hide what a run has to say."""
+    """Keep Lightning's tips and notices off the terminal, where they hide what a run has to say."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # The library sets the level of the first anew when it is imported, but not of the one that most is said by.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -66,7 +54,7 @@ def quieten() -> None:
 
 
 def _wandb_offline() -> bool:
-    """True where no Weights & Biases key is set, so that a first run asks nobody anything."""
+    """Return whether no Weights & Biases key is set, so that a first run asks nobody anything."""
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"] != "online"
     netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
@@ -75,17 +63,17 @@ def _wandb_offline() -> bool:
 
 
 def _run_id(folder: str) -> str:
-    """The same eight letters for the same run folder, so that a resumed run goes on in its dashboard."""
+    """Return the same eight letters for the same run folder, so that a resumed run goes on in its dashboard."""
     return hashlib.sha256(folder.encode()).hexdigest()[:8]
 
 
 def _launched(now: str) -> str:
-    """What the run's folder is called after: the scheduler's job, which all processes share, or else the time."""
+    """Return what a run's folder is called after: the scheduler's job, which all processes share, or the time."""
     return launch().name or now
 
 
 def register() -> None:
-    """Makes the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
+    """Make the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
@@ -119,7 +107,7 @@ _AFTERWARDS: list[Callable[[bool], None]] = []
 
 
 def afterwards(call: Callable[[bool], None]) -> None:
-    """Has something done when the command that is running ends.
+    """Have something done when the command that is running ends.
 
     Args:
         call: gets whether the command failed.
@@ -129,7 +117,7 @@ def afterwards(call: Callable[[bool], None]) -> None:
 
 @contextmanager
 def _ended() -> Iterator[None]:
-    """Does what was to be done afterwards, last first, however the block ends."""
+    """Do what was to be done afterwards, last first, however the block ends."""
     failed = True
     try:
         yield
@@ -141,7 +129,7 @@ def _ended() -> Iterator[None]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns a foreseen error inside the block into its line and exit status 2."""
+    """Turn a foreseen error inside the block into its line and exit status 2."""
     try:
         yield
     except Exception as error:
@@ -157,7 +145,7 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def _let_waiting_threads_yield() -> None:
-    """Has torch's threads give the processor away while they wait for each other, unless the user has chosen.
+    """Have torch's threads give the processor away while they wait for each other, unless the user has chosen.
 
     By default they spin, for milliseconds. Beside other programs the one that is waited for may not be running, and
     two threads then keep each other off the processor: `make demo` fell to a twentieth (benchmarks/RESULTS.md).
@@ -201,7 +189,7 @@ def _check(command: str, cfg: DictConfig) -> None:
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorator that makes `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
+    """Make `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
     Args:
         config_name: root YAML in `conf_dir()`, without suffix.

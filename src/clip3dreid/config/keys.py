@@ -150,7 +150,7 @@ class Keys:
 
     @cached_property
     def names(self) -> list[str]:
-        """All keys, dotted."""
+        """Return all keys, dotted."""
         return [name for name in _names(self.cfg, "") if not name.rpartition(".")[2].startswith("_")]
 
     def _near(self, key: str, here: str, node: Any) -> tuple[str, ...]:

@@ -165,12 +165,12 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     """
     from clip3dreid.retrieval.protocol import ProtocolSet
 
-    found = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
-    if headline not in found and len(found) == 1:
-        headline = next(iter(found))
-    if found and headline not in found:
-        raise InputError(f"{key}={headline} is none of the protocols {', '.join(found)}; give {key}=NAME")
-    return ProtocolSet(found, headline or "")
+    protocols = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
+    if headline not in protocols and len(protocols) == 1:
+        headline = next(iter(protocols))
+    if protocols and headline not in protocols:
+        raise InputError(f"{key}={headline} is none of the protocols {', '.join(protocols)}; give {key}=NAME")
+    return ProtocolSet(protocols, headline or "")
 
 
 def protocol_sets(cfg: DictConfig, *, selecting: bool = False) -> dict[str, dict[str, ProtocolSet]]:

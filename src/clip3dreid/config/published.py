@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
     @property
     def there(self) -> bool:
-        """Whether something lies at the place."""
+        """Return whether something lies at the place."""
         if self.place.startswith("package:"):
             return (SHIPPED / "model" / "assets" / self.place.removeprefix("package:")).exists()
         return Path(self.place).expanduser().exists()
@@ -66,7 +66,7 @@ class BodyFile(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Whether it is shipped, or how it is given."""
+        """Return whether it is shipped, or how it is given."""
         return "shipped" if self.place else f"not given; body={self.name} body.path=FILE (docs/body.md)"
 
 

@@ -156,7 +156,7 @@ class CommandLine(NamedTuple):
 
     @property
     def multirun(self) -> bool:
-        """Whether a run for each value is wanted."""
+        """Return whether a run for each value is wanted."""
         return any(name in ("-m", "--multirun") for name, _ in self.options)
 
     def given(self, *names: str) -> list[str]:

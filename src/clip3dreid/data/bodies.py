@@ -41,7 +41,7 @@ class BodyTable(NamedTuple):
 
     @property
     def bodies(self) -> int:
-        """How many bodies there are."""
+        """Return how many bodies there are."""
         return int(self.body.max()) + 1
 
     def shuffled(self, seed: int) -> BodyTable:

@@ -129,11 +129,11 @@ class ReidDataModule(LightningDataModule):
 
     @property
     def person_of_clothes(self) -> torch.Tensor:
-        """(outfits,) int64: whose outfit each clothes index is; empty without clothes labels."""
+        """Return (outfits,) int64: whose outfit each clothes index is; empty without clothes labels."""
         return torch.from_numpy(self.labels.person_of_clothes)
 
     def evaluations(self, split: str) -> list[EvaluationSet]:
-        """The sets of a split (`val` or `test`) that have both queries and a gallery."""
+        """Return the sets of a split (`val` or `test`) that have both queries and a gallery."""
         if split not in self._evaluations:
             self._evaluations[split] = evaluation_sets(self.manifests, split, self._shared)
         return self._evaluations[split]
@@ -144,7 +144,7 @@ class ReidDataModule(LightningDataModule):
             share_evaluation_sets(self.evaluations(split), split, folder)
 
     def sampler(self, rank: int = 0, world_size: int = 1) -> IdentityBatches:
-        """The identity sampler of one process.
+        """Return the identity sampler of one process.
 
         Raises:
             InputError: if there are no training people, or fewer than a batch needs.
@@ -177,7 +177,7 @@ class ReidDataModule(LightningDataModule):
         )
 
     def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:
-        """The sampler of one process for the second stream, as long as the first.
+        """Return the sampler of one process for the second stream, as long as the first.
 
         Raises:
             InputError: if there are fewer bodies than a batch takes.
@@ -193,7 +193,7 @@ class ReidDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> Any:
-        """Batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
+        """Load batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
         labels = self.labels
         pictures = TrainPictures(
             self.train_files,
@@ -249,15 +249,15 @@ class ReidDataModule(LightningDataModule):
         return loaders
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader for each evaluation set of the split that `validation_split` names."""
+        """Return one loader for each evaluation set of the split that `validation_split` names."""
         return self._evaluation_loaders(self.validation_split)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader for each test set."""
+        """Return one loader for each test set."""
         return self._evaluation_loaders("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Bytes to floats on the device: a quarter of the traffic of sending floats; joins the streams."""
+        """Turn bytes into floats on the device, a quarter of the traffic of sending floats; join the streams."""
         if isinstance(batch, dict):
             bodies: BodyBatch = batch["bodies"]
             batch = batch["people"]._replace(bodies=bodies._replace(images=to_unit(bodies.images)))
@@ -267,5 +267,5 @@ class ReidDataModule(LightningDataModule):
 
 
 def batch_paths(module: ReidDataModule, rows: torch.Tensor) -> list[Path]:
-    """Files of a training batch, for messages."""
+    """Return the files of a training batch, for messages."""
     return [module.train_files[row] for row in rows.tolist()]

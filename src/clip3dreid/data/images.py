@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Batch
@@ -68,8 +69,7 @@ def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
 
 
 def _check_square(square: bool, height: int, width: int) -> None:
-    if not isinstance(square, bool):
-        raise InputError(f"datamodule.square is {square}; give true or false")
+    choose("datamodule.square", square, (True, False))
     if square and height != width:
         raise InputError(
             f"datamodule.square=true pads pictures to squares, and datamodule.height and datamodule.width say "

@@ -51,7 +51,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches a whole epoch, the same in every epoch and process."""
+        """Return how many batches a whole epoch has, the same in every epoch and process."""
 
     @abstractmethod
     def plan(self) -> Iterator[list[tuple[int, int]]]:
@@ -134,7 +134,7 @@ class IdentityBatches(ResumableBatches):
         self._batches = most if self._distinct else int(self._chunks.sum()) // people
 
     def __len__(self) -> int:
-        """Batches an epoch, the same in every epoch and process."""
+        """Return how many batches an epoch has, the same in every epoch and process."""
         return self._batches
 
     def plan(self) -> Iterator[list[tuple[int, int]]]:

@@ -25,7 +25,7 @@ class TrainingSet(NamedTuple):
 
     @property
     def parts(self) -> pl.DataFrame:
-        """The same rows with paths as they are within each data set."""
+        """Return the same rows with paths as they are within each data set."""
         return pl.concat([manifest.part("train") for manifest in self.manifests])
 
     def check(self) -> None:

@@ -152,7 +152,7 @@ class Tree:
             sorted_out[sort].append(path)
         inside = f"{self.name}: {where}"
         require_utf8([*sorted_out["picture"], *sorted_out["unread"]], inside)
-        found = sorted((f"{folder}/" if folder else "") + path for path in sorted_out["picture"])
+        pictures = sorted((f"{folder}/" if folder else "") + path for path in sorted_out["picture"])
         expected = "/".join(["FOLDER"] * depth + ["picture"])
         if unread := sorted_out["unread"]:
             raise InputError(
@@ -165,14 +165,14 @@ class Tree:
                 f"{expected}: put them into a folder, or move them away"
             )
         # Where there is no picture at all the caller says where the nearest ones are.
-        if (deeper := sorted_out["deeper"]) and found:
+        if (deeper := sorted_out["deeper"]) and pictures:
             raise InputError(
                 f"{inside}: {len(deeper)} folders hold pictures on a deeper level: {some(sorted(deeper), 3)}; "
                 f"expected is {expected}: move the pictures up, or the folders away"
             )
         self._passed_over.extend((f"{folder}/" if folder else "") + path for path in sorted_out["other"])
-        self._listings[folder, depth] = found
-        return found
+        self._listings[folder, depth] = pictures
+        return pictures
 
     def manifest(
         self,

@@ -57,12 +57,12 @@ def drawn(count: int, height: int, width: int) -> Array:
     Returns:
         (N, 3, H, W) uint8.
     """
-    found = []
+    pictures = []
     rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     for number in range(count):
         rng = np.random.default_rng(number)
         if number % 2:
-            found.append(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+            pictures.append(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
             continue
         colours = rng.uniform(0, 1, (5, 3, 1, 1))
         slope = rng.uniform(0, 1)
@@ -76,8 +76,8 @@ def drawn(count: int, height: int, width: int) -> Array:
             inside = 1 - ((rows - centre) / radius) ** 2 - ((columns - rng.uniform(0.4, 0.6)) / wide) ** 2
             weight = 1 / (1 + np.exp(-8 * inside))
             picture = picture * (1 - weight) + colour * weight
-        found.append((255 * picture).round().astype(np.uint8))
-    return np.stack(found)
+        pictures.append((255 * picture).round().astype(np.uint8))
+    return np.stack(pictures)
 
 
 def crops(folder: Path, height: int, width: int, square: bool = False) -> Array:

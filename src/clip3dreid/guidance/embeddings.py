@@ -92,7 +92,7 @@ class TrainingEmbeddings:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher, on its device.
+        """Return the teacher, on its device.
 
         Raises:
             InputError: as `Teacher`.
@@ -101,7 +101,7 @@ class TrainingEmbeddings:
 
     @cached_property
     def cache(self) -> Cache:
-        """Embeddings (N, d) by row of the training pictures.
+        """Return embeddings (N, d) by row of the training pictures.
 
         Raises:
             InputError: as `embed_pictures`.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.model.student import Student
 
 # Shape coefficients; SMPL's files have 300.
@@ -132,6 +133,6 @@ def check_heads(
             raise InputError(f"{name} does not fit together: its {key} is {found}, but must be {shape}")
     if unknown := sorted(heads.keys() - wanted.keys() - {"joint.centre"}):
         raise InputError(
-            f"{name} has heads that this program does not know ({', '.join(unknown[:5])}); load it with the release "
+            f"{name} has heads that this program does not know ({some(unknown)}); load it with the release "
             "that wrote it"
         )

@@ -105,7 +105,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     @property
     def name(self) -> str:
-        """What messages call the model: where it was loaded from."""
+        """Return what messages call the model: where it was loaded from."""
         return self._name
 
     @property

@@ -22,12 +22,19 @@ from clip3dreid.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both of which may be reached; stands in an `Annotated`."""
+    """Bounds of a number, which may be reached; stands in an `Annotated`."""
 
     least: float = -math.inf
     most: float = math.inf
+    above: bool = False
+    """Whether the number must be above `least`."""
+
+    def __contains__(self, value: float) -> bool:
+        return (self.least < value if self.above else self.least <= value) and value <= self.most
 
     def __str__(self) -> str:
+        if self.above:
+            return f" above {self.least:g}" + ("" if self.most == math.inf else f", at most {self.most:g}")
         if self.most == math.inf:
             return "" if self.least == -math.inf else f", {self.least:g} or more"
         return f" from {self.least:g} to {self.most:g}"
@@ -87,7 +94,7 @@ def check_number(key: str, value: Any, bounds: Range = Range(), *, whole: bool =
     """
     kinds = int if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not bounds.least <= value <= bounds.most:
+    if not good or value not in bounds:
         raise InputError(f"{key}={_shown(value)} must be a {'whole ' if whole else ''}number{bounds}")
 
 
@@ -127,13 +134,21 @@ def hint(word: Any, words: Iterable[Any]) -> str:
     return "" if near is None else f"; did you mean {near}?"
 
 
-def some(names: Sequence[Any], most: int = 5, between: str = ", ") -> str:
+def some(names: Sequence[Any], most: int = 5, between: str = ", ", total: int | None = None) -> str:
     """Join the first few of many names: `a, b, c and 7 more`.
 
     Names may come out of a damaged file: each is cut, and what cannot be printed is escaped.
+
+    Args:
+        names: all of them, or the first ones.
+        most: how many are shown.
+        between: what stands between two.
+        total: how many there are where `names` are only the first ones.
     """
-    shown = between.join(map(_legible, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+    shown = names[:most]
+    rest = (len(names) if total is None else total) - len(shown)
+    line = between.join(map(_legible, shown))
+    return f"{line} and {rest:,} more" if rest > 0 else line
 
 
 _LONGEST = 160

@@ -36,7 +36,7 @@ class Package(NamedTuple):
 
     @property
     def state(self) -> str:
-        """`there`, `missing`, or which version is wanted."""
+        """Return `there`, `missing`, or which version is wanted."""
         if self.installed is None:
             return "missing"
         return "there" if _fits(self.installed, self.wanted) else f"wanted {self.wanted}"

@@ -204,17 +204,17 @@ def identify(root: Path, paths: Iterable[str], *, missing_ok: bool = False) -> l
     Raises:
         InputError: if one of them is not there.
     """
-    found = []
+    identities = []
     for path in paths:
         try:
             status = (root / path).stat()
         except OSError as error:
             if not missing_ok:
                 raise InputError(f"{root / path} cannot be read: {error.strerror}; restore it") from error
-            found.append(FileIdentity(path, -1, 0))
+            identities.append(FileIdentity(path, -1, 0))
         else:
-            found.append(FileIdentity(path, status.st_size, status.st_mtime_ns))
-    return found
+            identities.append(FileIdentity(path, status.st_size, status.st_mtime_ns))
+    return identities
 
 
 def identity_hashes(identities: Sequence[FileIdentity]) -> npt.NDArray[np.int64]:

@@ -111,7 +111,7 @@ def read_npz(
     Raises:
         InputError: if there is no such file, or it is damaged, no NPZ, or an array holds something else.
     """
-    found = {}
+    arrays = {}
     with decoding(what, "NPZ", advice), zipfile.ZipFile(path) as archive:
         size = sum(
             member.file_size
@@ -131,12 +131,12 @@ def read_npz(
                     continue
                 array = _read_array(stream, member.file_size)
             if array is not None:
-                found[name] = array
+                arrays[name] = array
             elif not skip_objects:
                 raise InputError(
                     f"{what}: {name} holds no plain numbers or strings, and is not unpickled; {advice}"
                 )
-    return found
+    return arrays
 
 
 def npz_keys(path: Path, what: object, advice: str) -> list[str]:
@@ -332,13 +332,13 @@ def read_table(
         if absent := [column for column in (*(columns or ()), *needs) if column not in there]:
             raise InputError(f"{path} has no column {', '.join(absent)}; {advice}")
         table = pl.read_parquet(path, columns=None if columns is None else list(columns), glob=False)
-        own = {key: value for key, value in metadata.items() if key.startswith(_OURS)}
-        sums = json.loads(own.pop(TABLE_CHECKSUMS)) if TABLE_CHECKSUMS in own else None
+        facts = {key: value for key, value in metadata.items() if key.startswith(_OURS)}
+        sums = json.loads(facts.pop(TABLE_CHECKSUMS)) if TABLE_CHECKSUMS in facts else None
         if sums is not None:
             wrong = [series.name for series in table if sums.get(series.name) != _column_checksum(series)]
             if columns is None:
                 wrong += sorted(sums.keys() - {"", *table.columns})
-            if sums.get("") != checksum(own):
+            if sums.get("") != checksum(facts):
                 wrong.append("metadata")
             if wrong:
                 raise damaged(path, f"the checksum of {some(wrong, 3)} is another", advice)
@@ -347,7 +347,7 @@ def read_table(
         if strange:
             raise damaged(path, f"its metadata has {strange[0][:80]!a}, which nobody writes", advice)
         unsealed(path, TABLE_CHECKSUMS, metadata, advice)
-    return table, own
+    return table, facts
 
 
 def _column_checksum(series: pl.Series) -> str:

@@ -33,7 +33,7 @@ class Launch(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process does what is done once for all."""
+        """Return whether this process does what is done once for all."""
         return self.rank == 0
 
 

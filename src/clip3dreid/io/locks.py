@@ -131,7 +131,7 @@ def _held_as(path: Path) -> tuple[int, int, int]:
 
 def _lock(handle: int, folder: Path, wait: bool) -> bool:
     """Take the lock; False on a file system that has none."""
-    told = False
+    announced = False
     while True:
         try:
             # By process and not by open file (flock), which forked loader workers would inherit and outlive us with.
@@ -149,9 +149,9 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
             raise InputError(
                 f"{folder} is in use: {owner}; wait until it has ended, or choose another folder"
             )
-        if not told:
+        if not announced:
             log.info("%s is in use: %s; waiting for it", folder, owner)
-            told = True
+            announced = True
         time.sleep(_POLL_S)
 
 

@@ -129,13 +129,13 @@ def find_pictures(folder: Path, name: str) -> Found:
     """
     found = Found([], [], [])
     by_kind = {"picture": found.pictures, "unread": found.unread, "other": found.others}
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=cannot_enter):
         status = Path(where).stat()
-        if (this := (status.st_dev, status.st_ino)) in seen:
+        if (this := (status.st_dev, status.st_ino)) in visited:
             folders.clear()  # behind a link to a folder that was visited, its own parent perhaps
             continue
-        seen.add(this)
+        visited.add(this)
         inside = "" if where == str(folder) else Path(where).relative_to(folder).as_posix() + "/"
         found.others.extend(f"{inside}{hidden}/" for hidden in folders if is_hidden(hidden))
         folders[:] = sorted(one for one in folders if not is_hidden(one))

@@ -152,7 +152,7 @@ class Parts:
 
     @property
     def mine(self) -> range:
-        """Numbers of this process's parts."""
+        """Return the numbers of this process's parts."""
         process, processes = self.share
         return range(process, len(self.cuts), processes)
 

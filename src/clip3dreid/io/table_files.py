@@ -196,17 +196,19 @@ def understood(
     Raises:
         InputError: if two columns are the same by their names, or one holds lists or bytes.
     """
-    meaning = {_key(other): own for own, others in columns.items() for other in (own, *others)}
+    meaning = {_key(other): standard for standard, others in columns.items() for other in (standard, *others)}
     called: dict[str, str] = {}
     for column in table.columns:
-        own = meaning.get(_key(column))
-        if own is None:
+        standard = meaning.get(_key(column))
+        if standard is None:
             continue
-        if own in called.values():
-            first = next(before for before, known in called.items() if known == own)
-            raise InputError(f"{name}: columns {first} and {column} both stand for {own}; keep one of them")
+        if standard in called.values():
+            first = next(before for before, known in called.items() if known == standard)
+            raise InputError(
+                f"{name}: columns {first} and {column} both stand for {standard}; keep one of them"
+            )
         _require_plain(table[column], name)
-        called[column] = own
+        called[column] = standard
     return table.rename(called)
 
 

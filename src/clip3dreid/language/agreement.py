@@ -43,14 +43,14 @@ def agreement(table: pl.DataFrame, truth: pl.DataFrame, vocabulary: Vocabulary) 
         raise InputError("labels and truth have nobody in common; are they of the same data set?")
     rows = []
     for group, words in vocabulary.groups.items():
-        own = both.filter(pl.col("group") == group)
-        if own.is_empty():
+        of_group = both.filter(pl.col("group") == group)
+        if of_group.is_empty():
             continue
         chosen, true = (
-            own[column].replace_strict(words, range(len(words)), return_dtype=pl.Int64).to_numpy()
+            of_group[column].replace_strict(words, range(len(words)), return_dtype=pl.Int64).to_numpy()
             for column in ("word", "word_true")
         )
-        measure = own["measure"].to_numpy() if not own["measure"].null_count() else true
+        measure = of_group["measure"].to_numpy() if not of_group["measure"].null_count() else true
         right = chosen == true
         occurring, counts = np.unique(true, return_counts=True)
         rank = None
@@ -59,10 +59,10 @@ def agreement(table: pl.DataFrame, truth: pl.DataFrame, vocabulary: Vocabulary) 
         rows.append(
             {
                 "group": group,
-                "units": len(own),
+                "units": len(of_group),
                 "spearman": rank,
                 "accuracy": float(right.mean()),
-                "majority": float(counts.max() / len(own)),
+                "majority": float(counts.max() / len(of_group)),
                 "balanced_accuracy": float(np.mean([right[true == word].mean() for word in occurring])),
                 "chance": 1 / len(occurring),
             }

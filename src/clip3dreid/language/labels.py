@@ -19,7 +19,6 @@ from clip3dreid.io.files import atomic, write_json
 from clip3dreid.io.formats import decoding, read_json, read_table, seal, unseal, write_table
 from clip3dreid.io.spelling import labels as spelled
 from clip3dreid.io.table_files import read_table as read_user_table
-from clip3dreid.language.prompts import closest
 from clip3dreid.language.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class WordLabels:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All but the table, as plain values."""
+        """Return all but the table, as plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["table"]
         return {"version": SCHEMA_VERSION, **values, "data_sets": list(self.data_sets)}
@@ -279,20 +278,20 @@ def tokens(
     """
     last = KEYS[labels.level][-1]
     numbers = {word: index for index, word in enumerate(vocabulary.flat)}
-    found: dict[str, list[tuple[int, float]]] = {}
+    tokens_of: dict[str, list[tuple[int, float]]] = {}
     groups = list(vocabulary.groups)
     table = labels.table.select("data_set", last, "group", "word", pl.col("margin").fill_null(1.0)).sort(
         "data_set", last, pl.col("group").replace_strict(groups, range(len(groups)))
     )
     for data_set, name, group, word, margin in table.iter_rows():
-        found.setdefault(f"{data_set}/{name}", []).append((numbers[group, word], margin))
-    if missing := [name for name in dict.fromkeys(names) if name not in found]:
+        tokens_of.setdefault(f"{data_set}/{name}", []).append((numbers[group, word], margin))
+    if missing := [name for name in dict.fromkeys(names) if name not in tokens_of]:
         what = "people" if labels.level == "person" else "pictures"
         raise InputError(
             f"{len(missing)} of {len(set(names))} training {what} have no labels: {checks.some(missing, 3)}; "
             "label this training set"
         )
-    both = np.array([found[name] for name in names]).reshape(-1, len(groups), 2)
+    both = np.array([tokens_of[name] for name in names]).reshape(-1, len(groups), 2)
     return both[..., 0].astype(np.int64), both[..., 1].astype(np.float32)
 
 
@@ -337,7 +336,9 @@ def _checked(table: pl.DataFrame, level: str, vocabulary: Vocabulary, where: str
     columns = [column for column in SCHEMA if column != "path" or column in keys]
     for column in table.columns:
         if column not in columns:
-            raise InputError(f"{where}: column {column[:80]} is unknown{closest(column, columns)}; remove it")
+            raise InputError(
+                f"{where}: column {column[:80]} is unknown{checks.hint(column, columns)}; remove it"
+            )
     for column in (*keys, "group", "word"):
         if column not in table.columns:
             raise InputError(
@@ -382,16 +383,16 @@ def check_words(table: pl.DataFrame, vocabulary: Vocabulary, where: str) -> None
     owner = {word: group for group, word in vocabulary.flat}
     for group, word in table.select("group", "word").unique(maintain_order=True).iter_rows():
         if group not in vocabulary.groups:
-            hint = closest(group, vocabulary.groups)
-            raise InputError(f"{where}: group {_shown(group)} is not in the vocabulary{hint}; correct it")
+            near = checks.hint(group, vocabulary.groups)
+            raise InputError(f"{where}: group {_shown(group)} is not in the vocabulary{near}; correct it")
         if word in vocabulary.groups[group]:
             continue
         if word in owner:
             raise InputError(
                 f"{where}: {_shown(word)} is a word of {owner[word]}, not of {group}; correct it"
             )
-        hint = closest(word, vocabulary.groups[group])
-        raise InputError(f"{where}: word {_shown(word)} is not in group {group}{hint}; correct it")
+        near = checks.hint(word, vocabulary.groups[group])
+        raise InputError(f"{where}: word {_shown(word)} is not in group {group}{near}; correct it")
 
 
 def check_unique(table: pl.DataFrame, keys: list[str], where: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import nearest
+from clip3dreid.io.checks import choose, hint
 
 Embed = Callable[[list[str]], npt.NDArray[np.floating[Any]]]
 """L sentences -> their (L, d) text embeddings."""
@@ -43,12 +43,6 @@ def with_articles(text: str) -> str:
         return "an" if vowel else "a"
 
     return _ARTICLE.sub(article, text)
-
-
-def closest(name: object, known: Collection[str]) -> str:
-    """Return what the name was perhaps meant to be, as the end of a message; empty if nothing is near."""
-    near = nearest(name, known)
-    return f"; did you mean {near!r}?" if near else ""
 
 
 class Prompts:
@@ -97,7 +91,7 @@ class Prompts:
         for word, variants in ({} if wordings is None else wordings).items():
             where = f"language.prompts.wordings.{word}"
             if word not in self._phrases:
-                raise InputError(f"{where}: no group has this word{closest(word, self._phrases)}")
+                raise InputError(f"{where}: no group has this word{hint(word, self._phrases)}")
             if not isinstance(variants, Mapping):
                 raise InputError(f"{where} must be a mapping from a variant to its wording; {SEE}")
             for variant, text in variants.items():
@@ -159,11 +153,7 @@ class Prompts:
         return _fill(self._phrase(word, variant), word, "{person}")
 
     def _check_variant(self, variant: str, where: str) -> None:
-        if variant not in self.people:
-            raise InputError(
-                f"{where}: variant {variant} is unknown; choose from {', '.join(self.people)}"
-                f"{closest(variant, self.people)}"
-            )
+        choose(f"{where}: variant", variant, self.people)
 
     def _noun(self, variant: str) -> str:
         self._check_variant(variant, "language.prompts")
@@ -172,7 +162,7 @@ class Prompts:
     def _phrase(self, word: str, variant: str) -> str:
         """Return the phrase of a word, with the variant's wording in it."""
         if word not in self._phrases:
-            raise InputError(f"the vocabulary has no word {word!r}{closest(word, self._phrases)}")
+            raise InputError(f"the vocabulary has no word {word!r}{hint(word, self._phrases)}")
         wording = self._wordings.get((word, variant))
         if wording is None:
             return self._phrases[word]
@@ -212,8 +202,7 @@ def prompts_of(phrases: Mapping[str, str], node: Any) -> Prompts:
     if not isinstance(node, Mapping):
         raise InputError(f"language.prompts must have {', '.join(known)}; {SEE}")
     for key in node:
-        if key not in known:
-            raise InputError(f"language.prompts.{key} is unknown; choose from {', '.join(known)}")
+        choose("language.prompts: key", key, known)
     for key in ("people", "wordings"):
         if node.get(key) is not None and not isinstance(node[key], Mapping):
             raise InputError(f"language.prompts.{key} must be a mapping; {SEE}")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.language.prompts import closest, compose, with_articles
+from clip3dreid.io.checks import choose, hint, some
+from clip3dreid.language.prompts import compose, with_articles
 from clip3dreid.language.vocabulary import Vocabulary
 
 _SEE = "see conf/language/body_sentences.yaml"
@@ -73,12 +74,11 @@ class Sentences:
         where = f"sentences.groups.{group}"
         if group not in self.vocabulary.groups:
             raise InputError(
-                f"{where}: the vocabulary has no such group{closest(group, self.vocabulary.groups)}; correct it"
+                f"{where}: the vocabulary has no such group{hint(group, self.vocabulary.groups)}; correct it"
             )
         if extra := set(node) - {"form", "noun", "words"}:
-            raise InputError(f"{where}: {', '.join(sorted(extra))} is unknown; give form, noun and words")
-        if node.get("form") not in forms:
-            raise InputError(f"{where}.form is {node.get('form')}; choose from {', '.join(forms)}")
+            raise InputError(f"{where}: {some(sorted(extra))} is unknown; give form, noun and words")
+        choose(f"{where}.form", node.get("form"), forms)
         words = node.get("words", {})
         if set(words) != set(self.vocabulary.groups[group]):
             raise InputError(
@@ -138,5 +138,5 @@ def _one(values: Sequence[str], rng: np.random.Generator) -> str:
 
 def _known(word: str, words: Mapping[str, Any], where: str) -> str:
     if word not in words:
-        raise InputError(f"{where}: the vocabulary has no word {word!r}{closest(word, words)}; correct it")
+        raise InputError(f"{where}: the vocabulary has no word {word!r}{hint(word, words)}; correct it")
     return word

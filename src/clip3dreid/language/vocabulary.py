@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
-from clip3dreid.language.prompts import PHRASE, SEE, closest, phrase_of, prompts_of
+from clip3dreid.io.checks import choose, hint
+from clip3dreid.language.prompts import PHRASE, SEE, phrase_of, prompts_of
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,12 @@ class Vocabulary:
 
     @property
     def flat(self) -> list[tuple[str, str]]:
-        """All W words as (group, word), in the order in which scores, embeddings and tokens count them."""
+        """Return all W words as (group, word), in the order in which scores, embeddings and tokens count them."""
         return [(group, word) for group, words in self.groups.items() for word in words]
 
     @property
     def digest(self) -> str:
-        """16 hex digits that change with any group, word, phrase or prompt, and with the order of words."""
+        """Return 16 hex digits that change with any group, word, phrase or prompt, and with the order of words."""
         content = json.dumps([list(self.groups.items()), self.prompts.facts], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -113,10 +114,7 @@ class Vocabulary:
         """Raise InputError if a group looks at a measure that is not among the `known` names."""
         for name, expressions in self.measures.items():
             for part in (part for expression in expressions for part in expression.split(" / ")):
-                if part not in known:
-                    raise InputError(
-                        f"language.groups.{name}: measure {part} is unknown; choose from {', '.join(sorted(known))}"
-                    )
+                choose(f"language.groups.{name}: measure", part, sorted(known))
 
     def columns(self, measures: Mapping[str, Column]) -> dict[str, Column]:
         """Return the quantities that the groups look at, such as `leg_length / stature`.
@@ -161,9 +159,11 @@ class Vocabulary:
         reference = self.columns(population)
         if any(not len(column) for column in reference.values()):
             raise InputError("the population is empty: nobody to be tall or short among")
-        own = self.columns(measures)
-        percentiles = {name: _percentiles(own[name], reference[name]) for name in own if name in reference}
-        found = {}
+        quantities = self.columns(measures)
+        percentiles = {
+            name: _percentiles(quantities[name], reference[name]) for name in quantities if name in reference
+        }
+        chosen_words = {}
         for name, expressions in self.measures.items():
             if missing := [expression for expression in expressions if expression not in percentiles]:
                 log.info("words of %s are left out: this body does not tell %s", name, ", ".join(missing))
@@ -173,8 +173,8 @@ class Vocabulary:
                 chosen = np.searchsorted(self._cuts[name], places[:, 0], side="right")
             else:
                 chosen = ((places[:, None] - self._places[name]) ** 2).sum(-1).argmin(1)
-            found[name] = [self.groups[name][index] for index in chosen]
-        return found, percentiles
+            chosen_words[name] = [self.groups[name][index] for index in chosen]
+        return chosen_words, percentiles
 
 
 def _list(value: Any) -> list[Any]:
@@ -188,7 +188,7 @@ def _phrases(value: Any, words: list[str], where: str) -> dict[str, str]:
         return dict.fromkeys(words, phrase_of(value, where))
     for key in value:
         if key not in (*words, "default"):
-            raise InputError(f"{where}.{key} is not a word of the group{closest(key, words)}")
+            raise InputError(f"{where}.{key} is not a word of the group{hint(key, words)}")
     found = {word: value.get(word, value.get("default")) for word in words}
     for word, phrase in found.items():
         if phrase is None:

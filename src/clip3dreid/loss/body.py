@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.loss.identity import linear_classifier
 from clip3dreid.loss.term import Need, Term, fraction, not_negative
 from clip3dreid.types import Batch, BodyBatch, BodySpace, Dimensions, Features
@@ -82,8 +82,7 @@ class BodyShape(Term):
             InputError: if a value is out of its range.
         """
         super().__init__()
-        if scale not in ("stature", "metres"):
-            raise InputError(f"BodyShape: scale is {scale}; choose stature or metres")
+        choose("BodyShape: scale", scale, ("stature", "metres"))
         self.vertex_weight = not_negative("BodyShape: vertex_weight", vertex_weight)
         self.consistency = not_negative("BodyShape: consistency", consistency)
         self.scale = scale

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.loss.cosine import CosineClassifier, cosines
 from clip3dreid.loss.gather import gather
 from clip3dreid.loss.term import Term, fraction, positive
@@ -136,8 +137,7 @@ class ClothesMemory(Term):
             InputError: if the data has no clothes labels, or a value is out of range.
         """
         super().__init__()
-        if keep not in ("mean", "last"):
-            raise InputError(f"ClothesMemory: keep is {keep}; choose mean or last")
+        choose("ClothesMemory: keep", keep, ("mean", "last"))
         self.keep = keep
         self.scale = positive("ClothesMemory: scale", scale)
         self.epsilon = fraction("ClothesMemory: epsilon", epsilon)

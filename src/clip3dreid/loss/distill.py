@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.loss.identity import CrossEntropy, linear_classifier
 from clip3dreid.loss.pairwise import Triplet
 from clip3dreid.loss.term import Need, Term, between_person_variance, not_negative, positive
@@ -50,8 +51,7 @@ class GlobalAlignment(Term):
             InputError: if `source` is unknown.
         """
         super().__init__()
-        if source not in ("embedding", "pooled"):
-            raise InputError(f"GlobalAlignment: source is {source}; choose embedding or pooled")
+        choose("GlobalAlignment: source", source, ("embedding", "pooled"))
         space = dimensions.guide(TeacherSpace)
         self.source = source
         self.head = nn.Linear(dimensions.width, space.width)
@@ -121,8 +121,7 @@ class LogitDistillation(Term):
         """
         super().__init__()
         space = dimensions.guide(TeacherSpace)
-        if width < 1:
-            raise InputError(f"LogitDistillation: width is {width}; give at least 1")
+        check_number("LogitDistillation: width", width, Range(1), whole=True)
         self.temperature = positive("LogitDistillation: temperature", temperature)
         self.kl_weight = not_negative("LogitDistillation: kl_weight", kl_weight)
         self.teacher_weight = positive("LogitDistillation: teacher_weight", teacher_weight)

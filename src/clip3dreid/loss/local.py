@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.loss.term import Need, Term, between_person_variance
 from clip3dreid.loss.transport import Solver, Transport
 from clip3dreid.types import Batch, Dimensions, Features, TextTargets
@@ -190,6 +191,5 @@ def _masses(weights: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise InputError(f"LocalAlignment: {name} is {value}; give {' or '.join(choices)}")
+    choose(f"LocalAlignment: {name}", value, choices)
     return value

@@ -45,12 +45,12 @@ class ArcFace(Term):
         """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         rows = batch.person[:, None]
-        own = cosine.gather(1, rows)
-        sine = (1 - own.square()).clamp(min=torch.finfo(own.dtype).eps).sqrt()
-        turned = own * math.cos(self.margin) - sine * math.sin(self.margin)
-        lowered = own - self.margin * math.sin(self.margin)
-        own = torch.where(own > math.cos(math.pi - self.margin), turned, lowered)
-        return F.cross_entropy(self.scale * cosine.scatter(1, rows, own), batch.person)
+        target = cosine.gather(1, rows)
+        sine = (1 - target.square()).clamp(min=torch.finfo(target.dtype).eps).sqrt()
+        turned = target * math.cos(self.margin) - sine * math.sin(self.margin)
+        lowered = target - self.margin * math.sin(self.margin)
+        target = torch.where(target > math.cos(math.pi - self.margin), turned, lowered)
+        return F.cross_entropy(self.scale * cosine.scatter(1, rows, target), batch.person)
 
 
 class CosFace(Term):
@@ -118,9 +118,9 @@ class Circle(Term):
         """Return the mean cross-entropy over the batch, a scalar."""
         cosine = self.head(features.embedding)  # (B, people)
         fixed, m = cosine.detach(), self.margin
-        own = F.one_hot(batch.person, cosine.shape[1]).bool()
+        target = F.one_hot(batch.person, cosine.shape[1]).bool()
         logits = torch.where(
-            own,
+            target,
             F.relu(1 + m - fixed) * (cosine - (1 - m)),
             F.relu(fixed + m) * (cosine - m),
         )

@@ -13,7 +13,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.loss.cosine import cosines
 from clip3dreid.loss.gather import gather
 from clip3dreid.loss.term import Term, positive
@@ -52,8 +52,7 @@ class Triplet(Term):
             InputError: if `distance` is none of them.
         """
         super().__init__()
-        if distance not in _DISTANCES:
-            raise InputError(f"Triplet: unknown distance {distance!r}; choose one of {', '.join(_DISTANCES)}")
+        choose("Triplet: distance", distance, _DISTANCES)
         self.miner = BatchHardMiner(distance=_DISTANCES[distance]())
         self.loss = TripletMarginLoss(
             margin=0 if margin is None else margin,

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.types import Batch, Features
 
 Need = type
@@ -91,8 +91,7 @@ def fraction(name: str, value: float) -> float:
     Raises:
         InputError: if it does not; `name` says whose value it is.
     """
-    if not 0 <= value <= 1:
-        raise InputError(f"{name} is {value}; give a value in 0..1")
+    check_number(name, value, Range(0, 1))
     return value
 
 
@@ -102,8 +101,7 @@ def positive(name: str, value: float) -> float:
     Raises:
         InputError: if it is not; `name` says whose value it is.
     """
-    if not value > 0:
-        raise InputError(f"{name} is {value}; give a value above 0")
+    check_number(name, value, Range(0, above=True))
     return value
 
 
@@ -113,6 +111,5 @@ def not_negative(name: str, value: float) -> float:
     Raises:
         InputError: if it is not; `name` says whose value it is.
     """
-    if not value >= 0:
-        raise InputError(f"{name} is {value}; give 0 or more")
+    check_number(name, value, Range(0))
     return value

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.loss.term import not_negative, positive
 
 # Down to which eps scalings are safe in float32. Let scores be cosine / eps, so within 1 / eps of 0, and potentials
@@ -77,7 +78,8 @@ class Sinkhorn:
             InputError: if a value is out of range.
         """
         self.eps = positive("Sinkhorn: eps", eps)
-        self.iterations = _count("Sinkhorn: iterations", iterations)
+        check_number("Sinkhorn: iterations", iterations, Range(1), whole=True)
+        self.iterations = iterations
         self.tolerance = not_negative("Sinkhorn: tolerance", tolerance)
 
     def __call__(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
@@ -128,7 +130,8 @@ class UnbalancedSinkhorn:
             InputError: if a value is out of range.
         """
         self.eps = positive("UnbalancedSinkhorn: eps", eps)
-        self.iterations = _count("UnbalancedSinkhorn: iterations", iterations)
+        check_number("UnbalancedSinkhorn: iterations", iterations, Range(1), whole=True)
+        self.iterations = iterations
         self.tolerance = not_negative("UnbalancedSinkhorn: tolerance", tolerance)
         self.damping = (
             1.0 if rows_rho is None else _damping(eps, positive("UnbalancedSinkhorn: rows_rho", rows_rho)),
@@ -261,9 +264,3 @@ def _precise(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 
 def _damping(eps: float, rho: float) -> float:
     return rho / (rho + eps)
-
-
-def _count(name: str, value: float) -> int:
-    if value < 1 or value != int(value):
-        raise InputError(f"{name} is {value}; give a whole number, 1 or more")
-    return int(value)

@@ -1,7 +1,6 @@
 """The weighted sum of the loss terms that a configuration names."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypedDict, cast
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.loss.term import Need, Term
 from clip3dreid.types import Batch, Dimensions, Features
 
@@ -206,9 +206,6 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
         raise InputError(
             f"loss.{name} needs exactly {', '.join(sorted(expected))}; missing or unknown: {wrong}"
         )
-    weight = entry["weight"]
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"loss.{name}.weight is {weight}; give a number, 0 or more")
+    check_number(f"loss.{name}.weight", entry["weight"], Range(0))
     for key in ("start_epoch", "warmup_epochs"):
-        if not isinstance(entry[key], int) or entry[key] < 0:
-            raise InputError(f"loss.{name}.{key} is {entry[key]}; give a whole number, 0 or more")
+        check_number(f"loss.{name}.{key}", entry[key], Range(0), whole=True)

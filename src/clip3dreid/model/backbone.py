@@ -1,6 +1,6 @@
 """What every backbone answers, whoever wrote it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -33,12 +33,6 @@ class Backbone(nn.Module):
             InputError: if the weights do not fit.
         """
         raise FileNotFoundError(source)
-
-
-def listed(names: Collection[str], most: int = 5) -> str:
-    """Return up to `most` of the names, sorted, and how many more there are: for messages about weights."""
-    shown = ", ".join(sorted(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 @contextmanager

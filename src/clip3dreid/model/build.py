@@ -81,11 +81,11 @@ def _find_class(target: str, trusted: Collection[str]) -> type:
         raise InputError(f"{target} is no class of {_OURS}{trust_hint(target)}")
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        kind = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise InputError(
             f"{target} cannot be imported ({error}); install its package, or name its folder in PYTHONPATH"
         ) from error
-    if not isinstance(found, type) or not is_trusted(f"{found.__module__}.", packages):
+    if not isinstance(kind, type) or not is_trusted(f"{kind.__module__}.", packages):
         raise InputError(f"{target} is no class of {module.partition('.')[0]}; give the full name of one")
-    return found
+    return kind

@@ -51,7 +51,7 @@ class Cache(Protocol):
     """d."""
 
     def read(self, rows: Tensor) -> Tensor:
-        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
+        """Map rows (B,) int64 to embeddings (B, d) float32, on the device of the rows."""
         ...
 
 
@@ -79,7 +79,7 @@ class MemoryCache:
         self.width = embeddings.shape[1]
 
     def read(self, rows: Tensor) -> Tensor:
-        """Rows (B,) int64 to embeddings (B, d) float32, on the device of the rows.
+        """Map rows (B,) int64 to embeddings (B, d) float32, on the device of the rows.
 
         Raises:
             IndexError: if there is no such row.
@@ -160,7 +160,7 @@ class EmbeddingCache:
 
     @property
     def stale(self) -> int:
-        """Parts found in the folder that cannot be used: pictures changed, came or went, or the file is damaged."""
+        """Return the folder's parts that cannot be used: pictures changed, came or went, or the file is damaged."""
         return self._parts.stale
 
     def sweep(self) -> None:
@@ -349,7 +349,7 @@ class TeacherEmbeddings(nn.Module):
         self.width = source.width
 
     def forward(self, batch: Batch) -> Tensor:
-        """Embeddings (B, d) float32 of a batch, on its device."""
+        """Return embeddings (B, d) float32 of a batch, on its device."""
         if self.cache is not None:
             return self.cache.read(batch.row)
         assert self.teacher is not None

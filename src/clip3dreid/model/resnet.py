@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.model.backbone import Backbone, BackboneOutput
 
 
@@ -94,10 +94,8 @@ class ResNet(Backbone):
 
     def __init__(self, depth: int, last_stride: int = 1, width: int = 64) -> None:
         super().__init__()
-        if depth not in STAGES:
-            raise InputError(f"ResNet depth {depth} is not one of {sorted(STAGES)}")
-        if last_stride not in (1, 2):
-            raise InputError(f"last_stride {last_stride} is not 1 or 2")
+        choose("ResNet: depth", depth, STAGES)
+        choose("ResNet: last_stride", last_stride, (1, 2))
         block, (first, second, third, fourth) = STAGES[depth]
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

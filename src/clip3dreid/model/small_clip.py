@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, writing
 from clip3dreid.io.staging import UNFINISHED, close_stages, open_stage
 
@@ -97,7 +98,7 @@ def check_place(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
     if foreign:
         raise InputError(
-            f"{folder} holds {len(foreign)} files that are not of the teacher there ({', '.join(foreign[:3])}); move "
+            f"{folder} holds {len(foreign)} files that are not of the teacher there ({some(foreign, 3)}); move "
             "them away, or give another place"
         )
 

@@ -112,10 +112,10 @@ class Student(nn.Module):
         images = torch.zeros(1, 3, *self.backbone.example_size, device="meta")
         self.eval()  # a single picture has no batch statistics
         with torch.enable_grad():
-            found: Features = torch.func.functional_call(self, state, images)
-            outputs = found.map.sum() + found.embedding.sum()
+            features: Features = torch.func.functional_call(self, state, images)
+            outputs = features.map.sum() + features.embedding.sum()
             gradients = torch.autograd.grad(outputs, inputs, allow_unused=True)
         self.train()
         for parameter, gradient in zip(trained.values(), gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
-        return found.map.shape[1], found.pooled.shape[1]
+        return features.map.shape[1], features.pooled.shape[1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.model.build import build
 from clip3dreid.model.teacher_files import (
     deciding_files,
@@ -86,8 +87,7 @@ class Teacher(nn.Module):
         self, path: str, view: View, *, name: str, dtype: str = "float32", fetch: str | None = None
     ) -> None:
         super().__init__()
-        if dtype not in DTYPES:
-            raise InputError(f"model.teacher.dtype={dtype} is unknown; choose one of {', '.join(DTYPES)}")
+        choose("model.teacher.dtype", dtype, DTYPES)
         self.name, self.view, self.dtype = name, view, dtype
         self.folder = locate(str(path), name, fetch)
         config, self._family = read_config(self.folder)

@@ -14,9 +14,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.pickle_scan import scan_torch_file
-from clip3dreid.model.backbone import listed, quiet
+from clip3dreid.model.backbone import quiet
 from clip3dreid.model.small_clip import check_sums
 
 PACKAGED = "package:"
@@ -224,15 +225,15 @@ def read_config(folder: Path) -> tuple[Any, Family]:
     from transformers import AutoConfig
 
     plain = _harmless(_read_json(folder / _CONFIG))
-    found = plain.get("model_type")
-    if not isinstance(found, str) or found not in FAMILIES:
+    kind = plain.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
-            f"{folder} holds a model of type {found}; a teacher has an image and a text tower in one space: "
+            f"{folder} holds a model of type {kind}; a teacher has an image and a text tower in one space: "
             f"give one of type {' or '.join(FAMILIES)}"
         )
-    with decoding(folder / _CONFIG, f"the config of a {found} model", _AGAIN), quiet():
+    with decoding(folder / _CONFIG, f"the config of a {kind} model", _AGAIN), quiet():
         config = AutoConfig.for_model(**plain)
-    return config, FAMILIES[found]
+    return config, FAMILIES[kind]
 
 
 def _harmless(config: Any) -> Any:
@@ -297,7 +298,7 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
             if key.split(".")[0] in parts and not key.endswith(".position_ids")
         ],
     }
-    found = [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]
+    found = [f"{what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
     if found:
         raise InputError(f"the weights in {folder} do not fit its config.json; {'; '.join(found)}")
     if (

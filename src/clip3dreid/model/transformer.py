@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
 from clip3dreid.io.pickle_scan import scan_torch_file
-from clip3dreid.model.backbone import Backbone, BackboneOutput, listed, quiet
+from clip3dreid.model.backbone import Backbone, BackboneOutput, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.
 SHAPELESS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_heads")
@@ -143,7 +144,7 @@ class TransformersBackbone(Backbone):
             # A deeper network's layers would be dropped silently; a head is no part of this model.
             "left over": [key for key in report["unexpected_keys"] if key.split(".")[0] in parts],
         }
-        found = [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]
+        found = [f"{what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
         if found:
             raise InputError(f"{source} does not fit {type(self.model).__name__}: {'; '.join(found)}")
 

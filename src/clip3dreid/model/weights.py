@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import atomic
 from clip3dreid.io.flatten import flatten
 from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
 from clip3dreid.io.pickle_scan import scan_torch_file
-from clip3dreid.model.backbone import listed
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
 from clip3dreid.model.places import own_weights
@@ -284,26 +284,26 @@ def _check_fit(
     student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
 ) -> None:
     """Check that the tensors are the student's, in names and shapes."""
-    own = student.state_dict()
+    expected = student.state_dict()
     parts = {name.split(".")[0] for name in state}
     absent = tuple(f"{part}." for part in optional if part not in parts)
     problems = {
         # Files from before PyTorch 0.4.1 do not count batches, and nothing here reads the count.
         "missing": [
             name
-            for name in own.keys() - state.keys()
+            for name in expected.keys() - state.keys()
             if not name.endswith(".num_batches_tracked") and not name.startswith(absent)
         ],
-        "left over": list(state.keys() - own.keys()),
+        "left over": list(state.keys() - expected.keys()),
         "of another shape": [
-            f"{name} (there {tuple(state[name].shape)}, here {tuple(own[name].shape)})"
-            for name in own.keys() & state.keys()
-            if state[name].shape != own[name].shape
+            f"{name} (there {tuple(state[name].shape)}, here {tuple(expected[name].shape)})"
+            for name in expected.keys() & state.keys()
+            if state[name].shape != expected[name].shape
         ],
     }
-    found = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
-    if found:
-        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(found)}")
+    differences = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
+    if differences:
+        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(differences)}")
 
 
 def _fit(
@@ -356,7 +356,8 @@ def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
     there, here = (_UNSAID | flatten(node) for node in (valid_card(card, path).get("student"), config))
     wrong = [key for key in sorted({*there, *here}) if key not in _FREE and there.get(key) != here.get(key)]
     if wrong:
-        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong[:5])
+        differences = [f"{key} is {there.get(key)} there, {here.get(key)} here" for key in wrong]
+        shown = some(differences, between="; ")
         raise InputError(f"{path} holds another student: model.student.{shown}")
 
 

@@ -63,7 +63,7 @@ def header(variants: Sequence[Variant], baseline: str, level: float) -> list[str
 
 def rows(variants: Sequence[Variant]) -> list[list[str]]:
     """Return the cells of the table, a row a variant; scores in per cent, what is not known is blank."""
-    found = []
+    lines = []
     for variant in variants:
         cells = [variant.name, str(variant.runs)]
         for score in variant.scores.values():
@@ -76,8 +76,8 @@ def rows(variants: Sequence[Variant]) -> list[list[str]]:
                 _range(score.seeds),
             ]
         cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in (variant.step, variant.picture)]
-        found.append(cells)
-    return found
+        lines.append(cells)
+    return lines
 
 
 def page(

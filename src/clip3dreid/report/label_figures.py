@@ -116,9 +116,9 @@ def draw_scores(
     if named and table is not None:
         _dots(axes, [names[index] for index in order], words, table)
     edge = 0
-    for group, own in groups.items():
+    for group, members in groups.items():
         axes.text(
-            edge + len(own) / 2 - 0.5,
+            edge + len(members) / 2 - 0.5,
             -0.6,
             title_of(group),
             rotation=45,
@@ -128,7 +128,7 @@ def draw_scores(
             va="bottom",
             rotation_mode="anchor",
         )
-        edge += len(own)
+        edge += len(members)
         if edge < len(words):
             axes.axvline(edge - 0.5, color="white", linewidth=2.5)
     for spine in axes.spines.values():
@@ -168,8 +168,8 @@ def draw_sheet(
     lines = -(-len(groups) // 2)
     step = 20
     tall = max(height, 34 + step * lines)
-    own = with_unit(table).filter(pl.col("unit").is_in(list(names)))
-    rows = {name: own.filter(pl.col("unit") == name) for name in names}
+    chosen = with_unit(table).filter(pl.col("unit").is_in(list(names)))
+    rows = {name: chosen.filter(pl.col("unit") == name) for name in names}
     entries = {name: _entries(rows[name], groups) for name in names}
     title = max((max(map(len, map(title_of, groups)), default=0)), 6)
     left = 2 * gap + count * (across + gap)
@@ -177,7 +177,7 @@ def draw_sheet(
     column = (
         label
         + 34
-        + max(int(small.getlength(word + margin)) for own in entries.values() for _, word, margin in own)
+        + max(int(small.getlength(word + margin)) for words in entries.values() for _, word, margin in words)
     )
     sheet = Image.new("RGB", (left + 2 * column + gap, len(names) * (tall + 2 * gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)

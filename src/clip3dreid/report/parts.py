@@ -26,9 +26,9 @@ def readable(
     paths: Iterable[Path], count: int, width: int, height: int, box: Sequence[int] | None = None
 ) -> list[Image.Image]:
     """Return the first `count` pictures that can be read, or a box (left, top, right, bottom) of them."""
-    found: list[Image.Image] = []
+    pictures: list[Image.Image] = []
     for path in paths:
-        if len(found) == count:
+        if len(pictures) == count:
             break
         try:
             upright = Image.fromarray(read_rgb(path))
@@ -37,8 +37,8 @@ def readable(
         if box is not None:
             across, down = upright.size
             upright = upright.crop((max(0, box[0]), max(0, box[1]), min(across, box[2]), min(down, box[3])))
-        found.append(ImageOps.contain(upright, (width, height)))
-    return found
+        pictures.append(ImageOps.contain(upright, (width, height)))
+    return pictures
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

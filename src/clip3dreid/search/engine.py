@@ -25,15 +25,15 @@ class Gallery(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Return where it lies."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the vectors are; JSON-ready. `fingerprint` says by which model."""
+        """Return what the vectors are; JSON-ready. `fingerprint` says by which model."""
 
     @property
     def labels(self) -> pl.DataFrame:
-        """G rows."""
+        """Return G rows."""
 
     def width(self, name: str) -> int:
         """Return the number of columns of a vector."""

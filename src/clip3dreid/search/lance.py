@@ -102,15 +102,15 @@ class Lance:
         wanted = _stamp(gallery, column)
         with _explained(self._place):
             self._database = self._client.connect(self._place, **(connection or {}))
-            found = None if rebuild else self._finished()
-            if found is None:
+            stamp = None if rebuild else self._finished()
+            if stamp is None:
                 with self._alone():
                     # Whoever was at work there may have built it.
-                    found = None if rebuild else self._finished()
-                    if found is None:
+                    stamp = None if rebuild else self._finished()
+                    if stamp is None:
                         self._build(gallery, column, wanted)
-            if found is not None:
-                _refuse_others(f"{self._place}, {self._name}", found, wanted)
+            if stamp is not None:
+                _refuse_others(f"{self._place}, {self._name}", stamp, wanted)
             self._table = self._database.open_table(self._name)
 
     @contextmanager

@@ -85,7 +85,7 @@ class ShardWriter:
 
     @property
     def mine(self) -> range:
-        """Numbers of this process's shards."""
+        """Return the numbers of this process's shards."""
         return self._parts.mine
 
     def rows(self, number: int) -> range:

@@ -32,7 +32,7 @@ class Backgrounds(Protocol):
     """Where canvases come from. Those of the training and the test split never show the same place."""
 
     def __call__(self, rng: np.random.Generator, split: str, height: int, width: int) -> Pixels:
-        """A canvas (height, width, 3) uint8 RGB for `split` `train` or `test`, by chance."""
+        """Return a canvas (height, width, 3) uint8 RGB for `split` `train` or `test`, by chance."""
 
 
 def canvas_size(height: int, width: int) -> tuple[int, int]:

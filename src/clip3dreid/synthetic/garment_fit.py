@@ -68,7 +68,7 @@ class FittedOutfit:
 
     @property
     def outdoor(self) -> bool:
-        """A jacket or a coat."""
+        """Return whether it is a jacket or a coat."""
         return self.outfit.upper in ("jacket", "long_coat")
 
 

@@ -57,7 +57,7 @@ class Dresser:
     """
 
     def __init__(self, body: BodyModel) -> None:
-        """Args: body: in SMPL's frame, with SMPL's joints, on the CPU."""
+        """Find the landmarks of `body`, which is in SMPL's frame, with SMPL's joints, on the CPU."""
         self.body = body
         weights = body.skinning_weights
         self.places = standard_places(body)

@@ -42,15 +42,15 @@ class Subject(Protocol):
 
     @property
     def vertices(self) -> Tensor:
-        """(B, V, 3) metres, the lowest on y = 0. They decide the box, so meshes that are not worn lie inside."""
+        """Return (B, V, 3) metres, the lowest on y = 0; they decide the box, so meshes not worn lie inside."""
 
     @property
     def faces(self) -> Tensor:
-        """(F, 3), shared."""
+        """Return (F, 3), shared."""
 
     @property
     def attributes(self) -> Tensor:
-        """(B, V, C) whatever `Paint` makes colours from."""
+        """Return (B, V, C), whatever `Paint` makes colours from."""
 
 
 class Painted(Protocol):
@@ -58,11 +58,11 @@ class Painted(Protocol):
 
     @property
     def albedo(self) -> Tensor:
-        """(N, 3) RGB, 0..1."""
+        """Return (N, 3) RGB, 0..1."""
 
     @property
     def part(self) -> Tensor:
-        """(N,) whole numbers from 1 to 255; 0 is the background."""
+        """Return (N,) whole numbers from 1 to 255; 0 is the background."""
 
 
 Paint: TypeAlias = Callable[[Tensor, Tensor], Painted]

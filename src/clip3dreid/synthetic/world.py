@@ -130,7 +130,7 @@ class World:
 
     @cached_property
     def cameras(self) -> tuple[SurveillanceCamera, ...]:
-        """All cameras, in the order of the plan's indices."""
+        """Return all cameras, in the order of the plan's indices."""
         return tuple(
             sample_camera(self.rng(Stream.CAMERA, index), self.settings.camera)
             for index in range(self.plan.cameras)

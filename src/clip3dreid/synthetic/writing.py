@@ -87,13 +87,13 @@ class WorldSpec:
 
     @property
     def files(self) -> list[str]:
-        """Every file of the world, sorted."""
+        """Return every file of the world, sorted."""
         pictures = (picture.path for picture in self.plan.pictures)
         return sorted([*pictures, *self.plan.side_files, WORLD, TRUTH])
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `world.json` says, without `complete`."""
+        """Return what `world.json` says, without `complete`."""
         counts: dict[str, dict[str, int]] = {}
         people: dict[tuple[str, str], set[int]] = {}
         for picture in self.plan.pictures:

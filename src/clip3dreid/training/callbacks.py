@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class CostEstimate(Callback):
-    """Times the steps of a trial run and says what the real one would take on the same machine.
+    """Time the steps of a trial run and say what the real one would take on the same machine.
 
     Args:
         epochs: of the real run.
@@ -30,18 +30,18 @@ class CostEstimate(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops the clock; reading the loss waits for the device, so asynchronous work is counted."""
+        """Stop the clock; reading the loss waits for the device, so asynchronous work is counted."""
         self._losses.append(float(outputs["loss"]))
         self._times.append(time.perf_counter() - self._last)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Prints the estimate."""
+        """Print the estimate."""
         times = self._times[self.warmup :] or self._times
         if not times:
             return
@@ -74,13 +74,13 @@ class StepTimes(Callback):
 
     @property
     def median(self) -> float | None:
-        """Seconds a step; None where no epoch had two."""
+        """Return the seconds of a step; None where no epoch had two."""
         return statistics.median(self.epochs) if self.epochs else None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Starts the clock when the first step is done, and reads it at every one after."""
+        """Start the clock when the first step is done, and read it at every one after."""
         now = time.perf_counter()
         if batch_idx == 0:
             self._start = now

@@ -30,7 +30,7 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Writes a checkpoint.
+        """Write a checkpoint.
 
         Args:
             checkpoint: plain data and tensors.
@@ -64,18 +64,18 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint, on the CPU unless told otherwise; nothing is ever unpickled."""
+        """Read a checkpoint, on the CPU unless told otherwise; nothing is ever unpickled."""
         scan_torch_file(Path(path))
         content: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes a checkpoint that another has taken the place of."""
+        """Remove a checkpoint that another has taken the place of."""
         Path(path).unlink(missing_ok=True)
 
 
 def _keep(path: Path) -> None:
-    """Gives the file at `path` the second name `previous.ckpt`, so that there is no moment without either."""
+    """Give the file at `path` the second name `previous.ckpt`, so that there is no moment without either."""
     previous = path.with_name(PREVIOUS_CHECKPOINT.name)
     if not path.exists():
         return
@@ -96,7 +96,7 @@ def _unwritten(checkpoint: dict[str, Any], path: Path, error: OSError | RuntimeE
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's file, in a few words; None where every byte is as it was written."""
+    """Return what is wrong with a checkpoint's file, in a few words; None where every byte is as it was written."""
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
@@ -110,13 +110,13 @@ class Resumable(NamedTuple):
 
     path: Path
     epochs: int
-    """Whole epochs that are trained."""
+    """Return the whole epochs that are trained."""
     batches: int
     """Batches of the next one that are trained."""
 
 
 def newest_whole(folder: Path) -> Resumable:
-    """Looks for the checkpoint to go on from.
+    """Look for the checkpoint to go on from.
 
     Args:
         folder: of a run.
@@ -144,7 +144,7 @@ def newest_whole(folder: Path) -> Resumable:
 
 
 def _progress(path: Path) -> tuple[int, int]:
-    """Epochs and batches that a checkpoint of Lightning has behind it."""
+    """Return the epochs and batches that a checkpoint of Lightning has behind it."""
     scan_torch_file(path)
     with decoding(path, "a checkpoint of a training", "give the folder of a run"):
         # Mapped: the tensors are not read.
@@ -156,7 +156,7 @@ def _progress(path: Path) -> tuple[int, int]:
 
 
 def moved(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Makes the paths of a checkpoint's callbacks those of the folder where it is now, in place.
+    """Make the paths of a checkpoint's callbacks those of the folder where it is now, in place.
 
     Args:
         checkpoint: of Lightning, whose checkpoint callbacks note where they wrote.

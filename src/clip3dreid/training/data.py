@@ -30,7 +30,7 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """What the data set is called."""
+        """Return what the data set is called."""
         return self.source.name
 
     def protocols(self, split: str) -> ProtocolSet:

@@ -16,6 +16,7 @@ from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.evaluation_sets import EvaluationSet
 from clip3dreid.errors import InputError
 from clip3dreid.inference.features import retrieval_features
+from clip3dreid.io.checks import choose
 from clip3dreid.model.student import Student
 from clip3dreid.retrieval.distributed import gather_evaluation
 from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
@@ -90,8 +91,7 @@ class EvaluationModule(LightningModule):
         open_set: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if metric not in get_args(Distance):
-            raise InputError(f"metric={metric} is not known; choose one of {', '.join(get_args(Distance))}")
+        choose("metric", metric, get_args(Distance))
         self.student = student
         self.protocols = protocols
         self.metric = metric
@@ -106,12 +106,12 @@ class EvaluationModule(LightningModule):
 
     @property
     def test_prefix(self) -> str:
-        """What stands before the names of a test's scores in the log."""
+        """Return what stands before the names of a test's scores in the log."""
         return "test"
 
     @property
     def data(self) -> ReidDataModule:
-        """The datamodule of the trainer that runs this module."""
+        """Return the datamodule of the trainer that runs this module."""
         return cast(ReidDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class EvaluationModule(LightningModule):
         features = features.to(self.device)
         query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
         refined = stage in self.refined
-        found = evaluate(
+        parts = evaluate(
             query,
             evaluation.query,
             gallery,
@@ -205,7 +205,7 @@ class EvaluationModule(LightningModule):
             open_set=self.open_set if refined else None,
         )
         scores, queries = {}, {}
-        for name, part in found.items():
+        for name, part in parts.items():
             everything = gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)

@@ -90,12 +90,12 @@ class Inspection:
                 remarks.append(
                     f"{report.split}, {report.protocol}: {themselves} of {counts['queries']} queries are in the "
                     f"gallery themselves, by path or bytes (same_picture={report.same_picture}): "
-                    + _first(counts["in_gallery"], themselves)
+                    + some(counts["in_gallery"], total=themselves)
                 )
             if alone := counts["queries"] - counts["valid_queries"]:
                 remarks.append(
                     f"{report.split}, {report.protocol}: {alone} queries without a positive: "
-                    + _first(counts["without_positive"], alone)
+                    + some(counts["without_positive"], total=alone)
                 )
         return remarks
 
@@ -154,8 +154,3 @@ def _try_protocols(manifest: Manifest, split: str, protocols: ProtocolSet) -> li
         else:
             reports.append(ProtocolReport(split, name, protocol.description, protocol.same_picture, counts))
     return reports
-
-
-def _first(names: tuple[str, ...], total: int) -> str:
-    """Join names of which only the first are known."""
-    return some(names) if len(names) == total else f"{', '.join(names)} and {total - len(names):,} more"

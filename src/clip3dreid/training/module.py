@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
@@ -86,10 +87,8 @@ class ReidModule(EvaluationModule):
         super().__init__(
             student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
         )
-        if body_norm not in ("separate", "shared"):
-            raise InputError(f"bodies.batch_norm={body_norm} is not known; choose separate or shared")
-        if gradient_norms_every < 0:
-            raise InputError(f"gradient_norms_every={gradient_norms_every} must be 0 or more")
+        choose("bodies.batch_norm", body_norm, ("separate", "shared"))
+        check_number("gradient_norms_every", gradient_norms_every, Range(0), whole=True)
         self.losses: WeightedLosses = losses
         self.optimizer = optimizer
         self.schedule = schedule
@@ -115,23 +114,23 @@ class ReidModule(EvaluationModule):
 
     @property
     def test_prefix(self) -> str:
-        """`test/last` for the weights that the training ended with, `test/best` for those of a file."""
+        """Return `test/last` for the weights that the training ended with, `test/best` for those of a file."""
         return "test/last" if self.trainer.ckpt_path is None else "test/best"
 
     def on_train_start(self) -> None:
-        """Gives a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
+        """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
         schedule = cast(LambdaLR, self.lr_schedulers())
         restore_settings(schedule, self._settings, self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds what is drawn in this step, dropout for one, so that it is drawn again if a run is resumed here."""
+        """Seed what is drawn in this step, dropout for one, so that it is drawn again if a run is resumed here."""
         rank = self.trainer.global_rank
         torch.manual_seed(
             int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Weighted sum of the losses of a batch; every term is logged raw and weighted.
+        """Return the weighted sum of the losses of a batch; every term is logged raw and weighted.
 
         Raises:
             FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
@@ -193,7 +192,7 @@ class ReidModule(EvaluationModule):
         return norms
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether this is so in any process: they must stop together, or the others wait for ever."""
+        """Return whether this is so in any process: they must stop together, or the others wait for ever."""
         if self.trainer.world_size == 1:
             return here
         flag = torch.tensor(float(here), device=self.device)
@@ -201,7 +200,7 @@ class ReidModule(EvaluationModule):
         return bool(flag)
 
     def _stop(self, failure: NonFiniteLoss | None, batch: Batch, batch_idx: int) -> NoReturn:
-        """Saves the state before this step, if it is good, and ends the run."""
+        """Save the state before this step, if it is good, and end the run."""
         files = ", ".join(str(path) for path in batch_paths(self.data, batch.row))
         what = failure or "loss not finite in another process"
         state = (*self.parameters(), *self.buffers())
@@ -219,7 +218,7 @@ class ReidModule(EvaluationModule):
         ) from failure
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule stepped once an epoch."""
+        """Return the optimiser, and the schedule stepped once an epoch."""
         optimizer, schedule = optimise(
             self.parameters(), self.losses.unscheduled_parameters(), self.optimizer, self.schedule
         )
@@ -227,12 +226,12 @@ class ReidModule(EvaluationModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets a run that was moved find the checkpoint that was selected before."""
+        """Let a run that was moved find the checkpoint that was selected before."""
         if self.checkpoints is not None:
             moved(checkpoint, self.checkpoints)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the card, so that evaluation needs no config, and the heads that the model is shipped with."""
+        """Add the card, so that evaluation needs no config, and the heads that the model is shipped with."""
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
         add_checksum(checkpoint)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 
 
 def constant(epoch: int) -> float:
@@ -41,8 +41,7 @@ def step(epoch: int, *, every: int, gamma: float, warmup_epochs: int = 0) -> flo
     Raises:
         InputError: if `every` is less than 1.
     """
-    if every < 1:
-        raise InputError(f"optimizer.schedule.every is {every}; give a number of epochs, 1 or more")
+    check_number("optimizer.schedule.every", every, Range(1), whole=True)
     return multistep(
         epoch, milestones=range(every, epoch + 1, every), gamma=gamma, warmup_epochs=warmup_epochs
     )

@@ -53,12 +53,12 @@ class TrainRequest:
 
     @property
     def selecting(self) -> str:
-        """The split that checkpoints are selected on."""
+        """Return the split that checkpoints are selected on."""
         return "test" if self.settings.select_on_test else "val"
 
     @property
     def several(self) -> bool:
-        """Whether there may be more processes than this one; asked before there is a trainer that knows."""
+        """Return whether there may be more processes than this one; asked before there is a trainer that knows."""
         devices, nodes = self.trainer.keywords.get("devices", 1), self.trainer.keywords.get("num_nodes", 1)
         one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
         return launch().processes > 1 or int(nodes) > 1 or not one

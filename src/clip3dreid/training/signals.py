@@ -80,7 +80,7 @@ class StopWatch:
         self.folder, self.command, self.again = folder, command, again
         self.told: int | None = None
         self._foreseen = foreseen
-        self.training = False
+        self._training = False
         self._handled = False
         self._parting = False
         self._rank = launch().rank
@@ -144,7 +144,7 @@ class StopWatch:
         self._quiet.release()
 
     def deafen(self) -> None:
-        """In a forked worker: what it is told is not said to this process."""
+        """Keep what a forked worker is told from this process; called in the worker."""
         self._quiet.release()
         signal.set_wakeup_fd(-1)
 
@@ -156,14 +156,22 @@ class StopWatch:
         self._tell(signum)
         if signum == signal.SIGINT and again:
             raise KeyboardInterrupt
-        if not self.training:
+        if not self._training:
             raise Stopped(signum)
 
     def _tell(self, signum: int) -> None:
         if self.told is None:
             self.told = signum
-            if self.training and self._rank == 0:
+            if self._training and self._rank == 0:
                 log.warning("%s: stopping after this batch", signal.Signals(signum).name)
+
+    def training_begins(self) -> None:
+        """Have a signal wait for the end of a batch from here on."""
+        self._training = True
+
+    def training_ended(self) -> None:
+        """Have a signal end the process at once from here on."""
+        self._training = False
 
     def connect(self) -> None:
         """Begin to hear of the other processes; called as soon as they have met."""
@@ -387,8 +395,8 @@ class SaveWhenTold(Callback):
         self.watch.connect()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal waits for the end of a batch."""
-        self.watch.training = True
+        """Have a signal wait for the end of a batch from here on."""
+        self.watch.training_begins()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after an epoch, which has its checkpoint."""
@@ -413,8 +421,8 @@ class SaveWhenTold(Callback):
         raise Stopped(self.watch.told)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal ends the process at once; all of the training is saved."""
-        self.watch.training = False
+        """Have a signal end the process at once from here on: all of the training is saved."""
+        self.watch.training_ended()
         if self.watch.told is not None:
             self.watch.saved("after the last epoch, saved")
             raise Stopped(self.watch.told)

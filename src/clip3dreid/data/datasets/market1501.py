@@ -38,18 +38,18 @@ def read(root: Path) -> Manifest:
     """
     tree = Tree("market1501", root)
     tree.require(*(f"{folder}/" for folder, _, _ in PARTS))
-    rows, seen = [], Counter[str]()
+    rows, counts = [], Counter[str]()
     for folder, split, role in PARTS:
         for path, name in tree.read(folder, NAMES):
             person = int(name[1])
             if person == JUNK:
-                seen["pictures of person -1 (junk) are left out"] += 1
+                counts["pictures of person -1 (junk) are left out"] += 1
                 continue
             if person == DISTRACTOR and role != "gallery":
-                seen[f"pictures of person 0 (distractors) in {folder} are left out"] += 1
+                counts[f"pictures of person 0 (distractors) in {folder} are left out"] += 1
                 continue
             if person == DISTRACTOR:
-                seen["gallery pictures are distractors (person 0), nobody's match"] += 1
+                counts["gallery pictures are distractors (person 0), nobody's match"] += 1
             rows.append(
                 {
                     "path": path,
@@ -60,4 +60,4 @@ def read(root: Path) -> Manifest:
                     "role": role,
                 }
             )
-    return tree.manifest(rows, [f"{count} {what}" for what, count in seen.items()], PUBLISHED)
+    return tree.manifest(rows, [f"{count} {what}" for what, count in counts.items()], PUBLISHED)
