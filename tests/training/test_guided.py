@@ -270,7 +270,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no bodies": (["bodies.root=/nowhere"], "clip3dreid synthesize layout=bodies out=/nowhere"),
     "fewer bodies than a batch": (["bodies.batch=64"], "fewer than bodies.batch=64"),
     "betas of another length": (["body.num_betas=5"], "have 10 shape coefficients and body anny_light has 5"),
-    "a negative weight": (["loss.local.weight=-1"], "loss.local.weight is -1"),
+    "a negative weight": (["loss.local.weight=-1"], "loss.local.weight=-1 must be a number, 0 or more"),
     "no positive loss": (
         [f"loss.{name}.weight=0" for name in ("identity", "local", "global", "body")],
         "no loss has a weight above 0",
