@@ -545,7 +545,7 @@ def test_a_disk_that_fills_up_for_real_is_one_line_and_the_run_goes_on(
             with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
                 write(spec(), out, workers=workers)
         filler.unlink()
-        assert write(spec(), out, workers=workers).drawn > 0
+        assert write(spec(), out, workers=workers).rendered > 0
         assert held(out) == held(world)
 
 

@@ -98,7 +98,7 @@ def run_demo(settings: DemoSettings) -> None:
     model = f"checkpoint={runs['clip3dreid']}"
     pictures = ["data=embedded", f"data.root={world}", "split=test"]
     _run("extract", model, *pictures, f"out={shards}", "trainer=cpu")
-    _run("search", f"gallery={shards}", model, f'text="{settings.text}"', "top=10", f"sheet={hits}")
+    _run("search", f"gallery={shards}", model, f"text={settings.text}", "top=10", f"sheet={hits}")
     _say(
         f"Look at them: {hits}.\n"
         "A rendered world with a wide spread of shapes (docs/world.md): its numbers compare with each other and\n"
