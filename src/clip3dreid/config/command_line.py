@@ -7,6 +7,7 @@ texts are quoted, so that nobody has to quote twice. A line that was made ready 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -53,6 +54,7 @@ _PATHS = (
 )
 """Last parts of keys that hold paths in every command that has them."""
 _COUNTS = ("seed", "epochs")
+_NOTHING = ("", "null", "''", '""')
 
 
 def ready(command: str, arguments: Sequence[str], *, thorough: bool = False) -> list[str]:
@@ -109,7 +111,7 @@ def _is_plain(word: Word) -> bool:
     if word.key.rpartition(".")[2] not in _PATHS:
         return False
     try:
-        return value == "null" or is_quoted(value) or parsed(value) == value
+        return is_quoted(value) or (value not in _NOTHING and parsed(value) == value)
     except ValueError:
         return False
 
@@ -196,6 +198,12 @@ def _check_choice(command: str, word: Word, folders: tuple[Path, ...], sweep: bo
         return
     names = options(word.key, folders)
     value = word.value
+    if value == "null":
+        # Hydra takes a null of its own files alone.
+        instead = (
+            f"[] for none: {word.key}=[]" if isinstance(groups.get(word.key), list) else alternatives(names)
+        )
+        raise InputError(f"{word} names nothing; choose {instead}")
     inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     parts = [part.strip() for part in split(inner) if part.strip()]
     if inner is value and len(parts) > 1 and not sweep:
@@ -267,6 +275,8 @@ def _placed(keys: Keys, word: Word) -> tuple[Place, Word]:
         )
         return keys.find(long), word
     place = keys.find(word.key)
+    if word.sign == "~" and place.node is not None and "." not in word.key:
+        raise InputError(f"{word}: {keys.command} needs {word.key}; give {word.key}=VALUE instead")
     if place.node is not None and not (word.sign == "+" and not place.known):
         # A plus before a key that is there says nothing more.
         return place, word._replace(sign="" if word.sign == "+" else word.sign)
@@ -307,6 +317,7 @@ def _value(keys: Keys, word: Word, place: Place, values: Sequence[Word], sweep: 
         return word
     if word.key == "batch" and keys.short("batch") is not None:
         return _batch(keys, word, values, sweep)
+    _refuse_nothing(word, place)
     holds = kind(word.key, place)
     if holds == "unknown":
         if word.key.partition(".")[0] in ("where", "synonyms"):
@@ -316,9 +327,32 @@ def _value(keys: Keys, word: Word, place: Place, values: Sequence[Word], sweep: 
         if word.key.partition(".")[0] not in _LOOSE:
             _check_value(word, holds, sweep, typed="." not in word.key)
         return word
+    if holds == "node" and not (
+        word.value == "null" or is_function(word.value) or word.value[:1] in ("{", "$")
+    ):
+        raise InputError(f"{word}: {word.key} holds keys of its own; give {word.key}.KEY=VALUE")
     if holds in ("numbers", "node"):
         return word
     return word._replace(value=kept(word.value, text=holds == "text", sweep=sweep))
+
+
+def _refuse_nothing(word: Word, place: Place) -> None:
+    """Refuse nothing where something must be given: `out=null` would make a folder called None.
+
+    These are the keys that must be given, and the command's own whose default is a text. What a null below them
+    means the owner says (`model.pretrained=null`).
+    """
+    value = (word.value or "").strip()
+    if value not in _NOTHING:
+        return
+    if value != "null" and word.key in _PATHS:
+        raise InputError(f"{word.key} is empty; give a path, or leave it out")
+    if place.node is None or place.node._is_interpolation():
+        return
+    own = "." not in word.key and isinstance(place.node._value(), str)
+    if place.node._is_missing() or own:
+        wrong = "may not be null" if value == "null" else "is empty"
+        raise InputError(f"{word.key} {wrong}; give a value: {word.key}=VALUE")
 
 
 def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
@@ -338,6 +372,8 @@ def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
             isinstance(found, bool),
             isinstance(found, int | float) and not isinstance(found, bool),
         )
+        if holds != "switch" and (switch or (isinstance(found, float) and not math.isfinite(found))):
+            raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
         if found is None or (not typed and not isinstance(found, str)):
             continue
         if holds == "switch" and not switch:
