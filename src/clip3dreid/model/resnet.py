@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.model.backbone import Backbone, BackboneOutput
 
 
@@ -98,6 +99,7 @@ class ResNet(Backbone):
             raise InputError(f"ResNet depth {depth} is not one of {sorted(STAGES)}")
         if last_stride not in (1, 2):
             raise InputError(f"last_stride {last_stride} is not 1 or 2")
+        check_number("width", width, Range(1), whole=True)
         block, (first, second, third, fourth) = STAGES[depth]
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
