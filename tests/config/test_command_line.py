@@ -74,6 +74,7 @@ WRONG = [
     ("train --mutlirun", "--mutlirun is no option; did you mean --multirun?; keys are given as key=value"),
     ("train -x", "-x is no option; keys are given as key=value"),
     ("train --cfg yaml", "--cfg=yaml is unknown; choose job, hydra or all"),
+    ("train --info foo", "--info=foo is unknown; choose all, config, defaults, defaults-tree, "),
     ("train --config-dir", "--config-dir needs a value behind it"),
     ("train --config-dir=nowhere", "--config-dir=nowhere is no folder; "),
     ("train -sc install=bash", "clip3dreid --completion bash|zsh|fish"),

@@ -36,6 +36,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.checks import alternatives, choose, hint
 
 _CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _LOOSE = ("trainer", "callbacks", "logger")
 """Nodes of Lightning's, where a word may stand for a number: `trainer.devices=auto`."""
 
@@ -140,6 +141,8 @@ def _check_options(command: str, line: CommandLine) -> None:
             raise InputError(f"{name} needs a value behind it")
         if name in ("--cfg", "-c"):
             choose(name, value, _CFG)
+        if name in ("--info", "-i") and value is not None:
+            choose(name, value, _INFO)
         if name in ("--config-dir", "-cd") and not Path(value or "").is_dir():
             raise InputError(
                 f"{name}={value} is no folder; give one that holds YAML files in folders like data/"

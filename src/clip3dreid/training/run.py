@@ -33,7 +33,7 @@ from clip3dreid.io.launch import forget, launch
 from clip3dreid.io.launcher import own_processes
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, resume_argument
-from clip3dreid.loss.weighted import LossEntry, WeightedLosses
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
@@ -153,6 +153,7 @@ def train(
         InputError: if what is asked for cannot be had of data, weights or losses.
         Stopped: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
+    needs(losses)  # refuses entries that are wrong, before anything reads them
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     folder = (Path(folder) if settings.resume is None else settings.resume).absolute()
