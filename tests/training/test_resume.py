@@ -285,6 +285,9 @@ def test_keys_that_may_change_are_told_and_all_others_are_refused() -> None:
         InputError, match=r"loss.local.start_epoch was 0, is absent|loss.local.weight was 1, is absent"
     ):
         changes(then, now | {"loss": {}})
+    # Told and never run: what gets a file that is missing has other words in another version.
+    assert may_change("data.fetch")
+    assert may_change("data.also.prcc.fetch")
     assert may_change("optimizer.optimizer.lr")
     assert not may_change("optimizer.optimizer._target_")
     assert not may_change("trainer.accumulate_grad_batches")

@@ -30,6 +30,9 @@ FREE = (
     "body.path",
     "model.pretrained",
     "model.fetch",
+    # Commands that are told and never run.
+    "data.fetch",
+    "data.also.*.fetch",
     "model.teacher.*",
     "init_from",
     # On what machine, and how fast.
