@@ -147,3 +147,36 @@ print(len(names), *[key for key in before if before[key] != after[key]])
     count, *changed = done.stdout.split()
     assert int(count) > 100
     assert changed == []
+
+
+@pytest.mark.parametrize("words", [("--version", "5"), ("--help", "train"), ("help", "train", "epochs=3")])
+def test_a_word_that_would_be_passed_over_is_refused(run, words: tuple[str, ...]) -> None:
+    status, out, error = run(*words)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"error: {words[-1]} says nothing behind {words[0]}; ")
+
+
+def test_a_name_with_a_line_break_is_refused_in_one_line(run) -> None:
+    status, _, error = run("tr\nain")
+    assert status == 2
+    assert error == "error: tr ain is no command; did you mean train?; clip3dreid --help lists them\n"
+
+
+def test_ctrl_c_ends_a_command_in_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str, arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clip3dreid.__main__._start", interrupted)
+    assert run("doctor") == (130, "", "stopped by Ctrl-C\n")
+
+
+def test_a_full_disk_is_told_in_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clip3dreid.__main__._print", full)
+    status, _, error = run("--help")
+    assert status == 2
+    assert error == (
+        "error: cannot write what the run has to say: No space left on device; make room, or choose another place\n"
+    )

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from clip3dreid.config.commands import find_command, overview
-from clip3dreid.errors import InputError
+from clip3dreid.errors import InputError, one_line
+
+_ALONE = {"--version": 1, "--help": 1, "-h": 1, "help": 2}
+"""First word -> how many words there can be with it."""
 
 
 def main() -> None:
     """Start the command that the first argument names; without one, say which there are."""
     words = sys.argv[1:]
     try:
+        if (words[:1] in (["--version"], ["--help"], ["-h"]) and len(words) > 1) or (
+            words[:1] == ["help"] and len(words) > 2
+        ):
+            raise InputError(
+                f"{words[-1]} says nothing behind {words[0]}; leave it out, or give clip3dreid COMMAND --help"
+            )
         if not words or words[0] in ("--help", "-h") or words == ["help"]:
             _print(overview(_version()))
         elif words[0] == "--version":
@@ -26,8 +36,15 @@ def main() -> None:
             _start(find_command(words[1]), ["--help"])
         else:
             _start(find_command(words[0]), words[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt:
+        # A training saves first and ends by itself; anything else has nothing to say but that it was stopped.
+        print("stopped by Ctrl-C", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + signal.SIGINT)
+    except (InputError, OSError) as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
 
 

@@ -74,9 +74,24 @@ WRONG = [
     ("train --mutlirun", "--mutlirun is no option; did you mean --multirun?; keys are given as key=value"),
     ("train -x", "-x is no option; keys are given as key=value"),
     ("train --cfg yaml", "--cfg=yaml is unknown; choose job, hydra or all"),
+    ("train --info foo", "--info=foo is unknown; choose all, config, defaults, defaults-tree, "),
     ("train --config-dir", "--config-dir needs a value behind it"),
     ("train --config-dir=nowhere", "--config-dir=nowhere is no folder; "),
     ("train -sc install=bash", "clip3dreid --completion bash|zsh|fish"),
+    ("train lr=true", "optimizer.optimizer.lr=true must be a number"),
+    ("train lr=nan", "optimizer.optimizer.lr=nan must be a number"),
+    ("train data=null", "data=null names nothing; choose ccda, "),
+    ("train logger=null", "logger=null names nothing; choose [] for none: logger=[]"),
+    ("train ~epochs", "~epochs: train needs epochs; give epochs=VALUE instead"),
+    ("train data=ltcc data.root=null", "data.root may not be null; give a value: data.root=VALUE"),
+    ("train data=ltcc data.root=", "data.root is empty; give a value: data.root=VALUE"),
+    ("train data=ltcc data.root=${env:HOME}", "${env:…} asks for a value, and there is no env; as mere text: "),
+    ("synthesize layout=ltcc out=null", "out may not be null; give a value: out=VALUE"),
+    ("synthesize layout=ltcc out=", "out is empty; give a "),
+    ("compare out=null", "out may not be null; give a value: out=VALUE"),
+    ("label out=", "out is empty; give a path, or leave it out"),
+    ("evaluate checkpoint=", "checkpoint is empty; give a path, or leave it out"),
+    ("export formats=onnx", "formats=onnx: formats holds keys of its own; give formats.KEY=VALUE"),
     ("train ltcc", "ltcc is no key=value; did you mean +experiment=ltcc or data=ltcc?"),
     ("train =3", "=3 is no key=value"),
     ("train data=ltcc +datamodule.poeple=9", "datamodule.poeple is no key of train; did you mean datamodule.people?"),
@@ -367,3 +382,12 @@ def test_the_command_line_is_given_back_to_the_host_program(
     door.main()
     assert sys.argv is words
     assert sys.argv == ["prog", "where.clothes=5_1", "--cfg", "job"]
+
+
+def test_a_variable_that_holds_no_reference_is_told_in_a_line(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIP3DREID_WEIGHTS", "${x")
+    status, _, error = line("doctor")
+    assert status == 2
+    assert error == ("error: weights_dir holds a ${ that is no reference to a key; mend it where it is set\n")

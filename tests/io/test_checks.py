@@ -70,6 +70,7 @@ def test_the_first_value_that_does_not_fit_is_named_with_what_would(wrong, messa
 def test_what_was_probably_meant_is_said_only_where_it_is_near():
     assert hint("trian", ["train", "export"]) == "; did you mean train?"
     assert hint("zzz", ["train", "export"]) == ""
+    assert hint("TRIAN", ["train", "export"]) == "; did you mean train?"
     with pytest.raises(InputError, match="data=ltc is unknown; choose ltcc, prcc or pku; did you mean ltcc"):
         choose("data", "ltc", ["ltcc", "prcc", "pku"])
 

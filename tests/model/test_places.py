@@ -81,3 +81,8 @@ def test_a_training_starts_from_a_folder_as_from_the_file_in_it(tmp_path: Path) 
     load_pretrained(fresh, tmp_path / "run")
     for name, tensor in read_checkpoint(file).state.items():
         assert torch.equal(fresh.state_dict()[name], tensor)
+
+
+def test_an_empty_place_is_not_the_working_folder() -> None:
+    with pytest.raises(InputError, match="the model's place is empty; give "):
+        find_weights("")

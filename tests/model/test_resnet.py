@@ -98,3 +98,9 @@ def test_unknown_depths_and_strides_are_refused(options):
         match=r"depth=49 is unknown; choose 18, 34, |last_stride=3 is unknown; choose 1 or 2",
     ):
         ResNet(**options)
+
+
+@pytest.mark.parametrize("width", [0, -8, 7.5, True])
+def test_a_width_that_holds_no_channel_is_named(width):
+    with pytest.raises(InputError, match=r"width=\S+ must be a whole number, 1 or more"):
+        ResNet(18, width=width)

@@ -224,3 +224,8 @@ def test_bodies_are_textureless_and_wear_nothing() -> None:
     assert made.textureless
     assert set(made.outfits.values()) == {1}
     assert len(made.pictures) == 7 * 4
+
+
+def test_a_count_that_is_no_whole_number_is_named() -> None:
+    with pytest.raises(InputError, match=r"layout\.outfits=1\.5 must be a whole number"):
+        plan("ltcc", outfits=1.5)

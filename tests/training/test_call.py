@@ -93,6 +93,10 @@ def test_bad_requests_are_told_as_on_the_command_line_and_leave_nothing(ltcc_roo
         RankingSettings(metric="cosin")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="show 6 people, but a batch takes 40"):
         run(manifest, "run", batches=partial(SMALL, people=40))
+    with pytest.raises(InputError, match="no data set: data is empty"):
+        run([], "run")
+    with pytest.raises(InputError, match=r"loss\.identity"):
+        run(manifest, "run", losses={"identity": {"weight": 1.0}})
     with pytest.raises(InputError, match="split=tst is unknown"):
         evaluate_model("run", manifest, split="tst")  # type: ignore[arg-type]
     assert not Path("run").exists()

@@ -367,6 +367,30 @@ BAD = {
         ["+recipe=clip3dreid_release", "+experiment=ltcc", "data.root=ROOT"],
         "give the experiment first",
     ),
+    "a precision that there is not": (
+        ["data=ltcc", "data.root=ROOT", "precision=99"],
+        "trainer: Lightning refuses its settings: Precision '99' is invalid",
+    ),
+    "a rate that goes uphill": (
+        ["data=ltcc", "data.root=ROOT", "lr=-1"],
+        "refuses its settings: Invalid learning rate: -1",
+    ),
+    "a batch of nothing to evaluate": (
+        ["data=ltcc", "data.root=ROOT", "datamodule.evaluation_batch=0"],
+        "datamodule.evaluation_batch=0 must be a whole number, 1 or more",
+    ),
+    "less than no worker": (
+        ["data=ltcc", "data.root=ROOT", "datamodule.workers=-1"],
+        "datamodule.workers=-1 must be a whole number, 0 or more",
+    ),
+    "a height of nothing": (
+        ["data=ltcc", "data.root=ROOT", "datamodule.height=0"],
+        "datamodule.height=0 must be a whole number, 1 or more",
+    ),
+    "a seed that no generator takes": (
+        ["data=ltcc", "data.root=ROOT", "seed=99999999999999999999"],
+        "seed=99999999999999999999 must be a whole number from 0 to 4294967295",
+    ),
     "not a run": (["resume=/nowhere"], "not a run"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.io.checks import Positive, Seed, check
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CompareSettings:
     checkpoint: str = "last"
     order: tuple[str, ...] = ()
     resamples: Positive = 10_000
-    seed: Count = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
         check(self)

@@ -7,6 +7,7 @@ texts are quoted, so that nobody has to quote twice. A line that was made ready 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -35,6 +36,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.checks import alternatives, choose, hint
 
 _CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _LOOSE = ("trainer", "callbacks", "logger")
 """Nodes of Lightning's, where a word may stand for a number: `trainer.devices=auto`."""
 
@@ -53,6 +55,7 @@ _PATHS = (
 )
 """Last parts of keys that hold paths in every command that has them."""
 _COUNTS = ("seed", "epochs")
+_NOTHING = ("", "null", "''", '""')
 
 
 def ready(command: str, arguments: Sequence[str], *, thorough: bool = False) -> list[str]:
@@ -109,7 +112,7 @@ def _is_plain(word: Word) -> bool:
     if word.key.rpartition(".")[2] not in _PATHS:
         return False
     try:
-        return value == "null" or is_quoted(value) or parsed(value) == value
+        return is_quoted(value) or (value not in _NOTHING and parsed(value) == value)
     except ValueError:
         return False
 
@@ -138,6 +141,8 @@ def _check_options(command: str, line: CommandLine) -> None:
             raise InputError(f"{name} needs a value behind it")
         if name in ("--cfg", "-c"):
             choose(name, value, _CFG)
+        if name in ("--info", "-i") and value is not None:
+            choose(name, value, _INFO)
         if name in ("--config-dir", "-cd") and not Path(value or "").is_dir():
             raise InputError(
                 f"{name}={value} is no folder; give one that holds YAML files in folders like data/"
@@ -196,6 +201,12 @@ def _check_choice(command: str, word: Word, folders: tuple[Path, ...], sweep: bo
         return
     names = options(word.key, folders)
     value = word.value
+    if value == "null":
+        # Hydra takes a null of its own files alone.
+        instead = (
+            f"[] for none: {word.key}=[]" if isinstance(groups.get(word.key), list) else alternatives(names)
+        )
+        raise InputError(f"{word} names nothing; choose {instead}")
     inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
     parts = [part.strip() for part in split(inner) if part.strip()]
     if inner is value and len(parts) > 1 and not sweep:
@@ -267,6 +278,8 @@ def _placed(keys: Keys, word: Word) -> tuple[Place, Word]:
         )
         return keys.find(long), word
     place = keys.find(word.key)
+    if word.sign == "~" and place.node is not None and "." not in word.key:
+        raise InputError(f"{word}: {keys.command} needs {word.key}; give {word.key}=VALUE instead")
     if place.node is not None and not (word.sign == "+" and not place.known):
         # A plus before a key that is there says nothing more.
         return place, word._replace(sign="" if word.sign == "+" else word.sign)
@@ -307,6 +320,7 @@ def _value(keys: Keys, word: Word, place: Place, values: Sequence[Word], sweep: 
         return word
     if word.key == "batch" and keys.short("batch") is not None:
         return _batch(keys, word, values, sweep)
+    _refuse_nothing(word, place)
     holds = kind(word.key, place)
     if holds == "unknown":
         if word.key.partition(".")[0] in ("where", "synonyms"):
@@ -316,9 +330,32 @@ def _value(keys: Keys, word: Word, place: Place, values: Sequence[Word], sweep: 
         if word.key.partition(".")[0] not in _LOOSE:
             _check_value(word, holds, sweep, typed="." not in word.key)
         return word
+    if holds == "node" and not (
+        word.value == "null" or is_function(word.value) or word.value[:1] in ("{", "$")
+    ):
+        raise InputError(f"{word}: {word.key} holds keys of its own; give {word.key}.KEY=VALUE")
     if holds in ("numbers", "node"):
         return word
     return word._replace(value=kept(word.value, text=holds == "text", sweep=sweep))
+
+
+def _refuse_nothing(word: Word, place: Place) -> None:
+    """Refuse nothing where something must be given: `out=null` would make a folder called None.
+
+    These are the keys that must be given, and the command's own whose default is a text. What a null below them
+    means the owner says (`model.pretrained=null`).
+    """
+    value = (word.value or "").strip()
+    if value not in _NOTHING:
+        return
+    if value != "null" and word.key in _PATHS:
+        raise InputError(f"{word.key} is empty; give a path, or leave it out")
+    if place.node is None or place.node._is_interpolation():
+        return
+    own = "." not in word.key and isinstance(place.node._value(), str)
+    if place.node._is_missing() or own:
+        wrong = "may not be null" if value == "null" else "is empty"
+        raise InputError(f"{word.key} {wrong}; give a value: {word.key}=VALUE")
 
 
 def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
@@ -338,6 +375,8 @@ def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
             isinstance(content, bool),
             isinstance(content, int | float) and not isinstance(content, bool),
         )
+        if holds != "switch" and (switch or (isinstance(content, float) and not math.isfinite(content))):
+            raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
         if content is None or (not typed and not isinstance(content, str)):
             continue
         if holds == "switch" and not switch:

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from clip3dreid.config.folder import conf_dir as conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
@@ -95,7 +95,10 @@ def foreseen(error: BaseException) -> str | None:
     if not isinstance(error, configuration):
         return None
     chain = list(causes(error))
-    if isinstance(error, OverrideParseException):
+    # What cannot be read is a user's, whatever the parser stumbled over.
+    if isinstance(error, OverrideParseException) or any(
+        isinstance(link, GrammarParseError) for link in chain
+    ):
         return refusal(chain)
     rest = [link for link in chain if not isinstance(link, configuration)]
     if any(type(link) not in (TypeError, ValueError, KeyError, AttributeError) for link in rest):

@@ -19,10 +19,18 @@ _TABLE: tuple[tuple[str, _Say], ...] = (
         r"Interpolation key '([^']*)' not found[\s\S]*?full_key: ([\w.]+)",
         lambda m: f"{m[2]} refers to ${{{m[1]}}}, which is not there; as mere text: \\${{{m[1]}}}",
     ),
+    (
+        r"(?:mismatched input|no viable alternative|token recognition error)[\s\S]*?full_key: ([\w.]+)",
+        lambda m: f"{m[1]} holds a ${{ that is no reference to a key; mend it where it is set",
+    ),
     (r"Interpolation key '([^']*)' not found", lambda m: f"${{{m[1]}}} refers to a key that is not there"),
     (
         r"Unsupported interpolation type (\S+)[\s\S]*?full_key: ([\w.]+)",
         lambda m: f"{m[2]} asks ${{{m[1]}:…}} for a value, and there is no {m[1]}; as mere text: \\${{",
+    ),
+    (
+        r"Unsupported interpolation type (\S+)",
+        lambda m: f"${{{m[1]}:…}} asks for a value, and there is no {m[1]}; as mere text: \\${{",
     ),
     (r"field '([\w.]+)' is not Optional", lambda m: f"{m[1]} may not be null; give a value"),
     (

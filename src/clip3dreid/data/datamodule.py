@@ -28,6 +28,7 @@ from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.io.pictures import Pixels
 from clip3dreid.types import Batch, BodyBatch
 
@@ -94,6 +95,12 @@ class ReidDataModule(LightningDataModule):
         shared: Path | None = None,
     ) -> None:
         super().__init__()
+        for key, value in {"evaluation_batch": evaluation_batch, "height": height, "width": width}.items():
+            check_number(f"datamodule.{key}", value, Range(1), whole=True)
+        for key, value in {"workers": workers, "overfit_batches": overfit_batches}.items():
+            check_number(f"datamodule.{key}", value, Range(0), whole=True)
+        for key, value in {"people": people, "pictures": pictures}.items():
+            check_number(f"datamodule.{key}", value, whole=True)
         train_view = train_view or TrainView(height, width, square=square)
         test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.pictures import Pixels, read_rgb
 from clip3dreid.types import Batch
@@ -68,7 +68,9 @@ def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
     return resize(squared(rgb) if square else rgb, height, width)
 
 
-def _check_square(square: bool, height: int, width: int) -> None:
+def _check_size(square: bool, height: int, width: int) -> None:
+    for key, value in {"height": height, "width": width}.items():
+        check_number(f"datamodule.{key}", value, Range(1), whole=True)
     choose("datamodule.square", square, (True, False))
     if square and height != width:
         raise InputError(
@@ -133,7 +135,7 @@ class TestView:
     __test__ = False  # pytest takes the name for a test
 
     def __init__(self, height: int, width: int, square: bool = False) -> None:
-        _check_square(square, height, width)
+        _check_size(square, height, width)
         self.height = height
         self.width = width
         self.square = square
@@ -193,7 +195,7 @@ class TrainView:
         extra: Sequence[albumentations.BasicTransform] = (),
         square: bool = False,
     ) -> None:
-        _check_square(square, height, width)
+        _check_size(square, height, width)
         self.height = height
         self.width = width
         self.square = square

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip3dreid.io.checks import Count, check
+from clip3dreid.io.checks import Count, Seed, check
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class InspectionSettings:
 
     decode: bool = True
     workers: Count = 4
-    seed: Count = 1
+    seed: Seed = 1
     out: Path | None = None
     manifest: Path | None = None
 

@@ -37,13 +37,15 @@ class Range:
             return f" above {self.least:g}" + ("" if self.most == math.inf else f", at most {self.most:g}")
         if self.most == math.inf:
             return "" if self.least == -math.inf else f", {self.least:g} or more"
-        return f" from {self.least:g} to {self.most:g}"
+        return f" from {self.least:g} to {self.most:.10g}"
 
 
 Count = Annotated[int, Range(0)]
 """A whole number, 0 or more."""
 Positive = Annotated[int, Range(1)]
 """A whole number, 1 or more."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+"""A whole number that every generator takes: NumPy's older ones have 32 bits."""
 Fraction = Annotated[float, Range(0, 1)]
 """A number from 0 to 1."""
 Seconds = Annotated[float, Range(0)]
@@ -124,7 +126,14 @@ def alternatives(choices: Iterable[Any]) -> str:
 
 def nearest(word: Any, words: Iterable[Any]) -> str | None:
     """Return the word that was probably meant, None where nothing is near."""
-    close = difflib.get_close_matches(_shown(word), map(_shown, words), n=1, cutoff=0.6)
+    shown = list(map(_shown, words))
+    close = difflib.get_close_matches(_shown(word), shown, n=1, cutoff=0.6)
+    if not close:
+        # TRAIN is far from train letter by letter.
+        folded = {one.casefold(): one for one in shown}
+        close = [
+            folded[one] for one in difflib.get_close_matches(_shown(word).casefold(), folded, n=1, cutoff=0.6)
+        ]
     return close[0] if close else None
 
 

@@ -43,6 +43,8 @@ def find_weights(place: Path | str) -> ModelPlace:
     Raises:
         InputError: if it is not there, or a folder that holds none of these.
     """
+    if place == "":  # which is the working folder to `Path`
+        raise InputError(f"the model's place is empty; give {TAKEN}")
     path = Path(place).expanduser()
     if not path.is_dir():
         if not path.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from clip3dreid.io.checks import choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.model.backbone import Backbone, BackboneOutput
 
 
@@ -96,6 +96,7 @@ class ResNet(Backbone):
         super().__init__()
         choose("ResNet: depth", depth, STAGES)
         choose("ResNet: last_stride", last_stride, (1, 2))
+        check_number("width", width, Range(1), whole=True)
         block, (first, second, third, fourth) = STAGES[depth]
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -60,10 +60,9 @@ class Student(nn.Module):
         neck: bool = True,
     ) -> None:
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise InputError(
-                f"mean {list(mean)} and std {list(std)} must be three numbers each, std positive"
-            )
+        numbers = all(isinstance(one, int | float) for one in (*mean, *std))
+        if not numbers or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(f"mean={mean} and std={std} must be three numbers each, std positive")
         # Not part of the state: the config is their one home, and weights fit whatever the normalisation.
         self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)

@@ -101,7 +101,7 @@ class SearchResult:
 
 
 def search(
-    gallery: Shards | Path,
+    gallery: Shards | Path | str,
     model: ReidModel,
     queries: Queries,
     settings: SearchSettings | None = None,
@@ -134,7 +134,7 @@ def search(
         >>> result.answers[0].hits.select("rank", "score", "path")  # doctest: +SKIP
     """
     settings = settings or SearchSettings()
-    shards = gallery if isinstance(gallery, Shards) else Shards(gallery)
+    shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
     _check_model(model, shards)
     if isinstance(queries, TextQueries):
         column, score = "joint", "fit"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import check_number
 from clip3dreid.synthetic.plan import PeopleCounts, Plan, PlannedPicture
 
 DISTRACTOR, JUNK = "0", "-1"
@@ -24,9 +25,10 @@ def _at_least(least: int, why: str, **settings: int) -> None:
     """Refuse settings below `least`.
 
     Raises:
-        InputError: if one is; it names it and says why.
+        InputError: if one is, or is no whole number; it names it and says why.
     """
     for name, value in settings.items():
+        check_number(f"layout.{name}", value, whole=True)
         if value < least:
             raise InputError(f"layout.{name}={value} is too small: {why}; give at least {least}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec, read_source, shared_manifest
+from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import count
 from clip3dreid.retrieval.protocol import Protocols, ProtocolSet
 from clip3dreid.retrieval.standard import GENERAL
@@ -39,7 +40,13 @@ class RunData:
 
 
 def as_run_data(data: RunData | DataSpec | Manifest | Sequence[RunData]) -> list[RunData]:
-    """Return data sets however they were given: one or several, with protocols or, alone, without."""
+    """Return data sets however they were given: one or several, with protocols or, alone, without.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not data:
+        raise InputError("no data set: data is empty; give RunData, or a list of them")
     if isinstance(data, DataSpec | Manifest):
         return [RunData(data)]
     return [data] if isinstance(data, RunData) else list(data)

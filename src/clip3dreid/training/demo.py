@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.io.checks import Count, Positive, Seed, check
 from clip3dreid.io.files import atomic
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, RESULTS
 
@@ -44,11 +44,11 @@ class DemoSettings:
     """
 
     out: Path = Path("demo")
-    seed: Count = 7
+    seed: Seed = 7
     train_people: Positive = 150
     test_people: Positive = 40
     bodies: Positive = 1000
-    bodies_seed: Count = 8001
+    bodies_seed: Seed = 8001
     workers: Count = 2
     rendering: tuple[str, ...] = ()
     training: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number
 
 
@@ -77,6 +78,9 @@ def optimise(
         unscheduled: those of them that the schedule must leave alone.
         optimizer: makes the optimiser from parameter groups.
         schedule: multiplier of the learning rate for a 0-based epoch.
+
+    Raises:
+        InputError: if the optimiser takes none of its settings, such as a negative rate.
     """
     constant = {id(parameter) for parameter in unscheduled}
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
@@ -85,7 +89,11 @@ def optimise(
         ([parameter for parameter in trainable if id(parameter) in constant], lambda _: 1.0),
     ]
     groups = [group for group in groups if group[0]]
-    built = optimizer([{"params": members} for members, _ in groups])
+    try:
+        built = optimizer([{"params": members} for members, _ in groups])
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in getattr(optimizer, "keywords", {}).items())
+        raise InputError(f"optimizer.optimizer ({given}) refuses its settings: {error}") from error
     return built, LambdaLR(built, [multiplier for _, multiplier in groups])
 
 

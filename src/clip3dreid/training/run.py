@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,6 +22,7 @@ from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec
 from clip3dreid.data.training_set import training_set
+from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, check_same_training
 from clip3dreid.io.claims import (
     refuse_held,
@@ -31,7 +33,7 @@ from clip3dreid.io.launch import forget, launch
 from clip3dreid.io.launcher import own_processes
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, resume_argument
-from clip3dreid.loss.weighted import LossEntry, WeightedLosses
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
@@ -57,7 +59,7 @@ from clip3dreid.training.defaults import (
 )
 from clip3dreid.training.evaluation_module import limits
 from clip3dreid.training.module import ReidModule
-from clip3dreid.training.optimizer import constant
+from clip3dreid.training.optimizer import constant, optimise
 from clip3dreid.training.outcome import evaluate_run, record, selected
 from clip3dreid.training.prepare import (
     check_people,
@@ -151,6 +153,7 @@ def train(
         InputError: if what is asked for cannot be had of data, weights or losses.
         Stopped: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
+    needs(losses)  # refuses entries that are wrong, before anything reads them
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     folder = (Path(folder) if settings.resume is None else settings.resume).absolute()
@@ -272,11 +275,15 @@ def _monitor(request: TrainRequest, data: ReidDataModule) -> str | None:
 def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl.Trainer:
     best = [] if monitor is None or request.best is None else [request.best(monitor=monitor)]
     plugins = request.trainer.keywords.get("plugins") or ()
-    trainer = request.trainer(
-        callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
-        logger=list(request.loggers),
-        plugins=[*plugins, CheckpointFiles()],
-    )
+    try:
+        trainer = request.trainer(
+            callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
+            logger=list(request.loggers),
+            plugins=[*plugins, CheckpointFiles()],
+        )
+    except (TypeError, ValueError, ModuleNotFoundError, MisconfigurationException) as error:
+        # Lightning alone knows which precisions, devices and strategies go together.
+        raise InputError(f"trainer: Lightning refuses its settings: {error}") from error
     watch.take_over(trainer, None if request.invocation is None else request.invocation.processes)
     return trainer
 
@@ -284,7 +291,9 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
 def _check_before_anything_is_written(
     request: TrainRequest, trainer: pl.Trainer, data: ReidDataModule, module: ReidModule
 ) -> None:
-    """Refuse what loader, evaluator and norms would refuse later."""
+    """Refuse what loader, evaluator, optimiser and norms would refuse later."""
+    # On a parameter of its own: no state of the run's, no draw of its chance.
+    optimise([torch.nn.Parameter(torch.zeros(1, 1))], [], request.optimizer, request.schedule)
     data.sampler(0, trainer.world_size)
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)

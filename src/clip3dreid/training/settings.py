@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.io.checks import Count, Positive, Seed, check
 from clip3dreid.io.launch import FurtherProcesses
 
 
@@ -38,7 +38,7 @@ class TrainSettings:
     """
 
     epochs: Positive = 60
-    seed: Count = 1
+    seed: Seed = 1
     evaluate_every: Positive = 5
     select_on_test: bool = False
     resume: Path | None = None

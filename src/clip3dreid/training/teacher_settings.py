@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Count, Positive, Range, check
+from clip3dreid.io.checks import Count, Positive, Range, Seed, check
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PretrainingSettings:
         InputError: if a value is out of bounds.
     """
 
-    seed: Count = 1
+    seed: Seed = 1
     epochs: Positive = 46
     naming_epochs: Count = 30
     naming_weight: Annotated[float, Range(0)] = 0.5
