@@ -53,6 +53,14 @@ def cell(text: str) -> str:
     return " ".join(escaped.split())
 
 
+def fitting_end(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return as much of a text's end as is at most `width` pixels wide: digits are wider than most letters."""
+    if face.getlength(text) <= width:
+        return text
+    ends = ("\u2026" + text[start:] for start in range(1, len(text) + 1))
+    return next((end for end in ends if face.getlength(end) <= width), "\u2026")
+
+
 def short(name: str, most: int = 40) -> str:
     """Return the end of a long name, which tells paths apart."""
     return name if len(name) <= most else "\u2026" + name[1 - most :]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import atomic
-from clip3dreid.report.parts import BLUE, GREY, INK, font, readable, short
+from clip3dreid.report.parts import BLUE, GREY, INK, fitting_end, font, readable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of the files that can be drawn."""
@@ -87,7 +87,7 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
             y = top + place // columns * tall
             _paste(sheet, draw, hit, x, y, width, height)
             for number, caption in enumerate(hit.caption):
-                shown = short(caption, 17)
+                shown = fitting_end(caption, small, width)
                 draw.text(
                     (x, y + height + 2 + number * line), shown, font=small, fill=INK if not number else GREY
                 )
