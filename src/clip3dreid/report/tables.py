@@ -21,8 +21,7 @@ _SAME_PICTURE = {"drop": "dropped there", "keep": "KEPT, so that they find thems
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
-    # As text: brackets in a file's name are no markup.
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table = Table()
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -31,6 +30,9 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
+    # On a line of its own: a table's own title is broken at the table's width, a path in it with it. As text:
+    # brackets in a file's name are no markup.
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(table)
 
 
