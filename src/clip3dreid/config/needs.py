@@ -47,8 +47,9 @@ def print_students(weights_dir: str) -> None:
     # Plain lines, so that a command can be copied whole.
     if missing:
         print("To get what is missing, where there is a network:")  # noqa: T201
-    for one in missing:
-        print(f"  {own_command(one.fetch, one.place) or one.fetch}")  # noqa: T201
+    # Students that start from one file share a command.
+    for command in dict.fromkeys(own_command(one.fetch, one.place) or one.fetch for one in missing):
+        print(f"  {command}")  # noqa: T201
     print("All that one recipe needs: clip3dreid weights +experiment=NAME [key=value …]")  # noqa: T201
     if damaged := [one.place for one, state in rows if state.startswith("DAMAGED")]:
         raise InputError(f"{', '.join(damaged)}: checksum wrong; delete and fetch again")
