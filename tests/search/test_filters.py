@@ -74,6 +74,13 @@ def test_what_cannot_be_answered_is_refused_in_one_line(where, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_gallery_of_a_mere_folder_says_where_labels_come_from():
+    with pytest.raises(InputError, match="it has path; extract from a data set or a table to have labels"):
+        Filter(camera=1).mask(TABLE.select("path"))
+    with pytest.raises(InputError, match=r"it has [^;]*$"):
+        Filter(mood="glad").mask(TABLE)
+
+
 @given(
     st.lists(
         st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=6

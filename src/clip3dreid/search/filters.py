@@ -162,8 +162,11 @@ def _known(table: pl.DataFrame, column: str) -> pl.Series:
     """Return a column to filter by."""
     scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
     if column not in scalar:
+        unlabelled = {"person", "camera", "clothes", "tracklet", "frame"}.isdisjoint(scalar)
+        remedy = "; extract from a data set or a table to have labels, a folder of pictures has none"
         raise InputError(
             f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}{hint(column, scalar)}"
+            + (remedy if unlabelled else "")
         )
     if table[column].null_count() == len(table):
         raise InputError(
