@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ class _SameBatches(Sampler[list[tuple[int, int]]]):
     """The first `count` batches of epoch 0 in every epoch: a model that cannot learn these has a defect."""
 
     def __init__(self, batches: ResumableBatches, count: int) -> None:
-        self._batches = [batch for batch, _ in zip(batches, range(count), strict=False)]
+        self._batches = list(islice(batches, count))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self._batches)
@@ -95,12 +96,11 @@ class ReidDataModule(LightningDataModule):
         shared: Path | None = None,
     ) -> None:
         super().__init__()
-        for key, value in {"evaluation_batch": evaluation_batch, "height": height, "width": width}.items():
+        sizes = {"people": people, "pictures": pictures, "height": height, "width": width}
+        for key, value in {"evaluation_batch": evaluation_batch, **sizes}.items():
             check_number(f"datamodule.{key}", value, Range(1), whole=True)
         for key, value in {"workers": workers, "overfit_batches": overfit_batches}.items():
             check_number(f"datamodule.{key}", value, Range(0), whole=True)
-        for key, value in {"people": people, "pictures": pictures}.items():
-            check_number(f"datamodule.{key}", value, whole=True)
         train_view = train_view or TrainView(height, width, square=square)
         test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):
