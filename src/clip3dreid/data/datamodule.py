@@ -47,6 +47,31 @@ class _SameBatches(Sampler[list[tuple[int, int]]]):
         return len(self._batches)
 
 
+def check_view(
+    name: str, view: TestView | TrainView, height: int, width: int, square: bool, why: str
+) -> None:
+    """Check that a view makes pictures as all views of a run do.
+
+    Args:
+        name: of the view, for messages.
+        view: any.
+        height: H of `datamodule.height`, in pixels.
+        width: W of `datamodule.width`.
+        square: of `datamodule.square`.
+        why: ends the messages: why it must, or what to do.
+
+    Raises:
+        InputError: if it makes others.
+    """
+    if (view.height, view.width) != (height, width):
+        raise InputError(
+            f"{name} makes {view.height}x{view.width} pictures, datamodule.height and datamodule.width say "
+            f"{height}x{width}; {why}"
+        )
+    if view.square != square:
+        raise InputError(f"{name} has square={view.square}, datamodule.square says {square}; {why}")
+
+
 class ReidDataModule(LightningDataModule):
     """Training batches by identity, evaluation batches in table order.
 
@@ -104,15 +129,7 @@ class ReidDataModule(LightningDataModule):
         train_view = train_view or TrainView(height, width, square=square)
         test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):
-            if (view.height, view.width) != (height, width):
-                raise InputError(
-                    f"{type(view).__name__} makes {view.height}x{view.width} pictures, datamodule.height and "
-                    f"datamodule.width say {height}x{width}; set those two alone"
-                )
-            if view.square != square:
-                raise InputError(
-                    f"{type(view).__name__} has square={view.square}, datamodule.square says {square}; set that alone"
-                )
+            check_view(type(view).__name__, view, height, width, square, "set it in datamodule alone")
         self.manifests = list(manifests)
         self.seed = seed
         self.people_per_batch = people
