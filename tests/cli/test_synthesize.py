@@ -16,7 +16,7 @@ import pytest
 from hydra.utils import get_object, instantiate
 from PIL import Image
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.errors import InputError
 from tests.config.test_conf import check_bindings, composed

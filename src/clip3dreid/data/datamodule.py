@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -145,11 +146,15 @@ class ReidDataModule(LightningDataModule):
         self.bodies = bodies
         self.training = training_set(self.manifests)
         self.train_table, self.labels = self.training.table, self.training.labels
-        self.train_files = self.training.joined.files(self.train_table)
         self.validation_split = validation_split
         self._shared = shared
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
+
+    @cached_property
+    def train_files(self) -> list[Path]:
+        """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
+        return self.training.joined.files(self.train_table)
 
     @property
     def person_of_clothes(self) -> torch.Tensor:
