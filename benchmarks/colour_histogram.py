@@ -19,7 +19,8 @@ import polars as pl
 from hydra import compose, initialize_config_dir
 
 from clip3dreid.config import objects
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import read_manifest
 from clip3dreid.io.pictures import read_rgb

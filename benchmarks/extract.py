@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from clip3dreid.config.hydra import conf_dir, quieten, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import quieten, register
 from clip3dreid.data.images import TestView, read_rgb, to_unit
 from clip3dreid.inference.model import ReidModel, load
 

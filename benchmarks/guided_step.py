@@ -18,7 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from clip3dreid.body.smpl import load_body
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.loss.weighted import WeightedLosses
 from clip3dreid.model.embedding_cache import MemoryCache, TeacherEmbeddings
 from clip3dreid.model.normalisation import statistics_kept

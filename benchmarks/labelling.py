@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.io.pictures import read_rgb

@@ -27,7 +27,8 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 
 import clip3dreid
-from clip3dreid.config.hydra import conf_dir, quieten, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import quieten, register
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.guidance.embeddings import embed_pictures
 from clip3dreid.language.prompts import word_embeddings

@@ -20,7 +20,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.model.embedding_cache import EmbeddingCache, FileIdentity
 
 ROWS, WIDTH, BATCH = 100_000, 512, 64

@@ -27,7 +27,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from world_difficulty import pixels, varied
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.language.agreement import agreement, true_words
 from clip3dreid.language.labels import aggregate, choose
 from clip3dreid.language.prompts import word_embeddings

@@ -26,7 +26,7 @@ def measure(seconds: float) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from clip3dreid.config.hydra import conf_dir
+    from clip3dreid.config.folder import conf_dir
 
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         student = instantiate(compose(overrides=["+model/student=resnet18_quarter"]).model.student)

@@ -29,7 +29,8 @@ from colour_histogram import histogram
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.student import Student
 from clip3dreid.report.tables import print_table

@@ -22,7 +22,7 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.io.formats import write_table
 from tests.processes import PATIENCE_S
 

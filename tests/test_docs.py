@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clip3dreid.config.objects import data_names
+from clip3dreid.config.folder import options
 from clip3dreid.model.pooling import MaximumAverage
 from clip3dreid.model.student import Student
 from tests.conftest import Command
@@ -91,7 +91,7 @@ def test_names_that_were_given_up_are_in_no_page_and_no_config(old: str) -> None
 
 
 def test_the_readme_and_the_page_on_data_sets_name_every_data_set() -> None:
-    names = set(data_names())
+    names = set(options("data"))
     listed = re.search(r"`data=` is one of\n\n((?:`\w+`\s+)+)", TEXTS["README.md"])
     assert listed is not None
     assert set(re.findall(r"`(\w+)`", listed[1])) == names - {"embedded"}

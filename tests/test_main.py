@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +112,26 @@ print("loaded", *[name for name in {HEAVY} if name in sys.modules])
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("status")] == ["status 0", "status 2", "status 2"]
     assert lines[-1] == "loaded"
+
+
+def test_a_search_of_a_folder_without_shards_is_refused_before_anything_heavy_is_loaded(
+    tmp_path: Path,
+) -> None:
+    code = f"""
+import sys
+from clip3dreid.cli.search import main
+sys.argv = ["clip3dreid", "gallery=nowhere", "text=tall"]
+try:
+    main()
+except SystemExit as end:
+    print("status", end.code)
+print("loaded", *[name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path
+    )
+    assert "nowhere holds no shards" in done.stderr
+    assert done.stdout.splitlines() == ["status 2", "loaded"]
 
 
 def test_importing_every_room_changes_nothing_in_the_host_program() -> None:

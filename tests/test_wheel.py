@@ -75,7 +75,8 @@ def test_every_experiment_composes_from_another_folder(site: Path, tmp_path: Pat
 from pathlib import Path
 from hydra import compose, initialize_config_dir
 import clip3dreid
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 assert Path(clip3dreid.__file__).is_relative_to(SITE), clip3dreid.__file__
 assert conf_dir().is_relative_to(SITE), conf_dir()
 register()
@@ -112,7 +113,8 @@ def test_the_shipped_teacher_works_from_another_folder_without_a_network(site: P
 import clip3dreid
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.model.teacher import load_teacher
 assert Path(clip3dreid.__file__).is_relative_to(SITE), clip3dreid.__file__
 register()

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 def decimate(
     vertices: Array, faces: Array, count: int, importance: Array | None = None
 ) -> tuple[Array, Array]:
-    """Collapses edges into existing vertices until `count` are left, so that every shape keeps its own places.
+    """Collapse edges into existing vertices until `count` are left, so that every shape keeps its own places.
 
     Garland and Heckbert, "Surface Simplification Using Quadric Error Metrics", SIGGRAPH 1997, with half-edge
     collapses. Collapses that would pinch the surface or turn a face over are not done.

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from clip3dreid.cli.blur_faces import main
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 
 
 def test_command_blurs_a_folder_and_says_how_many_pictures_showed_no_face(tmp_path):

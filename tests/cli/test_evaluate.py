@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.model.weights import CARD, HEADS, read_checkpoint
 from tests.config.test_conf import check_bindings, composed
 from tests.conftest import Command, write_ltcc

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from clip3dreid.config import objects
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native

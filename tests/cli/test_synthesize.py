@@ -16,7 +16,7 @@ import pytest
 from hydra.utils import get_object, instantiate
 from PIL import Image
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.bodies import read_bodies
 from clip3dreid.errors import InputError
 from tests.config.test_conf import check_bindings, composed
@@ -67,13 +67,21 @@ def world(name: str, worlds: Path, invoke: Command) -> Path:
     return out
 
 
+def inspected(
+    name: str, worlds: Path, invoke: Command, *arguments: str
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A layout's world, and what `inspect_data` says of it; its manifest is `m.parquet`."""
+    root = world(name, worlds, invoke)
+    done = invoke("inspect_data", f"data={name}", f"data.root={root}", "manifest=m.parquet", *arguments)
+    assert done.returncode == 0, done.stderr
+    return root, done
+
+
 @pytest.mark.parametrize("name", READ)
 def test_inspect_data_finds_nothing_wrong_with_a_layout(
     name: str, worlds: Path, invoke: Command, tmp_path: Path
 ) -> None:
-    root = world(name, worlds, invoke)
-    done = invoke("inspect_data", f"data={name}", f"data.root={root}", "out=o.json", "manifest=m.parquet")
-    assert done.returncode == 0, done.stderr
+    _, done = inspected(name, worlds, invoke, "out=o.json")
     assert done.stderr == ""
     report = json.loads((tmp_path / "o.json").read_text())
     assert report["unreadable"] == []
@@ -90,9 +98,7 @@ def test_inspect_data_finds_nothing_wrong_with_a_layout(
 def test_the_truth_says_of_every_picture_what_the_reader_says(
     name: str, worlds: Path, invoke: Command, tmp_path: Path
 ) -> None:
-    root = world(name, worlds, invoke)
-    done = invoke("inspect_data", f"data={name}", f"data.root={root}", "manifest=m.parquet", "decode=false")
-    assert done.returncode == 0, done.stderr
+    root, _ = inspected(name, worlds, invoke, "decode=false")
     truth = pl.read_parquet(root / "truth.parquet")
     on_disk = {path for path in held(root) if path.endswith((".png", ".jpg"))}
     assert set(truth["path"]) == on_disk

@@ -6,7 +6,7 @@ import torch
 
 from clip3dreid.cli import weights
 from clip3dreid.config.checklist import weights_state
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.weights import read_card, read_checkpoint, student_from_checkpoint
 from tests.conftest import student_config

@@ -327,27 +327,29 @@ def test_words_of_hydras_own_options_are_no_folders(invoke: Command) -> None:
     assert before[0] not in done.stdout
 
 
-def test_a_sharp_eye_on_the_settings(invoke: Command, tmp_path: Path) -> None:
+def without_flip(facts: dict[str, Any]) -> None:
+    facts["flip"] = False
+
+
+def rerank(facts: dict[str, Any]) -> None:
+    for scores in facts["evaluations"][0]["results"].values():
+        scores["rerank"] = {"method": "KReciprocal", "k1": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(without_flip, ("flip=True", "x/2")), (rerank, ("rerank=None", "KReciprocal"))],
+    ids=["flip", "rerank"],
+)
+def test_runs_that_were_tested_in_different_ways_are_not_compared(
+    invoke: Command, tmp_path: Path, change: Callable[[dict[str, Any]], None], named: tuple[str, ...]
+) -> None:
     write_ablation(tmp_path / "x", seeds=1)
-    edit(tmp_path / "x/2", lambda facts: facts.update(flip=False))
+    edit(tmp_path / "x/2", change)
     done = invoke("compare", "x", FEW)
     assert done.returncode == 2
-    assert "flip=True" in done.stderr
-    assert "x/2" in done.stderr
-
-
-def test_re_ranked_scores_are_not_compared_with_plain_ones(invoke: Command, tmp_path: Path) -> None:
-    write_ablation(tmp_path / "x", seeds=1)
-
-    def rerank(facts: dict[str, Any]) -> None:
-        for scores in facts["evaluations"][0]["results"].values():
-            scores["rerank"] = {"method": "KReciprocal", "k1": 20}
-
-    edit(tmp_path / "x/2", rerank)
-    done = invoke("compare", "x", FEW)
-    assert done.returncode == 2
-    assert "rerank=None" in done.stderr
-    assert "KReciprocal" in done.stderr
+    for words in named:
+        assert words in done.stderr
 
 
 def test_a_cost_that_was_not_measured_is_blank(invoke: Command, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from clip3dreid.config.checklist import (
     to_get,
     weights_state,
 )
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.data.bodies import COMMAND, COMMAND_MB
 from clip3dreid.errors import InputError
 from tests.conftest import Command, student_config
@@ -262,7 +263,8 @@ def test_what_a_training_lacks_is_found_out_without_torch() -> None:
     code = """
 import sys
 from hydra import compose, initialize_config_dir
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.errors import InputError
 from clip3dreid.config import checklist
 register()

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from clip3dreid.__main__ import main
 from clip3dreid.config.command_line import ready
 from clip3dreid.config.commands import command_names
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.help import _top
-from clip3dreid.config.hydra import conf_dir
 
 Line = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.config.needs import print_needs
 from clip3dreid.model.teacher import NODE_KEYS, Teacher
 

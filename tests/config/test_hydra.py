@@ -9,7 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from clip3dreid.config.hydra import conf_dir, foreseen
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import foreseen
 from clip3dreid.errors import InputError
 from tests.processes import PATIENCE_S
 

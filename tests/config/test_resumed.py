@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.resumed import _refused, resumed
 from clip3dreid.errors import InputError
 from clip3dreid.io.run_folder import resume_argument

@@ -461,7 +461,7 @@ def test_names_that_are_not_utf8_are_refused_before_anything_is_copied(tmp_path)
     ("settings", "message"),
     [
         ({"margin": -0.1}, "margin=-0.1 must be a number, 0 or more"),
-        ({"strength": 0.0}, "strength=0.0 blurs nothing"),
+        ({"strength": 0.0}, "strength=0.0 must be a number above 0"),
         ({"workers": -1}, "workers=-1 must be a whole number, 0 or more"),
     ],
 )

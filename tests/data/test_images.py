@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.images import (
     EvaluationPictures,
     TestView,
@@ -217,7 +217,7 @@ class TestTrainViewGeometry:
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
-            ({"enlarge": 0.9}, "enlarge is 0.9"),
+            ({"enlarge": 0.9}, r"train_view\.enlarge=0\.9 must be a number, 1 or more"),
             ({"flip_probability": 1.5}, "flip_probability"),
             ({"erase_area": (0.4, 0.02)}, "erase_area"),
             ({"erase_aspect": (0.3,)}, "erase_aspect"),

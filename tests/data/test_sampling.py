@@ -191,7 +191,7 @@ def test_lightning_reaches_the_epoch_through_a_loader():
         ({"people": 9}, "8 people.* takes 9"),
         ({"people": 9, "sampler": "chunks"}, "8 people.* takes 9"),
         ({"people": 4, "world_size": 3}, "people=4 cannot be divided among 3"),
-        ({"people": 0}, "at least 1"),
+        ({"people": 0}, r"datamodule\.people=0 must be a whole number, 1 or more"),
         ({"sampler": "random"}, "sampler=random is unknown; choose distinct or chunks"),
     ],
 )

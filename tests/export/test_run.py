@@ -23,7 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clip3dreid.config import objects
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.export import run as exporting
 from clip3dreid.export.formats import Onnx, Opened, TorchExport

@@ -25,14 +25,10 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from tests.model.test_small_clip import CONFIG, MEAN, STD, TEXTS
 
+STATURE = {"measure": "stature", "words": ["short", "tall"], "cuts": [50], "phrase": "a {word} {person}"}
 VOCABULARY = Vocabulary(
     {
-        "stature": {
-            "measure": "stature",
-            "words": ["short", "tall"],
-            "cuts": [50],
-            "phrase": "a {word} {person}",
-        },
+        "stature": STATURE,
         "shoulders": {"measure": "shoulders", "words": ["broad shoulders", "narrow shoulders"], "cuts": [50]},
     },
     {"templates": ["{phrase}", "a photo of {phrase}"]},
@@ -91,12 +87,7 @@ def test_words_are_the_states_of_the_composed_sentence(
 def test_shorter_sentences_are_padded(teacher: Teacher) -> None:
     longer = Vocabulary(
         {
-            "stature": {
-                "measure": "stature",
-                "words": ["short", "tall"],
-                "cuts": [50],
-                "phrase": "a {word} {person}",
-            },
+            "stature": STATURE,
             "shoulders": {"measure": "shoulders", "words": ["broad shoulders", "arms"], "cuts": [50]},
         },
         {"templates": ["{phrase}"]},

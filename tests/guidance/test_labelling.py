@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.data.sources import DataSpec
 from clip3dreid.guidance import labelling

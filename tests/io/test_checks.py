@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Count, Fraction, Positive, Range, alternatives, check, choose, hint, some
+from clip3dreid.io.checks import (
+    Count,
+    Fraction,
+    Positive,
+    Range,
+    allows,
+    alternatives,
+    check,
+    choose,
+    hint,
+    some,
+)
 
 
 class Colour(enum.Enum):
@@ -65,6 +76,22 @@ def test_the_first_value_that_does_not_fit_is_named_with_what_would(wrong, messa
     with pytest.raises(InputError) as error:
         Settings(**wrong)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "right", "wrong"),
+    [
+        (str, "a", 1),
+        (list, [], {}),
+        (Positive, 1, 0),
+        (Positive, 2, True),
+        (Literal["npz", "parquet"], "npz", "csv"),
+    ],
+)
+def test_one_value_is_held_against_one_annotation(annotation: Any, right: Any, wrong: Any):
+    assert allows(annotation, right)
+    assert not allows(annotation, wrong)
+    assert not allows(annotation, None)
 
 
 def test_what_was_probably_meant_is_said_only_where_it_is_near():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.language.prompts import Prompts, prompts_of, with_articles, word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary

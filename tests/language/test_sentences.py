@@ -3,7 +3,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.language.vocabulary import Vocabulary

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from scipy.stats import percentileofscore
 
 from clip3dreid.body import measure
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.language.vocabulary import Vocabulary
 

@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, MaximumAverage
 from clip3dreid.model.resnet import ResNet

@@ -31,7 +31,8 @@ from transformers import (
     SiglipModel,
 )
 
-from clip3dreid.config.hydra import conf_dir, register
+from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.hydra import register
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import identify
 from clip3dreid.model import teacher as teacher_module

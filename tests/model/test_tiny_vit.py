@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.model.normalisation import GhostBatchNorm2d
 from clip3dreid.model.pooling import Average

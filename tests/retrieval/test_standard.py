@@ -3,7 +3,7 @@
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.retrieval.standard import CLOTHES, GENERAL
 
 

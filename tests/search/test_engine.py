@@ -6,7 +6,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.search.engine import Exact
 from clip3dreid.search.filters import Filter

@@ -141,7 +141,7 @@ def test_a_text_without_a_known_word_is_asked_of_the_teacher(invoke, saved_model
     """A model whose teacher is the shipped one; the sentence's vector is made by hand here."""
     from hydra import compose, initialize_config_dir
 
-    from clip3dreid.config.hydra import conf_dir
+    from clip3dreid.config.folder import conf_dir
     from clip3dreid.model.teacher import load_teacher
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

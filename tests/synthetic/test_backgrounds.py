@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from clip3dreid.errors import InputError
-from clip3dreid.synthetic.backgrounds import KINDS, Pictures, Procedural, canvas_size, scene, window
+from clip3dreid.synthetic.background_scenes import KINDS, scene
+from clip3dreid.synthetic.backgrounds import Pictures, Procedural, canvas_size, window
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -22,7 +22,7 @@ from clip3dreid.synthetic.cameras import (
     sample_shot,
 )
 from clip3dreid.synthetic.occluders import KINDS, Occluder, occlude
-from clip3dreid.synthetic.photograph import Photograph, photograph, photograph_bodies
+from clip3dreid.synthetic.photograph import Photograph, bare_bodies, photograph
 from tests.body import meshes
 
 HEIGHT, WIDTH = 96, 48
@@ -300,9 +300,8 @@ def test_bodies_are_grey_and_lit() -> None:
     figure = people(2)
     rngs = [np.random.default_rng(index) for index in range(2)]
     cameras, shots = [plain_camera(ambient=0.3)] * 2, [plain_shot()] * 2
-    taken = photograph_bodies(
-        figure.vertices, figure.faces, [0.7, 0.2], cameras, shots, [PLAIN] * 2, HEIGHT, WIDTH, rngs
-    )
+    bodies = bare_bodies(figure.vertices, figure.faces, [0.7, 0.2])
+    taken = photograph(*bodies, cameras, shots, [PLAIN] * 2, HEIGHT, WIDTH, rngs)
     for image, mask in zip(taken.image, taken.mask, strict=True):
         inside = image[mask == 255].astype(int)
         np.testing.assert_array_equal(inside.max(1), inside.min(1))
@@ -318,17 +317,7 @@ def test_one_of_each_is_needed_for_each_person() -> None:
     with pytest.raises(InputError, match=r"2 people and .*'shots': 1"):
         photograph(figure, red, [plain_camera()] * 2, [plain_shot()], [PLAIN] * 2, HEIGHT, WIDTH, rngs)
     with pytest.raises(InputError, match="2 bodies and 1 greys"):
-        photograph_bodies(
-            figure.vertices,
-            figure.faces,
-            [0.5],
-            [plain_camera()] * 2,
-            [plain_shot()] * 2,
-            [PLAIN] * 2,
-            HEIGHT,
-            WIDTH,
-            rngs,
-        )
+        bare_bodies(figure.vertices, figure.faces, [0.5])
 
 
 def test_a_figure_in_double_precision_looks_the_same() -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from clip3dreid.body.smpl import load_body
 from clip3dreid.config import objects
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.synthetic import layouts

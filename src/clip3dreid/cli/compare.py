@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,13 +11,14 @@ from omegaconf import DictConfig
 from clip3dreid.comparison.settings import CompareSettings
 from clip3dreid.config import objects
 from clip3dreid.config.bare_folders import with_folders
-from clip3dreid.config.hydra import entry_point, explained
+from clip3dreid.config.hydra import entry_point
 
 log = logging.getLogger(__name__)
 
 
-@entry_point("compare")
-def _main(cfg: DictConfig) -> None:
+@entry_point("compare", partial(with_folders, "runs"))
+def main(cfg: DictConfig) -> None:
+    """Compare, print the table, and say where everything is."""
     settings = objects.settings(
         CompareSettings,
         cfg,
@@ -37,17 +38,6 @@ def _main(cfg: DictConfig) -> None:
     for note in found.notes:
         log.warning("%s", note)
     log.info("table, numbers and figure: %s, compare.json and compare.png beside it", page)
-
-
-def main() -> None:
-    """Compare, print the table, and say where everything is."""
-    given = sys.argv
-    with explained():
-        sys.argv = [given[0], *with_folders("runs", given[1:])]
-    try:
-        _main()
-    finally:
-        sys.argv = given
 
 
 if __name__ == "__main__":

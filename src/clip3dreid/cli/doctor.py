@@ -14,16 +14,14 @@ from clip3dreid.errors import InputError
 def main(cfg: DictConfig) -> None:
     """Look, print, write `out`, and end with status 2 where something needed is missing or broken."""
     from clip3dreid.config.findings import findings
-    from clip3dreid.report.findings import print_findings, troubles
+    from clip3dreid.report.findings import print_findings, troubles, write_findings
 
     found = findings(
         str(cfg.weights_dir), Path(str(cfg.data_dir)).expanduser(), Path(str(cfg.bodies)).expanduser()
     )
     print_findings(found)
     if cfg.out is not None:
-        from clip3dreid.io.files import write_json
-
-        write_json(Path(str(cfg.out)).expanduser(), {"version": 1, **found})
+        write_findings(Path(str(cfg.out)).expanduser(), found)
     if wrong := troubles(found):
         raise InputError("; ".join(wrong))
 

@@ -8,10 +8,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config.evaluation import check_request, evaluated
 from clip3dreid.config.hydra import entry_point
-from clip3dreid.io.files import write_json
 from clip3dreid.io.launch import launch
-
-SCORES_VERSION = 1
 
 
 @entry_point("evaluate")
@@ -22,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     scored = evaluated(cfg)
     if not first:
         return
-    from clip3dreid.io.environment import environment
+    from clip3dreid.report.results import write_scores
     from clip3dreid.report.tables import print_scores, save_tables
 
     about = f"{cfg.features}, {cfg.metric}" if cfg.features is not None else scored.model
@@ -32,8 +29,7 @@ def main(cfg: DictConfig) -> None:
             folder, before = Path(str(cfg.per_query)), f"{name}_" if name else ""
             save_tables({folder / f"{before}{key}.parquet": q for key, q in scored.queries[name].items()})
     if cfg.out is not None:
-        facts = {"version": SCORES_VERSION, **scored.facts(), "environment": environment()}
-        write_json(Path(str(cfg.out)), facts)
+        write_scores(Path(str(cfg.out)), scored.facts())
 
 
 if __name__ == "__main__":

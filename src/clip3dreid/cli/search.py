@@ -9,6 +9,7 @@ from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.search.settings import SearchSettings
+from clip3dreid.search.shard_index import read_shard_index
 
 
 @entry_point("search")
@@ -19,7 +20,10 @@ def main(cfg: DictConfig) -> None:
     if gallery is None:
         raise InputError("where to look? Give gallery=FOLDER, which clip3dreid extract has filled")
     queries = objects.queries(cfg)
-    # Imported here, so that --help and a mistyped key are answered before torch is loaded.
+    index = read_shard_index(gallery)
+    if cfg.checkpoint is None:
+        raise InputError(f"checkpoint is not set; give the model that made {gallery}: {index['model']}")
+    # Imported here, so that --help, a mistyped key and a folder without shards are answered before torch is loaded.
     from clip3dreid.inference.model import load
     from clip3dreid.io.files import write_json
     from clip3dreid.report.search_sheet import check_sheet
@@ -30,10 +34,6 @@ def main(cfg: DictConfig) -> None:
     if sheet is not None:
         check_sheet(sheet)
     shards = Shards(gallery)
-    if cfg.checkpoint is None:
-        raise InputError(
-            f"checkpoint is not set; give the model that made {gallery}: {shards.facts['model']}"
-        )
     model = load(objects.checkpoint(cfg), trusted=trusted(cfg))
     engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
     result = search(shards, model, queries, settings, engine=engine, teacher=teacher)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from clip3dreid.config.checklist import check_files
-from clip3dreid.config.hydra import entry_point, explained
-from clip3dreid.config.objects import require_data, require_roots
+from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.objects import check_data_roots, require_data
 from clip3dreid.config.resumed import in_order, resumed
 from clip3dreid.config.run_folder import job_folder
 from clip3dreid.io.launch import launch
@@ -20,8 +19,8 @@ from clip3dreid.io.lean import import_lightning
 log = logging.getLogger(__name__)
 
 
-@entry_point("train")
-def _train(cfg: DictConfig) -> float | None:
+@entry_point("train", lambda arguments: in_order(resumed(arguments)))
+def main(cfg: DictConfig) -> float | None:
     """Train, print the scores, and return the headline's R1 for Hydra's sweepers that look for the best."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with job_folder(folder):
@@ -30,7 +29,7 @@ def _train(cfg: DictConfig) -> float | None:
         if first and cfg.resume is None:
             check_files(cfg, list(HydraConfig.get().overrides.task))
         if first:
-            require_roots(cfg)
+            check_data_roots(cfg)
         # Light until here: what a config lacks is said before torch is loaded.
         import_lightning()
         from clip3dreid.config.training import train_arguments
@@ -42,17 +41,6 @@ def _train(cfg: DictConfig) -> float | None:
             print_results(result.results)
             log.info("results, checkpoints and logs are in %s", folder)
         return result.headline
-
-
-def main() -> None:
-    """Go on with the run that `resume=` names, or begin one."""
-    given = sys.argv
-    with explained():
-        sys.argv = [given[0], *in_order(resumed(given[1:]))]
-    try:
-        _train()
-    finally:
-        sys.argv = given
 
 
 if __name__ == "__main__":

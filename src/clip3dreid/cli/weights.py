@@ -8,7 +8,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from clip3dreid.config import objects
-from clip3dreid.config.checklist import no_data
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.needs import print_needs, print_students
 from clip3dreid.config.trust import trusted
@@ -38,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     """Convert where `convert` is set; say what a recipe needs where there is one; list all students otherwise."""
     if cfg.convert is not None:
         _convert(cfg)
-    elif no_data(cfg):
+    elif objects.no_data(cfg):
         print_students(str(cfg.weights_dir))
     else:
         print_needs(cfg, list(HydraConfig.get().overrides.task))

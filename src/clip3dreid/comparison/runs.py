@@ -16,6 +16,7 @@ import polars as pl
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import hint
 from clip3dreid.io.formats import decoding, read_table, read_yaml
+from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, RESULTS
 from clip3dreid.report.results import CheckpointResults, OldResultsError, RunResults, read_results
 
 SCORES = {"r1": "R1", "map": "mAP"}
@@ -106,9 +107,7 @@ def find_runs(paths: Sequence[Path], checkpoint: str) -> tuple[list[FinishedRun]
             raise InputError(f"{path} is no folder; give a run's folder, or one that holds runs")
         here = list(_run_folders(path))
         if not here:
-            raise InputError(
-                f"no runs in {path}: no folder with config.yaml and results.json; check the path"
-            )
+            raise InputError(f"no runs in {path}: no folder with {CONFIG} and {RESULTS}; check the path")
         # A run that is given twice, by itself and inside another folder, counts once.
         for folder in here:
             folders.setdefault(folder.resolve(), folder)
@@ -161,7 +160,7 @@ def headline(run: FinishedRun) -> str:
         InputError: if the run has no scores.
     """
     if not run.evaluation.results:
-        raise InputError(f"{run.folder / 'results.json'} has no scores; {_AGAIN}")
+        raise InputError(f"{run.folder / RESULTS} has no scores; {_AGAIN}")
     return run.evaluation.headline
 
 
@@ -172,7 +171,7 @@ def under(run: FinishedRun, protocol: str) -> Run:
         InputError: if it was not tested under that protocol, or its files are damaged or do not fit together.
     """
     results, cost = run.evaluation.results, run.results.cost
-    path = run.folder / "results.json"
+    path = run.folder / RESULTS
     if protocol not in results:
         raise InputError(f"{path} has no protocol {protocol}; there are {', '.join(results)}")
     with decoding(path, "the results of a run", _AGAIN):
@@ -232,7 +231,7 @@ def _run_folders(path: Path) -> Iterator[Path]:
     """Yield run folders at and below a path, `2` before `10`; what lies in a run is not searched."""
     for place, below, files in os.walk(path):
         # The config comes with one of the other two as soon as a run starts; worlds and dashboards have one alone.
-        if "config.yaml" in files and ("results.json" in files or "environment.json" in files):
+        if CONFIG in files and (RESULTS in files or ENVIRONMENT in files):
             below.clear()
             yield Path(place)
         below[:] = sorted((name for name in below if not name.startswith(".")), key=_natural)
@@ -243,17 +242,15 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _read_run(folder: Path, checkpoint: str) -> FinishedRun:
-    path = folder / "results.json"
+    path = folder / RESULTS
     if not path.is_file():
-        raise _SkippedError("not finished, it has no results.json")
+        raise _SkippedError(f"not finished, it has no {RESULTS}")
     try:
         results = read_results(path, _AGAIN)
     except OldResultsError as error:
         raise _SkippedError(str(error)) from error
     with decoding(folder, "a run", "train again, or leave this folder out"):
-        cfg = read_yaml(
-            folder / "config.yaml", "the config of a run", "train again, or leave this folder out"
-        )
+        cfg = read_yaml(folder / CONFIG, "the config of a run", "train again, or leave this folder out")
         pair = (int(cfg["seed"]), str(cfg["data"]["root"]))
         # Older runs say rung.
         variant = cfg.get("variant") or cfg.get("rung") or results.variant
@@ -293,7 +290,7 @@ def _read_queries(path: Path, means: Mapping[str, float]) -> pl.DataFrame:
         if not abs(mean - value) <= _ROUNDING:
             # Where galleries are drawn, a query's first hit is a mean over the draws, which hides the hits.
             raise InputError(
-                f"{path}: {SCORES[key]} of its {len(table)} queries is {mean:.4f}, but results.json says "
+                f"{path}: {SCORES[key]} of its {len(table)} queries is {mean:.4f}, but {RESULTS} says "
                 f"{value:.4f}; choose a protocol that draws no galleries, or {_AGAIN}"
             )
     return table.sort("query", maintain_order=True)

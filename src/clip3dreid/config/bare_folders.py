@@ -7,24 +7,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from clip3dreid.config.words import VALUED
 from clip3dreid.errors import InputError
-
-_TAKES_VALUE = (
-    *(
-        "--cfg",
-        "-c",
-        "--package",
-        "-p",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-        "--config-dir",
-        "-cd",
-    ),
-    *("--info", "-i", "--experimental-rerun"),
-)
-"""Hydra's own options after which a word without a dash is no folder."""
 
 
 def with_folders(key: str, arguments: Sequence[str]) -> list[str]:
@@ -46,7 +30,7 @@ def with_folders(key: str, arguments: Sequence[str]) -> list[str]:
     options: list[str] = []
     before = ""
     for word in arguments:
-        if word.startswith("-") or before in _TAKES_VALUE:
+        if word.startswith("-") or before in VALUED:
             options.append(word)
         elif "=" in word and not Path(word).is_dir():
             overrides.append(word)

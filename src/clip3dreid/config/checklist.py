@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
-from clip3dreid.config.objects import check_data_roots
+from clip3dreid.config.folder import options
+from clip3dreid.config.objects import check_data_roots, no_data
 from clip3dreid.config.signatures import class_names
 from clip3dreid.errors import InputError
 
@@ -125,11 +125,6 @@ def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:
     raise InputError(f"{len(missing)} things are missing: {problems}. How to get all of them: {command}")
 
 
-def no_data(cfg: DictConfig) -> bool:
-    """Return whether no data set was chosen, neither by itself nor by an experiment."""
-    return OmegaConf.is_missing(cfg, "data") or cfg.data is None
-
-
 def commands(items: Sequence[Item]) -> list[str]:
     """Return what gets everything that is missing, nothing twice, commands first."""
     found = dict.fromkeys(item.get for item in items if item.get is not None)
@@ -219,7 +214,7 @@ def _teacher(node: DictConfig | None) -> Iterator[Item]:
 
     key = "model.teacher.path"
     if node is None:
-        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        names = ", ".join(options("model/teacher"))
         get = f"{_BY_HAND}this method needs a teacher: give model/teacher=NAME; NAME is one of {names}"
         yield Item("teacher", "model/teacher", "", "not chosen", None, get)
         return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import yaml
 
@@ -225,13 +224,12 @@ def _check_file(group: str, option: str, folders: tuple[Path, ...]) -> None:
     """Refuse a file of the user's own that holds no settings; one that is no YAML says so itself."""
     for folder in folders:
         path = folder / group / f"{option}.yaml"
-        if path.is_file() and not isinstance(yaml.safe_load(_text(path)), dict | None):
-            raise InputError(f"{path} holds no key: value pairs")
-
-
-def _text(path: Path) -> IO[str]:
-    """Return an open file, by whose name the parser calls it."""
-    return path.open(encoding="utf-8")
+        if path.is_file():
+            # A file, not its text: the parser's own words name it.
+            with path.open(encoding="utf-8") as stream:
+                content = yaml.safe_load(stream)
+            if not isinstance(content, dict | None):
+                raise InputError(f"{path} holds no key: value pairs")
 
 
 def _check_packages(command: str, choices: Sequence[Word], search: Sequence[str], sweep: bool) -> None:
@@ -371,17 +369,16 @@ def _check_value(word: Word, holds: str, sweep: bool, typed: bool) -> None:
             content = parsed(part)
         except ValueError:
             content = part
-        switch, number = (
-            isinstance(content, bool),
-            isinstance(content, int | float) and not isinstance(content, bool),
-        )
-        if holds != "switch" and (switch or (isinstance(content, float) and not math.isfinite(content))):
-            raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
-        if content is None or (not typed and not isinstance(content, str)):
+        if content is None:
             continue
-        if holds == "switch" and not switch:
-            choose(word.key, part, (True, False))
-        if (holds == "whole" and not isinstance(content, int)) or (holds != "switch" and not number):
+        if holds == "switch":
+            if not isinstance(content, bool) and (typed or isinstance(content, str)):
+                choose(word.key, part, (True, False))
+            continue
+        # A key of the root has a type; of one below it the owner knows what else it takes.
+        kinds = int if holds == "whole" else int | float
+        wrong = isinstance(content, str | bool) or (typed and not isinstance(content, kinds))
+        if wrong or (isinstance(content, float) and not math.isfinite(content)):
             raise InputError(f"{word.key}={part} must be a {'whole ' if holds == 'whole' else ''}number")
 
 

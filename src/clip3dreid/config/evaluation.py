@@ -36,7 +36,6 @@ def check_request(cfg: DictConfig) -> None:
             )
         return
     objects.require_data(cfg)
-    objects.require_roots(cfg)
     # Under the key of the training the checkpoint's own would quietly win.
     for side in ("height", "width"):
         if any(line.startswith(f"datamodule.{side}=") for line in HydraConfig.get().overrides.task):

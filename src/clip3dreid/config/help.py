@@ -10,6 +10,7 @@ from typing import NamedTuple
 from clip3dreid.config.commands import summary
 from clip3dreid.config.folder import conf_dir, options
 from clip3dreid.config.groups import ADDED, groups_of, root
+from clip3dreid.config.keys import SHORT
 
 _LINE = re.compile(r"(?P<indent> *)(?P<key>[\w-]+):(?: +(?P<value>.*?))?(?:\s+# ?(?P<comment>.*))?$")
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:(\w+),(\w+)\}")
@@ -158,8 +159,10 @@ def _groups(command: str) -> list[str]:
 
 def _short(command: str) -> list[str]:
     own, groups = root(command), groups_of(command)
-    reach = {"lr": "optimizer", "workers": "datamodule", "precision": "trainer", "batch": "datamodule"}
-    long = {"lr": "optimizer.optimizer.lr", "workers": "datamodule.workers", "precision": "trainer.precision"}
-    training = "optimizer" in groups and "datamodule" in groups
-    long["batch"] = "datamodule.people x datamodule.pictures" if training else "datamodule.evaluation_batch"
-    return [f"{name} = {long[name]}" for name, group in reach.items() if group in groups and name not in own]
+    training = "optimizer" in groups
+    lines = []
+    for name, keys in SHORT.items():
+        long = keys[0] if training else keys[-1]
+        if long.partition(".")[0] in groups and name not in own:
+            lines.append(f"{name} = {long}{' x datamodule.pictures' if long == 'datamodule.people' else ''}")
+    return lines

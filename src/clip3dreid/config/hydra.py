@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from clip3dreid.config.folder import conf_dir as conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
@@ -191,11 +191,14 @@ def _check(command: str, cfg: DictConfig) -> None:
         check_data_roots(cfg)
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def entry_point(
+    config_name: str, rewrite: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make `task(cfg)` a command line: Hydra's, with this project's treatment of errors.
 
     Args:
         config_name: root YAML in `conf_dir()`, without suffix.
+        rewrite: what the command makes of its words before anything else reads them; may raise InputError.
 
     Returns:
         A decorator; the decorated function takes no argument and reads `sys.argv`. Foreseen errors
@@ -228,11 +231,12 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
             given = sys.argv
             with explained(), _ended():
+                arguments = rewrite(given[1:])
                 try:
-                    sys.argv = [given[0], *_ready(config_name, given[1:])]
+                    sys.argv = [given[0], *_ready(config_name, arguments)]
                     run()
                 except (HydraException, OmegaConfBaseException):
-                    _say_better(config_name, given[1:])
+                    _say_better(config_name, arguments)
                     raise
                 finally:
                     sys.argv = given

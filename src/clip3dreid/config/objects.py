@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import options
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     import lightning.pytorch as lightning
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
 
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.export.formats import Format
@@ -78,9 +81,9 @@ def _fitted(value: Any, hint: Any) -> Any:
     return value
 
 
-def data_names() -> list[str]:
-    """Return the names that `data=` takes."""
-    return sorted(path.stem for path in (conf_dir() / "data").glob("*.yaml") if path.stem != "base")
+def no_data(cfg: DictConfig) -> bool:
+    """Return whether no data set was chosen, neither by itself nor by an experiment."""
+    return "data" not in cfg or OmegaConf.is_missing(cfg, "data") or cfg.data is None
 
 
 def require_data(cfg: DictConfig) -> None:
@@ -89,10 +92,9 @@ def require_data(cfg: DictConfig) -> None:
     Raises:
         InputError: with the names that there are.
     """
-    if "data" not in cfg or OmegaConf.is_missing(cfg, "data") or cfg.data is None:
-        raise InputError(
-            f"no data set: give data=NAME data.root=FOLDER; NAME is one of {', '.join(data_names())}"
-        )
+    if no_data(cfg):
+        names = ", ".join(options("data"))
+        raise InputError(f"no data set: give data=NAME data.root=FOLDER; NAME is one of {names}")
 
 
 def data_nodes(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -107,7 +109,7 @@ def check_data_roots(cfg: DictConfig) -> None:
     Raises:
         InputError: as the reader of the first that is not there says it, which knows what it expects.
     """
-    if OmegaConf.is_missing(cfg, "data") or not isinstance(cfg.get("data"), DictConfig):
+    if no_data(cfg):
         return
     for node in data_nodes(cfg).values():
         if not OmegaConf.is_missing(node, "root"):
@@ -139,19 +141,6 @@ def data_specs(cfg: DictConfig) -> list[DataSpec]:
     return [data_spec(node, key) for key, node in data_nodes(cfg).items()]
 
 
-def require_roots(cfg: DictConfig) -> None:
-    """Check that the folders of all data sets of a config are there, before anything heavy is loaded.
-
-    Raises:
-        InputError: as their readers, which know what to look for.
-    """
-    from clip3dreid.data.sources import read_manifest
-
-    for spec in data_specs(cfg):
-        if not spec.root.exists():
-            read_manifest(spec)
-
-
 def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolSet:
     """Make the protocols of a node that maps names to them.
 
@@ -168,8 +157,8 @@ def protocol_set(nodes: DictConfig, headline: str | None, key: str) -> ProtocolS
     protocols = {str(name): instantiate(node, _convert_="all") for name, node in nodes.items()}
     if headline not in protocols and len(protocols) == 1:
         headline = next(iter(protocols))
-    if protocols and headline not in protocols:
-        raise InputError(f"{key}={headline} is none of the protocols {', '.join(protocols)}; give {key}=NAME")
+    if protocols:
+        choose(key, headline, protocols)
     return ProtocolSet(protocols, headline or "")
 
 
@@ -230,11 +219,25 @@ def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
         "optimizer": instantiate(cfg.optimizer.optimizer),
         "schedule": instantiate(cfg.optimizer.schedule),
         "trainer": trainer_factory(cfg),
-        "callbacks": [
-            instantiate(node) for name, node in (cfg.get("callbacks") or {}).items() if name != "best"
-        ],
-        "loggers": [instantiate(node) for node in (cfg.get("logger") or {}).values()],
+        "callbacks": callbacks(cfg)[0],
+        "loggers": loggers(cfg),
     }
+
+
+def callbacks(cfg: DictConfig) -> tuple[list[Callback], Any]:
+    """Make all of `cfg.callbacks`; what saves the best checkpoint stands apart, as it lacks the score's name."""
+    nodes = dict((cfg.get("callbacks") or {}).items())
+    best = instantiate(nodes.pop("best")) if "best" in nodes else None
+    if not cfg.get("logger"):
+        nodes.pop("learning_rate", None)  # which has nothing to write to
+    return [instantiate(node) for node in nodes.values()], best
+
+
+def loggers(cfg: DictConfig) -> list[Logger]:
+    """Make all of `cfg.logger`, but for W&B where the environment says that it is disabled."""
+    disabled = os.environ.get("WANDB_MODE") == "disabled"
+    nodes = (cfg.get("logger") or {}).items()
+    return [instantiate(node) for name, node in nodes if not (disabled and name == "wandb")]
 
 
 def texts(cfg: DictConfig, *keys: str) -> dict[str, Any]:
@@ -355,14 +358,7 @@ def engine(cfg: DictConfig) -> Engine:
 
 def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
     """Return what loads the teacher of `model/teacher=`, when it is asked for; None: none is chosen."""
-    node = cfg.get("model", {}).get("teacher")
-
-    def make() -> Teacher:
-        from clip3dreid.model.teacher import load_teacher
-
-        return load_teacher(plain(node), trusted(cfg))
-
-    return None if node is None else make
+    return None if cfg.get("model", {}).get("teacher") is None else teacher(cfg)
 
 
 # Guides.
@@ -381,7 +377,7 @@ def teacher_node(cfg: DictConfig, problem: str = "this method needs a teacher") 
     node = cfg.model.get("teacher") if "model" in cfg else None
     # A method may say how the teacher looks at pictures, and so have a node where there is no teacher.
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        names = ", ".join(sorted(path.stem for path in (conf_dir() / "model" / "teacher").glob("*.yaml")))
+        names = ", ".join(options("model/teacher"))
         raise InputError(f"{problem}: give model/teacher=NAME; NAME is one of {names}")
     return node
 
@@ -414,7 +410,7 @@ def synthesis_settings(cfg: DictConfig) -> SynthesisSettings:
     from clip3dreid.synthetic.settings import SynthesisSettings, WorldSettings
 
     if "layout" not in cfg or cfg.layout is None:
-        names = ", ".join(sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml")))
+        names = ", ".join(options("layout"))
         raise InputError(f"no layout: give layout=NAME; NAME is one of {names}")
     handling = ("out", "workers", "overwrite")  # which do not decide how the world looks
     return settings(

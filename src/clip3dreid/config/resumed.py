@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from clip3dreid.config.hydra import conf_dir
+from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.renamed import renamed_override
 from clip3dreid.config.schema import TrainConfig
 from clip3dreid.config.trust import KEY

@@ -22,8 +22,6 @@ from clip3dreid.training.settings import Invocation, RankingSettings, TrainSetti
 
 if TYPE_CHECKING:
     import torch
-    from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.loggers import Logger
 
     from clip3dreid.data.training_set import TrainingSet
     from clip3dreid.guidance.guides import Guide
@@ -85,21 +83,6 @@ def run_data(cfg: DictConfig, *, selecting: bool = False) -> list[RunData]:
         RunData(spec, protocols["test"][spec.name], protocols["val"][spec.name])
         for spec in objects.data_specs(cfg)
     ]
-
-
-def callbacks(cfg: DictConfig) -> tuple[list[Callback], Any]:
-    """Make all of `cfg.callbacks`; what saves the best checkpoint stands apart, as it lacks the score's name."""
-    nodes = dict(cfg.callbacks.items())
-    best = instantiate(nodes.pop("best")) if "best" in nodes else None
-    if not cfg.logger:
-        nodes.pop("learning_rate", None)  # which has nothing to write to
-    return [instantiate(node) for node in nodes.values()], best
-
-
-def loggers(cfg: DictConfig) -> list[Logger]:
-    """Make all of `cfg.logger`, but for W&B where the environment says that it is disabled."""
-    disabled = os.environ.get("WANDB_MODE") == "disabled"
-    return [instantiate(node) for name, node in cfg.logger.items() if not (disabled and name == "wandb")]
 
 
 def training_device(cfg: DictConfig) -> torch.device:
@@ -191,7 +174,7 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if something is not set, or a value is none of those that there are.
     """
-    steps, best = callbacks(cfg)
+    steps, best = objects.callbacks(cfg)
     return {
         "data": run_data(cfg, selecting=True),
         "student": objects.plain(cfg.model.student),
@@ -204,7 +187,7 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "schedule": instantiate(cfg.optimizer.schedule),
         "guides": lambda pictures, labels, shared: guides(cfg, pictures, labels=labels, shared=shared),
         "trainer": objects.trainer_factory(cfg),
-        "loggers": loggers(cfg),
+        "loggers": objects.loggers(cfg),
         "callbacks": steps,
         "best": best,
         "config": objects.plain(cfg),

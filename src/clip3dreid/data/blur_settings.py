@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Count, Range, check
 
 
@@ -26,7 +25,7 @@ class BlurSettings:
     """
 
     margin: Annotated[float, Range(0)] = 0.1
-    strength: float = 0.2
+    strength: Annotated[float, Range(0, above=True)] = 0.2
     workers: Count = 4
     on_error: Literal["fail", "skip"] = "fail"
     overwrite: bool = False
@@ -34,5 +33,3 @@ class BlurSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check(self)
-        if self.strength <= 0:
-            raise InputError(f"strength={self.strength} blurs nothing; give a number above 0")

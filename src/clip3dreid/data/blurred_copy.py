@@ -181,7 +181,7 @@ def _listing(path: Path) -> Iterator[Outcome]:
 
 
 def finish(out: Path, stage: Path, settings: Mapping[str, Any], outcomes: Sequence[Outcome]) -> BlurReport:
-    """Write listing and report and removes the working folder."""
+    """Write listing and report, and remove the working folder."""
     table = pl.DataFrame(
         sorted(outcomes), schema={"path": pl.String, "outcome": pl.String, "boxes": pl.Int64}, orient="row"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,13 +39,38 @@ class _SameBatches(Sampler[list[tuple[int, int]]]):
     """The first `count` batches of epoch 0 in every epoch: a model that cannot learn these has a defect."""
 
     def __init__(self, batches: ResumableBatches, count: int) -> None:
-        self._batches = [batch for batch, _ in zip(batches, range(count), strict=False)]
+        self._batches = list(islice(batches, count))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
+
+
+def check_view(
+    name: str, view: TestView | TrainView, height: int, width: int, square: bool, why: str
+) -> None:
+    """Check that a view makes pictures as all views of a run do.
+
+    Args:
+        name: of the view, for messages.
+        view: any.
+        height: H of `datamodule.height`, in pixels.
+        width: W of `datamodule.width`.
+        square: of `datamodule.square`.
+        why: ends the messages: why it must, or what to do.
+
+    Raises:
+        InputError: if it makes others.
+    """
+    if (view.height, view.width) != (height, width):
+        raise InputError(
+            f"{name} makes {view.height}x{view.width} pictures, datamodule.height and datamodule.width say "
+            f"{height}x{width}; {why}"
+        )
+    if view.square != square:
+        raise InputError(f"{name} has square={view.square}, datamodule.square says {square}; {why}")
 
 
 class ReidDataModule(LightningDataModule):
@@ -95,24 +122,15 @@ class ReidDataModule(LightningDataModule):
         shared: Path | None = None,
     ) -> None:
         super().__init__()
-        for key, value in {"evaluation_batch": evaluation_batch, "height": height, "width": width}.items():
+        sizes = {"people": people, "pictures": pictures, "height": height, "width": width}
+        for key, value in {"evaluation_batch": evaluation_batch, **sizes}.items():
             check_number(f"datamodule.{key}", value, Range(1), whole=True)
         for key, value in {"workers": workers, "overfit_batches": overfit_batches}.items():
             check_number(f"datamodule.{key}", value, Range(0), whole=True)
-        for key, value in {"people": people, "pictures": pictures}.items():
-            check_number(f"datamodule.{key}", value, whole=True)
         train_view = train_view or TrainView(height, width, square=square)
         test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):
-            if (view.height, view.width) != (height, width):
-                raise InputError(
-                    f"{type(view).__name__} makes {view.height}x{view.width} pictures, datamodule.height and "
-                    f"datamodule.width say {height}x{width}; set those two alone"
-                )
-            if view.square != square:
-                raise InputError(
-                    f"{type(view).__name__} has square={view.square}, datamodule.square says {square}; set that alone"
-                )
+            check_view(type(view).__name__, view, height, width, square, "set it in datamodule alone")
         self.manifests = list(manifests)
         self.seed = seed
         self.people_per_batch = people
@@ -128,11 +146,15 @@ class ReidDataModule(LightningDataModule):
         self.bodies = bodies
         self.training = training_set(self.manifests)
         self.train_table, self.labels = self.training.table, self.training.labels
-        self.train_files = self.training.joined.files(self.train_table)
         self.validation_split = validation_split
         self._shared = shared
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
+
+    @cached_property
+    def train_files(self) -> list[Path]:
+        """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
+        return self.training.joined.files(self.train_table)
 
     @property
     def person_of_clothes(self) -> torch.Tensor:

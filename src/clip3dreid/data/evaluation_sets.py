@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import polars as pl
 
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.same_pictures import mark_same_pictures
+from clip3dreid.data.sources import shared_name
 from clip3dreid.io.formats import read_table, write_table
 
 _WHAT, _AGAIN = "what the first process has found out for the others", "start the run again"
@@ -47,7 +47,9 @@ def evaluation_sets(
                 query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
             else:
                 query, gallery = (
-                    read_table(_file(shared, manifest.name, split, side), _WHAT, _AGAIN, sealed=False)[0]
+                    read_table(
+                        shared / shared_name(f"{split}-{side}", manifest.name), _WHAT, _AGAIN, sealed=False
+                    )[0]
                     for side in ("query", "gallery")
                 )
             files = manifest.files(query) + manifest.files(gallery)
@@ -59,9 +61,4 @@ def share_evaluation_sets(sets: Sequence[EvaluationSet], split: str, folder: Pat
     """Write sets to a folder, for the other processes of a run."""
     for one in sets:
         for side, table in (("query", one.query), ("gallery", one.gallery)):
-            write_table(_file(folder, one.name, split, side), table)
-
-
-def _file(folder: Path, name: str, split: str, side: str) -> Path:
-    # A data set may have any name.
-    return folder / f"{split}-{side}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
+            write_table(folder / shared_name(f"{split}-{side}", one.name), table)

@@ -199,12 +199,12 @@ class TrainView:
         self.height = height
         self.width = width
         self.square = square
+        check_number("train_view.enlarge", enlarge, Range(1))
         self.enlarged = round(height * enlarge), round(width * enlarge)
         self.probability = enlarge_probability, flip_probability, erase_probability
         self.keep_view = keep_view
-        _require(enlarge >= 1, "enlarge", enlarge, "at least 1")
         for name, chance in zip(("enlarge", "flip", "erase"), self.probability, strict=True):
-            _require(0 <= chance <= 1, f"{name}_probability", chance, "within 0..1")
+            check_number(f"train_view.{name}_probability", chance, Range(0, 1))
         ordered = len(erase_area) == 2 and 0 < erase_area[0] <= erase_area[1] < 1
         _require(ordered, "erase_area", erase_area, "two fractions in order, between 0 and 1")
         ordered = len(erase_aspect) == 2 and 0 < erase_aspect[0] <= erase_aspect[1]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import choose
+from clip3dreid.io.checks import Range, check_number, choose
 
 Ints = npt.NDArray[np.int64]
 
@@ -107,10 +107,8 @@ class IdentityBatches(ResumableBatches):
     ) -> None:
         super().__init__()
         choose("datamodule.sampler", sampler, SAMPLERS)
-        if people < 1 or pictures < 1:
-            raise InputError(
-                f"datamodule.people={people} and datamodule.pictures={pictures}: a batch needs at least 1 of both"
-            )
+        for key, value in {"people": people, "pictures": pictures}.items():
+            check_number(f"datamodule.{key}", value, Range(1), whole=True)
         if people % world_size:
             raise InputError(
                 f"datamodule.people={people} cannot be divided among {world_size} processes; "

@@ -80,14 +80,14 @@ def read_source(spec: DataSpec, seed: int, workers: int = 1) -> Manifest:
 def share_manifests(manifests: Sequence[Manifest], folder: Path) -> None:
     """Write to a folder what was found on the data's disk, for the other processes of a run."""
     for manifest in manifests:
-        save(manifest, folder / _file(manifest.name))
+        save(manifest, folder / shared_name("manifest", manifest.name))
 
 
 def shared_manifest(name: str, folder: Path) -> Manifest:
     """Read what another process has put into a folder with `share_manifests`."""
-    return load(folder / _file(name))
+    return load(folder / shared_name("manifest", name))
 
 
-def _file(name: str) -> str:
-    # A data set may have any name.
-    return f"manifest-{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
+def shared_name(what: str, data_set: str) -> str:
+    """Return the name of a table of a data set, which may be called anything, for the other processes of a run."""
+    return f"{what}-{hashlib.sha256(data_set.encode()).hexdigest()[:16]}.parquet"

@@ -67,9 +67,6 @@ def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
         # Nothing to apply, nothing to apply twice.
         return [float(str(value)) for value in buffer.flatten().numpy()] if outside else None
 
-    widths = {"embedding": model.student.width}
-    if "joint" in model.heads:
-        widths["joint"] = len(model.heads["joint"].get_buffer("bias"))
     return {
         "version": CONTRACT_VERSION,
         "input": {"name": INPUT, "dtype": settings.input, "channels": "RGB"},
@@ -81,6 +78,6 @@ def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
         "std": values(model.student.std),
         "flip": settings.flip,
         "unit_length": settings.unit_length,
-        "outputs": {name: widths[name] for name in settings.outputs},
+        "outputs": {name: model.widths[name] for name in settings.outputs},
         "data": model.card.get("data") or [],
     }

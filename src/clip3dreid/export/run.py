@@ -35,9 +35,11 @@ class ExportedFile(NamedTuple):
     name: str
     """Of the file, in the export's folder."""
     megabytes: float
+    """10^6 bytes."""
     facts: dict[str, Any]
     """What its format tells of it, such as `opset`."""
     parity: Parity
+    """How close it is to the model."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Exported:
     """What came of an export."""
 
     folder: Path
+    """Where the files and `export.json` are."""
     contract: Contract
     """What the files say of themselves."""
     parameters: int
@@ -52,6 +55,7 @@ class Exported:
     files: dict[str, ExportedFile]
     """By name of the format."""
     threads: int
+    """Of torch and of onnxruntime, while files were checked and timed."""
     milliseconds: dict[str, dict[str, float]] | None
     """Pictures in a batch -> `torch` (the same graph, run by torch) and formats -> milliseconds a picture; None where
     speed was not measured."""

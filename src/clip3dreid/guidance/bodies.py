@@ -14,6 +14,7 @@ import torch
 
 from clip3dreid.body.smpl import BodyModel, body_digest
 from clip3dreid.data.bodies import BodyStream, BodyTable, read_bodies
+from clip3dreid.data.datamodule import check_view
 from clip3dreid.data.images import TrainView
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Given, Same
@@ -83,16 +84,8 @@ class BodyGuide:
 
     def _checked_view(self) -> TrainView:
         view = self._view()
-        if (view.height, view.width) != (self._height, self._width):
-            raise InputError(
-                f"bodies.view makes {view.height}x{view.width} pictures, datamodule.height and datamodule.width say "
-                f"{self._height}x{self._width}; both streams go through one student"
-            )
-        if view.square != self._square:
-            raise InputError(
-                f"bodies.view has square={view.square}, datamodule.square says {self._square}; both streams go "
-                "through one student"
-            )
+        why = "both streams go through one student"
+        check_view("bodies.view", view, self._height, self._width, self._square, why)
         return view
 
     def _facts(self, body: BodyModel, table: BodyTable) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.training_set import TrainingSet
-from clip3dreid.errors import InputError
-from clip3dreid.guidance.settings import FRESH, TeacherUse
+from clip3dreid.guidance.settings import FRESH, TeacherUse, check_kept
 from clip3dreid.io.checks import choose
 from clip3dreid.io.files import identify
 from clip3dreid.io.locks import at_work
@@ -34,8 +33,6 @@ from clip3dreid.types import TextTargets
 
 log = logging.getLogger(__name__)
 
-KEPT = ("memory", "disk")
-"""Where embeddings can be kept."""
 ROWS = 8192
 """Embeddings read at a time."""
 
@@ -244,8 +241,7 @@ def embed_pictures(
     Raises:
         InputError: if a picture cannot be read, the folder holds another teacher's embeddings, or `cache` is unknown.
     """
-    if cache not in KEPT:
-        raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
+    check_kept(cache)
     files = manifest.files(table)
     if cache == "memory":
         rows = range(len(files))

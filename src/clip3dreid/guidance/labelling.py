@@ -16,8 +16,8 @@ from clip3dreid.data.sources import DataSpec, read_manifest, read_source
 from clip3dreid.data.training_set import TrainingSet, training_set
 from clip3dreid.data.truth_file import has_truth, read_truth
 from clip3dreid.errors import InputError
-from clip3dreid.guidance.embeddings import KEPT, TrainingEmbeddings, row_blocks
-from clip3dreid.guidance.settings import Calibration, LabelRun, Level, TeacherUse
+from clip3dreid.guidance.embeddings import TrainingEmbeddings, row_blocks
+from clip3dreid.guidance.settings import Calibration, LabelRun, Level, TeacherUse, check_kept
 from clip3dreid.io.files import inside
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.staging import together
@@ -109,8 +109,7 @@ def label(
         InputError: if data, teacher or vocabulary are missing or do not fit, or the folder holds labels, something
             else of the same names, or is in use.
     """
-    if use.cache not in KEPT:
-        raise InputError(f"model.teacher.cache={use.cache} keeps nothing; choose memory or disk")
+    check_kept(use.cache)
     path = _output(settings)
     with at_work(path.parent, "labels people", tidy=True):
         _output(settings)

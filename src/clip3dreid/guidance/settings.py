@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Count, Positive, Seed, check
 
 Level = Literal["person", "image"]
 """Whose words labels are: a person's, or each picture's by itself."""
@@ -16,6 +17,16 @@ TeacherCache = Literal["disk", "memory", "off", "off_erased"]
 """Where the teacher's embeddings are kept; `off` and `off_erased` have it look at every augmented picture."""
 FRESH: tuple[TeacherCache, ...] = ("off", "off_erased")
 """Without a cache: the augmented picture before erasing, or the very one that the student sees."""
+
+
+def check_kept(cache: str) -> None:
+    """Check that a cache keeps embeddings, for what needs each of them once and for all.
+
+    Raises:
+        InputError: if it is one of `FRESH`, or none that there is.
+    """
+    if cache not in ("memory", "disk"):
+        raise InputError(f"model.teacher.cache={cache} keeps nothing; choose memory or disk")
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class LabelRun:
     device: str = "auto"
     batch: Positive = 64
     workers: Count = 4
-    seed: Count = 1
+    seed: Seed = 1
 
     def __post_init__(self) -> None:
         check(self)

@@ -119,7 +119,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         found = {"embedding": self.student.width}
         for name, part in (("joint", "joint"), ("betas", "shape")):
             if part in self.heads:
-                found[name] = len(self._head(part, "", "").get_buffer("bias"))
+                found[name] = len(self.heads[part].get_buffer("bias"))
         return found
 
     @property
@@ -188,8 +188,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `embed`, and if the model has not learnt this.
         """
-        head = self._head("joint", "the teacher's space", "loss.local (projection=student)")
-        return self._run(lambda seen: seen.joint, images, batch_size, len(head.get_buffer("bias")))
+        self._head("joint", "the teacher's space", "loss.local (projection=student)")
+        return self._run(lambda seen: seen.joint, images, batch_size, self.widths["joint"])
 
     def describe(self, images: Pictures, *, batch_size: int = 64) -> list[Description]:
         """Describe people in words, picture by picture.
@@ -241,9 +241,9 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `embed`, and if the model has not learnt this or the body's file is not known.
         """
-        head = self._head("shape", "body shapes", "loss.body")
+        self._head("shape", "body shapes", "loss.body")
         body = self._load_body()
-        betas = self._run(lambda seen: seen.betas, images, batch_size, len(head.get_buffer("bias")))
+        betas = self._run(lambda seen: seen.betas, images, batch_size, self.widths["betas"])
         with torch.no_grad():
             parts = [
                 body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)

@@ -70,6 +70,17 @@ def check(settings: Any, prefix: str = "") -> None:
         _check(f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name])
 
 
+def allows(annotation: Any, value: Any) -> bool:
+    """Return whether an annotation that `check` understands, or a plain class such as `list`, allows a value."""
+    if isinstance(annotation, type) and not isinstance(value, annotation):
+        return False
+    try:
+        _check("", value, annotation)
+    except InputError:
+        return False
+    return True
+
+
 def choose(key: str, value: Any, choices: Iterable[Any]) -> None:
     """Check that a value is one of those that there are.
 

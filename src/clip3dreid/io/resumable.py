@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
+from clip3dreid.io.checks import allows, some
 from clip3dreid.io.files import atomic, inside, reason_of, remove, sweep, write_json
 from clip3dreid.io.formats import damaged, read_json, seal, unseal
 
@@ -42,7 +42,8 @@ class PartKind:
         digits: of their numbers.
         suffixes: of the files that a part may have.
         version: of the index.
-        needs: key -> type of what the index must say beside.
+        needs: key -> what the index must say beside, as `io.checks.allows` has it: an annotation of settings, or a
+            class.
         elsewhere: what to do about a folder that holds something else, such as `give another out`.
         others: names of the program's other files there.
         sealed: the index has a checksum.
@@ -53,7 +54,7 @@ class PartKind:
     digits: int
     suffixes: tuple[str, ...]
     version: int
-    needs: Mapping[str, type]
+    needs: Mapping[str, Any]
     elsewhere: str
     others: tuple[str, ...] = ()
     sealed: bool = True
@@ -87,7 +88,7 @@ def read_index(folder: Path, kind: PartKind) -> dict[str, Any]:
         raise InputError(
             f"{path} has version {index.get('version')}, this program reads {kind.version}; {kind.elsewhere}"
         )
-    if wrong := [key for key, type_ in kind.needs.items() if not isinstance(index.get(key), type_)]:
+    if wrong := [key for key, wanted in kind.needs.items() if not allows(wanted, index.get(key))]:
         raise damaged(path, f"its {wrong[0]} is missing or cannot be", again)
     return unseal(index, path, again) if kind.sealed else index
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def unit_rows(weight: Tensor) -> Tensor:
-    """Fill `weight` (classes, D) in place with random rows of length 1 and returns it.
+    """Fill `weight` (classes, D) in place with random rows of length 1, and return it.
 
     A cosine does not see the length of a row, but the optimiser does: the longer the row, the smaller the
     turn that a step of given size makes. Unit rows are what the field's learning rates were found with.

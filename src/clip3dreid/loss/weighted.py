@@ -24,7 +24,7 @@ class LossEntry(TypedDict):
     warmup_epochs: int
     """Epochs over which the weight rises linearly to its value; 0: it has its value from the start epoch on."""
     term: Callable[[Dimensions], Term]
-    """Build the term: its class with everything but the dimensions filled in."""
+    """Builds the term: its class with everything but the dimensions filled in."""
 
 
 class Losses(NamedTuple):
@@ -116,7 +116,7 @@ class WeightedLosses(nn.Module):
     def forward(
         self, features: Features, batch: Batch, epoch: int, *, bodies: Features | None = None
     ) -> Losses:
-        """Compute the terms that take part in `epoch` and adds them up.
+        """Compute the terms that take part in `epoch`, and add them up.
 
         A term before its start epoch is not computed, so its head gets no gradient at all and no
         optimiser moves it, not even by weight decay. Under DistributedDataParallel this needs

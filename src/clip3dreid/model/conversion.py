@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.model.build import build
-from clip3dreid.model.card import valid_card
+from clip3dreid.model.card import MOST_PIXELS, valid_card
 from clip3dreid.model.places import own_weights
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, load_pretrained, read_checkpoint, save_weights
@@ -43,10 +44,13 @@ def convert(
         trusted: packages of the user's own whose classes student or checkpoint may name.
 
     Raises:
-        InputError: if the file cannot be read, does not fit, or `out` is there already.
+        InputError: if the file cannot be read, does not fit, `out` is there already or ends in something else than
+            `.safetensors`, or a size is no whole number from 1 to `model.card.MOST_PIXELS`.
     """
     if out.exists():
         raise InputError(f"{out} is there already; delete it or choose another out")
+    for key, pixels in (("height", height), ("width", width)):
+        check_number(key, pixels, Range(1, MOST_PIXELS), whole=True)
     path = own_weights(source)
     checkpoint = read_checkpoint(path) if path.is_file() else None
     if checkpoint is not None and checkpoint.card is not None:

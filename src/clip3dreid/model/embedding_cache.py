@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Positive
 from clip3dreid.io.files import FileIdentity, identity_hashes
-from clip3dreid.io.formats import damaged, decoding
-from clip3dreid.io.resumable import INDEX, PartKind, Parts, cut, look_into
+from clip3dreid.io.formats import decoding
+from clip3dreid.io.resumable import PartKind, Parts, cut, look_into
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
@@ -36,7 +37,7 @@ EMBEDDINGS = PartKind(
     digits=5,
     suffixes=(".safetensors",),
     version=CACHE_VERSION,
-    needs={"fingerprint": str, "width": int, "rows_per_part": int},
+    needs={"fingerprint": str, "width": int, "rows_per_part": Positive},
     elsewhere="give another model.teacher.cache_dir",
     # All that it says is known beforehand, but for the rows of a part.
     sealed=False,
@@ -265,12 +266,6 @@ class EmbeddingCache:
             raise InputError(
                 f"{self.folder} holds embeddings of teacher {index.get('teacher')} ({theirs}), not of {self.teacher} "
                 f"({ours}), whose files, view or dtype differ; remove {self.folder}, or {EMBEDDINGS.elsewhere}"
-            )
-        if index["rows_per_part"] < 1:
-            raise damaged(
-                self.folder / INDEX,
-                f"rows_per_part is {index['rows_per_part']}",
-                f"restore it, or {EMBEDDINGS.elsewhere}",
             )
         return index
 

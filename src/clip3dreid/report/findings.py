@@ -1,21 +1,38 @@
-"""Print what doctor found, in tables."""
+"""Print what doctor found, in tables, and own the file that holds it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from clip3dreid.io.checks import some
 from clip3dreid.io.diagnosis import EXTRAS
+from clip3dreid.io.files import write_json
 from clip3dreid.report.tables import print_table
+
+FINDINGS_VERSION = 1
+
+
+def write_findings(path: Path, found: Mapping[str, Any]) -> None:
+    """Write everything that doctor found, as JSON.
+
+    Args:
+        path: the file.
+        found: plain data, as for `print_findings`.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    write_json(path, {"version": FINDINGS_VERSION, **found})
 
 
 def print_findings(found: Mapping[str, Any]) -> None:
     """Print what is installed, then devices, weights, bodies, data and room.
 
     Args:
-        found: as `clip3dreid doctor out=FILE` writes it.
+        found: as `clip3dreid doctor out=FILE` writes it (`write_findings`).
     """
     system = found["system"]
     needed = [one for one in found["packages"] if one["extra"] is None]

@@ -181,15 +181,15 @@ def _group(table: pl.DataFrame, group: str, words: Sequence[str], units: int) ->
     if known.is_empty():
         return lines
 
-    def some(part: pl.DataFrame) -> str:
+    def names_of(part: pl.DataFrame) -> str:
         chosen = part.select("unit", "word", "margin").iter_rows()
         return ", ".join(f"{cell(unit)} ({cell(word)}, {as_text(margin)})" for unit, word, margin in chosen)
 
     return [
         *lines,
         "",
-        f"Most certain: {some(known.head(3))}.",
-        f"Least certain: {some(known.tail(3).reverse())}.",
+        f"Most certain: {names_of(known.head(3))}.",
+        f"Least certain: {names_of(known.tail(3).reverse())}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Own `results.json`, the scores of a run: its schema, its reader and its writer."""
+"""Own the files of scores: `results.json` of a run, with its reader and its writer, and what `evaluate` writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import alternatives
+from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json
 from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.run_folder import RESULTS
@@ -18,6 +19,8 @@ from clip3dreid.report.tables import print_scores
 RESULTS_VERSION = 3
 READS = (2, 3)
 """Versions that are understood: 2 is the first with costs and results of each query, and calls a variant `rung`."""
+SCORES_VERSION = 1
+"""Of what `evaluate` writes."""
 _WHAT = "the results of a run"
 
 
@@ -105,6 +108,19 @@ def read_results(path: Path, advice: str = "train again, or leave this run out")
             cost=RunCost(*(cost.get(field.name) for field in dataclasses.fields(RunCost))),
             notes=dict(facts.get("notes") or {}),
         )
+
+
+def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
+    """Write the scores of an evaluation, and what they depend on besides, as JSON.
+
+    Args:
+        path: the file.
+        scores: plain data: what was evaluated on what, and what came of it.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    write_json(path, {"version": SCORES_VERSION, **scores, "environment": environment()})
 
 
 def print_results(results: RunResults) -> None:

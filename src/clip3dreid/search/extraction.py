@@ -33,8 +33,9 @@ from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
 from clip3dreid.search.settings import ExtractSettings
+from clip3dreid.search.shard_index import UNREADABLE
 from clip3dreid.search.shard_writer import ShardWriter, examine
-from clip3dreid.search.shards import UNREADABLE, VECTORS, WORDS, unreadable
+from clip3dreid.search.shards import VECTORS, WORDS, unreadable
 
 log = logging.getLogger(__name__)
 

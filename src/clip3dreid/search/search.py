@@ -136,6 +136,8 @@ def search(
     settings = settings or SearchSettings()
     shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
     _check_model(model, shards)
+    where = {label: value for label, value in (settings.where or {}).items() if value is not None}
+    allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
     if isinstance(queries, TextQueries):
         column, score = "joint", "fit"
         asked = text_queries(model, queries.texts, settings.synonyms or {}, teacher)
@@ -143,9 +145,8 @@ def search(
         column, score = "embedding", "cosine"
         asked = picture_queries(model, queries, flip=bool(shards.facts["flip"]))
     vectors = torch.stack([query.vector for query in asked])
-    where = {label: value for label, value in (settings.where or {}).items() if value is not None}
     top = min(settings.top, len(shards))
-    best = engine(shards, column).search(vectors, top, Filter(**where))
+    best = engine(shards, column).search(vectors, top, allowed)
     answers = [
         Answer(query, _hits(shards, query, rows, scores))
         for query, rows, scores in zip(asked, best.rows, best.scores, strict=True)

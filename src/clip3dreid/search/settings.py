@@ -82,8 +82,8 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class PictureQueries:
-    """Pictures, each a query of its own.
+class _Pictures:
+    """Pictures to look for.
 
     Args:
         pictures: files, or folders of them.
@@ -95,24 +95,16 @@ class PictureQueries:
     pictures: tuple[Path, ...]
 
     def __post_init__(self) -> None:
-        _check_any(self.pictures)
+        if not self.pictures:
+            raise InputError("there is no picture to look for; give one or more")
 
 
-@dataclass(frozen=True)
-class PersonQuery:
-    """Pictures of one person, together one query.
+class PictureQueries(_Pictures):
+    """Pictures, each a query of its own: files, or folders of them."""
 
-    Args:
-        pictures: files, or folders of them.
 
-    Raises:
-        InputError: if there is none.
-    """
-
-    pictures: tuple[Path, ...]
-
-    def __post_init__(self) -> None:
-        _check_any(self.pictures)
+class PersonQuery(_Pictures):
+    """Pictures of one person, together one query: files, or folders of them."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +128,3 @@ class TextQueries:
 
 
 Queries = PictureQueries | PersonQuery | TextQueries
-
-
-def _check_any(pictures: tuple[Path, ...]) -> None:
-    if not pictures:
-        raise InputError("there is no picture to look for; give one or more")

@@ -15,20 +15,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.files import FileIdentity, identity_hashes
 from clip3dreid.io.resumable import Parts, cut, look_into
 from clip3dreid.search.settings import ShardSettings
-from clip3dreid.search.shards import (
-    DTYPES,
-    ROW,
-    SHARDS,
-    SHARDS_VERSION,
-    WORDS,
-    Arrays,
-    Shard,
-    load_shard,
-    read_shard_index,
-    save_shard,
-    shard_checksum,
-    shard_stem,
-)
+from clip3dreid.search.shard_index import SHARDS, SHARDS_VERSION, shard_stem
+from clip3dreid.search.shards import ROW, WORDS, Arrays, Shard, load_shard, save_shard, shard_checksum
 
 
 class ShardWriter:
@@ -67,7 +55,7 @@ class ShardWriter:
         before = examine(folder, facts, settings)
         self.folder, self.table = folder, table
         self.rows_per_shard = settings.rows_per_shard if before is None else before["rows_per_shard"]
-        self._form, self._dtype = settings.format, DTYPES[settings.dtype]
+        self._form, self._dtype = settings.format, np.dtype(settings.dtype)
         self._fingerprint = str(facts["fingerprint"])
         self._lost = {one.path for one in identities if one.size < 0}
         hashes = identity_hashes(identities)
@@ -175,9 +163,9 @@ def examine(folder: Path, facts: Mapping[str, Any], settings: ShardSettings) -> 
         InputError: if the folder holds another model's shards or another version's, files of the same names that are
             nobody knows whose, or its index is damaged or a link.
     """
-    if look_into(folder, SHARDS) is None:
+    index = look_into(folder, SHARDS)
+    if index is None:
         return None
-    index = read_shard_index(folder)
     agreed = _agreed(facts, settings)
     differ = [key for key in agreed if index.get(key) != agreed[key]]
     if "fingerprint" in differ:

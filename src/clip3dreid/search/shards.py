@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,35 +24,13 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import damaged, decoding
-from clip3dreid.io.resumable import INDEX, PartKind, Parts, read_index
-from clip3dreid.search.settings import Form
+from clip3dreid.io.resumable import Parts
+from clip3dreid.search.shard_index import SHARDS_VERSION, UNREADABLE, read_shard_index, shard_stem
 
-SHARDS_VERSION = 1
-UNREADABLE = "unreadable.csv"
-FORMATS: tuple[str, ...] = get_args(Form)
-DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 VECTORS = ("embedding", "joint", "betas")
 """Columns of a shard that are vectors; all others are labels."""
 ROW, WORDS = "row", "words"
 _KIND, _AGAIN = "a shard", "run extract again, which makes it anew and keeps the others"
-
-SHARDS = PartKind(
-    what="shards",
-    stem="shard",
-    digits=6,
-    suffixes=(".parquet", ".safetensors"),
-    version=SHARDS_VERSION,
-    needs={
-        "fingerprint": str,
-        "format": str,
-        "dtype": str,
-        "rows_per_shard": int,
-        "shards": list,
-        "vectors": dict,
-    },
-    elsewhere="extract into another folder",
-    others=(UNREADABLE,),
-)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -85,10 +63,6 @@ class Shards:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / INDEX).is_file():
-            raise InputError(
-                f"{folder} holds no shards ({INDEX}); make them: clip3dreid extract out={folder}"
-            )
         self.folder = folder
         self.facts = read_shard_index(folder)
         self._stems = [shard_stem(folder, number) for number in range(len(self.facts["shards"]))]
@@ -111,7 +85,7 @@ class Shards:
             )
         self.labels = pl.concat([table for table in tables if table is not None])
         if self.labels.is_empty():
-            raise InputError(f"{folder} holds no picture that could be read; see unreadable.csv there")
+            raise InputError(f"{folder} holds no picture that could be read; see {UNREADABLE} there")
         self._counts = [0 if table is None else len(table) for table in tables]
 
     def __len__(self) -> int:
@@ -154,23 +128,6 @@ def unreadable(folder: Path) -> pl.DataFrame:
     for number in range(len(read_shard_index(folder)["shards"])):
         pairs += _card(shard_stem(folder, number))["skipped"]
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
-
-
-def shard_stem(folder: Path, number: int) -> Path:
-    """Return the path of a shard, without suffix."""
-    return folder / SHARDS.name(number, "")
-
-
-def read_shard_index(folder: Path) -> dict[str, Any]:
-    """Read what a folder of shards says of itself.
-
-    Raises:
-        InputError: if there is no index, it is damaged, or of another version.
-    """
-    index = read_index(folder, SHARDS)
-    if index["format"] not in FORMATS or index["dtype"] not in DTYPES or index["rows_per_shard"] < 1:
-        raise damaged(folder / INDEX, "a value cannot be", f"restore it, or {SHARDS.elsewhere}")
-    return index
 
 
 def shard_checksum(labels: pl.DataFrame, vectors: Mapping[str, npt.NDArray[Any]]) -> str:

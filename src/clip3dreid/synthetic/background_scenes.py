@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
+from clip3dreid.io.pictures import Pixels
+
 _Array: TypeAlias = npt.NDArray[Any]
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])

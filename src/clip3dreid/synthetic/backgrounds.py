@@ -17,13 +17,10 @@ from PIL import Image
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import check_weights
-from clip3dreid.io.pictures import SUFFIXES, find_pictures, read_rgb
-from clip3dreid.synthetic.background_scenes import KINDS, PLACES, Pixels, scene
+from clip3dreid.io.pictures import SUFFIXES, Pixels, find_pictures, read_rgb
+from clip3dreid.synthetic.background_scenes import KINDS, PLACES, scene
 
 log = logging.getLogger(__name__)
-
-__all__ = ["KINDS", "PLACES", "Backgrounds", "Pictures", "Procedural", "canvas_size", "scene", "window"]
-
 
 SPLITS = ("train", "test")
 

@@ -11,40 +11,43 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Annotated, TypeAlias, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.io import checks
-from clip3dreid.io.checks import check_number, choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.synthetic.occluders import KINDS, Occluder
+from clip3dreid.synthetic.people import Colour
 
-Range: TypeAlias = tuple[float, float]
+Interval: TypeAlias = tuple[float, float]
 """Lowest and highest value; values between are equally likely."""
 
-Colour: TypeAlias = tuple[float, float, float]
 
+def _check_bounds(settings: CameraSettings | ShotSettings) -> None:
+    """Check numbers and intervals against the bounds of their annotations; a configuration's lists become pairs.
 
-def _checked(settings: CameraSettings | ShotSettings, bounds: Mapping[str, Range]) -> None:
-    """Turn the lists that a configuration gives into pairs, and check numbers and pairs against their bounds."""
-    for name, (low, high) in bounds.items():
+    Raises:
+        InputError: naming the first field that is out of its bounds.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        if get_origin(hint) is not Annotated:
+            continue
+        kind, bounds = get_args(hint)
         value = getattr(settings, name)
-        single = isinstance(type(settings).__dataclass_fields__[name].default, float)
+        single = kind is float
         try:
             pair = (float(value), float(value)) if single else (float(value[0]), float(value[1]))
-            good = (single or len(value) == 2) and low <= pair[0] <= pair[1] <= high
+            good = (single or len(value) == 2) and bounds.least <= pair[0] <= pair[1] <= bounds.most
         except (TypeError, ValueError, IndexError, KeyError):
             good = False
         if not good:
             wanted = "a number" if single else "two numbers, the lower one first,"
-            raise InputError(
-                f"{type(settings).__name__}.{name} is {value}; give {wanted} from {low:g} to {high:g}"
-            )
+            raise InputError(f"{type(settings).__name__}.{name} is {value}; give {wanted}{bounds}")
         object.__setattr__(settings, name, pair[0] if single else pair)
 
 
-def draw(rng: np.random.Generator, span: Range) -> float:
+def draw(rng: np.random.Generator, span: Interval) -> float:
     """Draw a number from a range, as a plain float."""
     return float(rng.uniform(*span))
 
@@ -53,64 +56,43 @@ def draw(rng: np.random.Generator, span: Range) -> float:
 class CameraSettings:
     """What the cameras of a world are drawn from; see `SurveillanceCamera` for what the numbers mean."""
 
-    pitch: Range = (2.0, 8.0)
+    pitch: Annotated[Interval, Range(-10, 60)] = (2.0, 8.0)
     """Degrees that a camera looks down by."""
-    distance: Range = (4.5, 7.5)
+    distance: Annotated[Interval, Range(1.5, 100)] = (4.5, 7.5)
     """Statures between camera and person."""
-    field_of_view: Range = (35.0, 50.0)
+    field_of_view: Annotated[Interval, Range(5, 120)] = (35.0, 50.0)
     """Degrees, vertical."""
-    back: Range = (0.35, 0.65)
+    back: Annotated[Interval, Range(0, 1)] = (0.35, 0.65)
     """Part of a camera's pictures that show people from behind."""
-    light_yaw: Range = (-50.0, 50.0)
+    light_yaw: Annotated[Interval, Range(-180, 180)] = (-50.0, 50.0)
     """Degrees between the light and the camera as seen from the person; above 90 the light is behind the person."""
-    light_elevation: Range = (35.0, 75.0)
+    light_elevation: Annotated[Interval, Range(10, 90)] = (35.0, 75.0)
     """Degrees above the horizon."""
-    ambient: Range = (0.6, 0.75)
+    ambient: Annotated[Interval, Range(0, 1)] = (0.6, 0.75)
     """Part of the light that comes from everywhere."""
-    brightness: Range = (1.0, 1.15)
+    brightness: Annotated[Interval, Range(0.1, 3)] = (1.0, 1.15)
     """Strength of all light together."""
-    adaptation: Range = (0.3, 0.8)
+    adaptation: Annotated[Interval, Range(0, 1)] = (0.3, 0.8)
     """How much of a scene's brightness the exposure makes up for; 0 is a fixed exposure, 1 makes all scenes alike."""
-    cast: float = 0.02
+    cast: Annotated[float, Range(0, 0.5)] = 0.02
     """Standard deviation of the colour gains."""
-    gamma: Range = (0.95, 1.05)
+    gamma: Annotated[Interval, Range(0.3, 3)] = (0.95, 1.05)
     """Above 1 the middle tones are brighter."""
-    saturation: Range = (0.9, 1.05)
+    saturation: Annotated[Interval, Range(0, 2)] = (0.9, 1.05)
     """0 is black and white."""
-    blur: Range = (0.1, 0.3)
+    blur: Annotated[Interval, Range(0, 20)] = (0.1, 0.3)
     """Pixels of a picture 256 pixels high: standard deviation of the defocus."""
-    noise: Range = (0.002, 0.006)
+    noise: Annotated[Interval, Range(0, 0.5)] = (0.002, 0.006)
     """Standard deviation of the sensor's noise at middle grey, where white is 1."""
-    resolution: Range = (0.8, 1.0)
+    resolution: Annotated[Interval, Range(0.05, 1)] = (0.8, 1.0)
     """Pixels that the sensor has for each pixel of the picture, along one side."""
-    quality: Range = (55.0, 92.0)
+    quality: Annotated[Interval, Range(1, 100)] = (55.0, 92.0)
     """Of the JPEG files."""
-    shadow: Range = (0.3, 0.9)
+    shadow: Annotated[Interval, Range(0, 1)] = (0.3, 0.9)
     """How strong shadows on the ground are; 0 is none."""
 
     def __post_init__(self) -> None:
-        _checked(
-            self,
-            {
-                "pitch": (-10, 60),
-                "distance": (1.5, 100),
-                "field_of_view": (5, 120),
-                "back": (0, 1),
-                "light_yaw": (-180, 180),
-                "light_elevation": (10, 90),
-                "ambient": (0, 1),
-                "brightness": (0.1, 3),
-                "adaptation": (0, 1),
-                "cast": (0, 0.5),
-                "gamma": (0.3, 3),
-                "saturation": (0, 2),
-                "blur": (0, 20),
-                "noise": (0, 0.5),
-                "resolution": (0.05, 1),
-                "quality": (1, 100),
-                "shadow": (0, 1),
-            },
-        )
+        _check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -190,57 +172,40 @@ def sample_camera(rng: np.random.Generator, settings: CameraSettings) -> Surveil
 class ShotSettings:
     """How the pictures of a camera differ."""
 
-    view_range: float = 20.0
+    view_range: Annotated[float, Range(0, 90)] = 20.0
     """Degrees: people are seen within so much of straight from the front or from behind."""
-    distance: Range = (0.75, 1.35)
+    distance: Annotated[Interval, Range(0.2, 5)] = (0.75, 1.35)
     """Factor on the camera's distance."""
-    offset: Range = (-0.25, 0.25)
+    offset: Annotated[Interval, Range(-0.4, 0.4)] = (-0.25, 0.25)
     """Where in the frame the person is, as a part of its side from the middle."""
-    light_turn: Range = (-10.0, 10.0)
+    light_turn: Annotated[Interval, Range(-180, 180)] = (-10.0, 10.0)
     """Degrees that the light stands elsewhere than the camera's."""
-    light_change: Range = (0.95, 1.05)
+    light_change: Annotated[Interval, Range(0.1, 3)] = (0.95, 1.05)
     """Factor on the strength of the light."""
-    margin: float = 0.04
+    margin: Annotated[float, Range(0, 0.5)] = 0.04
     """What the box is larger than the person by on each side, as a part of its height and width."""
-    box_shift: float = 0.006
+    box_shift: Annotated[float, Range(0, 0.3)] = 0.006
     """Standard deviation of the box's place, as a part of its size."""
-    box_scale: float = 0.01
+    box_scale: Annotated[float, Range(0, 0.3)] = 0.01
     """Standard deviation of the logarithm of its height and width."""
-    narrowest_box: float = 0.4
+    narrowest_box: Annotated[float, Range(0, 2)] = 0.4
     """No box is narrower than this part of its height, as detectors give them; 0 keeps to the person."""
-    motion: Range = (0.0, 0.5)
+    motion: Annotated[Interval, Range(0, 40)] = (0.0, 0.5)
     """Pixels of a picture 256 pixels high: how far the picture smears, sideways for the most part."""
-    occluder: float = 0.02
+    occluder: Annotated[float, Range(0, 1)] = 0.02
     """Probability that something stands before the person."""
-    occluder_size: Range = (0.15, 0.45)
+    occluder_size: Annotated[Interval, Range(0, 1)] = (0.15, 0.45)
     """Part of the picture's height or width that it takes."""
     occluders: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
     """How often each kind is seen, relative to the others."""
-    zoom: Range = (0.6, 0.85)
+    zoom: Annotated[Interval, Range(0.05, 1)] = (0.6, 0.85)
     """Part of the scene's height that lies behind the person."""
 
     def __post_init__(self) -> None:
-        _checked(
-            self,
-            {
-                "view_range": (0, 90),
-                "distance": (0.2, 5),
-                "offset": (-0.4, 0.4),
-                "light_turn": (-180, 180),
-                "light_change": (0.1, 3),
-                "margin": (0, 0.5),
-                "box_shift": (0, 0.3),
-                "box_scale": (0, 0.3),
-                "narrowest_box": (0, 2),
-                "motion": (0, 40),
-                "occluder": (0, 1),
-                "occluder_size": (0, 1),
-                "zoom": (0.05, 1),
-            },
-        )
+        _check_bounds(self)
         for kind, weight in self.occluders.items():
             choose("ShotSettings.occluders", kind, KINDS)
-            check_number(f"ShotSettings.occluders.{kind}", weight, checks.Range(0))
+            check_number(f"ShotSettings.occluders.{kind}", weight, Range(0))
         weights = {str(kind): float(weight) for kind, weight in self.occluders.items()}
         if self.occluder and not sum(weights.values()):
             raise InputError("ShotSettings.occluders are all 0; give one a weight, or set occluder to 0")

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from clip3dreid.data.truth_file import WRITE_ANEW
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, remove
@@ -94,9 +95,9 @@ def world_facts(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: if there is none, or it is damaged.
     """
-    path, again = folder / WORLD, "write the world anew with clip3dreid synthesize"
-    facts = unseal(read_json(path, "the facts of a world", again), path, again)
-    with decoding(path, "the facts of a world", again):
+    path, kind = folder / WORLD, "the facts of a world"
+    facts = unseal(read_json(path, kind, WRITE_ANEW), path, WRITE_ANEW)
+    with decoding(path, kind, WRITE_ANEW):
         _check(facts)
     return facts
 

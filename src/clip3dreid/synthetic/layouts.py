@@ -39,6 +39,24 @@ def _people(people: PeopleCounts) -> Iterator[tuple[str, int]]:
         yield ("train" if index < people.train else "test"), index
 
 
+def _shots(split: str, pictures: int, test_pictures: int) -> Iterator[tuple[int, str]]:
+    """Return number, from 0, and role of somebody's pictures in one place: the first of a test person is a query."""
+    for shot in range(pictures if split == "train" else test_pictures):
+        yield shot, split if split == "train" else ("gallery" if shot else "query")
+
+
+def _numbered(
+    path: str, split: str, role: str, person: int, outfit: int, camera: int, frame: int, *, number: int
+) -> PlannedPicture:
+    """Return a picture whose labels are counted from 1: the person's number, the outfit as `number_outfit`."""
+    return PlannedPicture(
+        *(path, split, role, person, outfit, camera, frame),
+        person_label=str(number),
+        clothes_label=f"{number}_{outfit + 1}",
+        camera_label=str(camera + 1),
+    )
+
+
 def _seen_by(rng: np.random.Generator, cameras: int, seen: int) -> list[int]:
     """Return the cameras that see an outfit."""
     return sorted(rng.permutation(cameras)[: min(seen, cameras)].tolist())
@@ -78,19 +96,11 @@ def ltcc(
     for split, person in _people(people):
         for outfit in range(outfits):
             for camera in _seen_by(rng, cameras, seen):
-                for shot in range(pictures if split == "train" else test_pictures):
-                    role = split if split == "train" else ("gallery" if shot else "query")
+                for _, role in _shots(split, pictures, test_pictures):
                     folder = "test" if role == "gallery" else role
-                    frame, number = len(planned) + 1, numbers[person]
-                    planned.append(
-                        PlannedPicture(
-                            f"{folder}/{number:03d}_{outfit + 1}_c{camera + 1}_{frame:06d}.png",
-                            *(split, role, person, outfit, camera, frame),
-                            person_label=str(number),
-                            clothes_label=f"{number}_{outfit + 1}",
-                            camera_label=str(camera + 1),
-                        )
-                    )
+                    frame, number = len(planned) + 1, int(numbers[person])
+                    path = f"{folder}/{number:03d}_{outfit + 1}_c{camera + 1}_{frame:06d}.png"
+                    planned.append(_numbered(path, split, role, person, outfit, camera, frame, number=number))
     return Plan(tuple(planned), _ltcc_lists(planned))
 
 
@@ -191,15 +201,8 @@ def celeb_reid(
         for image in range(1, count + 1):
             role = split if split == "train" else ("gallery" if image <= count - outfits else "query")
             outfit, camera = image % outfits, int(rng.integers(cameras))
-            planned.append(
-                PlannedPicture(
-                    f"{role}/{number}_{image}_0.jpg",
-                    *(split, role, person, outfit, camera, image),
-                    person_label=str(number),
-                    clothes_label=f"{number}_{outfit + 1}",
-                    camera_label=str(camera + 1),
-                )
-            )
+            path = f"{role}/{number}_{image}_0.jpg"
+            planned.append(_numbered(path, split, role, person, outfit, camera, image, number=number))
     return Plan(tuple(planned))
 
 
@@ -238,6 +241,8 @@ def market1501(
         raise InputError(
             f"layout.cameras={cameras} is too many: names have one digit for the camera; give up to 9"
         )
+    check_number("layout.distractors", distractors)
+    check_number("layout.junk", junk)
     if min(distractors, junk) < 0:
         raise InputError(
             f"layout.distractors={distractors}, layout.junk={junk}: shares are 0 or more; give such ones"
@@ -261,8 +266,7 @@ def market1501(
 
     for split, person in _people(people):
         for camera in _seen_by(rng, cameras, seen):
-            for shot in range(pictures if split == "train" else test_pictures):
-                role = split if split == "train" else ("gallery" if shot else "query")
+            for shot, role in _shots(split, pictures, test_pictures):
                 folder = {"train": "bounding_box_train", "query": "query"}.get(role, "bounding_box_test")
                 add(split, role, folder, person, camera, str(numbers[person]), shot)
     gallery = Counter(picture.role for picture in planned)["gallery"]
@@ -308,18 +312,10 @@ def vc_clothes(
     for split, person in _people(people):
         number, index = int(numbers[person]), 0
         for camera, outfit in enumerate(VC_OUTFITS[outfits]):
-            for shot in range(pictures if split == "train" else test_pictures):
+            for _, role in _shots(split, pictures, test_pictures):
                 index += 1
-                role = split if split == "train" else ("gallery" if shot else "query")
-                planned.append(
-                    PlannedPicture(
-                        f"{role}/{number:03d}-{camera + 1:02d}-{outfit + 1:02d}-{index:02d}.jpg",
-                        *(split, role, person, outfit, camera, index),
-                        person_label=str(number),
-                        clothes_label=f"{number}_{outfit + 1}",
-                        camera_label=str(camera + 1),
-                    )
-                )
+                path = f"{role}/{number:03d}-{camera + 1:02d}-{outfit + 1:02d}-{index:02d}.jpg"
+                planned.append(_numbered(path, split, role, person, outfit, camera, index, number=number))
     return Plan(tuple(planned))
 
 

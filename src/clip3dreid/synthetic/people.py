@@ -166,11 +166,9 @@ class People:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_number("world.people.complexions", self.complexions, Range(1, len(COMPLEXIONS)), whole=True)
-        spreads = [self.stature_spread, *np.atleast_1d(self.shape_spread)]
-        if not all(0 <= spread < math.inf for spread in spreads):
-            raise InputError(
-                "world.people: shape_spread or stature_spread is no finite number from 0; give such"
-            )
+        check_number("world.people.stature_spread", self.stature_spread, Range(0))
+        for spread in np.atleast_1d(self.shape_spread).tolist():
+            check_number("world.people.shape_spread", spread, Range(0))
 
 
 @dataclass

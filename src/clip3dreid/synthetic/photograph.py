@@ -23,13 +23,13 @@ from torch import Tensor
 
 from clip3dreid.body import render
 from clip3dreid.errors import InputError
+from clip3dreid.io.pictures import Pixels
 from clip3dreid.synthetic.backgrounds import window
 from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
 from clip3dreid.synthetic.framing import boxes, lens, light
 from clip3dreid.synthetic.occluders import Occluder, occlude
 from clip3dreid.synthetic.sensor import expose
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -292,37 +292,18 @@ class _Grey(NamedTuple):
     part: Tensor
 
 
-def photograph_bodies(
-    vertices: Tensor,
-    faces: Tensor,
-    greys: Sequence[float],
-    cameras: Sequence[SurveillanceCamera],
-    shots: Sequence[Shot],
-    backgrounds: Sequence[Pixels],
-    height: int,
-    width: int,
-    rngs: Sequence[np.random.Generator],
-    antialias: int = 2,
-) -> Photograph:
-    """Take pictures of bodies without clothes or texture.
+def bare_bodies(vertices: Tensor, faces: Tensor, greys: Sequence[float]) -> tuple[Subject, Paint]:
+    """Return bodies without clothes or texture, as `photograph` takes them; their only part is 1.
+
+    Backgrounds that show no place go with them: `Procedural({"plain": 1, "noise": 1})`.
 
     Args:
         vertices: (B, V, 3) metres, feet on y = 0.
         faces: (F, 3).
         greys: B albedos, 0..1.
-        cameras: as in `photograph`.
-        shots: as in `photograph`.
-        backgrounds: as in `photograph`; `Procedural({"plain": 1, "noise": 1})` makes ones that show no place.
-        height: H, pixels.
-        width: W, pixels.
-        rngs: as in `photograph`.
-        antialias: as in `photograph`.
-
-    Returns:
-        The pictures; the only part is 1.
 
     Raises:
-        InputError: as in `photograph`, or if there are not as many greys as bodies.
+        InputError: if there are not as many greys as bodies.
     """
     if len(greys) != len(vertices):
         raise InputError(f"{len(vertices)} bodies and {len(greys)} greys; give one for each body")
@@ -331,5 +312,4 @@ def photograph_bodies(
     def paint(attributes: Tensor, person: Tensor) -> _Grey:
         return _Grey(tone[person][:, None].expand(-1, 3), torch.ones_like(person, dtype=torch.uint8))
 
-    figure = _Bodies(vertices, faces, vertices.new_zeros(*vertices.shape[:2], 0))
-    return photograph(figure, paint, cameras, shots, backgrounds, height, width, rngs, antialias)
+    return _Bodies(vertices, faces, vertices.new_zeros(*vertices.shape[:2], 0)), paint

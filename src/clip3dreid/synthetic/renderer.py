@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ from torch import Tensor
 from clip3dreid.body.poses import Pose, ground
 from clip3dreid.body.smpl import BodyModel
 from clip3dreid.synthetic.backgrounds import canvas_size
-from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
+from clip3dreid.synthetic.cameras import Shot
 from clip3dreid.synthetic.garments import Dresser
-from clip3dreid.synthetic.photograph import Photograph, photograph, photograph_bodies
+from clip3dreid.synthetic.photograph import Paint, Photograph, Subject, bare_bodies, photograph
 from clip3dreid.synthetic.sensor import encode
 from clip3dreid.synthetic.truth import flat
 from clip3dreid.synthetic.world import Part, Stream, World
@@ -29,19 +29,8 @@ GREYS = (0.35, 0.85)
 """Albedo of textureless bodies."""
 
 
-class _View(NamedTuple):
-    """The arguments that photographs of people and of bodies have in common."""
-
-    cameras: Sequence[SurveillanceCamera]
-    shots: Sequence[Shot]
-    backgrounds: Sequence[npt.NDArray[np.uint8]]
-    height: int
-    width: int
-    rngs: Sequence[np.random.Generator]
-    antialias: int
-
-
-_TakePhotograph: TypeAlias = Callable[[Sequence[int], Tensor, _View], Photograph]
+_Pose: TypeAlias = Callable[[Sequence[int], Tensor], tuple[Subject, Paint]]
+"""From places of the plan and poses (B, 24, 3) to who is to be photographed, and their colours."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class RendererFactory:
     def __call__(self) -> Renderer:
         """Return a function from places of the plan to finished pictures."""
         body = self.body().requires_grad_(False)
-        take = self._bodies(body) if self.world.plan.textureless else self._people(Dresser(body))
+        pose_all = self._bodies(body) if self.world.plan.textureless else self._people(Dresser(body))
         # Neighbours in the plan are often at the same place.
         canvas = lru_cache(maxsize=64)(self.canvas)
 
@@ -75,21 +64,23 @@ class RendererFactory:
             world, cameras = self.world, self.world.cameras
             poses = [world.pose(place, self.poses) for place in places]
             shots = [world.shot(place) for place in places]
-            view = _View(
-                cameras=[cameras[world.plan.pictures[place].camera] for place in places],
-                shots=shots,
-                backgrounds=[canvas(*world.where(place)) for place in places],
-                height=self.height,
-                width=self.width,
-                rngs=[world.rng(Stream.SENSOR, place) for place in places],
-                antialias=self.antialias,
-            )
             with torch.no_grad():
-                photograph = take(
-                    places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses])), view
+                figure, paint = pose_all(
+                    places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses]))
+                )
+                taken = photograph(
+                    figure,
+                    paint,
+                    cameras=[cameras[world.plan.pictures[place].camera] for place in places],
+                    shots=shots,
+                    backgrounds=[canvas(*world.where(place)) for place in places],
+                    height=self.height,
+                    width=self.width,
+                    rngs=[world.rng(Stream.SENSOR, place) for place in places],
+                    antialias=self.antialias,
                 )
             return [
-                self._rendered(place, poses[index], shots[index], photograph, index)
+                self._rendered(place, poses[index], shots[index], taken, index)
                 for index, place in enumerate(places)
             ]
 
@@ -104,8 +95,8 @@ class RendererFactory:
             rng, "train" if part == Part.TRAIN else "test", *canvas_size(self.height, self.width)
         )
 
-    def _people(self, dresser: Dresser) -> _TakePhotograph:
-        def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
+    def _people(self, dresser: Dresser) -> _Pose:
+        def pose_all(places: Sequence[int], poses: Tensor) -> tuple[Subject, Paint]:
             pictures = [self.world.plan.pictures[place] for place in places]
             people = [self.world.people[picture.person] for picture in pictures]
             outfits = [
@@ -114,34 +105,30 @@ class RendererFactory:
             worn = dresser.wear([person.identity for person in people], outfits)
             betas = torch.tensor([person.identity.betas for person in people])
             figure = dresser.dress(betas, poses, worn)
-            return photograph(
-                figure, lambda points, person: dresser.paint(points, person, worn), **view._asdict()
-            )
+            return figure, lambda points, person: dresser.paint(points, person, worn)
 
-        return take
+        return pose_all
 
-    def _bodies(self, body: BodyModel) -> _TakePhotograph:
-        def take(places: Sequence[int], poses: Tensor, view: _View) -> Photograph:
+    def _bodies(self, body: BodyModel) -> _Pose:
+        def pose_all(places: Sequence[int], poses: Tensor) -> tuple[Subject, Paint]:
             people = [self.world.people[self.world.plan.pictures[place].person] for place in places]
             vertices = body(torch.tensor([person.identity.betas for person in people]), poses).vertices
             vertices = vertices + ground(vertices)[:, None]
             greys = [float(self.world.rng(Stream.GREY, place).uniform(*GREYS)) for place in places]
-            return photograph_bodies(vertices, body.faces, greys, **view._asdict())
+            return bare_bodies(vertices, body.faces, greys)
 
-        return take
+        return pose_all
 
-    def _rendered(
-        self, place: int, pose: Pose, shot: Shot, photograph: Photograph, index: int
-    ) -> RenderedImage:
+    def _rendered(self, place: int, pose: Pose, shot: Shot, taken: Photograph, index: int) -> RenderedImage:
         picture = self.world.plan.pictures[place]
         lossless = PurePosixPath(picture.path).suffix == ".png"
         quality = None if lossless else self.world.cameras[picture.camera].quality
         facts = {
             "pose_kind": pose.kind,
             "pose": pose.axis_angle.reshape(-1).tolist(),
-            "box": photograph.box[index].tolist(),
-            "visible": float(photograph.visible[index]),
+            "box": taken.box[index].tolist(),
+            "visible": float(taken.visible[index]),
         }
         return RenderedImage(
-            encode(photograph.image[index], quality), facts | flat(dataclasses.asdict(shot), "shot")
+            encode(taken.image[index], quality), facts | flat(dataclasses.asdict(shot), "shot")
         )

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clip3dreid.io.pictures import Pixels
 from clip3dreid.synthetic.cameras import Shot, SurveillanceCamera
 
 Picture = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 
 HEIGHT = 256
 """Pixels: blur and motion are given for pictures of this height, and grow with the picture."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from clip3dreid.body.poses import KINDS as POSE_KINDS
-from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Count, Positive, Range, check, check_weights
 from clip3dreid.synthetic.backgrounds import Backgrounds, Procedural
 from clip3dreid.synthetic.cameras import CameraSettings, ShotSettings
@@ -58,13 +57,11 @@ class WorldSettings:
     )
     pose_jitter: Annotated[float, Range(0)] = 0.03
     places: Positive = 8
-    frames_per_second: float = 25.0
+    frames_per_second: Annotated[float, Range(0, above=True)] = 25.0
 
     def __post_init__(self) -> None:
         """Check the values."""
         check(self, "world.")
-        if self.frames_per_second <= 0:
-            raise InputError(f"world.frames_per_second={self.frames_per_second} is no rate; give one above 0")
         check_weights("world.poses", self.poses, POSE_KINDS)
 
 

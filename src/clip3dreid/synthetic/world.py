@@ -109,13 +109,7 @@ class World:
         for index, outfits in sorted(self.plan.outfits.items()):
             part = self.part(index)
             spread = self.settings.people
-            betas = sample_betas(
-                self.rng(Stream.SHAPE, *part),
-                1,
-                self.num_betas,
-                stature_spread=spread.stature_spread,
-                shape_spread=spread.shape_spread,
-            )[0]
+            betas = self._sample_betas(self.rng(Stream.SHAPE, *part), 1)[0]
             identity = sample_identity(self.rng(Stream.IDENTITY, *part), spread, betas)
             wardrobe = []
             for number in range(outfits):
@@ -142,15 +136,18 @@ class World:
 
     def population(self) -> Tensor:
         """Return the betas (`POPULATION`, K) of others like them, to say who is tall."""
-        spread = self.settings.people
-        betas = sample_betas(
-            self.rng(Stream.POPULATION),
-            POPULATION,
+        return torch.from_numpy(self._sample_betas(self.rng(Stream.POPULATION), POPULATION))
+
+    def _sample_betas(self, rng: np.random.Generator, count: int) -> npt.NDArray[np.float32]:
+        """Draw shapes (count, K) as the world's people have them."""
+        people = self.settings.people
+        return sample_betas(
+            rng,
+            count,
             self.num_betas,
-            stature_spread=spread.stature_spread,
-            shape_spread=spread.shape_spread,
+            stature_spread=people.stature_spread,
+            shape_spread=people.shape_spread,
         )
-        return torch.from_numpy(betas)
 
     def shot(self, place: int) -> Shot:
         """Return how the picture at a place of the plan is taken; the frames of a walk share all but the box."""

@@ -87,11 +87,14 @@ def read_student(checkpoint: Path | str, trusted: Sequence[str] = ()) -> Trained
     Raises:
         InputError: if there is none, or it is damaged or names what is not trusted.
     """
+    from clip3dreid.model.card import valid_card
     from clip3dreid.model.places import find_model
-    from clip3dreid.model.weights import read_card, student_from_checkpoint
+    from clip3dreid.model.weights import build_student, read_checkpoint
 
     path = find_model(checkpoint).weights
-    return TrainedStudent(student_from_checkpoint(path, trusted), read_card(path), str(path))
+    content = read_checkpoint(path)
+    card = valid_card(content.card, path)
+    return TrainedStudent(build_student(card, content.state, path, trusted), card, str(path))
 
 
 def published_student(

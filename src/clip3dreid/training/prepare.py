@@ -16,11 +16,7 @@ from clip3dreid.data.sources import DataSpec, share_manifests
 from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, guide
-from clip3dreid.io.claims import (
-    prepared,
-    say_prepared,
-    wait_prepared,
-)
+from clip3dreid.io.claims import prepared, say_prepared, wait_prepared
 from clip3dreid.io.launch import launch
 from clip3dreid.io.run_folder import CONFIG, LABELS
 from clip3dreid.language import labels as language_labels
@@ -31,9 +27,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import check_same_student, load_pretrained
 from clip3dreid.training.checkpoints import newest_whole
 from clip3dreid.training.checks import check_starts
-from clip3dreid.training.data import (
-    read_data,
-)
+from clip3dreid.training.data import read_data
 from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
 from clip3dreid.training.settings import TrainSettings

@@ -18,9 +18,7 @@ from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.guidance.guides import Guide
 from clip3dreid.io.launch import launch
 from clip3dreid.loss.weighted import LossEntry
-from clip3dreid.training.data import (
-    RunData,
-)
+from clip3dreid.training.data import RunData
 from clip3dreid.training.settings import Invocation, RankingSettings, TrainSettings
 
 MakeGuides = Callable[[TrainingSet, Path | None, Path | None], Sequence[Guide]]

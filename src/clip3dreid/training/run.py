@@ -24,10 +24,7 @@ from clip3dreid.data.sources import DataSpec
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, check_same_training
-from clip3dreid.io.claims import (
-    refuse_held,
-    remove_prepared,
-)
+from clip3dreid.io.claims import refuse_held, remove_prepared
 from clip3dreid.io.environment import keep_earlier
 from clip3dreid.io.launch import forget, launch
 from clip3dreid.io.launcher import own_processes

@@ -58,7 +58,7 @@ def test_more_frames_than_there_are_takes_all_once(tmp_path: Path) -> None:
 
 
 def test_a_negative_number_of_frames_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"frames=-1 is negative; give"):
+    with pytest.raises(InputError, match=r"frames=-1 must be a whole number, 0 or more"):
         ccvid.read(tree(tmp_path / "d"), frames=-1)
 
 

@@ -49,7 +49,7 @@ def test_nobody_changes_clothes(root: Path) -> None:
 
 
 def test_a_fraction_outside_0_to_1_is_refused(root: Path) -> None:
-    with pytest.raises(InputError, match=r"train_fraction=1\.5 is not between 0 and 1"):
+    with pytest.raises(InputError, match=r"train_fraction=1\.5 must be a number from 0 to 1"):
         pku_reid.read(root, train_fraction=1.5)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.data.tree import SHOWN, Names, Tree, number
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
+from clip3dreid.io.checks import Range, check_number, some
 
 # A tracklet's folder: the session, then person and walk.
 TRACKLET = re.compile(r"session(?P<session>\d+)/(?P<person>\d+)_(?P<walk>\d+)")
@@ -51,8 +51,7 @@ def read(root: Path, frames: int = 0) -> Manifest:
         InputError: if the layout, a list or a name is another, a listed tracklet has no pictures, or `frames` is
             negative.
     """
-    if frames < 0:
-        raise InputError(f"ccvid: frames={frames} is negative; give 0 for all frames of a tracklet")
+    check_number("ccvid: frames", frames, Range(0), whole=True)
     tree = Tree("ccvid", root)
     tree.require(*(file for file, _, _ in PARTS), "session1/")
     rows, absent = [], []

@@ -10,7 +10,7 @@ import numpy as np
 
 from clip3dreid.data.manifest import Manifest, Published
 from clip3dreid.data.tree import Names, Tree, number
-from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 
 # Person, camera, orientation. The pictures are JPEG data whatever the suffix: decoders look at the content.
 NAMES = Names(re.compile(r"(\d+)_(\d+)_(\d+)\.\w+"), "001_01_1.png")
@@ -36,8 +36,7 @@ def read(root: Path, train_fraction: float = 0.5, split_seed: int = 0) -> Manife
     Raises:
         InputError: if a file name is another, a camera is neither 1 nor 2, or the fraction is outside 0..1.
     """
-    if not 0 <= train_fraction <= 1:
-        raise InputError(f"pku_reid: train_fraction={train_fraction} is not between 0 and 1")
+    check_number("pku_reid: train_fraction", train_fraction, Range(0, 1))
     tree = Tree("pku_reid", root)
     named = tree.read("", NAMES)
     people = sorted({int(name[1]) for _, name in named})

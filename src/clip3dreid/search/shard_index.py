@@ -1,0 +1,48 @@
+"""Read what a folder of shards says of itself; no torch is loaded, so that a wrong folder is told of at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Positive
+from clip3dreid.io.resumable import INDEX, PartKind, read_index
+from clip3dreid.search.settings import DType, Form
+
+SHARDS_VERSION = 1
+UNREADABLE = "unreadable.csv"
+
+SHARDS = PartKind(
+    what="shards",
+    stem="shard",
+    digits=6,
+    suffixes=(".parquet", ".safetensors"),
+    version=SHARDS_VERSION,
+    needs={
+        "fingerprint": str,
+        "format": Form,
+        "dtype": DType,
+        "rows_per_shard": Positive,
+        "shards": list,
+        "vectors": dict,
+    },
+    elsewhere="extract into another folder",
+    others=(UNREADABLE,),
+)
+
+
+def read_shard_index(folder: Path) -> dict[str, Any]:
+    """Read what a folder of shards says of itself.
+
+    Raises:
+        InputError: if there is no index, it is damaged, or of another version.
+    """
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder} holds no shards ({INDEX}); make them: clip3dreid extract out={folder}")
+    return read_index(folder, SHARDS)
+
+
+def shard_stem(folder: Path, number: int) -> Path:
+    """Return the path of a shard, without suffix."""
+    return folder / SHARDS.name(number, "")
