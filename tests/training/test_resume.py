@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from clip3dreid.errors import InputError
+from clip3dreid.report.results import read_results
 from clip3dreid.training.resume import changes, may_change
 from clip3dreid.training.signals import SaveWhenTold
 from tests.conftest import TINY, Command
@@ -170,6 +171,18 @@ def test_a_run_within_an_epoch_does_not_pass_for_one_that_ended_before_it(
     done = invoke("train", "resume=run", "epochs=2")
     assert done.returncode == 2, done.stderr + done.stdout
     assert re.search(r"epochs=2, but \S*run has trained 2 of them and \d batches of the next", done.stderr)
+
+
+def test_a_finished_run_that_is_resumed_keeps_what_a_step_took(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    arguments = ["data=ltcc", f"data.root={ltcc_root}", *TINY, "epochs=1", "hydra.run.dir=run"]
+    assert invoke("train", *arguments).returncode == 0
+    taken = read_results(tmp_path / "run" / "results.json").cost
+    assert taken.step_seconds is not None
+    for _ in range(2):
+        assert invoke("train", "resume=run").returncode == 0
+        assert read_results(tmp_path / "run" / "results.json").cost == taken
 
 
 def test_a_resumed_run_that_is_killed_before_it_trains_is_resumed_again(

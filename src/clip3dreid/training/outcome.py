@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from clip3dreid.data.datamodule import ReidDataModule
+from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides
 from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json, write_text
-from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, QUERIES
+from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, QUERIES, RESULTS
 from clip3dreid.language import labels as language_labels
-from clip3dreid.report.results import CheckpointResults, RunCost, RunResults, write_results
+from clip3dreid.report.results import CheckpointResults, RunCost, RunResults, read_results, write_results
 from clip3dreid.report.tables import save_tables
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.data import RunData, counts, headline_of
@@ -107,16 +109,27 @@ def evaluate_run(
         metric=ranking.metric,
         flip=ranking.flip,
         evaluations=tuple(evaluations),
-        cost=_cost(trainer, data),
+        cost=_cost(folder, trainer, data),
         notes={manifest.name: list(manifest.notes) for manifest in data.manifests},
     )
     rank_zero_only(write_results)(folder, results)
     return results
 
 
-def _cost(trainer: pl.Trainer, data: ReidDataModule) -> RunCost:
+def _cost(folder: Path, trainer: pl.Trainer, data: ReidDataModule) -> RunCost:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     clock = next(callback for callback in callbacks if isinstance(callback, StepTimes))
     bodies = 0 if data.bodies is None else data.bodies.batch
     pictures = data.people_per_batch * data.pictures_per_person + bodies
-    return RunCost(clock.median, pictures, trainer.global_step)
+    return RunCost(clock.median or _step_seconds_before(folder), pictures, trainer.global_step)
+
+
+def _step_seconds_before(folder: Path) -> float | None:
+    """Return what a step took when the run trained: one that is resumed when finished is only evaluated again."""
+    stem, suffix = RESULTS.split(".")
+    kept = [path for path in folder.glob(f"{stem}.*.{suffix}") if path.name.split(".")[1].isdigit()]
+    for path in sorted(kept, key=lambda path: int(path.name.split(".")[1]), reverse=True):
+        with suppress(InputError):  # damaged, or of another version
+            if seconds := read_results(path).cost.step_seconds:
+                return seconds
+    return None
