@@ -332,7 +332,7 @@ BAD = {
     ),
     "protocols without the headline that selects": (
         ["data=ltcc", "data.root=ROOT", "protocol=[general,same_clothes]"],
-        "data.headline=clothes_changing is none of the protocols general, same_clothes; give data.headline=NAME",
+        "data.headline=clothes_changing is unknown; choose general or same_clothes",
     ),
     "a mistyped metric": (["data=ltcc", "data.root=ROOT", "retrieval.metric=cosin"], "cosin"),
     "selection twice": (
