@@ -227,6 +227,23 @@ def test_bodies_are_textureless_and_wear_nothing() -> None:
     assert len(made.pictures) == 7 * 4
 
 
+def test_dressed_bodies_wear_another_outfit_in_each_picture_and_mixed_ones_in_every_second() -> None:
+    dressed, mixed = plan("bodies", dress="dressed"), plan("bodies", dress="mixed")
+    assert not dressed.textureless
+    assert not mixed.textureless
+    assert not any(picture.bare for picture in dressed.pictures)
+    assert set(dressed.outfits.values()) == {4}
+    assert len({picture.clothes_label for picture in dressed.pictures}) == 7 * 4
+    assert [picture.bare for picture in mixed.pictures[:4]] == [False, True, False, True]
+    # The same cameras, whatever they wear: a control differs in nothing else.
+    assert [p.camera for p in dressed.pictures] == [p.camera for p in plan("bodies").pictures]
+
+
+def test_an_unknown_dress_is_named() -> None:
+    with pytest.raises(InputError, match=r"layout\.dress=naked is unknown; choose bare, dressed or mixed"):
+        plan("bodies", dress="naked")
+
+
 def test_a_count_that_is_no_whole_number_is_named() -> None:
     with pytest.raises(InputError, match=r"layout\.outfits=1\.5 must be a whole number"):
         plan("ltcc", outfits=1.5)

@@ -17,12 +17,12 @@ from clip3dreid.errors import InputError
 from clip3dreid.synthetic import layouts
 from clip3dreid.synthetic.backgrounds import Procedural
 from clip3dreid.synthetic.cameras import CameraSettings, ShotSettings
-from clip3dreid.synthetic.people import People, Wardrobe
+from clip3dreid.synthetic.people import Identity, Outfit, People, Wardrobe
 from clip3dreid.synthetic.plan import PeopleCounts, Plan
 from clip3dreid.synthetic.renderer import RendererFactory
 from clip3dreid.synthetic.settings import WorldSettings
 from clip3dreid.synthetic.truth import flat, truth
-from clip3dreid.synthetic.world import Part, Stream, World
+from clip3dreid.synthetic.world import Part, Person, Stream, World
 from clip3dreid.synthetic.writing import RenderedImage
 
 HEIGHT, WIDTH = 64, 32
@@ -131,7 +131,9 @@ def test_train_and_test_are_seen_by_the_same_cameras_at_other_places() -> None:
     assert not where["train"] & where["test"]
     assert {number for _, _, number in where["train"]} == {0, 1, 2}
     factory = RendererFactory(made, BODY, HEIGHT, WIDTH, 1)
-    canvases = [factory.canvas(part, 0, number) for part in (Part.TRAIN, Part.TEST) for number in range(3)]
+    canvases = [
+        factory.canvas(part, 0, number, False) for part in (Part.TRAIN, Part.TEST) for number in range(3)
+    ]
     assert all((one != other).any() for i, one in enumerate(canvases) for other in canvases[:i])
 
 
@@ -289,6 +291,52 @@ def test_the_truth_has_all_that_is_known_of_every_picture() -> None:
             *(picture.person_label, picture.clothes_label, picture.camera_label),
         )
         assert picture.path.startswith(f"{row['tracklet']}/")
+
+
+def bodies(dress: layouts.Dress) -> World:
+    plan = layouts.bodies(PeopleCounts(2, 1), np.random.default_rng(0), cameras=2, pictures=2, dress=dress)
+    return world(plan, train=2, test=1)
+
+
+def told(made: World, drawn: list[RenderedImage]) -> pl.DataFrame:
+    rendered = pl.DataFrame(
+        [{"place": place} | picture.facts for place, picture in enumerate(drawn)], infer_schema_length=None
+    )
+    return truth(made, rendered, {}, {})
+
+
+def test_mixed_people_are_the_dressed_and_the_bare_ones_in_turn() -> None:
+    everywhere = list(range(6))
+    dressed, bare, mixed = (draw(bodies(dress), everywhere) for dress in ("dressed", "bare", "mixed"))
+    assert [picture.data for picture in mixed] == [
+        (bare if place % 2 else dressed)[place].data for place in everywhere
+    ]
+    assert not {picture.data for picture in dressed} & {picture.data for picture in bare}
+    table = told(bodies("mixed"), mixed)
+    assert table["outfit_upper"].is_null().to_list() == [False, True] * 3
+    assert table["betas"].null_count() == 0
+
+
+def test_dressed_people_are_rendered_again_from_the_truth_about_them() -> None:
+    made = bodies("dressed")
+    drawn = draw(made, list(range(6)))
+    rows = told(made, drawn).to_dicts()
+    people: dict[int, Person] = {}
+    for row in rows:
+        fields = {field.name for field in dataclasses.fields(Outfit)}
+        worn = {name: row[f"outfit_{name}"] for name in fields if f"outfit_{name}" in row}
+        worn = {name: tuple(value) if isinstance(value, list) else value for name, value in worn.items()}
+        identity = Identity(tuple(row["betas"]), row["identity_complexion"])
+        before = people.get(row["person_index"], Person(identity, ()))
+        assert before.identity == identity
+        people[row["person_index"]] = Person(identity, (*before.outfits, Outfit(**worn)))
+    again = bodies("dressed")
+    # Where the cached property keeps what it has drawn.
+    again.__dict__["people"] = tuple(people[index] for index in sorted(people))
+    assert [picture.data for picture in draw(again, list(range(6)))] == [picture.data for picture in drawn]
+    another = dataclasses.replace(people[0].identity, betas=tuple(-b for b in people[0].identity.betas))
+    again.__dict__["people"] = (people[0]._replace(identity=another), *again.people[1:])
+    assert draw(again, [0])[0].data != drawn[0].data
 
 
 def test_nested_values_become_columns_and_what_is_none_has_none() -> None:

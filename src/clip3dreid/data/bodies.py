@@ -30,7 +30,7 @@ ADVICE = "make the folder of bodies (bodies.root) anew"
 
 
 class BodyTable(NamedTuple):
-    """Pictures of textureless bodies."""
+    """Pictures of bodies, textureless or, where that is asked for, dressed."""
 
     files: list[Path]
     """N pictures."""
@@ -50,12 +50,13 @@ class BodyTable(NamedTuple):
         return self._replace(betas=self.betas[first][exchanged(self.bodies, seed)][self.body])
 
 
-def read_bodies(root: Path, split: str = "train") -> BodyTable:
+def read_bodies(root: Path, split: str = "train", *, dressed: bool = False) -> BodyTable:
     """Read the folder that `synthesize layout=bodies` writes.
 
     Args:
         root: with `train/`, `test/` and `truth.parquet`.
         split: `train` or `test`.
+        dressed: whether clothed people are meant.
 
     Raises:
         InputError: if there is no such folder, or it holds something else; the message says how to make one.
@@ -68,9 +69,10 @@ def read_bodies(root: Path, split: str = "train") -> BodyTable:
     table = read_truth(root, columns=("path", "split", "person", "betas"), kind=kind, advice=again)
     with decoding(root / TRUTH, kind, again):
         table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
-    if shows_clothes(root, again):
+    if not dressed and shows_clothes(root, again):
         raise InputError(
-            f"{root} (bodies.root) shows clothed people; give textureless bodies: {COMMAND.format(root='FOLDER')}"
+            f"{root} (bodies.root) shows clothed people; give textureless bodies ({COMMAND.format(root='FOLDER')}), "
+            "or bodies.dressed=true if clothed people are meant"
         )
     table = table.filter(pl.col("split") == split)
     if table.is_empty():

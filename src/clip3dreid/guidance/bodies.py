@@ -65,7 +65,7 @@ class BodyGuide:
         Raises:
             InputError: if there are none, or they fit neither the body model nor the people's pictures.
         """
-        table = read_bodies(self._settings.root)
+        table = read_bodies(self._settings.root, dressed=self._settings.dressed)
         body = self._body()
         if table.betas.shape[1] != body.num_betas:
             raise InputError(

@@ -81,6 +81,7 @@ class BodySettings:
         root: folder of `clip3dreid synthesize layout=bodies`.
         batch: pictures of the global batch, beside those of people.
         batch_norm: `separate`: each stream by its own statistics, running ones from people alone; or `shared`.
+        dressed: whether `root` may show clothed people, `layout.dress=dressed` or `mixed`.
         shuffled: a control: every body gets another's shape.
 
     Raises:
@@ -90,6 +91,7 @@ class BodySettings:
     root: Path
     batch: Positive = 16
     batch_norm: Literal["separate", "shared"] = "separate"
+    dressed: bool = False
     shuffled: bool = False
 
     def __post_init__(self) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import check_number
+from clip3dreid.io.checks import check_number, choose
 from clip3dreid.synthetic.plan import PeopleCounts, Plan, PlannedPicture
 
 DISTRACTOR, JUNK = "0", "-1"
@@ -375,32 +376,48 @@ def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks
     return Plan(tuple(planned), lists)
 
 
-def bodies(people: PeopleCounts, rng: np.random.Generator, *, cameras: int, pictures: int) -> Plan:
-    """Plan textureless bodies, `{train,test}/BODY_PICTURE.jpg`: what a network that finds the shape learns from.
+Dress = Literal["bare", "dressed", "mixed"]
+"""What the people of `bodies` wear: nothing, another outfit in each picture, or the one and the other in turn."""
 
-    The shapes are in `truth.parquet`; no reader of a person data set applies.
+
+def bodies(
+    people: PeopleCounts,
+    rng: np.random.Generator,
+    *,
+    cameras: int,
+    pictures: int,
+    dress: Dress = "bare",
+) -> Plan:
+    """Plan people whose shapes are to be found, `{train,test}/BODY_PICTURE.jpg`.
+
+    The shapes are in `truth.parquet`; no reader of a person data set applies. Bare, they are the textureless bodies
+    of the method's second stream; dressed, in another outfit in each picture, what a shape teacher learns from.
 
     Args:
         people: how many bodies to train on, and to test on.
         rng: chooses the camera of each picture.
         cameras: of the world.
         pictures: of a body.
+        dress: what they wear; with `mixed` every second picture of a body is bare.
 
     Raises:
-        InputError: if there would be no pictures.
+        InputError: if there would be no pictures, or `dress` is unknown.
     """
     _at_least(1, "there would be no pictures", cameras=cameras, pictures=pictures)
+    choose("layout.dress", dress, get_args(Dress))
     planned = []
     for split, person in _people(people):
         for index in range(1, pictures + 1):
-            camera = int(rng.integers(cameras))
+            bare = dress == "bare" or (dress == "mixed" and index % 2 == 0)
+            camera, outfit = int(rng.integers(cameras)), 0 if bare else index - 1
             planned.append(
                 PlannedPicture(
                     f"{split}/{person:06d}_{index:02d}.jpg",
-                    *(split, "train" if split == "train" else "gallery", person, 0, camera, index),
+                    *(split, "train" if split == "train" else "gallery", person, outfit, camera, index),
                     person_label=str(person),
-                    clothes_label=f"{person}_0",
+                    clothes_label=f"{person}_{outfit}",
                     camera_label=str(camera + 1),
+                    bare=bare,
                 )
             )
-    return Plan(tuple(planned), textureless=True)
+    return Plan(tuple(planned))

@@ -38,6 +38,8 @@ class PlannedPicture(NamedTuple):
     """The frame's place in its sequence, from 0."""
     bad_box: bool = False
     """True where the detector failed: the box misses much of the person."""
+    bare: bool = False
+    """True for a grey body without clothes and texture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Plan:
     Attributes:
         pictures: in the order in which they are made.
         side_files: path inside the data set -> text.
-        textureless: True for bare grey bodies, False for dressed people.
     """
 
     pictures: tuple[PlannedPicture, ...]
     side_files: dict[str, str] = dataclasses.field(default_factory=dict)
-    textureless: bool = False
+
+    @property
+    def textureless(self) -> bool:
+        """Return whether nobody wears anything."""
+        return all(picture.bare for picture in self.pictures)
 
     @property
     def cameras(self) -> int:

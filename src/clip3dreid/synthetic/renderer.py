@@ -56,41 +56,57 @@ class RendererFactory:
     def __call__(self) -> Renderer:
         """Return a function from places of the plan to finished pictures."""
         body = self.body().requires_grad_(False)
-        pose_all = self._bodies(body) if self.world.plan.textureless else self._people(Dresser(body))
+        kinds = {picture.bare for picture in self.world.plan.pictures}
+        pose_all = {bare: self._bodies(body) if bare else self._people(Dresser(body)) for bare in kinds}
         # Neighbours in the plan are often at the same place.
         canvas = lru_cache(maxsize=64)(self.canvas)
 
         def render(places: Sequence[int]) -> list[RenderedImage]:
-            world, cameras = self.world, self.world.cameras
-            poses = [world.pose(place, self.poses) for place in places]
-            shots = [world.shot(place) for place in places]
-            with torch.no_grad():
-                figure, paint = pose_all(
-                    places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses]))
-                )
-                taken = photograph(
-                    figure,
-                    paint,
-                    cameras=[cameras[world.plan.pictures[place].camera] for place in places],
-                    shots=shots,
-                    backgrounds=[canvas(*world.where(place)) for place in places],
-                    height=self.height,
-                    width=self.width,
-                    rngs=[world.rng(Stream.SENSOR, place) for place in places],
-                    antialias=self.antialias,
-                )
-            return [
-                self._rendered(place, poses[index], shots[index], taken, index)
-                for index, place in enumerate(places)
-            ]
+            done: dict[int, RenderedImage] = {}
+            for bare, pose in pose_all.items():
+                # Figures of one kind share a mesh, so each kind is photographed by itself.
+                some = [place for place in places if self.world.plan.pictures[place].bare == bare]
+                done |= zip(some, self._take(some, bare, pose, canvas), strict=True)
+            return [done[place] for place in places]
 
         return render
 
-    def canvas(self, part: Part, camera: int, where: int) -> npt.NDArray[np.uint8]:
-        """Draw one of the places that a camera sees, larger than a picture."""
+    def _take(
+        self,
+        places: Sequence[int],
+        bare: bool,
+        pose_all: _Pose,
+        canvas: Callable[[Part, int, int, bool], npt.NDArray[np.uint8]],
+    ) -> list[RenderedImage]:
+        """Take the pictures of places where everybody is bare, or nobody."""
+        if not places:
+            return []
+        world, cameras = self.world, self.world.cameras
+        poses = [world.pose(place, self.poses) for place in places]
+        shots = [world.shot(place) for place in places]
+        with torch.no_grad():
+            figure, paint = pose_all(places, torch.from_numpy(np.stack([pose.axis_angle for pose in poses])))
+            taken = photograph(
+                figure,
+                paint,
+                cameras=[cameras[world.plan.pictures[place].camera] for place in places],
+                shots=shots,
+                backgrounds=[canvas(*world.where(place), bare) for place in places],
+                height=self.height,
+                width=self.width,
+                rngs=[world.rng(Stream.SENSOR, place) for place in places],
+                antialias=self.antialias,
+            )
+        return [
+            self._rendered(place, poses[index], shots[index], taken, index)
+            for index, place in enumerate(places)
+        ]
+
+    def canvas(self, part: Part, camera: int, where: int, bare: bool) -> npt.NDArray[np.uint8]:
+        """Draw one of the places that a camera sees, larger than a picture; behind bare bodies it shows no place."""
         rng = self.world.rng(Stream.PLACE, 1, part, camera, where)
         settings = self.world.settings
-        backgrounds = settings.bare_backgrounds if self.world.plan.textureless else settings.backgrounds
+        backgrounds = settings.bare_backgrounds if bare else settings.backgrounds
         return backgrounds(
             rng, "train" if part == Part.TRAIN else "test", *canvas_size(self.height, self.width)
         )

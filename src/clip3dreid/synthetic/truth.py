@@ -94,5 +94,9 @@ def truth(
     joined = rows.join(people, on="person_index", how="left", maintain_order="left")
     if not plan.textureless:
         joined = joined.join(outfits, on=["person_index", "outfit_index"], how="left", maintain_order="left")
+        # A person is bare in one picture and dressed in the next: what is not worn is not known of a picture.
+        bare = pl.Series([picture.bare for picture in plan.pictures])
+        worn = [name for name in outfits.columns if name.startswith("outfit_") and name != "outfit_index"]
+        joined = joined.with_columns(pl.when(~bare).then(pl.col(worn)))
     joined = joined.join(cameras, on="camera_index", how="left", maintain_order="left")
     return joined.join(rendered, on="place", how="left", maintain_order="left").drop("place")
