@@ -102,6 +102,23 @@ class BodySpace(NamedTuple):
     """How many bodies there are to train on."""
 
 
+class ShapeTargets(NamedTuple):
+    """What a shape teacher says of the training people."""
+
+    answers: Tensor
+    """(U, A) float32, standardised over the U."""
+    certainty: Tensor
+    """(U, A) float32, above 0, mean 1 over the U: the inverse of the variance that it sees in its answer."""
+    by: Literal["person", "row"]
+    """What the U rows are: people by class index, or training pictures by row."""
+    coefficients: tuple[int, ...]
+    """(A,) which shape coefficients the answers are; empty where they are none."""
+    usual: Tensor
+    """(K,) the body's coefficients where nothing is known of somebody."""
+    spread: Tensor
+    """(K,) a coefficient is usual + spread * answer; 0 where it is not among the answers."""
+
+
 class Dimensions(NamedTuple):
     """What a loss must know of the model, the training people and the guides to build its heads."""
 
@@ -114,7 +131,8 @@ class Dimensions(NamedTuple):
     person_of_clothes: Tensor
     """(outfits,) int64: whose outfit each clothes index is. Empty where the data has no clothes labels."""
     guides: tuple[object, ...] = ()
-    """What guides say of the whole training (`TextTargets`, `TeacherSpace`, `BodySpace`), one of a type at most."""
+    """What guides say of the whole training (`TextTargets`, `TeacherSpace`, `BodySpace`, `ShapeTargets`), at most one
+    of a type."""
 
     def guide(self, kind: type[T]) -> T:
         """Return what the guide of a type says.

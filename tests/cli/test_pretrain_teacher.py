@@ -193,7 +193,7 @@ def test_a_place_that_the_teacher_may_not_take_is_refused_before_the_training(
     mine.write_text("keep")
     done = invoke("pretrain_teacher", f"worlds={world}", "out=run", *TINY)
     assert done.returncode == 2
-    assert "holds no teacher of ours" in done.stderr
+    assert "holds no network of ours" in done.stderr
     assert mine.read_text() == "keep"
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 

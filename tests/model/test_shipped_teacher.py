@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 from clip3dreid.io.pictures import read_rgb
-from clip3dreid.model.small_clip import check_sums
+from clip3dreid.model.checked_folder import check_sums
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_files import locate
 from clip3dreid.model.teacher_view import Native

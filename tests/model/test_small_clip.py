@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from clip3dreid.errors import InputError
+from clip3dreid.model.checked_folder import check_place, check_sums
 from clip3dreid.model.small_clip import (
-    check_place,
-    check_sums,
     make_small_clip,
     save_small_clip,
     train_tokenizer,
@@ -88,7 +87,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="holds no teacher of ours"):
+    with pytest.raises(InputError, match="holds no network of ours"):
         save_small_clip(tmp_path / "t", *made(), MEAN, STD, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["t", "mine.txt"]
     save_small_clip(tmp_path / "u", *made(), MEAN, STD, {"round": 1})
@@ -106,7 +105,7 @@ def test_a_teacher_with_somebodys_files_beside_it_is_not_replaced(name: str, tmp
     (tmp_path / "t" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "t" / name).write_text("keep")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="holds 1 files that are not of the teacher there"):
+    with pytest.raises(InputError, match="holds 1 files that are not of the network there"):
         save_small_clip(tmp_path / "t", *made(), MEAN, STD, {})
     assert contents(tmp_path) == before
 
@@ -128,7 +127,7 @@ def test_a_damaged_list_is_one_line(text: str, tmp_path: Path) -> None:
         if text:
             with pytest.raises(InputError, match="is no list of checksums, or damaged"):
                 attempt(tmp_path / "t")
-    with pytest.raises(InputError, match=r"no list of checksums|not of the teacher"):
+    with pytest.raises(InputError, match=r"no list of checksums|not of the network"):
         check_place(tmp_path / "t")
 
 

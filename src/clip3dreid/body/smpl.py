@@ -348,6 +348,20 @@ def body_digest(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def body_facts(path: Path | str, num_betas: int) -> dict[str, Any]:
+    """Return what a network that knows shape coefficients says of the body they are of, as plain values.
+
+    Args:
+        path: name (`anny`, `anny_light`) or path.
+        num_betas: K, how many of its coefficients are in use.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    # A file by its name alone: where it lies is nobody's business but this machine's.
+    return {"name": Path(path).name, "sha256": body_digest(path), "num_betas": num_betas}
+
+
 def read_arrays(path: Path | str) -> dict[str, npt.NDArray[Any]]:
     """Read and check an SMPL-format file, `.npz` or `.pkl`; nothing in it is executed.
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
+from clip3dreid.config.pretraining import teacher_parts
 from clip3dreid.config.processes import further_processes
 from clip3dreid.training.teacher_settings import PretrainingSettings
 
@@ -24,10 +25,8 @@ def main(cfg: DictConfig) -> None:
         [Path(str(world)) for world in worlds],
         Path(str(cfg.out)),
         settings,
-        clip=objects.plain(cfg.clip),
-        record=objects.plain(cfg),
         processes=further_processes("pretrain_teacher"),
-        **objects.pretraining_parts(cfg),
+        **teacher_parts(cfg),
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":
         use = f"model/teacher=body_clip model.teacher.path={made.folder}"

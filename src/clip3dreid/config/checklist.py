@@ -70,6 +70,8 @@ def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
         items += [_own("labels", "labels.path", cfg.labels.path, "clip3dreid label makes them")]
     if "BodySpace" in wanted:
         items += [_bodies(cfg), *_body(cfg.body)]
+    if "ShapeTargets" in wanted:
+        items += [_shape_teacher(cfg.model.get("shape_teacher"))]
     return [*items, *_data(cfg)]
 
 
@@ -246,6 +248,30 @@ def _teacher(node: DictConfig | None) -> Iterator[Item]:
             yield Item(
                 f"package {' and '.join(packages)} of the tokenizer", key, "", "not installed", None, get
             )
+
+
+def _shape_teacher(node: DictConfig | None) -> Item:
+    from clip3dreid.model.checked_folder import CARD
+    from clip3dreid.model.teacher_files import PACKAGED, packaged
+
+    key = "model.shape_teacher.path"
+    if node is None or "path" not in node:
+        get = f"{_BY_HAND}this method needs a shape teacher: give model/shape_teacher=NAME; NAME is one of "
+        return Item(
+            "shape teacher",
+            "model/shape_teacher",
+            "",
+            "not chosen",
+            None,
+            get + ", ".join(options("model/shape_teacher")),
+        )
+    what, place = f"shape teacher {node.name}", str(node.path)
+    folder = packaged(place) if place.startswith(PACKAGED) else Path(place).expanduser()
+    if not (folder / CARD).is_file():
+        get = f"{_BY_HAND}{what}: make one with clip3dreid pretrain_shape_teacher, and give {key}=FOLDER"
+        return Item(what, key, place, MISSING, None, get)
+    there = f"{THERE}, in the package" if place.startswith(PACKAGED) else THERE
+    return Item(what, key, place, there, megabytes(folder))
 
 
 def _bodies(cfg: DictConfig) -> Item:

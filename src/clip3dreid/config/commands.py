@@ -14,7 +14,7 @@ SECTIONS = {
     "Train and judge": ("train", "evaluate", "compare", "report"),
     "Use a model": ("extract", "search", "export", "serve"),
     "Data": ("inspect_data", "label", "synthesize", "blur_faces", "pack"),
-    "Weights": ("weights", "pretrain_teacher"),
+    "Weights": ("weights", "pretrain_teacher", "pretrain_shape_teacher"),
     "Begin here": ("doctor", "demo"),
 }
 """Heading -> commands below it; those that are not there are left out, and new ones come last."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.export.formats import Format
     from clip3dreid.language.vocabulary import Vocabulary
+    from clip3dreid.model.shape_teacher import ShapeTeacher
     from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
     from clip3dreid.search.search import Engine
@@ -202,28 +203,6 @@ def export_formats(cfg: DictConfig) -> dict[str, Format]:
     return {name: instantiate(cfg.formats[name]) for name in names}
 
 
-def pretraining_parts(cfg: DictConfig) -> dict[str, Any]:
-    """Make the objects that `training.teacher.pretrain_teacher` takes by name.
-
-    Args:
-        cfg: `conf/pretrain_teacher.yaml`, composed.
-
-    Raises:
-        InputError: if words and sentences do not fit each other.
-    """
-    vocabulary = instantiate(cfg.language, _convert_="all")
-    return {
-        "vocabulary": vocabulary,
-        "sentences": instantiate(cfg.sentences, vocabulary=vocabulary, _convert_="all"),
-        "train_view": instantiate(cfg.train_view),
-        "optimizer": instantiate(cfg.optimizer.optimizer),
-        "schedule": instantiate(cfg.optimizer.schedule),
-        "trainer": trainer_factory(cfg),
-        "callbacks": callbacks(cfg)[0],
-        "loggers": loggers(cfg),
-    }
-
-
 def callbacks(cfg: DictConfig) -> tuple[list[Callback], Any]:
     """Make all of `cfg.callbacks`; what saves the best checkpoint stands apart, as it lacks the score's name."""
     nodes = dict((cfg.get("callbacks") or {}).items())
@@ -389,6 +368,23 @@ def teacher(cfg: DictConfig) -> Callable[[], Teacher]:
         from clip3dreid.model.teacher import load_teacher
 
         return load_teacher(plain(teacher_node(cfg)), trusted(cfg))
+
+    return make
+
+
+def shape_teacher(cfg: DictConfig) -> Callable[[], ShapeTeacher]:
+    """Return what makes the shape teacher of a config, and refuses where there is none."""
+
+    def make() -> ShapeTeacher:
+        node = cfg.model.get("shape_teacher")
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            names = ", ".join(options("model/shape_teacher"))
+            raise InputError(
+                f"this method needs a shape teacher: give model/shape_teacher=NAME; NAME is one of {names}"
+            )
+        from clip3dreid.model.shape_teacher import load_shape_teacher
+
+        return load_shape_teacher(plain(node), trusted(cfg))
 
     return make
 

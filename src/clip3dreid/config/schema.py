@@ -30,6 +30,7 @@ class TrainConfig:
     trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING
+    shapes: Any = MISSING
     body: Any = MISSING
     guides: dict[str, Any] = field(default_factory=dict)
     language: Any = MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,8 @@ def guides(
     """Make all kinds of guides of a training; what none of its losses needs is never read.
 
     Args:
-        cfg: `conf/train.yaml`, composed: `model.teacher`, `language`, `labels`, `bodies`, `body`, `guides`.
+        cfg: `conf/train.yaml`, composed: `model.teacher`, `model.shape_teacher`, `language`, `labels`,
+            `bodies`, `body`, `shapes`, `guides`.
         pictures: to train on.
         labels: those that the run has had before, or that another process of it has chosen; None: there are none.
         shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
@@ -114,20 +116,26 @@ def guides(
     """
     from clip3dreid.guidance.bodies import BodyGuide
     from clip3dreid.guidance.embeddings import TrainingEmbeddings
-    from clip3dreid.guidance.settings import BodySettings, LabelSettings, TeacherUse
+    from clip3dreid.guidance.settings import BodySettings, LabelSettings, ShapeSettings, TeacherUse
+    from clip3dreid.guidance.shapes import ShapeGuide
     from clip3dreid.guidance.teacher import TeacherGuide
     from clip3dreid.guidance.words import WordGuide
 
     seed, datamodule = int(cfg.seed), cfg.datamodule
-    embeddings = TrainingEmbeddings(
-        objects.teacher(cfg),
-        pictures,
-        objects.settings(TeacherUse, cfg.model.get("teacher") or OmegaConf.create()),
-        device=training_device(cfg),
-        batch=int(datamodule.evaluation_batch),
-        workers=int(datamodule.workers),
-        shared=shared,
-    )
+
+    def asked(kind: str, load: Callable[[], Any]) -> TrainingEmbeddings:
+        return TrainingEmbeddings(
+            load,
+            pictures,
+            objects.settings(TeacherUse, cfg.model.get(kind) or OmegaConf.create()),
+            device=training_device(cfg),
+            batch=int(datamodule.evaluation_batch),
+            workers=int(datamodule.workers),
+            shared=shared,
+            kind=kind,
+        )
+
+    embeddings = asked("teacher", objects.teacher(cfg))
     bodies = BodyGuide(
         objects.settings(BodySettings, cfg.bodies),
         lambda: instantiate(objects.plain(cfg.body)),
@@ -145,7 +153,18 @@ def guides(
         known=labels,
         seed=seed,
     )
-    return [bodies, words, TeacherGuide(embeddings), *(instantiate(node) for node in cfg.guides.values())]
+    shapes = ShapeGuide(
+        objects.settings(ShapeSettings, cfg.shapes),
+        asked("shape_teacher", objects.shape_teacher(cfg)),
+        seed=seed,
+    )
+    return [
+        bodies,
+        words,
+        TeacherGuide(embeddings),
+        shapes,
+        *(instantiate(node) for node in cfg.guides.values()),
+    ]
 
 
 def invocation(folder: Path) -> Invocation:

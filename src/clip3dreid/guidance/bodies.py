@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from clip3dreid.body.smpl import BodyModel, body_digest
+from clip3dreid.body.smpl import BodyModel, body_facts
 from clip3dreid.data.bodies import BodyStream, BodyTable, read_bodies
 from clip3dreid.data.datamodule import check_view
 from clip3dreid.data.images import TrainView
@@ -89,10 +88,8 @@ class BodyGuide:
         return view
 
     def _facts(self, body: BodyModel, table: BodyTable) -> dict[str, Any]:
-        # A file by its name alone: where it lies is nobody's business but this machine's.
-        name = Path(self._file).name
         return {
-            "body": {"name": name, "sha256": body_digest(self._file), "num_betas": body.num_betas},
+            "body": body_facts(self._file, body.num_betas),
             "bodies": {"count": table.bodies, "sha256": hashlib.sha256(table.betas.tobytes()).hexdigest()},
         }
 

@@ -69,6 +69,7 @@ class TrainingEmbeddings:
         workers: loader processes.
         shared: folder for the embeddings where several processes of a run would else compute and hold them each;
             None: this is the only one.
+        kind: what this teacher's part of the shared folder is called.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class TrainingEmbeddings:
         batch: int,
         workers: int,
         shared: Path | None = None,
+        kind: str = "teacher",
     ) -> None:
         self.pictures, self.use = pictures, use
+        self._kind = kind
         self._load, self._device = load, device
         self._batch, self._workers = batch, workers
         self._shared = shared
@@ -128,7 +131,7 @@ class TrainingEmbeddings:
     def _folder(self, number: int, alone: bool) -> Path:
         """Return where a data set's embeddings lie, so that other runs with it find them too."""
         if not alone and self._shared is not None:
-            return self._shared / "teacher" / str(number)
+            return self._shared / self._kind / str(number)
         first = self.use.cache_dir
         return first if number == 0 else first.with_name(self.pictures.manifests[number].name)
 

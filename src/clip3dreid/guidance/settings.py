@@ -99,6 +99,25 @@ class BodySettings:
 
 
 @dataclass(frozen=True)
+class ShapeSettings:
+    """Say how a shape teacher guides a training.
+
+    Args:
+        level: whose shape: a person's, the mean over all pictures weighted by certainty; or each picture's by itself.
+        shuffled: a control: everybody gets somebody else's shape.
+
+    Raises:
+        InputError: if a value is none of these.
+    """
+
+    level: Level = "person"
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, "shapes.")
+
+
+@dataclass(frozen=True)
 class LabelRun:
     """Say what `clip3dreid label` does.
 

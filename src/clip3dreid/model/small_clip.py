@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
-from clip3dreid.io.files import inside, writing
-from clip3dreid.io.staging import UNFINISHED, close_stages, open_stage
+from clip3dreid.model.checked_folder import CARD, write_folder, write_plain
 
-WEIGHTS = "model.safetensors"
-CHECKSUMS = "SHA256SUMS"
 # The end is not number 2: `transformers` takes that for the sign of an old config, and reads a text elsewhere.
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<start>", "unk_token": "<unk>", "eos_token": "<end>"}
 
@@ -87,22 +80,6 @@ def make_small_clip(tokenizer: Any, config: Mapping[str, Any]) -> Any:
         raise InputError(f"clip: {reason}; correct the configuration") from error
 
 
-def check_place(folder: Path) -> None:
-    """Check that a teacher may be written there, for the sake of what the folder holds."""
-    inside(folder.parent, folder.name)
-    if not folder.exists():
-        return
-    if not (folder / CHECKSUMS).is_file():
-        raise InputError(f"{folder} is there and holds no teacher of ours; give another place")
-    own = {name for _, name in _listed(folder)} | {CHECKSUMS}
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
-    if foreign:
-        raise InputError(
-            f"{folder} holds {len(foreign)} files that are not of the teacher there ({some(foreign, 3)}); move "
-            "them away, or give another place"
-        )
-
-
 def save_small_clip(
     folder: Path,
     model: Any,
@@ -127,65 +104,18 @@ def save_small_clip(
         InputError: if the place cannot be written, a full disk included, or holds something that is no such folder,
             or other files beside it.
     """
-    check_place(folder)
-    work = folder.parent / f".{folder.name}{UNFINISHED}"
-    stage = open_stage(work)
-    made, earlier = stage / "new", stage / "earlier"
-    try:
-        # The libraries that write weights and tokenizer have errors of their own.
-        with writing(folder):
-            made.mkdir()
-            half = {name: value.half() for name, value in model.state_dict().items()}
-            model.save_pretrained(made, state_dict=half)
-            tokenizer.save_pretrained(made)
-            pixels = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
-            _write(made / "preprocessor_config.json", pixels | {"do_normalize": True, "do_rescale": True})
-            _write(made / "card.json", card)
-            lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(made.iterdir())]
-            (made / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
-            # Training takes its time: once more.
-            check_place(folder)
-            if folder.exists():
-                folder.rename(earlier)
-            made.rename(folder)
-    finally:
-        with suppress(OSError):
-            close_stages(work)
 
+    def fill(made: Path) -> None:
+        half = {name: value.half() for name, value in model.state_dict().items()}
+        model.save_pretrained(made, state_dict=half)
+        tokenizer.save_pretrained(made)
+        pixels = {"image_mean": list(mean), "image_std": list(std), "rescale_factor": 1 / 255}
+        write_plain(made / "preprocessor_config.json", pixels | {"do_normalize": True, "do_rescale": True})
+        write_plain(made / CARD, card)
 
-def check_sums(folder: Path) -> None:
-    """Compare the files of a folder with its list of checksums, if it has one.
-
-    Raises:
-        InputError: naming the first file that is missing or differs, or the list if it is damaged.
-    """
-    if not (folder / CHECKSUMS).is_file():
-        return
-    for expected, name in _listed(folder):
-        path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
-            raise InputError(f"{path} is not the file that {CHECKSUMS} lists; get the folder anew")
-
-
-def _listed(folder: Path) -> list[tuple[str, str]]:
-    """Return checksums and names of a folder's list."""
-    path = folder / CHECKSUMS
-    try:
-        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(expected, name) for expected, name in lines]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no list of checksums, or damaged; get the folder anew") from error
+    write_folder(folder, fill)
 
 
 def parameters(model: torch.nn.Module) -> int:
     """Return how many numbers a model has learnt."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

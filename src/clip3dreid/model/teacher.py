@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
+from clip3dreid.model.backbone import exactly
 from clip3dreid.model.build import build
 from clip3dreid.model.teacher_files import (
     deciding_files,
@@ -155,7 +155,7 @@ class Teacher(nn.Module):
             raise TypeError(f"pictures must be uint8 0..255 or floating point 0..1, not {images.dtype}")
         images = images.to(self.device)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        with _exactly(self.device):
+        with exactly(self.device):
             mean, std = self.__dict__["_pixels"]
             pixels = ((self.view(images) - mean) / std).to(DTYPES[self.dtype])
             output = self.model.get_image_features(pixels, interpolate_pos_encoding=self._interpolates)
@@ -202,14 +202,14 @@ class Teacher(nn.Module):
             InputError: if a text is longer than the model's context.
         """
         output, words = self._read_texts(texts)
-        with _exactly(self.device):
+        with exactly(self.device):
             projected = self._family.tokens(self.model, output.last_hidden_state).float()
             return TextTokens(F.normalize(projected, dim=-1), words)
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[Any, Tensor]:
         """Return outputs of the text tower, and which tokens are the text's own."""
         ids, mask, words = self._tokenize(texts)
-        with _exactly(self.device):
+        with exactly(self.device):
             ids = ids.to(self.device)
             attention = None if self._family.fills_context else mask.to(self.device)
             output = self.model.get_text_features(input_ids=ids, attention_mask=attention)
@@ -290,13 +290,3 @@ def load_teacher(node: Mapping[str, Any], trusted: Collection[str] = ()) -> Teac
     if not isinstance(teacher, Teacher):
         raise InputError(f"model.teacher._target_ makes a {type(teacher).__name__}, not a teacher")
     return teacher
-
-
-@contextmanager
-def _exactly(device: torch.device) -> Iterator[None]:
-    """Switch gradient and autocast off: a trainer's would make the arithmetic another than the fingerprint says."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if torch.amp.is_autocast_available(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        yield

@@ -18,7 +18,7 @@ from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import quiet
-from clip3dreid.model.small_clip import check_sums
+from clip3dreid.model.checked_folder import check_sums
 
 PACKAGED = "package:"
 

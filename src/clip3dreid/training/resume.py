@@ -34,6 +34,7 @@ FREE = (
     "data.fetch",
     "data.also.*.fetch",
     "model.teacher.*",
+    "model.shape_teacher.*",
     "init_from",
     # On what machine, and how fast.
     "trainer.*",

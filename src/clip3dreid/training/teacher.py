@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -22,29 +20,21 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from clip3dreid.data.images import TrainView, to_unit
-from clip3dreid.errors import InputError
-from clip3dreid.io.environment import environment, keep_earlier
-from clip3dreid.io.files import inside, write_json, write_text
-from clip3dreid.io.formats import damaged, read_yaml
 from clip3dreid.io.launch import FurtherProcesses
-from clip3dreid.io.progress import progress
-from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.language.sentences import Sentences
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.loss.image_text import image_text_contrastive
 from clip3dreid.model.small_clip import (
-    check_place,
     make_small_clip,
     parameters,
     save_small_clip,
     train_tokenizer,
 )
-from clip3dreid.synthetic.folder import world_facts
-from clip3dreid.training.checkpoints import CheckpointFiles, newest_whole
-from clip3dreid.training.signals import SaveWhenTold, StopWatch
+from clip3dreid.training.pretraining import PretrainingFolder, world_identity
+from clip3dreid.training.pretraining_data import PretrainingData
 from clip3dreid.training.teacher_data import (
     ImageTextBatch,
-    TeacherPretrainingData,
+    SentenceLesson,
     read_training_set,
     tokenizer_texts,
 )
@@ -55,9 +45,6 @@ log = logging.getLogger(__name__)
 CARD_VERSION = 1
 MOST_SCALE = 100.0
 """Of the factor on cosines, as in CLIP: more makes training unstable."""
-_FILES = ("config.yaml", "environment.json")
-# What may differ when a killed run goes on.
-_HANDLING = ("workers", "in_memory", "trainer", "logger", "callbacks", "trusted")
 
 
 class PretrainedTeacher(NamedTuple):
@@ -206,24 +193,17 @@ def pretrain_teacher(
         "vocabulary": vocabulary.digest,
         **dataclasses.asdict(settings),
     }
-    # As a file gives it back.
-    kept: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_listed(known), sort_keys=False, allow_unicode=True))
-    _check_folder(out, kept)
-    # Now, and not after the training.
-    teacher = out / "teacher"
-    check_place(teacher)
+    folder = PretrainingFolder(out, known, "teacher")
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     people = read_training_set(worlds, list(vocabulary.groups))
-    taught = {"worlds": [_world(world) for world in worlds], "pictures": len(people.files)}
+    taught = {"worlds": [world_identity(world) for world in worlds], "pictures": len(people.files)}
     texts = tokenizer_texts(people.words, sentences, settings.seed)
     tokenizer = train_tokenizer(texts, settings.vocabulary_size, settings.context)
-    data = TeacherPretrainingData(
-        people,
-        sentences,
-        tokenizer,
+    data = PretrainingData(
+        people.files,
+        SentenceLesson(people, sentences, tokenizer, settings.sentences_per_picture),
         train_view=train_view,
         batch=settings.batch,
-        sentences_per_picture=settings.sentences_per_picture,
         workers=settings.workers,
         in_memory=settings.in_memory,
         seed=settings.seed,
@@ -239,26 +219,10 @@ def pretrain_teacher(
         schedule=schedule,
     )
     log.info("%d pictures, %s weights", len(people.files), f"{parameters(module.model):,}")
-    with progress("decoding pictures", len(people.files)) as update:
-        data.setup("fit", update)
-    watch = StopWatch(out, f"the same command (out={out})")
-    made = trainer(
-        callbacks=[SaveWhenTold(watch), *callbacks],
-        logger=list(loggers),
-        reload_dataloaders_every_n_epochs=1,
-        plugins=[CheckpointFiles()],
+    seconds = folder.fit(
+        module, data, trainer=trainer, callbacks=callbacks, loggers=loggers, processes=processes
     )
-    watch.take_over(made, processes)
-    start = _check_folder(out, kept)
-    if made.is_global_zero:
-        check_place(teacher)
-        keep_earlier(out)
-        write_text(out / "config.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
-        write_json(out / "environment.json", environment())
-    begun = time.perf_counter()
-    with watch.reporting():
-        made.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    seconds, weights = round(time.perf_counter() - begun), parameters(module.model)
+    weights = parameters(module.model)
     card = {
         "version": CARD_VERSION,
         "trained_on": taught,
@@ -269,47 +233,7 @@ def pretrain_teacher(
         "vocabulary": vocabulary.digest,
         "view": {"height": train_view.height, "width": train_view.width},
     }
-    rank_zero_only(save_small_clip)(teacher, module.model, tokenizer, settings.mean, settings.std, card)
-    return PretrainedTeacher(teacher, len(people.files), weights, seconds)
-
-
-def _listed(value: Any) -> Any:
-    """Return tuples as lists, all the way down, which is how a file has them."""
-    if isinstance(value, Mapping):
-        return {key: _listed(inner) for key, inner in value.items()}
-    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _check_folder(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """Return the checkpoint to go on from, if this very training was started there before.
-
-    Raises:
-        InputError: if the folder holds another training.
-    """
-    for name in (*_FILES, LAST_CHECKPOINT, Path("csv") / "metrics.csv"):
-        inside(folder, name)
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    again = "give another out"
-    earlier = read_yaml(path, "the config of a training", again)
-    if not isinstance(earlier, dict):
-        raise damaged(path, "it holds a list", again)
-    keys = sorted(({*earlier, *record}) - set(_HANDLING))
-    if changed := [key for key in keys if earlier.get(key) != record.get(key)]:
-        raise InputError(f"{folder} holds a training with another {', '.join(changed)}; give another out")
-    if not any((folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
-        return None
-    at = newest_whole(folder)
-    log.info("going on after %d epochs and %d batches, from %s", at.epochs, at.batches, at.path)
-    return at.path
-
-
-def _world(folder: Path) -> dict[str, Any]:
-    """Return what tells a rendered world from others, wherever it lies.
-
-    Raises:
-        InputError: if the folder does not say.
-    """
-    facts = world_facts(folder)
-    return {key: facts[key] for key in ("fingerprint", "counts")} | {"seed": facts["config"]["seed"]}
+    rank_zero_only(save_small_clip)(
+        folder.product, module.model, tokenizer, settings.mean, settings.std, card
+    )
+    return PretrainedTeacher(folder.product, len(people.files), weights, seconds)

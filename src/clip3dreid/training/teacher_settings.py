@@ -1,12 +1,12 @@
-"""Settings of a teacher's pretraining."""
+"""Settings of the pretraining of teachers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Count, Positive, Range, Seed, check
+from clip3dreid.io.checks import Count, Fraction, Positive, Range, Seed, check
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,37 @@ class PretrainingSettings:
             raise InputError(
                 f"mean={list(self.mean)} and std={list(self.std)} must be three numbers each, std positive"
             )
+
+
+@dataclass(frozen=True)
+class ShapePretrainingSettings:
+    """Say how a shape teacher is trained.
+
+    Args:
+        learns: `betas`, the shape coefficients; or, a control, `identity`: who is who among the same people.
+        skipped: how many of the first coefficients are left out: stature, which a crop does not show.
+        balance: how much the surer answers weigh less than in a likelihood: 0 is the likelihood itself, 1 all alike
+            (beta of Seitzer et al., ICLR 2022).
+        smoothing: of the labels of `identity`.
+        seed: of order, augmentation and weights.
+        epochs: in all.
+        batch: pictures in the global batch.
+        workers: loader processes.
+        in_memory: keep all pictures decoded.
+
+    Raises:
+        InputError: if a value is out of bounds.
+    """
+
+    learns: Literal["betas", "identity"] = "betas"
+    skipped: Count = 1
+    balance: Fraction = 0.5
+    smoothing: Fraction = 0.1
+    seed: Seed = 1
+    epochs: Positive = 12
+    batch: Positive = 64
+    workers: Count = 1
+    in_memory: bool = True
+
+    def __post_init__(self) -> None:
+        check(self)
