@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.sampling import SAMPLERS, IdentityBatches, most_batches, share
+from clip3dreid.data.sampling import (
+    SAMPLERS,
+    IdentityBatches,
+    exchanged,
+    exchanged_rows,
+    most_batches,
+    share,
+)
 from clip3dreid.errors import InputError
 
 
@@ -225,3 +232,17 @@ def test_a_training_that_goes_on_is_given_the_batches_that_are_left_and_then_who
     assert len(resumed) == len(epochs[2])  # of a whole epoch, or the progress would be another
     resumed.set_epoch(3)
     assert list(resumed) == epochs[3]
+
+
+def test_pictures_are_exchanged_between_people_and_nobody_keeps_any() -> None:
+    person = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [1, 4, 2, 3, 7]))
+    order = exchanged_rows(person, seed=3)
+    theirs = exchanged(5, seed=3)
+    assert (person[order] == theirs[person]).all()
+    assert (person[order] != person).all()
+    for other in range(5):
+        # Each of the other's pictures is given as often as any, give or take one.
+        counts = np.bincount(order[person[order] == other], minlength=len(person))[person == other]
+        assert counts.max() - counts.min() <= 1
+    assert exchanged_rows(person, seed=3).tolist() == order.tolist()
+    assert exchanged_rows(person, seed=4).tolist() != order.tolist()

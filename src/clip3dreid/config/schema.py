@@ -24,6 +24,7 @@ class TrainConfig:
     run_name: str = MISSING
     variant: str | None = None
     teacher_cache: str = "disk"
+    teacher_shuffled: bool = False
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 0

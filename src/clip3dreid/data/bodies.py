@@ -50,20 +50,24 @@ class BodyTable(NamedTuple):
         return self._replace(betas=self.betas[first][exchanged(self.bodies, seed)][self.body])
 
 
-def read_bodies(root: Path, split: str = "train", *, dressed: bool = False) -> BodyTable:
+def read_bodies(
+    root: Path, split: str = "train", *, dressed: bool = False, key: str = "bodies.root"
+) -> BodyTable:
     """Read the folder that `synthesize layout=bodies` writes.
 
     Args:
         root: with `train/`, `test/` and `truth.parquet`.
         split: `train` or `test`.
-        dressed: whether clothed people are meant.
+        dressed: whether clothed people may be there.
+        key: of the config that names the folder, for messages.
 
     Raises:
         InputError: if there is no such folder, or it holds something else; the message says how to make one.
     """
-    command = COMMAND.format(root=root)
+    command = COMMAND.format(root=root) + (" layout.dress=dressed" if dressed else "")
     if not has_truth(root):
-        raise InputError(f"no textureless bodies in {root} (bodies.root): make them with {command}")
+        kind = "people of known shape" if dressed else "textureless bodies"
+        raise InputError(f"no {kind} in {root} ({key}): make them with {command}")
     again = f"make it anew: {command} overwrite=true"
     kind = "the truth about bodies"
     table = read_truth(root, columns=("path", "split", "person", "betas"), kind=kind, advice=again)
@@ -71,7 +75,7 @@ def read_bodies(root: Path, split: str = "train", *, dressed: bool = False) -> B
         table = table.with_columns(pl.col("path", "split", "person").cast(pl.String))
     if not dressed and shows_clothes(root, again):
         raise InputError(
-            f"{root} (bodies.root) shows clothed people; give textureless bodies ({COMMAND.format(root='FOLDER')}), "
+            f"{root} ({key}) shows clothed people; give textureless bodies ({COMMAND.format(root='FOLDER')}), "
             "or bodies.dressed=true if clothed people are meant"
         )
     table = table.filter(pl.col("split") == split)

@@ -218,3 +218,21 @@ def exchanged(count: int, seed: int) -> Ints:
     given = np.empty_like(order)
     given[order] = np.roll(order, 1)
     return given
+
+
+def exchanged_rows(person: Ints, seed: int) -> Ints:
+    """Return whose picture each of N pictures gets where people are dealt out as by `exchanged`.
+
+    All pictures of a person get those of one and the same other person, each about as often as any other.
+
+    Args:
+        person: (N,) 0..people-1, each at least once.
+        seed: of the deal.
+    """
+    theirs = exchanged(int(person.max()) + 1, seed)
+    rng = np.random.default_rng([seed, 1])
+    given = np.empty(len(person), np.int64)
+    for own, other in enumerate(theirs):
+        mine = np.flatnonzero(person == own)
+        given[mine] = rng.permutation(np.resize(np.flatnonzero(person == other), len(mine)))
+    return given

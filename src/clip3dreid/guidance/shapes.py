@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from clip3dreid.data.sampling import exchanged
+from clip3dreid.data.sampling import exchanged, exchanged_rows
 from clip3dreid.guidance.embeddings import TrainingEmbeddings, row_blocks
 from clip3dreid.guidance.guides import Given, Same
 from clip3dreid.guidance.settings import ShapeSettings
@@ -55,12 +54,15 @@ class ShapeGuide:
 
     def _targets(self, teacher: ShapeTeacher) -> ShapeTargets:
         said = answers_of(self._read())
+        person = self._embeddings.pictures.labels.person
         by_person = self._settings.level == "person"
         if by_person:
-            said = of_people(said, torch.from_numpy(self._embeddings.pictures.labels.person))
+            said = of_people(said, torch.from_numpy(person))
         if self._settings.shuffled:
             log.warning("control: everybody has somebody else's shape (shapes.shuffled=true)")
-            said = ShapeAnswers(*(part[self._exchange(len(part), by_person)] for part in said))
+            people = len(said.value)
+            order = exchanged(people, self._seed) if by_person else exchanged_rows(person, self._seed)
+            said = ShapeAnswers(*(part[order] for part in said))
         answers, mean, deviation = standardised(said.value)
         certainty = (-said.log_variance).exp()
         card = teacher.card
@@ -81,19 +83,6 @@ class ShapeGuide:
     def _read(self) -> Tensor:
         cache, count = self._embeddings.cache, len(self._embeddings.pictures.table)
         return torch.cat([cache.read(rows) for rows in row_blocks(count)])
-
-    def _exchange(self, count: int, by_person: bool) -> Tensor:
-        """Return whose answers each person or picture gets; pictures get those of one and the same other person."""
-        if by_person:
-            return torch.from_numpy(exchanged(count, self._seed))
-        person = self._embeddings.pictures.labels.person
-        theirs = exchanged(int(person.max()) + 1, self._seed)
-        rng = np.random.default_rng([self._seed, 1])
-        order = np.empty(count, np.int64)
-        for own, other in enumerate(theirs):
-            mine = np.flatnonzero(person == own)
-            order[mine] = rng.permutation(np.resize(np.flatnonzero(person == other), len(mine)))
-        return torch.from_numpy(order)
 
 
 def of_people(said: ShapeAnswers, person: Tensor) -> ShapeAnswers:

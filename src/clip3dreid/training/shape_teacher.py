@@ -219,7 +219,7 @@ def pretrain_shape_teacher(
     folder = PretrainingFolder(out, known, "shape_teacher")
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     people = {
-        split: joined([read_bodies(one, split, dressed=True) for one in worlds])
+        split: joined([read_bodies(one, split, dressed=True, key="worlds") for one in worlds])
         for split in ("train", "test")
     }
     train = people["train"]
