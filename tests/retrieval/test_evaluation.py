@@ -9,13 +9,14 @@ import torch
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.bootstrap import QueryScores, interval
-from clip3dreid.retrieval.evaluation import count, evaluate, query_table
+from clip3dreid.retrieval.evaluation import evaluate, query_table
 from clip3dreid.retrieval.protocol import (
     Protocol,
     nothing,
     same_camera,
     same_camera_or_clothes,
 )
+from clip3dreid.retrieval.protocol_counts import count
 
 GENERAL = Protocol("general", same_camera, "the usual one")
 NO_REMOVAL = Protocol("no_removal", nothing, "")

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.evaluation import count, evaluate
+from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.feature_file import equal_features, load_features
 from clip3dreid.retrieval.protocol import (
     Protocol,
@@ -16,6 +16,7 @@ from clip3dreid.retrieval.protocol import (
     same_camera_or_clothes,
     same_camera_or_other_clothes,
 )
+from clip3dreid.retrieval.protocol_counts import count
 
 GENERAL = Protocol("general", same_camera, "")
 CHANGING = Protocol("clothes_changing", same_camera_or_clothes, "", needs=["clothes"])

@@ -14,7 +14,7 @@ from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.hydra import register
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.evaluation import count
+from clip3dreid.retrieval.protocol_counts import count
 from clip3dreid.synthetic import layouts
 from clip3dreid.synthetic.plan import Layout, PeopleCounts, Plan
 

@@ -15,18 +15,17 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
+from clip3dreid.retrieval.galleries import galleries, in_order
 from clip3dreid.retrieval.metrics import NUMBERS, PerQuery, intervals, numbers, summarise
 from clip3dreid.retrieval.open_set import OpenSet
-from clip3dreid.retrieval.protocol import Protocol, data_name, encode, labels_of, select
-from clip3dreid.retrieval.ranking import MEMORY, Job, SamePerson, ScoreSource, plan, rank
+from clip3dreid.retrieval.protocol import Protocol, encode, labels_of
+from clip3dreid.retrieval.protocol_counts import ProtocolCounts, count, name_of, prepare, ranked_pictures
+from clip3dreid.retrieval.ranking import MEMORY, Job, SamePerson, ScoreSource, rank
 from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.retrieval.similarity import SimilarityBlocks, full_precision
 
 FeatureRows: TypeAlias = Tensor | npt.NDArray[np.floating[Any]]
 """(rows, D) features, one row a picture."""
-
-NAMED = 10
-"""How many queries without a positive are named; all are counted."""
 
 CHECKED = 512
 """Features that are checked at a time: half-precision ones are widened for it."""
@@ -40,32 +39,6 @@ class Reranking(Interface):
     def __call__(self, query: Tensor, gallery: Tensor, metric: Distance) -> ScoreSource:
         """Score anew the features (Q, D) and (G, D) of all query and gallery pictures."""
         ...  # pragma: no cover
-
-
-class ProtocolCounts(NamedTuple):
-    """What a protocol makes of a data set, features aside."""
-
-    queries: int
-    """Queries that the protocol asks."""
-    valid_queries: int
-    """Those with at least one positive: the denominator of every number."""
-    gallery: int
-    """Gallery pictures that it asks them of."""
-    positives_per_query: float
-    """Mean over the valid queries, before any draw."""
-    junk_per_query: float
-    """Gallery pictures dropped, mean over all queries."""
-    junk_share: float
-    """The same as a share of the gallery, 0..1."""
-    chance_r1: float
-    """R1 to be expected of a random ranking, 0..1."""
-    queries_in_gallery: int
-    """Queries whose own picture, by path or byte for byte, is in the gallery: dropped there, or kept, as the
-    protocol's `same_picture` says."""
-    in_gallery: tuple[str, ...]
-    """The first ten of these, named as those without a positive are."""
-    without_positive: tuple[str, ...]
-    """The first ten queries that are not valid, by path, or by row where there are no paths."""
 
 
 class EvaluationSummary(NamedTuple):
@@ -197,6 +170,10 @@ def evaluate(
     choose("metric", metric, get_args(Distance))
     if not protocols:
         raise InputError("no protocol is chosen; choose at least one, such as protocol=general")
+    if any(protocol.gallery_people for protocol in protocols.values()):
+        how = {"metric": metric, "memory": memory, "rerank": rerank}
+        sides = query_features, query_table, gallery_features, gallery_table
+        return _evaluate_galleries(*sides, protocols, share, open_set, how)
     rates = open_set_rates(open_set, reranked=rerank is not None)
     query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     _check_features("query", query, query_table, metric)
@@ -207,7 +184,7 @@ def evaluate(
             "one model"
         )
     pairs = SamePerson(*encode(query_table, gallery_table))
-    prepared = [_prepare(protocol, pairs, query_table, gallery_table) for protocol in protocols.values()]
+    prepared = [prepare(protocol, pairs, query_table, gallery_table) for protocol in protocols.values()]
     jobs = [job for job, _ in prepared]
     rows = torch.arange(share[0], len(query_table), share[1])
     with full_precision(query.device):
@@ -231,6 +208,61 @@ def evaluate(
     return evaluations
 
 
+def _evaluate_galleries(
+    query_features: FeatureRows,
+    query_table: pl.DataFrame,
+    gallery_features: FeatureRows,
+    gallery_table: pl.DataFrame,
+    protocols: Mapping[str, Protocol],
+    share: tuple[int, int],
+    open_set: Sequence[float] | None,
+    how: Mapping[str, Any],
+) -> dict[str, Evaluation]:
+    """Evaluate protocols of which some rank people in several galleries, each of which is ranked by itself."""
+    query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
+    whole = {name: protocol for name, protocol in protocols.items() if not protocol.gallery_people}
+    found: dict[str, Evaluation] = {}
+    if whole:
+        sides = query, query_table, gallery, gallery_table
+        found = evaluate(*sides, whole, share=share, open_set=open_set, **how)
+    for name in protocols.keys() - whole.keys():
+        protocol = protocols[name]
+        if open_set is not None:
+            raise InputError(
+                f"protocol {name} has several galleries (gallery_people={protocol.gallery_people}), and open_set "
+                "wants one; leave one of them out"
+            )
+        plain = dataclasses.replace(protocol, gallery_people=0)
+        parts, rows = [], []
+        for one in galleries(protocol, query_table, gallery_table):
+            tables = query_table[one.query.tolist()], gallery_table[one.gallery.tolist()]
+            asked = evaluate(
+                *(
+                    query[one.query.to(query.device)],
+                    tables[0],
+                    gallery[one.gallery.to(gallery.device)],
+                    tables[1],
+                ),
+                {name: plain},
+                share=share,
+                **how,
+            )[name]
+            parts.append(asked.per_query)
+            rows.append(one.query[asked.rows])
+            found[name] = asked
+        per_query, ascending = in_order(parts, rows)
+        pairs, _ = encode(query_table, gallery_table)
+        found[name] = dataclasses.replace(
+            found[name],
+            protocol=protocol,
+            counts=count(protocol, query_table, gallery_table),
+            rows=ascending,
+            per_query=per_query,
+            person=pairs.person[ascending],
+        )
+    return {name: found[name] for name in protocols}
+
+
 def facts_of(rerank: Reranking) -> dict[str, Any]:
     """Return what is stored with a re-ranked number: the `method` and its settings; JSON-ready."""
     return {
@@ -245,7 +277,7 @@ def _observers(
     dtype = np.dtype(str(similarity.dtype).removeprefix("torch."))
     observers = {}
     for index, job in enumerate(jobs):
-        ranked, positives = _ranked(job, pairs)
+        ranked, positives = ranked_pictures(job, pairs)
         negatives = int((ranked - positives).sum()) * max(1, job.protocol.draws)
         observers[index] = OpenSet(rates, negatives, similarity.offsets, dtype)
     return observers
@@ -275,76 +307,6 @@ def query_table(scored: Tensor, table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def count(protocol: Protocol, query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> ProtocolCounts:
-    """Count valid queries and junk under a protocol, without any features.
-
-    Raises:
-        InputError: as `evaluate` does where the protocol and the labels do not fit.
-    """
-    for side, table in (("query", query_table), ("gallery", gallery_table)):
-        if table.is_empty():
-            raise InputError(f"there are no {side} pictures to evaluate on")
-    pairs = SamePerson(*encode(query_table, gallery_table))
-    return _prepare(protocol, pairs, query_table, gallery_table)[1]
-
-
-def _prepare(
-    protocol: Protocol, pairs: SamePerson, query_table: pl.DataFrame, gallery_table: pl.DataFrame
-) -> tuple[Job, ProtocolCounts]:
-    job = plan(protocol, pairs, select(protocol, query_table, gallery_table))
-    queries, valid, gallery = (int(mask.sum()) for mask in (job.queries, job.valid, job.gallery))
-    junk = int(job.junk.sum())
-    if not valid:
-        alone = " (and same_picture=drop the queries' own pictures)" if bool(job.in_gallery.any()) else ""
-        reason = (
-            f"its rule {protocol.rule}{alone} drops all {junk} gallery pictures of the queries' own people"
-            if junk
-            else f"no person of its {queries} queries is among its {gallery} gallery pictures"
-        )
-        raise InputError(
-            f"protocol {protocol.name}: no query of {data_name(query_table)} has a positive, because "
-            f"{reason}; choose another protocol or check the labels"
-        )
-    return job, ProtocolCounts(
-        queries,
-        valid,
-        gallery,
-        positives_per_query=int(job.positives.sum()) / valid,
-        junk_per_query=junk / queries,
-        junk_share=junk / queries / gallery,
-        chance_r1=_chance_r1(job, pairs),
-        queries_in_gallery=int(job.in_gallery.sum()),
-        in_gallery=_names(query_table, job.in_gallery),
-        without_positive=_names(query_table, job.queries & ~job.valid),
-    )
-
-
-def _chance_r1(job: Job, pairs: SamePerson) -> float:
-    """Return the mean over the valid queries of the share of positives among what is ranked."""
-    ranked, positives = _ranked(job, pairs)
-    return float((positives / ranked).double().mean())
-
-
-def _ranked(job: Job, pairs: SamePerson) -> tuple[Tensor, Tensor]:
-    """Return, of each valid query, how many gallery pictures are ranked in a draw, and how many are positives."""
-    positives, matches = job.positives[job.valid], (job.positives + job.junk)[job.valid]
-    pictures = torch.bincount(pairs.gallery.person[job.gallery])
-    if job.protocol.draws:
-        positives, matches, pictures = (
-            count.clamp(max=job.protocol.per_person) for count in (positives, matches, pictures)
-        )
-    return pictures.sum() - matches + positives, positives
-
-
-def _names(table: pl.DataFrame, rows: Tensor) -> tuple[str, ...]:
-    """Return names of the first ten of the rows where (N,) `rows` is true."""
-    return tuple(_name(table, row) for row in rows.nonzero()[:NAMED, 0].tolist())
-
-
-def _name(table: pl.DataFrame, row: int) -> str:
-    return labels_of(table, "path")[row] or f"row {row}"
-
-
 def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Distance) -> None:
     if features.ndim != 2 or not features.is_floating_point():
         raise InputError(
@@ -365,14 +327,14 @@ def _check_features(side: str, features: Tensor, table: pl.DataFrame, metric: Di
         row = int(wrong[0])
         what = "numbers too large to square" if features[row].isfinite().all() else "NaN or infinity"
         raise InputError(
-            f"{len(wrong)} of {len(features)} {side} features hold {what}, first {_name(table, row)}; "
+            f"{len(wrong)} of {len(features)} {side} features hold {what}, first {name_of(table, row)}; "
             "the model or the file is broken"
         )
     if metric == "cosine" and not norms.all():
         zero = (norms == 0).nonzero()[:, 0]
         raise InputError(
             f"{len(zero)} of {len(features)} {side} features are all zero, first "
-            f"{_name(table, int(zero[0]))}; they have no cosine; compute them anew, or mend the model"
+            f"{name_of(table, int(zero[0]))}; they have no cosine; compute them anew, or mend the model"
         )
 
 

@@ -108,6 +108,9 @@ class Protocol:
         per_person: gallery pictures of each person in a draw.
         seed: of the draws.
         average_precision: `plain` or `trapezoid`, as `metrics.score_ranks` defines them.
+        gallery_people: 0 ranks all people together; N ranks them in galleries of N people each, every query in that
+            of its own person: with many test people, each ranking is as hard as with N, and what is random about who
+            was tested is smaller.
         same_picture: `drop`: a query's own picture in the gallery (one path, or the same bytes) is junk, whatever the
             rule; `keep`: the rule alone decides. A query that finds itself is a hit that says nothing.
     """
@@ -123,6 +126,7 @@ class Protocol:
     seed: int = 0
     average_precision: AveragePrecision = "plain"
     same_picture: SamePicture = "drop"
+    gallery_people: Count = 0
 
     def __post_init__(self) -> None:
         """Check the values, and spell labels as tables do: as strings, whatever they are given as."""
@@ -163,6 +167,8 @@ class Protocol:
             "shots": self.shots,
             "average_precision": self.average_precision,
             "same_picture": self.same_picture,
+            # Named only where it is asked for: numbers of before it was thought of are of the same protocol.
+            **({"gallery_people": self.gallery_people} if self.gallery_people else {}),
         }
 
 

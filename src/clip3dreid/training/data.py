@@ -10,8 +10,8 @@ from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec, read_source, shared_manifest
 from clip3dreid.errors import InputError
-from clip3dreid.retrieval.evaluation import count
 from clip3dreid.retrieval.protocol import Protocols, ProtocolSet
+from clip3dreid.retrieval.protocol_counts import count
 from clip3dreid.retrieval.standard import GENERAL
 
 

@@ -18,8 +18,8 @@ from clip3dreid.data.selection import hold_out
 from clip3dreid.data.sources import DataSpec, read_manifest
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.retrieval.evaluation import count
 from clip3dreid.retrieval.protocol import ProtocolSet
+from clip3dreid.retrieval.protocol_counts import count
 
 log = logging.getLogger(__name__)
 
