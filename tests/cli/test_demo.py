@@ -6,12 +6,11 @@ import pytest
 TINY_WORLD = (
     "train_people=4",
     "test_people=3",
-    "bodies=3",
     "workers=0",
     "rendering=['height=32','width=16','antialias=1']",
 )
 TRAINING = ("epochs=2", "milestones=[1]", "clothes_start_epoch=1")
-SIZES = ("datamodule.people=2", "datamodule.pictures=2", "datamodule.workers=0", "bodies.batch=2")
+SIZES = ("datamodule.people=2", "datamodule.pictures=2", "datamodule.workers=0")
 TINY_TRAINING = f"training=[{','.join(repr(key) for key in (*TRAINING, *SIZES))}]"
 
 
@@ -28,7 +27,7 @@ def test_the_demo_makes_people_trains_and_uses_what_exists(tmp_path: Path, comma
     assert "understood: tall, heavyset, masculine, broad shoulders" in first.stdout
     (found,) = out.glob("found_*.jpg")
     assert found.stat().st_size
-    made = (sheet, *results, out / "world" / "truth.parquet", out / "bodies" / "truth.parquet")
+    made = (sheet, *results, out / "world" / "truth.parquet")
     before = {path: path.stat().st_mtime_ns for path in made}
     again = command("demo", "out=demo", *TINY_WORLD, TINY_TRAINING)
     assert again.returncode == 0, again.stderr

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.hydra import register
 from clip3dreid.config.needs import print_needs
+from clip3dreid.model.shape_teacher import ShapeTeacher
 from clip3dreid.model.teacher import NODE_KEYS, Teacher
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -60,7 +61,7 @@ def check_bindings(cfg: DictConfig) -> int:
     for path, node in nodes(plain):
         target = get_object(node["_target_"])
         keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
-        if target is Teacher:
+        if target in (Teacher, ShapeTeacher):
             keys = {key: value for key, value in keys.items() if key not in NODE_KEYS}
         signature = inspect.signature(target)
         try:
@@ -111,6 +112,7 @@ CHOICES = {
     "datamodule": "datamodule",
     "model/student": "model",
     "model/teacher": "model.teacher",
+    "model/shape_teacher": "model.shape_teacher",
     "language": "language",
     "body": "body",
     "optimizer": "optimizer",
@@ -180,13 +182,15 @@ def check_choices(
         found = OmegaConf.to_container(OmegaConf.select(cfg, CHOICES[group]), resolve=False)
         assert isinstance(found, dict)
         if group == "model/student":
-            # The teacher, of another group, lies in the same node.
+            # The teachers, of other groups, lie in the same node.
             found.pop("teacher", None)
+            found.pop("shape_teacher", None)
         assert found == wanted[group], group
 
 
 TRAINING = (
-    "datamodule", "model/student", "model/teacher", "language", "body", "optimizer", "trainer", "callbacks", "logger",
+    "datamodule", "model/student", "model/teacher", "model/shape_teacher", "language", "body", "optimizer", "trainer",
+    "callbacks", "logger",
 )  # fmt: skip
 
 
@@ -516,32 +520,52 @@ def test_every_loss_has_a_package_of_its_own() -> None:
         assert first in {f"# @package loss.{owner}" for owner in {name} | variant_of}, path.name
 
 
-GUIDED = ["identity", "local", "global", "body"]
-RUNGS = {
+GUIDED = ["identity", "local", "global", "shape"]
+VARIANTS = {
     "ce": ["identity"],
     "local": ["identity", "local"],
     "global": ["identity", "global"],
+    "shape": ["identity", "shape"],
     "local_global": ["identity", "local", "global"],
-    "body": ["identity", "body"],
+    "local_shape": ["identity", "local", "shape"],
+    "global_shape": ["identity", "global", "shape"],
     "all": GUIDED,
+    "paper": ["identity", "local", "global", "body"],
     "cal": ["identity", "clothes_adversarial"],
     "all_cal": [*GUIDED, "clothes_adversarial"],
-    "extra_pictures": ["identity", "body_identity"],
-    "shuffled_words": GUIDED,
-    "shuffled_betas": GUIDED,
+    "identity_stream": ["identity", "body_identity"],
 }
+EXCHANGED = {"words": "labels.shuffled", "shapes": "shapes.shuffled", "views": "teacher_shuffled"}
+"""What a control exchanges, by the end of its name, and the one key that asks for it."""
+EXCHANGES = [name for name in options("ablation") if "_other_" in name]
 
 
-@pytest.mark.parametrize("variant", sorted(RUNGS.keys() | set(options("ablation"))))
+@pytest.mark.parametrize("variant", sorted(VARIANTS.keys() | set(options("ablation")) - set(EXCHANGES)))
 def test_every_variant_of_the_ablation_names_itself_and_has_its_losses(variant: str) -> None:
     cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"+ablation={variant}")
     assert cfg.variant == variant
-    assert list(cfg.loss) == RUNGS[variant]
-    assert (cfg.labels.shuffled, cfg.bodies.shuffled) == (
-        variant == "shuffled_words",
-        variant == "shuffled_betas",
-    )
+    assert list(cfg.loss) == VARIANTS[variant]
+    assert not any(OmegaConf.select(cfg, key) for key in (*EXCHANGED.values(), "bodies.shuffled"))
+    assert cfg.bodies.dressed == (variant == "identity_stream")
     assert check_bindings(cfg) > 10
+
+
+@pytest.mark.parametrize("variant", EXCHANGES)
+def test_a_control_is_its_variant_with_one_thing_exchanged_and_nothing_else(variant: str) -> None:
+    real, _, what = variant.partition("_other_")
+    cfg, of = (
+        composed("train", "data=ltcc", "data.root=/nowhere", f"+ablation={name}") for name in (variant, real)
+    )
+    OmegaConf.update(of, EXCHANGED[what], True)
+    of.variant = variant
+    assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(of, resolve=True)
+
+
+def test_every_guide_has_its_control_alone_and_with_all_others() -> None:
+    assert set(EXCHANGES) == {
+        *("local_other_words", "local_global_other_words", "all_other_words", "shape_other_shapes"),
+        *("all_other_shapes", "global_other_views", "all_other_views"),
+    }
 
 
 @pytest.mark.parametrize("method", ["ce", "cal", "clip3dreid", "clip3dreid_cal"])
@@ -553,7 +577,10 @@ def test_a_variant_that_is_a_method_has_its_losses_value_for_value(method: str) 
 
 def test_the_sweep_trains_every_variant_of_the_ablation() -> None:
     sweep = OmegaConf.load(conf_dir() / "sweep" / "ablation.yaml")
-    assert sorted(sweep.hydra.sweeper.params["+ablation"].split(",")) == options("ablation")
+    # Whose second stream shows others than that of `paper`: they cannot share one command.
+    assert sorted([*sweep.hydra.sweeper.params["+ablation"].split(","), "identity_stream"]) == options(
+        "ablation"
+    )
 
 
 def test_an_experiment_sets_no_loss_of_its_own() -> None:

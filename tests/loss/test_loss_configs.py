@@ -116,7 +116,7 @@ def test_the_memory_of_the_base_code_differs_from_ours_in_what_it_keeps_alone(lo
 
 def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
     node = losses("method=clip3dreid")
-    assert list(node) == ["identity", "local", "global", "body"]
+    assert list(node) == ["identity", "local", "global", "shape"]
     assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
     assert node.local.term.projection == "student"
     assert node.local.term.centre
@@ -125,7 +125,7 @@ def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
 
 def test_method_clip3dreid_cal_adds_the_adversarial_loss(losses):
     node = losses("method=clip3dreid_cal")
-    assert list(node) == ["identity", "local", "global", "body", "clothes_adversarial"]
+    assert list(node) == ["identity", "local", "global", "shape", "clothes_adversarial"]
     assert node.clothes_adversarial.start_epoch == 25
 
 

@@ -53,7 +53,8 @@ def test_two_processes_are_guided_as_one_is(
     ltcc_root: Path, bodies_root: Path, command: Command, tmp_path: Path
 ) -> None:
     shared = [
-        "data=ltcc", f"data.root={ltcc_root}", *TINY, "method=clip3dreid", "epochs=2", "milestones=[1]",
+        "data=ltcc", f"data.root={ltcc_root}", *TINY, "loss=[identity,local,global,body,shape]",
+        "epochs=2", "milestones=[1]",
         "model.student.ghost_group=4", "model/teacher=body_clip", "model.teacher.cache=memory",
         f"bodies.root={bodies_root}", "bodies.batch=8", "optimizer.optimizer.lr=1e-4", "gradient_norms_every=2",
     ]  # fmt: skip
@@ -64,7 +65,7 @@ def test_two_processes_are_guided_as_one_is(
         "trainer.strategy=ddp_find_unused_parameters_true",
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
-    for term in ("total", "identity", "local", "global", "body/beta", "body/vertex"):
+    for term in ("total", "identity", "local", "global", "body/beta", "shape"):
         expected, found = column(tmp_path / "one", f"loss/{term}"), column(tmp_path / "two", f"loss/{term}")
         assert len(expected) == 2
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), term

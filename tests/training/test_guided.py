@@ -15,6 +15,8 @@ from tests.conftest import TINY, Command, write_bodies, write_ltcc
 from tests.training.test_run import column, rows, weights
 
 LTCC = ("data=ltcc", "epochs=2", *TINY)
+EVERYTHING = ("identity", "local", "global", "body", "shape")
+"""All terms that guides are needed for, those of the paper's form and of ours."""
 
 
 def arguments(root: Path, *more: str, run: str = "run") -> list[str]:
@@ -29,10 +31,11 @@ def test_without_weights_the_full_method_is_ce_bit_for_bit(
     # No teacher and no bodies are on this disk under these names: what is not built is not read either.
     done = invoke(
         "train",
-        *arguments(ltcc_root, "method=clip3dreid", run="zero"),
-        *(f"loss.{name}.weight=0" for name in ("local", "global", "body")),
+        *arguments(ltcc_root, f"loss=[{','.join(EVERYTHING)}]", run="zero"),
+        *(f"loss.{name}.weight=0" for name in EVERYTHING if name != "identity"),
         "bodies.root=/nowhere",
         "model.teacher.path=/nowhere",
+        "model.shape_teacher.path=/nowhere",
     )
     assert done.returncode == 0, done.stderr
     plain, zero = weights(tmp_path / "ce"), weights(tmp_path / "zero")
@@ -46,7 +49,7 @@ def test_pictures_kept_in_memory_train_the_same_model(
 ) -> None:
     for run, kept in (("read", "false"), ("kept", "true")):
         done = invoke(
-            "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,body]", *guided, run=run),
+            "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,body]", *guided, run=run),
             f"datamodule.keep_pictures={kept}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -61,7 +64,9 @@ def full(ltcc_root: Path, guided: tuple[str, ...], tmp_path_factory: pytest.Temp
     import sys
 
     folder = tmp_path_factory.mktemp("full")
-    overrides = arguments(ltcc_root, "method=clip3dreid", *guided, "gradient_norms_every=1")
+    every = f"loss=[{','.join(EVERYTHING)}]"
+    vertices = "loss.body.term.vertex_weight=10"
+    overrides = arguments(ltcc_root, every, vertices, *guided, "gradient_norms_every=1")
     done = subprocess.run(
         [sys.executable, "-m", "clip3dreid.train", *overrides], cwd=folder, capture_output=True, text=True
     )
@@ -71,14 +76,19 @@ def full(ltcc_root: Path, guided: tuple[str, ...], tmp_path_factory: pytest.Temp
 
 def test_every_term_is_logged_raw_and_weighted_with_its_gradient(full: Path) -> None:
     names = set(rows(full)[0])
-    for part in ("identity", "local", "global", "body/beta", "body/vertex"):
+    for part in ("identity", "local", "global", "body/beta", "body/vertex", "shape"):
         assert {f"loss/{part}", f"weighted/{part}"} <= names
-    for term in ("identity", "local", "global", "body"):
+    for term in EVERYTHING:
         assert all(value > 0 for value in column(full, f"gradient/{term}")), term
     total = column(full, "loss/total")
     parts = [column(full, name) for name in names if name.startswith("weighted/")]
     assert total == pytest.approx([sum(values) for values in zip(*parts, strict=True)], rel=1e-5)
-    for name in ("local/between_person_variance", "global/between_person_variance", "body/vertex_mm"):
+    for name in (
+        "local/between_person_variance",
+        "global/between_person_variance",
+        "body/vertex_mm",
+        "shape/explained",
+    ):
         assert f"observed/{name}" in names
 
 
@@ -86,7 +96,7 @@ def test_the_run_keeps_its_labels_and_the_scores_of_every_query(full: Path) -> N
     table = pl.read_parquet(full / "labels.parquet")
     assert table["person"].n_unique() == 6
     results = json.loads((full / "results.json").read_text())
-    assert results["variant"] == "identity+local+global+body"
+    assert results["variant"] == "identity+local+global+body+shape"
     assert results["cost"]["pictures_per_step"] == 12
     entry = results["evaluations"][0]
     for protocol, scores in entry["results"].items():
@@ -106,7 +116,11 @@ def test_the_checkpoint_ships_heads_and_names_its_guides_but_no_teacher(full: Pa
     assert heads["joint.usual"].abs().sum() > 0
     assert bool((heads["joint.spread"] > 0).all())
     assert heads["joint.words"].shape == (words, card["teacher"]["width"])
+    # The later of two terms that ship a head: the shape teacher says nothing of stature.
     assert heads["shape.weight"].shape[0] == 10
+    assert not heads["shape.weight"][0].any()
+    assert bool(heads["shape.weight"][1:].any(1).all())
+    assert card["shape_teacher"]["name"] == "body_shape"
 
 
 @pytest.mark.parametrize(("cache", "sees_erased"), [("off", False), ("off_erased", True)])
@@ -197,16 +211,22 @@ def test_running_statistics_come_from_people_alone_unless_shared(
     assert torch.equal(alone[name], beside[name]) == (norm == "separate")
 
 
-@pytest.mark.parametrize("control", ["labels.shuffled=true", "bodies.shuffled=true"])
+CONTROLS = {
+    "labels.shuffled=true": "every person has another's words",
+    "bodies.shuffled=true": "every textureless body has another's shape",
+    "shapes.shuffled=true": "everybody has somebody else's shape",
+    "teacher_shuffled=true": "every picture has the teacher's view of somebody else",
+}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
 def test_the_controls_train_on_exchanged_guides_and_say_so(
     control: str, full: Path, ltcc_root: Path, invoke: Command, guided: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *guided, control))
+    every = f"loss=[{','.join(EVERYTHING)}]"
+    done = invoke("train", *arguments(ltcc_root, every, *guided, control))
     assert done.returncode == 0, done.stderr
-    assert (
-        f"control: every {'person' if 'labels' in control else 'textureless body'}"
-        in done.stdout + done.stderr
-    )
+    assert f"control: {CONTROLS[control]} ({control})" in done.stdout + done.stderr
     other = weights(tmp_path / "run")
     assert any(not torch.equal(value, other[name]) for name, value in weights(full).items())
 
@@ -215,7 +235,7 @@ def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
     ltcc_root: Path, invoke: Command, guided: tuple[str, ...], full: Path
 ) -> None:
     done = invoke(
-        "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided),
+        "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,local]", *guided),
         f"labels.path={full / 'labels.parquet'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -223,7 +243,12 @@ def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
         done = invoke(
             "train",
             *arguments(
-                ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided, more, run=f"run{number}"
+                ltcc_root,
+                "method=clip3dreid_paper",
+                "loss=[identity,local]",
+                *guided,
+                more,
+                run=f"run{number}",
             ),
         )
         assert done.returncode == 0, done.stderr
@@ -272,7 +297,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "betas of another length": (["body.num_betas=5"], "have 10 shape coefficients and body anny_light has 5"),
     "a negative weight": (["loss.local.weight=-1"], "loss.local.weight=-1 must be a number, 0 or more"),
     "no positive loss": (
-        [f"loss.{name}.weight=0" for name in ("identity", "local", "global", "body")],
+        [f"loss.{name}.weight=0" for name in EVERYTHING if name != "shape"],
         "no loss has a weight above 0",
     ),
     "a norm that could not be shared": (["bodies.batch_norm=shared"], "ghost_group=null"),
@@ -282,6 +307,15 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown tokens": (["labels.tokens=letters"], "choose descriptor or words"),
     "no labels": (["labels.path=/nowhere.parquet"], "/nowhere.parquet"),
     "labels of others": (["labels.path=OTHERS"], "have no labels"),
+    "no shape teacher": (
+        ["loss=[identity,shape]", "model.shape_teacher.path=/nowhere"],
+        "make one with clip3dreid pretrain_shape_teacher",
+    ),
+    "an unknown level": (["loss=[identity,shape]", "shapes.level=outfit"], "choose person or image"),
+    "exchanged views that nobody keeps": (
+        ["teacher_shuffled=true", "model.teacher.cache=off"],
+        "choose memory or disk",
+    ),
     "kl without a classifier": (["loss=[triplet,global_kl]"], "loss.identity"),
 }
 
@@ -303,7 +337,7 @@ def test_bad_guides_get_one_line_and_status_two_and_leave_nothing(
     kept = [override for override in guided if override.split("=")[0] not in keys]
     if {"model.teacher=null", "~model/teacher"} & set(changes):
         kept = [override for override in kept if not override.startswith("model.teacher")]
-    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *kept, *changes))
+    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid_paper", *kept, *changes))
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -316,7 +350,7 @@ def test_a_resumed_run_refuses_other_bodies(
 ) -> None:
     bodies = write_bodies(tmp_path / "bodies")
     root = f"bodies.root={bodies}"
-    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *guided, root))
+    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid_paper", *guided, root))
     assert done.returncode == 0, done.stderr
     truth = pl.read_parquet(bodies / "truth.parquet")
     truth.with_columns(pl.col("betas").list.eval(pl.element() + 1)).write_parquet(bodies / "truth.parquet")
@@ -330,7 +364,7 @@ def test_two_data_sets_are_labelled_picture_by_picture(
 ) -> None:
     other = write_ltcc(tmp_path / "other", train=range(50, 53), test=range(60, 62))
     done = invoke(
-        "train", *arguments(ltcc_root, "method=clip3dreid", "loss=[identity,local]", *guided),
+        "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,local]", *guided),
         "labels.level=image", "+data@data.also.second=ltcc", f"data.also.second.root={other}",
         "data.also.second.name=second",
     )  # fmt: skip
@@ -346,6 +380,6 @@ def test_clothed_people_are_no_textureless_bodies(
     root = write_bodies(tmp_path / "clothed")
     truth = pl.read_parquet(root / "truth.parquet").with_columns(outfit_top=pl.lit("shirt"))
     truth.write_parquet(root / "truth.parquet")
-    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid", *guided, f"bodies.root={root}"))
+    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid_paper", *guided, f"bodies.root={root}"))
     assert done.returncode == 2
     assert "shows clothed people" in done.stderr

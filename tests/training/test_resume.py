@@ -29,7 +29,7 @@ WORKERS = [override if "workers" not in override else "datamodule.workers=1" for
 METHODS = {
     "ce": ("method=ce",),
     "cal": ("method=cal", "clothes_start_epoch=1"),
-    "full": ("method=clip3dreid", "model.teacher.cache=memory"),
+    "full": ("loss=[identity,local,global,body,shape]", "model.teacher.cache=memory"),
 }
 
 

@@ -19,7 +19,7 @@ from clip3dreid.io.run_folder import LAST_CHECKPOINT, RESULTS
 METHODS = {
     "ce": "The baseline: identity loss alone, trained on the training people, tested on people it never saw",
     "clip3dreid": "The full method: the same people and the same number of steps, guided by the teacher's words and "
-    "pictures and by the shapes of the bare bodies",
+    "pictures and by the shape teacher's answers",
 }
 
 
@@ -32,8 +32,6 @@ class DemoSettings:
         seed: of the people.
         train_people: how many are trained on.
         test_people: how many others are tested on.
-        bodies: bare bodies of other people, two pictures each.
-        bodies_seed: of theirs: nobody's shape among them is a test person's.
         workers: processes that render.
         rendering: further keys for `clip3dreid synthesize`.
         training: further keys for `clip3dreid train`.
@@ -47,8 +45,6 @@ class DemoSettings:
     seed: Seed = 7
     train_people: Positive = 150
     test_people: Positive = 40
-    bodies: Positive = 1000
-    bodies_seed: Seed = 8001
     workers: Count = 2
     rendering: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
@@ -60,7 +56,7 @@ class DemoSettings:
 
 
 def run_demo(settings: DemoSettings) -> None:
-    """Render people and bodies, train two methods on some, compare them on the others, find some by words.
+    """Render people, train two methods on some, compare them on the others, find some by words.
 
     A command that fails has said why, and ends the program with its status.
     """
@@ -68,7 +64,7 @@ def run_demo(settings: DemoSettings) -> None:
     from clip3dreid.synthetic.folder import world_facts
 
     out = settings.out
-    world, bodies = out / "world", out / "bodies"
+    world = out / "world"
     _say(f"1. People who change clothes, rendered and written to {world} in the layout of LTCC")
     people = [f"{key}={getattr(settings, key)}" for key in ("seed", "train_people", "test_people", "workers")]
     _run("synthesize", "layout=ltcc", f"out={world}", *people, *settings.rendering)
@@ -79,22 +75,17 @@ def run_demo(settings: DemoSettings) -> None:
             contact_sheet(world, temporary, split="train")
     _say(f"Look at them: {sheet} shows training people in their clothes, a row each")
 
-    _say(f"2. Bare grey bodies of other people, whose shapes are known, written to {bodies}")
-    others = [f"seed={settings.bodies_seed}", f"train_people={settings.bodies}", "test_people=200"]
-    others += ["layout.pictures=2", f"workers={settings.workers}"]
-    _run("synthesize", "layout=bodies", f"out={bodies}", *others, *settings.rendering)
-
     # Named after the world, so that another one is never judged by this one's model.
     runs = {method: out / f"{method}_{digest}" for method in METHODS}
-    for number, (method, what) in enumerate(METHODS.items(), start=3):
+    for number, (method, what) in enumerate(METHODS.items(), start=2):
         _say(f"{number}. {what}")
-        _train(runs[method], method, world, bodies, settings.training)
+        _train(runs[method], method, world, settings.training)
 
     comparison = out / f"compare_{digest}"
-    _say("5. What the method is worth")
+    _say("4. What the method is worth")
     _run("compare", *map(str, runs.values()), f"out={comparison}")
     shards, hits = out / f"shards_{digest}", out / f"found_{digest}.jpg"
-    _say("6. Test people found by a description, in what the full method says of their pictures")
+    _say("5. Test people found by a description, in what the full method says of their pictures")
     model = f"checkpoint={runs['clip3dreid']}"
     pictures = ["data=embedded", f"data.root={world}", "split=test"]
     _run("extract", model, *pictures, f"out={shards}", "trainer=cpu")
@@ -107,7 +98,7 @@ def run_demo(settings: DemoSettings) -> None:
     )
 
 
-def _train(run: Path, method: str, world: Path, bodies: Path, training: Sequence[str]) -> None:
+def _train(run: Path, method: str, world: Path, training: Sequence[str]) -> None:
     """Train from the beginning, or from where it was stopped; show a finished training again."""
     if (run / RESULTS).is_file():
         _say(f"{run} holds a finished training; its results:")
@@ -117,7 +108,7 @@ def _train(run: Path, method: str, world: Path, bodies: Path, training: Sequence
     else:
         # A run is called what its method is called, so that the two can be compared.
         names = [f"method={method}", f"variant={method}", f"hydra.run.dir={run}"]
-        _run("train", "+experiment=demo", f"data.root={world}", f"bodies.root={bodies}", *names, *training)
+        _run("train", "+experiment=demo", f"data.root={world}", *names, *training)
 
 
 def _show_results(run: Path) -> None:
