@@ -51,6 +51,18 @@ def test_clothes_classification_counts_every_outfit_as_a_rival_by_hand():
     assert parts["classification"].item() == pytest.approx(by_hand, rel=1e-12)
 
 
+def test_what_the_head_knows_is_observed():
+    # Cosines with the four outfits; the last picture's outfit is not known. The second is told from the outfits of
+    # its person and not from the others.
+    points = torch.tensor([[3.0, 1, 0, 0], [3, 0, 2, 1], [0, 1, 2, 0], [5, 0, 0, 0]], dtype=torch.float64)
+    term = with_axes(scale=2.0, epsilon=0.1)
+    term(features(points), batch([0, 1, 1, 0], [0, 2, 3, -1]))
+    assert term.observed["accuracy"].item() == pytest.approx(1 / 3)
+    assert term.observed["accuracy_of_person"].item() == pytest.approx(2 / 3)
+    term(features(points[:1]), batch([0], [-1]))
+    assert term.observed["accuracy"].item() == 0
+
+
 def test_undecided_features_cost_log_of_one_own_and_all_foreign_outfits():
     point = torch.ones(1, 4, dtype=torch.float64)
     parts = with_axes(scale=16.0, epsilon=0.1)(features(point), batch([1], [3]))

@@ -14,6 +14,7 @@ from clip3dreid.loss.clothes import ClothesAdversarial, ClothesMemory
 from clip3dreid.loss.gather import gather
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.margin_heads import ArcFace, Circle, CosFace
+from clip3dreid.loss.orthogonal import ClothesOrthogonal
 from clip3dreid.loss.pairwise import Contrastive, PairwiseCircle, PairwiseCosFace, Triplet
 from clip3dreid.loss.weighted import WeightedLosses
 
@@ -33,6 +34,8 @@ TERMS = {
     "clothes_adversarial": partial(ClothesAdversarial, scale=8.0, epsilon=0.1),
     "clothes_memory": partial(ClothesMemory, scale=8.0, epsilon=0.1, momentum=0.5),
     "clothes_memory_last": partial(ClothesMemory, scale=8.0, epsilon=0.1, momentum=0.5, keep="last"),
+    "clothes_orthogonal": partial(ClothesOrthogonal, clothes="outfits", rank=3, momentum=0.5),
+    "colours_orthogonal": partial(ClothesOrthogonal, clothes="colours", rank=3, momentum=0.5),
 }
 AT_ONCE = {"weight": 1.0, "start_epoch": 0, "warmup_epochs": 0}
 LATE = {"late": {"term": TERMS["arcface"], **AT_ONCE, "start_epoch": 5}}
@@ -42,6 +45,7 @@ LATE = {"late": {"term": TERMS["arcface"], **AT_ONCE, "start_epoch": 5}}
 PERSON = [0, 1, 0, 2, 1, 0, 1, 0]
 CLOTHES = [0, 2, 1, 4, 2, -1, 3, -1]
 INPUTS = random_embedding(8, 5, seed=2)
+IMAGES = random_embedding(8, 3 * 8 * 4, seed=3).view(8, 3, 8, 4)
 
 
 class Network(nn.Module):
@@ -56,7 +60,8 @@ class Network(nn.Module):
 
     def forward(self, rows: slice):
         embedding = self.student(INPUTS[rows])
-        losses = self.losses(features(embedding), batch(PERSON[rows], CLOTHES[rows]), epoch=0)
+        labels = batch(PERSON[rows], CLOTHES[rows])._replace(images=IMAGES[rows])
+        losses = self.losses(features(embedding), labels, epoch=0)
         return losses.total, losses.raw
 
 
@@ -120,7 +125,8 @@ def test_two_processes_remember_the_same_outfits_as_one(one, two):
 
 def test_the_whole_batch_is_needed(one, halves):
     # Guards the tests above: on this batch, losses of halves alone do not average to the loss of the whole.
-    for name in ("triplet", "soft", "contrastive", "pairwise_cosface", "pairwise_circle", "clothes_memory"):
+    pairwise = ("triplet", "soft", "contrastive", "pairwise_cosface", "pairwise_circle")
+    for name in (*pairwise, "clothes_memory", "clothes_orthogonal", "colours_orthogonal"):
         mean = (halves[0]["raw"][name] + halves[1]["raw"][name]) / 2
         assert (mean - one["raw"][name]).abs() > 1e-3, name
 

@@ -60,9 +60,9 @@ def test_every_loss_config_builds_a_term_of_its_own_name_that_trains(losses, nam
     node = losses(f"loss=[{','.join([*beside, name])}]", f"loss.{own}.start_epoch=0")
     assert list(node) == [*beside, own]
     torch.manual_seed(0)
-    at = guided(8, 3, [0, 0, 1, 2, 2])
+    at = guided(24, 3, [0, 0, 1, 2, 2])
     total = WeightedLosses(instantiate(node), at)
-    pictures, bodies = seen(random_embedding(6, 8).float(), 8), guided_bodies(at)
+    pictures, bodies = seen(random_embedding(6, 24).float(), 24), guided_bodies(at)
     labels = guided_batch(at, [0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 3, 4])
     places = {
         "map": pictures.map,

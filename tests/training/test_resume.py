@@ -29,6 +29,7 @@ WORKERS = [override if "workers" not in override else "datamodule.workers=1" for
 METHODS = {
     "ce": ("method=ce",),
     "cal": ("method=cal", "clothes_start_epoch=1"),
+    "orthogonal": ("loss=[identity,clothes_orthogonal]",),
     "full": ("loss=[identity,local,global,body,shape]", "model.teacher.cache=memory"),
 }
 

@@ -56,6 +56,9 @@ class ClothesAdversarial(Term):
     backward pass and one optimiser step. The authors' code updates the head first and computes the
     adversarial loss with the updated one; `benchmarks/cal_step_order.py` measures the difference.
 
+    Observed, since the adversarial loss is worth what the head knows: `accuracy`, the share of pictures whose outfit
+    the head names first, and `accuracy_of_person`, the same among the outfits of the pictured person alone.
+
     The term's weight scales both parts. Adam's steps hardly depend on the scale of a gradient, so that a
     smaller weight softens the adversarial loss without slowing the head.
 
@@ -88,6 +91,8 @@ class ClothesAdversarial(Term):
         own = batch.person[:, None] == self.person_of_clothes
         learned = self.scale * self.head(embedding.detach())  # (B, outfits)
         classification = F.cross_entropy(learned, batch.clothes, ignore_index=-1, reduction="sum")
+        self.observed["accuracy"] = _accuracy(learned, batch.clothes)
+        self.observed["accuracy_of_person"] = _accuracy(learned.masked_fill(~own, -torch.inf), batch.clothes)
         faced = self.scale * cosines(embedding, self.head.weight.detach())
         return {
             "classification": classification / len(batch.clothes),
@@ -172,6 +177,11 @@ class ClothesMemory(Term):
         # Rows of the same outfit are equal.
         self.memory[clothes] = (kept * self.memory[clothes] + new).to(self.memory.dtype)
         self.met[clothes] = True
+
+
+def _accuracy(logits: Tensor, clothes: Tensor) -> Tensor:
+    """Return the share of known outfits whose logit, of (B, outfits), is the highest: 0..1, 0 if none is known."""
+    return (logits.detach().argmax(1) == clothes).sum() / (clothes >= 0).sum().clamp(min=1)
 
 
 def _labelled(name: str, dimensions: Dimensions) -> Tensor:
