@@ -11,6 +11,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from clip3dreid.comparison.compare import compare
+from clip3dreid.comparison.page import as_json
+from clip3dreid.comparison.settings import CompareSettings
 from clip3dreid.config.bare_folders import with_folders
 from clip3dreid.errors import InputError
 
@@ -499,3 +502,44 @@ def test_what_cannot_be_compared_is_one_line(invoke: Command, tmp_path: Path, ca
     line = refused(invoke, *arguments)
     assert all(part in line for part in expected), line
     assert not (tmp_path / "compare").is_dir()
+
+
+def by_parts(folder: Path, hits: float, **keys: Any) -> Path:
+    """A run that compares pictures by several parts, with the scores of the embedding alone, `hits`, behind."""
+    write_run(folder, **keys, hits=hits)
+    (folder / "per_query").rename(folder / "embedding_per_query")
+    alone = json.loads((folder / "results.json").read_text())["evaluations"][0]
+    alone["per_query"] = {name: f"embedding_{file}" for name, file in alone["per_query"].items()}
+    write_run(folder, **keys, hits=0.9)
+    facts = json.loads((folder / "results.json").read_text())
+    facts["evaluations"][0]["feature"] = {"embedding": 1.0, "betas": 0.5}
+    facts["evaluations"].append(alone | {"feature": {"embedding": 1.0}})
+    (folder / "results.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_variants_are_compared_by_their_own_features_or_all_by_the_embedding_alone(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"ce{seed}", "ce", seed, 0.4)
+        by_parts(tmp_path / f"all{seed}", 0.6, variant="all", seed=seed)
+    means = {}
+    for feature in ("headline", "embedding"):
+        found = compare([tmp_path], CompareSettings(feature=feature, resamples=50))
+        means[feature] = {variant.name: variant.scores["R1"].mean for variant in found.variants}
+        noted = any("all compares pictures by embedding + 0.5 betas" in note for note in found.notes)
+        assert noted == (feature == "headline")
+    assert means["headline"]["ce"] == means["embedding"]["ce"]
+    assert means["headline"]["all"] > means["embedding"]["all"] > means["embedding"]["ce"]
+    page_facts = as_json(compare([tmp_path], CompareSettings(resamples=50)))["variants"]
+    assert [one["feature"] for one in page_facts] == [{"embedding": 1.0}, {"embedding": 1.0, "betas": 0.5}]
+
+
+def test_runs_of_one_variant_by_several_features_are_told_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "ce", "ce", 1, 0.4)
+    write_run(tmp_path / "all1", "all", 1, 0.5)
+    by_parts(tmp_path / "all2", 0.5, variant="all", seed=2)
+    with pytest.raises(
+        InputError, match=r"by embedding and .*by embedding \+ 0.5 betas.*both are all; leave"
+    ):
+        compare([tmp_path], CompareSettings(resamples=50))
+    assert compare([tmp_path], CompareSettings(resamples=50, feature="embedding")).variants

@@ -32,6 +32,7 @@ from clip3dreid.export.parity import drawn
 from clip3dreid.export.run import export
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.parts import as_feature
 from tests import conftest
 from tests.conftest import Command
 from tests.export.models import HEIGHT, JOINT, STUDENT, WIDTH, D, made, noise
@@ -481,3 +482,39 @@ def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path
     for file in exported.files.values():
         assert file.parity.cosine > 1 - 1e-6
         assert file.parity.relative < 1e-4
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_feature_of_several_parts_is_inside_the_file_which_says_so(
+    model: ReidModel, tmp_path: Path, flip: bool
+) -> None:
+    heads = model.heads.state_dict() | {
+        "teacher.weight": torch.randn(5, D, generator=torch.Generator().manual_seed(2)),
+        "teacher.bias": torch.ones(5),
+        "shape.weight": torch.randn(3, D, generator=torch.Generator().manual_seed(3)),
+        "shape.bias": torch.zeros(3),
+        "shape.usual": torch.tensor([1.0, 2, 3]),
+        "shape.spread": torch.tensor([0.5, 0, 2]),
+    }
+    body = {"name": "another", "sha256": "0" * 64, "num_betas": 3}
+    whole = ReidModel(model.student, model.card | {"body": body}, heads)
+    weights = {"embedding": 1.0, "teacher": 0.5, "joint": 0.25, "betas": 2.0}
+    settings = ExportSettings(outputs=BOTH, feature=as_feature(weights), flip=flip, timing=0)
+    formats = {"onnx": Onnx(), "torch_export": TorchExport()}
+    exported = export(whole, settings, formats, tmp_path / "out")
+    assert exported.contract["feature"] == weights
+    assert exported.contract["outputs"] == {"joint": JOINT, "embedding": D + 5 + JOINT + 2}
+    pictures = noise(3, seed=9)
+    expected = whole.embed(torch.tensor(pictures), flip=flip, feature=weights).numpy()
+    for kind in ("model.onnx", "model.pt2"):
+        found = opened(tmp_path / "out", kind)(pictures.astype(np.float32) / 255)["embedding"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_that_the_model_has_not_learnt_is_refused_before_anything_is_written(
+    model: ReidModel, tmp_path: Path
+) -> None:
+    settings = ExportSettings(feature=as_feature(["embedding", "betas"]), timing=0)
+    with pytest.raises(InputError, match=r"feature=embedding \+ betas: this model does not know betas"):
+        export(model, settings, {"onnx": Onnx()}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

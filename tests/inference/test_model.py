@@ -326,3 +326,98 @@ def test_results_are_float32_whatever_the_precision_of_the_model(
     assert (found[2].vertices - exact[2].vertices).abs().max() < 0.02 * exact[2].betas.abs().max()
     assert model.describe(pictures)[0].keys() == GROUPS.keys()
     assert model.word_scores(found[1]).dtype == torch.float32
+
+
+# Features of several parts.
+
+TEACHER = {
+    "teacher.weight": torch.linspace(-1, 1, JOINT * D).view(JOINT, D).sin(),
+    "teacher.bias": torch.linspace(0, 1, JOINT),
+}
+STANDARD = {"shape.usual": torch.tensor([0.0, 1, -1, 2]), "shape.spread": torch.tensor([1.0, 2, 0, 3])}
+COMPOSED = {"embedding": 1.0, "teacher": 0.5, "betas": 2.0}
+
+
+@torch.no_grad()
+def test_a_model_embeds_by_the_feature_of_its_card_or_by_the_one_asked_for(
+    checkpoint: Checkpoint, student: Student, pictures: list[Path], tmp_path: Path
+) -> None:
+    heads = HEADS | TEACHER | STANDARD
+    plain = load(checkpoint(CARD, heads, "plain.ckpt"))
+    composed = load(checkpoint(CARD | {"feature": COMPOSED}, heads, "composed.ckpt"))
+    assert plain.feature.weights == {"embedding": 1}
+    assert (composed.feature.weights, composed.widths["embedding"]) == (COMPOSED, D + JOINT + 3)
+    found = composed.embed(pictures)
+    assert torch.equal(plain.embed(pictures, feature=COMPOSED), found)
+    assert torch.equal(plain.with_feature(COMPOSED).embed(pictures), found)
+    assert torch.equal(composed.embed(pictures, feature=["embedding"]), plain.embed(pictures))
+    images = seen(pictures)
+    both = student(images).embedding + student(images.flip(-1)).embedding
+    assert torch.equal(plain.embed(pictures), both)
+    shape = (both / 2 @ HEADS["shape.weight"].T + HEADS["shape.bias"] - STANDARD["shape.usual"])[:, [0, 1, 3]]
+    shape = shape / STANDARD["shape.spread"][[0, 1, 3]]
+    expected = [both, both / 2 @ TEACHER["teacher.weight"].T + TEACHER["teacher.bias"], shape]
+    cosine = sum(
+        weight * F.cosine_similarity(part[0], part[1], dim=0)
+        for weight, part in zip(COMPOSED.values(), expected, strict=True)
+    )
+    torch.testing.assert_close(found[0] @ found[1], cosine / 3.5)
+    # What a model is evaluated by is what it is used by.
+    evaluation = EvaluationModule(
+        student, protocols={}, metric="cosine", flip=True, feature=composed.feature, heads=heads
+    )
+    assert torch.equal(evaluation.embed(images), found)
+    # Words and bodies are of the pictures as they are, whatever people are compared by.
+    assert torch.equal(composed.joint(pictures), plain.joint(pictures))
+    assert torch.equal(composed.shape(pictures).betas, plain.shape(pictures).betas)
+    composed.save_pretrained(tmp_path / "copy")
+    assert torch.equal(load(tmp_path / "copy").embed(pictures), found)
+    assert "made of embedding + 0.5 teacher + 2 betas" in (tmp_path / "copy" / "README.md").read_text()
+
+
+def test_another_feature_is_another_fingerprint_and_the_embedding_keeps_the_one_it_had(
+    checkpoint: Checkpoint,
+) -> None:
+    plain = load(checkpoint(CARD, HEADS, "plain.ckpt"))
+    named = load(checkpoint(CARD | {"feature": {"embedding": 1.0}}, HEADS, "named.ckpt"))
+    assert named.fingerprint == plain.fingerprint
+    others = [
+        plain.with_feature(one) for one in (["embedding", "betas"], {"embedding": 1, "betas": 0.5}, "betas")
+    ]
+    assert len({plain.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert others[0].with_feature("embedding").fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("card", "heads", "said"),
+    [
+        ({"feature": ["embedding", "teacher"]}, {}, "does not know teacher, which loss.global"),
+        ({"feature": {"nose": 1}}, {}, "its feature=nose is unknown"),
+        ({"feature": 1}, {}, "its feature=1 must name parts"),
+        ({}, {"teacher.weight": torch.ones(2, D)}, r"its teacher.bias is missing, but must be \(2,\)"),
+        ({}, TEACHER | {"teacher.weight": torch.ones(JOINT, 3)}, "its teacher.weight is"),
+        ({}, {"shape.usual": torch.ones(4)}, "its shape.spread is missing"),
+        (
+            {},
+            STANDARD | {"shape.spread": torch.tensor([1, 1, 1, -1.0])},
+            "shape.spread has a value that is no",
+        ),
+        ({}, STANDARD | {"shape.spread": torch.tensor([1, 1, 1, float("nan")])}, "shape.spread has a value"),
+    ],
+)
+def test_features_and_heads_that_do_not_fit_are_refused_in_a_line(
+    checkpoint: Checkpoint, card: dict[str, Any], heads: dict[str, torch.Tensor], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        load(checkpoint(CARD | card, HEADS | heads))
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_that_a_model_has_not_learnt_is_refused_when_it_is_asked_for(
+    checkpoint: Checkpoint, pictures: list[Path]
+) -> None:
+    model = load(checkpoint(PLAIN, {}))
+    with pytest.raises(
+        InputError, match=r"feature=embedding \+ betas: .*last.ckpt does not know betas, which"
+    ):
+        model.embed(pictures, feature=["embedding", "betas"])

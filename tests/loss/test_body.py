@@ -207,12 +207,16 @@ def test_shipped_head_goes_from_the_embedding_to_coefficients_in_the_body_file_s
     assert {name: tuple(tensor.shape) for name, tensor in heads.items()} == {
         "shape.weight": (3, 4),
         "shape.bias": (3,),
+        "shape.usual": (3,),
+        "shape.spread": (3,),
     }
     found = embedding @ heads["shape.weight"].T + heads["shape.bias"]
     torch.testing.assert_close(found, term.mean + term.deviation * term.head(embedding))
     # By hand: the mean plus deviations.
     shape = at.guide(BodySpace)
     torch.testing.assert_close(found, shape.mean + shape.deviation * term.head(embedding))
+    assert torch.equal(heads["shape.usual"], shape.mean)
+    assert torch.equal(heads["shape.spread"], shape.deviation)
 
 
 def test_the_body_s_arrays_are_no_part_of_a_checkpoint():

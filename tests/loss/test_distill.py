@@ -115,7 +115,6 @@ def test_alignment_keeps_its_head_alone_in_a_checkpoint():
     term = GlobalAlignment(taught(4), source="embedding", centre=True)
     assert set(term.state_dict()) == {"head.weight", "head.bias"}
     assert term.needs == {TeacherSpace}
-    assert term.heads() == {}
 
 
 def test_alignment_observes_how_far_apart_people_lie_after_the_projection():
@@ -449,3 +448,17 @@ def test_the_student_s_classifier_is_trained_and_kept_once():
 def test_values_out_of_range_are_refused(change, message):
     with pytest.raises(InputError, match=message):
         distilled(**change)
+
+
+# What is shipped.
+
+
+def test_the_head_is_shipped_where_it_reads_the_embedding_and_not_where_it_reads_what_no_model_gives_out():
+    term = GlobalAlignment(taught(3), source="embedding", centre=True)
+    embedding = random_embedding(4, 3).float()
+    heads = term.heads()
+    assert set(heads) == {"teacher.weight", "teacher.bias"}
+    torch.testing.assert_close(
+        embedding @ heads["teacher.weight"].T + heads["teacher.bias"], term.head(embedding)
+    )
+    assert GlobalAlignment(taught(3), source="pooled", centre=True).heads() == {}

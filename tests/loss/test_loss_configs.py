@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import clip3dreid
-from clip3dreid.loss.weighted import WeightedLosses
+from clip3dreid.loss.weighted import WeightedLosses, teaches
 
 from .cases import guided, guided_batch, guided_bodies, random_embedding, seen
 
@@ -73,6 +73,8 @@ def test_every_loss_config_builds_a_term_of_its_own_name_that_trains(losses, nam
         place.requires_grad_()
     found = total(pictures, labels, epoch=0, bodies=bodies)
     assert found.total.item() > 0
+    # What a term ships it has named before it was built.
+    assert {head.partition(".")[0] for head in total.heads()} <= (teaches(instantiate(node)) or set())
     gradients = torch.autograd.grad(
         found.terms[own], list(places.values()), retain_graph=True, allow_unused=True
     )

@@ -1,7 +1,10 @@
 """Extraction and search as a notebook calls them: plain values in, objects out."""
 
+import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +14,9 @@ import torch
 import clip3dreid
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import as_feature
+from clip3dreid.io.files import write_json
+from clip3dreid.io.formats import CHECKSUM, seal
 from clip3dreid.search.extraction import extract
 from clip3dreid.search.search import search
 from clip3dreid.search.settings import (
@@ -162,3 +168,78 @@ def test_an_engine_of_the_users_own_is_asked_in_the_place_of_ours(model, gallery
     settings = SearchSettings(top=2)
     result = search(gallery, model, TextQueries(("tall",)), settings, engine=Backwards)
     assert result.answers[0].hits["row"].to_list() == [15, 14]
+
+
+# Features of several parts.
+
+PARTS = as_feature({"embedding": 1, "joint": 0.5, "betas": 2})
+
+
+def record(folder: Path, **changed) -> dict:
+    """What the index of shards says, perhaps changed and whole again; what is None is taken out."""
+    facts = json.loads((folder / "index.json").read_text())
+    facts = {key: value for key, value in (facts | changed).items() if key != CHECKSUM and value is not None}
+    write_json(folder / "index.json", seal(facts))
+    return facts
+
+
+def test_shards_of_several_parts_are_searched_by_the_same_parts(model, ltcc_root, tmp_path):
+    files = sorted((ltcc_root / "query").iterdir())
+    settings = replace(QUICK, feature=PARTS, outputs=("embedding", "joint"))
+    extract(model, ltcc_root / "query", settings, tmp_path / "parts")
+    shards = Shards(tmp_path / "parts")
+    assert shards.facts["feature"] == {"embedding": 1.0, "joint": 0.5, "betas": 2.0}
+    assert shards.facts["vectors"] == {"embedding": 128 + 128 + 4, "joint": 128}
+    stored = torch.cat(list(shards.blocks("embedding")))
+    torch.testing.assert_close(stored, model.embed(files, feature=PARTS), atol=1e-5, rtol=1e-4)
+    # The model's own feature is the embedding; the gallery says what its queries are made of.
+    result = search(shards, model, PictureQueries(tuple(files[:2])), SearchSettings(top=3))
+    for answer, row in zip(result.answers, stored, strict=False):
+        cosines = (stored @ row).sort(descending=True).values[:3]
+        assert answer.hits["score"].to_list() == pytest.approx(cosines.tolist(), abs=1e-5)
+    assert search(shards, model, TextQueries(("tall",))).score == "fit"
+
+
+def test_shards_of_another_feature_are_not_gone_on_with_and_older_ones_hold_the_embedding(
+    model, gallery, ltcc_root, tmp_path
+):
+    folder = tmp_path / "shards"
+    shutil.copytree(gallery, folder)
+    assert record(folder).pop("feature") == {"embedding": 1.0}
+    record(folder, feature=None)
+    query = PictureQueries((next((ltcc_root / "query").iterdir()),))
+    assert search(folder, model, query).answers[0].hits["score"][0] == pytest.approx(1, abs=1e-5)
+    asked = replace(QUICK, feature=PARTS)
+    with pytest.raises(
+        InputError,
+        match=r"holds shards of feature=embedding, not of embedding \+ 0.5 joint \+ 2 betas; give another",
+    ):
+        extract(model, ltcc_root / "query", asked, folder)
+    assert extract(model, ltcc_root / "query", QUICK, folder).computed == 0
+
+
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    [
+        ({"embedding": 1, "teacher": 1}, "cannot compute: its pictures were looked at by another model"),
+        ({"embedding": 1, "betas": 1}, "was made by another model"),
+        ({"nose": 1}, r"index\.json: its feature=nose is unknown"),
+    ],
+)
+def test_shards_whose_feature_is_another_than_the_model_can_have_made_are_refused(
+    model, gallery, ltcc_root, tmp_path, feature, said
+):
+    folder = tmp_path / "shards"
+    shutil.copytree(gallery, folder)
+    record(folder, feature=feature)
+    query = PictureQueries((next((ltcc_root / "query").iterdir()),))
+    with pytest.raises(InputError, match=said) as error:
+        search(folder, model, query)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_that_the_model_has_not_learnt_is_refused_before_a_folder_is_made(model, ltcc_root, tmp_path):
+    asked = replace(QUICK, feature=as_feature("teacher"))
+    with pytest.raises(InputError, match=r"feature=teacher: .* does not know teacher, which loss\.global"):
+        extract(model, ltcc_root / "query", asked, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()

@@ -23,11 +23,13 @@ def main(cfg: DictConfig) -> None:
     from clip3dreid.report.tables import print_scores, save_tables
 
     about = f"{cfg.features}, {cfg.metric}" if cfg.features is not None else scored.model
-    for name, scores in scored.results.items():
-        print_scores(f"{name} ({cfg.split}), {about}" if name else about, scores, scored.notes[name])
+    for name, feature, scores, queries in scored.by_feature():
+        by = f", by {feature}" if scored.alone else ""
+        print_scores(f"{name} ({cfg.split}), {about}{by}" if name else about, scores, scored.notes[name])
         if cfg.per_query is not None:
             folder, before = Path(str(cfg.per_query)), f"{name}_" if name else ""
-            save_tables({folder / f"{before}{key}.parquet": q for key, q in scored.queries[name].items()})
+            before = before if feature == scored.feature else f"embedding_{before}"
+            save_tables({folder / f"{before}{key}.parquet": table for key, table in queries.items()})
     if cfg.out is not None:
         write_scores(Path(str(cfg.out)), scored.facts())
 

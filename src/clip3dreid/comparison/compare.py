@@ -12,7 +12,9 @@ import numpy as np
 from clip3dreid.comparison.runs import check_comparable, find_runs, headline, order_variants, under
 from clip3dreid.comparison.settings import CompareSettings
 from clip3dreid.comparison.statistics import Runs, variant_of, without_partner
+from clip3dreid.io.checks import weighed
 from clip3dreid.report.ablation import Variant
+from clip3dreid.report.results import ALONE
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def compare(runs: Sequence[Path], settings: CompareSettings) -> ComparisonResult
         >>> {variant.name: variant.scores["R1"].difference for variant in found.variants}  # doctest: +SKIP
     """
     baseline = settings.baseline
-    finished, skipped = find_runs(runs, settings.checkpoint)
+    finished, skipped = find_runs(runs, settings.checkpoint, settings.feature)
     order = order_variants(finished, baseline, settings.order)
     protocol = headline(finished[0]) if settings.protocol is None else settings.protocol
     chosen = [under(run, protocol) for run in finished]
@@ -87,5 +89,15 @@ def compare(runs: Sequence[Path], settings: CompareSettings) -> ComparisonResult
         float(np.mean(chance)) if chance else None,
         variants,
         grouped,
-        [*without_partner(grouped, baseline), *skipped],
+        [*_features(grouped), *without_partner(grouped, baseline), *skipped],
     )
+
+
+def _features(grouped: Mapping[str, Runs]) -> list[str]:
+    """Return a note on each variant whose pictures were compared by more than the embedding alone."""
+    found = {name: next(iter(members.values())).feature for name, members in grouped.items()}
+    return [
+        f"{name} compares pictures by {weighed(feature)}; feature=embedding compares the embeddings alone"
+        for name, feature in found.items()
+        if feature != ALONE
+    ]

@@ -70,6 +70,7 @@ def as_json(comparison: ComparisonResult) -> dict[str, Any]:
 def _variant_json(variant: Variant, members: Runs, others: Runs) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "variant": variant.name,
+        "feature": dict(next(iter(members.values())).feature),
         # The baseline is nobody's partner of its own.
         "pairs": [
             {"seed": seed, "root": root}

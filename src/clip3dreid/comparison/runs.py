@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import hint
+from clip3dreid.io.checks import hint, weighed
 from clip3dreid.io.formats import decoding, read_table, read_yaml
 from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, RESULTS
-from clip3dreid.report.results import CheckpointResults, OldResultsError, RunResults, read_results
+from clip3dreid.report.results import ALONE, CheckpointResults, OldResultsError, RunResults, read_results
 
 SCORES = {"r1": "R1", "map": "mAP"}
 _ROUNDING = 1e-4
@@ -46,6 +46,7 @@ class Run:
         queries: Q rows `query`, `person`, `r1`, `map`, sorted by query.
         step_seconds: median training step; None where it was not measured.
         pictures: of one step, likewise.
+        feature: part -> weight, what pictures were compared by.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Run:
     queries: pl.DataFrame
     step_seconds: float | None
     pictures: int | None
+    feature: Mapping[str, float] = field(default_factory=lambda: dict(ALONE))
 
     def mean(self, score: str) -> float:
         """Return the mean over the queries, 0..1."""
@@ -76,7 +78,7 @@ class FinishedRun:
         variant: its label.
         pair: seed and data folder.
         results: what `results.json` says.
-        evaluation: the one of them that is of the checkpoint asked for.
+        evaluation: the one of them that is of the checkpoint and feature asked for.
     """
 
     folder: Path
@@ -86,12 +88,15 @@ class FinishedRun:
     evaluation: CheckpointResults
 
 
-def find_runs(paths: Sequence[Path], checkpoint: str) -> tuple[list[FinishedRun], list[str]]:
+def find_runs(
+    paths: Sequence[Path], checkpoint: str, feature: str = "headline"
+) -> tuple[list[FinishedRun], list[str]]:
     """Find all finished runs at and below some folders.
 
     Args:
         paths: run folders, or folders that hold some anywhere below.
         checkpoint: whose results are read.
+        feature: `headline`, what each run compares pictures by, or `embedding`, the embedding alone.
 
     Returns:
         The runs, and a note on each of those that are skipped.
@@ -114,7 +119,7 @@ def find_runs(paths: Sequence[Path], checkpoint: str) -> tuple[list[FinishedRun]
     runs, notes = [], []
     for folder in folders.values():
         try:
-            runs.append(_read_run(folder, checkpoint))
+            runs.append(_read_run(folder, checkpoint, feature))
         except _SkippedError as reason:
             notes.append(f"skipped {folder}: {reason}")
     if not runs:
@@ -194,6 +199,7 @@ def under(run: FinishedRun, protocol: str) -> Run:
             queries=_read_queries(file, means),
             step_seconds=float(seconds) if seconds else None,
             pictures=int(pictures) if pictures else None,
+            feature=run.evaluation.feature,
         )
 
 
@@ -205,7 +211,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """
     first = runs[0]
     first_on: dict[str, Run] = {}
+    first_of: dict[str, Run] = {}
     for run in runs:
+        same = first_of.setdefault(run.variant, run)
+        if same.feature != run.feature:
+            raise InputError(
+                f"{same.folder} was tested by {weighed(same.feature)} and {run.folder} by {weighed(run.feature)}, "
+                f"and both are {run.variant}; leave one out, or give feature=embedding"
+            )
         if run.data != first.data:
             raise InputError(
                 f"{first.folder} was tested on {first.data} and {run.folder} on {run.data}; compare one data set"
@@ -241,7 +254,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _read_run(folder: Path, checkpoint: str) -> FinishedRun:
+def _read_run(folder: Path, checkpoint: str, feature: str) -> FinishedRun:
     path = folder / RESULTS
     if not path.is_file():
         raise _SkippedError(f"not finished, it has no {RESULTS}")
@@ -260,8 +273,16 @@ def _read_run(folder: Path, checkpoint: str) -> FinishedRun:
     if checkpoint not in names:
         there = ", ".join(dict.fromkeys(names)) or "none"
         raise InputError(f"{path} has no checkpoint {checkpoint}; there is {there}; give checkpoint=NAME")
-    # The first is that of the data set proper; others come from data.also.
-    return FinishedRun(folder, str(variant), pair, results, results.evaluations[names.index(checkpoint)])
+    # The first is that of the data set proper by the run's own feature; others come from data.also, or are of the
+    # embedding alone.
+    first = results.evaluations[names.index(checkpoint)]
+    if feature == "headline":
+        return FinishedRun(folder, str(variant), pair, results, first)
+    wanted = (checkpoint, first.data, ALONE)
+    alone = [one for one in results.evaluations if (one.checkpoint, one.data, one.feature) == wanted]
+    if not alone:
+        raise InputError(f"{path} has no scores of the embedding alone; {_AGAIN}")
+    return FinishedRun(folder, str(variant), pair, results, alone[0])
 
 
 def _read_queries(path: Path, means: Mapping[str, float]) -> pl.DataFrame:

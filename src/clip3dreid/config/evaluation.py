@@ -34,6 +34,10 @@ def check_request(cfg: DictConfig) -> None:
             raise InputError(
                 "features=FILE is evaluated alone; leave checkpoint, data and model out, or features"
             )
+        if cfg.feature is not None:
+            raise InputError(
+                "feature names parts of a checkpoint's, and features=FILE has none; leave feature out"
+            )
         return
     objects.require_data(cfg)
     # Under the key of the training the checkpoint's own would quietly win.

@@ -11,12 +11,13 @@ from clip3dreid.data.images import to_unit
 from clip3dreid.errors import InputError
 from clip3dreid.export.formats import CONTRACT_VERSION, INPUT, Contract
 from clip3dreid.export.settings import ExportSettings
-from clip3dreid.inference.features import joint_features, retrieval_features
+from clip3dreid.inference.features import Layer, joint_features, part_layers, retrieval_features
 from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.parts import EMBEDDING
 
 
 class Graph(nn.Module):
-    """Compute what a file computes: a model's student, and its way into the teacher's space where that is asked for.
+    """Compute what a file computes: a model's student, and the heads of what is asked for.
 
     Args:
         model: on the CPU; it is copied.
@@ -42,21 +43,39 @@ class Graph(nn.Module):
                     "leave it out"
                 )
             head = model.heads["joint"]
-            weight, bias = head.get_buffer("weight"), head.get_buffer("bias")
-            self.joint = nn.Linear(weight.shape[1], len(bias))
-            self.joint.load_state_dict({"weight": weight, "bias": bias})
+            self.joint = _linear(Layer(head.get_buffer("weight"), head.get_buffer("bias")))
+        self.feature = model.feature
+        parts = (
+            part_layers(model.feature, model.heads.state_dict()) if "embedding" in settings.outputs else {}
+        )
+        self.parts = nn.ModuleDict({part: _linear(layer) for part, layer in parts.items()})
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Map (B, 3, H, W) to (B, D) and (B, d), by name, in the order of the settings."""
+        """Map (B, 3, H, W) to (B, F) and (B, d), by name, in the order of the settings."""
         pictures = to_unit(pictures)
-        flip = self.settings.flip and "embedding" in self.settings.outputs
-        embedding, upright = retrieval_features(self.student, pictures, flip=flip, at_once=True)
-        outputs = {"embedding": F.normalize(embedding, dim=1) if self.settings.unit_length else embedding}
+        wanted = "embedding" in self.settings.outputs
+        seen = retrieval_features(
+            self.student,
+            pictures,
+            flip=self.settings.flip and wanted,
+            at_once=True,
+            feature=self.feature if wanted else EMBEDDING,
+            layers=dict(self.parts.items()),
+        )
+        made = F.normalize(seen.feature, dim=1) if self.settings.unit_length else seen.feature
+        outputs = {"embedding": made}
         if self.joint is not None:
-            outputs["joint"] = joint_features(upright.map, self.joint)
+            outputs["joint"] = joint_features(seen.upright.map, self.joint)
         return {name: outputs[name] for name in self.settings.outputs}
+
+
+def _linear(layer: Layer) -> nn.Linear:
+    """Return a layer as a module, whose tensors go into the file."""
+    module = nn.Linear(layer.weight.shape[1], len(layer.bias))
+    module.load_state_dict({"weight": layer.weight, "bias": layer.bias})
+    return module
 
 
 def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
@@ -78,6 +97,7 @@ def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
         "std": values(model.student.std),
         "flip": settings.flip,
         "unit_length": settings.unit_length,
+        "feature": model.feature.weights,
         "outputs": {name: model.widths[name] for name in settings.outputs},
         "data": model.card.get("data") or [],
     }

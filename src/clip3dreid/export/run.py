@@ -105,6 +105,8 @@ def export(
     """
     if not formats:
         raise InputError("no format; give format=[onnx,torch_export] or one of them")
+    if settings.feature is not None:
+        model = model.with_feature(settings.feature)
     graph = Graph(model, settings)
     contract = contract_of(model, settings)
     size = model.height, model.width

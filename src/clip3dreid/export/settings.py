@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import Feature, as_feature
 from clip3dreid.io.checks import Positive, Seconds, check
 
 
@@ -16,7 +17,8 @@ class ExportSettings:
 
     Args:
         outputs: `embedding`, `joint` (see `ReidModel.joint`), or both.
-        flip: add the mirror image's embedding.
+        feature: what `embedding` is made of, anything that `inference.parts.as_feature` takes; None: the model's own.
+        flip: look at the mirror image too.
         unit_length: embeddings of length 1; `joint` always is.
         normalise: `inside` the file, or `outside`, by the caller.
         input: `float32`, values 0..1, or `uint8`, bytes 0..255.
@@ -29,6 +31,7 @@ class ExportSettings:
     """
 
     outputs: tuple[Literal["embedding", "joint"], ...] = ("embedding",)
+    feature: Feature | None = None
     flip: bool = True
     unit_length: bool = False
     normalise: Literal["inside", "outside"] = "inside"
@@ -39,6 +42,8 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.feature is not None:
+            object.__setattr__(self, "feature", as_feature(self.feature))
         if not self.outputs or len(set(self.outputs)) < len(self.outputs):
             raise InputError("outputs must name at least one output, each once, as outputs=[embedding]")
         if self.normalise == "outside" and self.input == "uint8":

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,6 +128,11 @@ def check_heads(
     if "shape.weight" in heads:
         betas = int(body["num_betas"]) if body is not None else 0
         wanted |= {"shape.weight": (betas, student.width), "shape.bias": (betas,)}
+        if "shape.usual" in heads or "shape.spread" in heads:
+            wanted |= {"shape.usual": (betas,), "shape.spread": (betas,)}
+    if "teacher.weight" in heads:
+        space = heads["teacher.weight"].shape[:1]
+        wanted |= {"teacher.weight": (*space, student.width), "teacher.bias": (*space,)}
     for key, shape in wanted.items():
         if key not in heads or heads[key].shape != shape:
             found = tuple(heads[key].shape) if key in heads else "missing"
@@ -136,3 +142,6 @@ def check_heads(
             f"{name} has heads that this program does not know ({some(unknown)}); load it with the release "
             "that wrote it"
         )
+    spread = heads.get("shape.spread")
+    if spread is not None and not bool((torch.isfinite(spread) & (spread >= 0)).all()):
+        raise InputError(f"{name}: its shape.spread has a value that is no deviation; get the file again")

@@ -13,6 +13,7 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.files import inside, write_json, write_text
 from clip3dreid.io.formats import damaged, peek_json, read_json, unsealed
 from clip3dreid.io.locks import LOCK, at_work
@@ -82,6 +83,7 @@ class ModelFolder(ModelHubMixin):
     card: dict[str, Any]
     heads: nn.ModuleDict
     body_card: dict[str, Any] | None
+    feature: Feature
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write a folder that `load` reads: `model.safetensors`, `config.json`, `README.md`.
@@ -143,7 +145,8 @@ class ModelFolder(ModelHubMixin):
 
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """Return a short model card: what the model is and was trained on, how to use it, what is not known of it."""
-        can = ["`model.embed(pictures)`: features for retrieval"]
+        parts = "" if self.feature == EMBEDDING else f", made of {self.feature}"
+        can = [f"`model.embed(pictures)`: features for retrieval{parts}"]
         if "joint" in self.heads and "joint.words" in self.heads.state_dict():
             groups = self.card["vocabulary"]["groups"]
             can.append(f"`model.describe(pictures)`: words of {len(groups)} groups, with scores")

@@ -15,9 +15,15 @@ from torch.nn import functional as F
 from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import TestView
 from clip3dreid.errors import InputError
-from clip3dreid.inference.features import joint_features, retrieval_features
+from clip3dreid.inference.features import (
+    feature_width,
+    joint_features,
+    part_layers,
+    retrieval_features,
+)
 from clip3dreid.inference.heads import Description, Head, body_of, check_heads, describe, flag_of, groups_of
 from clip3dreid.inference.hub import ModelFolder, read_files
+from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
 from clip3dreid.inference.pictures import Pictures, batches
 from clip3dreid.model.card import picture_size
 from clip3dreid.model.places import LIBRARY, find_model
@@ -39,7 +45,7 @@ class Outputs(NamedTuple):
     """All that a model says of a batch, on its device."""
 
     embedding: Tensor
-    """(B, D) float32: the retrieval feature."""
+    """(B, F) float32: the retrieval feature; with the model's `feature` as it is by default, D columns."""
     joint: Tensor | None
     """(B, d) float32 of length 1: in the teacher's space; None where a model has not learnt that."""
     betas: Tensor | None
@@ -56,13 +62,16 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         card: what a checkpoint says of itself (`model.weights.read_card`), with `vocabulary`, `teacher` and `body`
             where heads need them.
         heads: `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,), `joint.words` (W, d), `shape.weight`
-            (K, D) and `shape.bias` (K,), or those of them that there are.
+            (K, D), `shape.bias` (K,), `shape.usual` (K,), `shape.spread` (K,), `teacher.weight` (d, D) and
+            `teacher.bias` (d,), or those of them that there are (`loss.term.Term.heads`).
         body: name or file of the body model; None: the one of the package that has the card's checksum, if any.
         name: what messages call the model.
 
     Attributes:
         card: the same, as plain JSON values.
         body_card: what it says of the body: `name`, `sha256`, `num_betas`; None where it says nothing.
+        feature: which parts the retrieval feature is made of: those that the card records, with which the model was
+            evaluated.
         height: H, in pixels, that pictures are resized to.
         width: W.
         square: whether pictures are padded to a square before they are resized.
@@ -94,10 +103,12 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         check_heads(heads, student, sum(map(len, self.groups.values())), self.body_card, name)
         self.student = student
         self.heads = nn.ModuleDict()
-        for part in ("joint", "shape"):
+        for part in ("joint", "shape", "teacher"):
             tensors = {key.partition(".")[2]: heads[key] for key in heads if key.startswith(f"{part}.")}
             if tensors:
                 self.heads[part] = Head(tensors)
+        self.feature = feature_of(self.card, name)
+        self.feature.check_learnt(heads, name)
         self._body_file = self._find_body(body)
         # In a list, so that it is no part of the model: it stays float32 whatever the model's precision.
         self._bodies: list[BodyModel] = []
@@ -116,7 +127,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
     @property
     def widths(self) -> dict[str, int]:
         """Return columns of each part of `Outputs` that this model gives."""
-        found = {"embedding": self.student.width}
+        layers = part_layers(self.feature, self.heads.state_dict())
+        found = {"embedding": feature_width(self.feature, self.student.width, layers)}
         for name, part in (("joint", "joint"), ("betas", "shape")):
             if part in self.heads:
                 found[name] = len(self.heads[part].get_buffer("bias"))
@@ -124,14 +136,15 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     @property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all that results depend on: network, weights, heads, words and size of pictures."""
-        # What is padded is named only where it is, so that other models keep their fingerprints.
+        """Return the SHA-256 of all that results depend on: network, weights, heads, words, size, feature."""
+        # Padding and feature are named only where they are not as ever, so that other models keep their fingerprints.
         facts = [
             self.card["student"],
             self.height,
             self.width,
             self.groups,
             *(["square"] if self.square else []),
+            *([self.feature.weights] if self.feature != EMBEDDING else []),
         ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -146,34 +159,68 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Args:
             images: (B, 3, H, W) RGB 0..1 on the model's device.
-            flip: add the embedding of the mirror image, as evaluation does.
+            flip: look at the mirror image too, as evaluation does.
 
         Returns:
             Features, and for words and bodies those of the pictures as they are.
         """
-        embedding, upright = retrieval_features(self.student, images, flip=flip)
+        layers = part_layers(self.feature, self.heads.state_dict())
+        feature, _, upright = retrieval_features(
+            self.student, images, flip=flip, feature=self.feature, layers=layers
+        )
         joint, betas = None, None
         if "joint" in self.heads:
             joint = joint_features(upright.map, self.heads["joint"])
         if "shape" in self.heads:
             betas = self.heads["shape"](upright.embedding)
-        return Outputs(embedding, joint, betas)
+        return Outputs(feature, joint, betas)
 
-    def embed(self, images: Pictures, *, flip: bool = True, batch_size: int = 64) -> Tensor:
+    def with_feature(self, feature: FeatureLike) -> ReidModel:
+        """Return the same model with another retrieval feature; network and device are shared.
+
+        `load("model").with_feature({"embedding": 1, "betas": 0.5}).save_pretrained("other")` keeps it.
+
+        Args:
+            feature: a `inference.parts.Feature`, names of parts, or their weights.
+
+        Raises:
+            InputError: if a part is unknown, or the model has not learnt it.
+        """
+        wanted = as_feature(feature)
+        if wanted == self.feature:
+            return self
+        wanted.check_learnt(self.heads.state_dict(), self._name)
+        card = self.card | {"feature": wanted.weights}
+        return ReidModel(self.student, card, self.heads.state_dict(), self._body_file, self._name)
+
+    def embed(
+        self,
+        images: Pictures,
+        *,
+        flip: bool = True,
+        batch_size: int = 64,
+        feature: FeatureLike | None = None,
+    ) -> Tensor:
         """Compute retrieval features: the nearer two of them, the likelier the same person.
 
         Args:
             images: N pictures.
-            flip: add the embedding of the mirror image, as evaluation does.
+            flip: look at the mirror image too, as evaluation does.
             batch_size: pictures at a time.
+            feature: what the feature is made of, as `with_feature` takes it; None: the model's own, that it was
+                evaluated with.
 
         Returns:
-            (N, D) float32 as evaluation has them, not of length 1: rank by cosine.
+            (N, F) float32 as evaluation has them: rank by cosine. The embedding alone, which most models have, is
+            (N, D) and not of length 1.
 
         Raises:
-            InputError: if a picture cannot be read or is none, naming it.
+            InputError: if a picture cannot be read or is none, naming it, or as `with_feature`.
         """
-        return self._run(lambda seen: seen.embedding, images, batch_size, self.student.width, flip=flip)
+        if feature is not None:
+            return self.with_feature(feature).embed(images, flip=flip, batch_size=batch_size)
+        width = self.widths["embedding"]
+        return self._run(lambda seen: seen.embedding, images, batch_size, width, flip=flip)
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
         """Compute features in the teacher's joint space of images and texts, where words can be looked for.

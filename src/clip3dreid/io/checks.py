@@ -135,6 +135,11 @@ def alternatives(choices: Iterable[Any]) -> str:
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
+def weighed(weights: Mapping[str, float]) -> str:
+    """Join names with their weights for a sentence: `a + 0.5 b`; a weight of 1 is not said."""
+    return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
+
+
 def nearest(word: Any, words: Iterable[Any]) -> str | None:
     """Return the word that was probably meant, None where nothing is near."""
     shown = list(map(_shown, words))

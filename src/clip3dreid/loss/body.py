@@ -61,6 +61,7 @@ class BodyShape(Term):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({BodySpace})
+    teaches: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def __init__(
         self,
@@ -123,11 +124,13 @@ class BodyShape(Term):
         return {"vertex": self.vertex_weight * vertex_distance(*meshes).mean()}
 
     def heads(self) -> dict[str, Tensor]:
-        """Return `shape.weight` and `shape.bias`, with the standardisation folded in."""
+        """Return `shape.weight` and `shape.bias`, with the standardisation folded in, and what it was."""
         mean, deviation = cast(Tensor, self.mean), cast(Tensor, self.deviation)
         return {
             "shape.weight": deviation[:, None] * self.head.weight,
             "shape.bias": mean + deviation * self.head.bias,
+            "shape.usual": mean,
+            "shape.spread": deviation,
         }
 
 

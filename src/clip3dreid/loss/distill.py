@@ -36,6 +36,7 @@ class GlobalAlignment(Term):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({TeacherSpace})
+    teaches: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __init__(
         self, dimensions: Dimensions, *, source: Literal["embedding", "pooled"], centre: bool
@@ -66,6 +67,12 @@ class GlobalAlignment(Term):
         self.observed["between_person_variance"] = between_person_variance(projected, batch.person)
         difference = F.normalize(projected, dim=-1) - F.normalize(target, dim=-1).to(projected.dtype)
         return difference.square().sum(-1).mean()
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return `teacher.weight` and `teacher.bias`; none where the head reads a feature that no model gives out."""
+        if self.source != "embedding":
+            return {}
+        return {"teacher.weight": self.head.weight, "teacher.bias": self.head.bias}
 
 
 class LogitDistillation(Term):

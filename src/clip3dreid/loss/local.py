@@ -35,6 +35,7 @@ class LocalAlignment(Term):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({TextTargets})
+    teaches: ClassVar[frozenset[str]] = frozenset({"joint"})
 
     def __init__(
         self,

@@ -24,10 +24,13 @@ class Term(nn.Module):
         needs: what must be there beside the pictures and their labels, by the type that `Dimensions.guide` gives:
             `TextTargets`, `TeacherSpace` (and `Batch.targets["teacher"]`), `BodySpace` (and `Batch.bodies` with their
             features). What no term of a run needs is not read, embedded or drawn.
+        teaches: heads that the term may ship (`heads`), by the first part of their names: `joint`, `shape` or
+            `teacher`. What a run's features are to be made of is held against it before anything is read.
         observed: scalars of the last forward pass that are logged and no part of the loss.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    teaches: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,12 +63,15 @@ class Term(nn.Module):
         yield from ()
 
     def heads(self) -> dict[str, Tensor]:
-        """Return tensors that the trained model is shipped with: what it takes to describe a picture, or to shape it.
+        """Return tensors that the trained model is shipped with: what describes, shapes or compares pictures.
 
         `joint.weight` (d, C), `joint.bias` (d,), `joint.centre` (d,) and `joint.words` (W, d): a position of the map
         goes into the teacher's space, where words are compared with it after `joint.centre` is taken from them;
         `joint.usual` and `joint.spread` (W,) say what each word scores on the training pictures, mean and deviation.
-        `shape.weight` (K, D) and `shape.bias` (K,): from the embedding to shape coefficients.
+        `shape.weight` (K, D) and `shape.bias` (K,): from the embedding to shape coefficients; `shape.usual` and
+        `shape.spread` (K,), mean and deviation of the training bodies', by which coefficients are compared: a
+        component with spread 0 is not learnt, and is not compared.
+        `teacher.weight` (d, D) and `teacher.bias` (d,): from the embedding to the teacher's view of a whole picture.
         """
         return {}
 

@@ -63,6 +63,26 @@ def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
     return frozenset(kinds)
 
 
+def teaches(terms: Mapping[str, LossEntry]) -> frozenset[str] | None:
+    """Return which heads a model may be shipped with (`Term.teaches`); terms of weight 0 teach nothing.
+
+    Returns:
+        First parts of the heads' names; None where a term is built by a function, which does not say.
+
+    Raises:
+        InputError: as `WeightedLosses`, for entries that are wrong.
+    """
+    heads: set[str] = set()
+    for name, entry in terms.items():
+        _check(name, entry)
+        if entry["weight"] > 0:
+            built = _term_class(entry["term"])
+            if not isinstance(built, type):
+                return None
+            heads |= getattr(built, "teaches", frozenset())
+    return frozenset(heads)
+
+
 class WeightedLosses(nn.Module):
     """All loss terms of a run, with their heads."""
 

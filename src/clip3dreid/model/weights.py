@@ -87,7 +87,8 @@ class Checkpoint(NamedTuple):
     card: Any
     """What the file says of itself; None for other people's files."""
     heads: dict[str, Tensor]
-    """Tensors that turn features into words and bodies, `joint.…` and `shape.…`; empty where nothing taught them."""
+    """Tensors that turn features into words, bodies and parts of a retrieval feature, `joint.…`, `shape.…` and
+    `teacher.…`; empty where nothing taught them."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import alternatives
+from clip3dreid.io.checks import alternatives, weighed
 from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json
 from clip3dreid.io.formats import decoding, read_json
@@ -21,6 +21,8 @@ READS = (2, 3)
 """Versions that are understood: 2 is the first with costs and results of each query, and calls a variant `rung`."""
 SCORES_VERSION = 1
 """Of what `evaluate` writes."""
+ALONE: Mapping[str, float] = {"embedding": 1.0}
+"""What pictures are compared by where nothing else is said: the embedding alone."""
 _WHAT = "the results of a run"
 
 
@@ -54,6 +56,8 @@ class CheckpointResults:
     """Protocol -> file of what became of each query, relative to the run's folder."""
     headline: str
     """The protocol that stands for the run; empty where there are no scores."""
+    feature: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(ALONE))
+    """What pictures were compared by: part -> weight."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class RunResults:
     flip: bool | None
     """Whether pictures and their mirror images were embedded; None: it is not recorded."""
     evaluations: tuple[CheckpointResults, ...]
-    """That of the data set proper first, others of the same checkpoint after it."""
+    """That of the data set proper first, others of the same checkpoint after it. Where pictures are compared by more
+    than the embedding, that of the embedding alone comes behind it."""
     cost: RunCost = RunCost()
     notes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     """Data set -> what must be known of it."""
@@ -124,9 +129,12 @@ def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
 
 
 def print_results(results: RunResults) -> None:
-    """Print the scores of a run, a table for each checkpoint and data set."""
+    """Print the scores of a run, a table for each checkpoint, data set and feature."""
+    several = any(dict(one.feature) != ALONE for one in results.evaluations)
     for one in results.evaluations:
         title = f"{one.data}, {one.checkpoint} checkpoint ({one.selected_by})"
+        if several:
+            title += f", by {weighed(one.feature)}"
         print_scores(title, one.results, results.notes.get(one.data, ()))
 
 
@@ -140,4 +148,5 @@ def _checkpoint(facts: Mapping[str, Any]) -> CheckpointResults:
         per_query=dict(facts["per_query"]),
         # Before data sets named it, it was the last one.
         headline=str(facts.get("headline") or next(reversed(results), "")),
+        feature={str(part): float(weight) for part, weight in (facts.get("feature") or ALONE).items()},
     )

@@ -33,7 +33,7 @@ from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
 from clip3dreid.search.settings import ExtractSettings
-from clip3dreid.search.shard_index import UNREADABLE
+from clip3dreid.search.shard_index import FEATURE, UNREADABLE
 from clip3dreid.search.shard_writer import ShardWriter, examine
 from clip3dreid.search.shards import VECTORS, WORDS, unreadable
 
@@ -87,6 +87,8 @@ def extract(
         >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
         >>> extract(model, "crops", ExtractSettings(), Path("shards/crops"))  # doctest: +SKIP
     """
+    if settings.feature is not None:
+        model = model.with_feature(settings.feature)
     source, listing = _find(pictures, settings.split)
     outputs = _outputs(settings, model)
     on_terminal = sys.stderr.isatty()
@@ -102,6 +104,7 @@ def extract(
         "fingerprint": model.fingerprint,
         "source": source,
         "flip": settings.flip,
+        FEATURE: model.feature.weights,
         "height": model.height,
         "width": model.width,
         "vectors": {name: width for name, width in model.widths.items() if name in outputs},
@@ -166,7 +169,7 @@ class ExtractionModule(lightning.LightningModule):
         writer: takes the shards.
         numbers: of the shards, in the order in which their batches come.
         outputs: of `VECTORS` and `words`, what to keep.
-        flip: add the embedding of the mirror image.
+        flip: look at the mirror image too.
     """
 
     def __init__(

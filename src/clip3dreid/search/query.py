@@ -45,7 +45,7 @@ def picture_queries(model: ReidModel, asked: PictureQueries | PersonQuery, *, fl
     Args:
         model: that made the gallery.
         asked: the pictures.
-        flip: add the embedding of the mirror image, as the gallery has it.
+        flip: look at the mirror image too, as the gallery does.
 
     Returns:
         Queries for `embedding`.

@@ -20,6 +20,7 @@ from clip3dreid.search.engine import Exact, Gallery, Index
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import MakeTeacher, Query, picture_queries, text_queries
 from clip3dreid.search.settings import Queries, SearchSettings, TextQueries
+from clip3dreid.search.shard_index import shard_feature
 from clip3dreid.search.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def search(
     """
     settings = settings or SearchSettings()
     shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
-    _check_model(model, shards)
+    model = _same_model(model, shards)
     where = {label: value for label, value in (settings.where or {}).items() if value is not None}
     allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
     if isinstance(queries, TextQueries):
@@ -155,14 +156,23 @@ def search(
     return SearchResult(shards.folder, root, model.name, len(shards), score, where, answers)
 
 
-def _check_model(model: ReidModel, shards: Shards) -> None:
-    """Check that a model is the one that made shards."""
+def _same_model(model: ReidModel, shards: Shards) -> ReidModel:
+    """Return a model with the feature that shards hold, if it is the one that made them."""
+    feature = shard_feature(shards.facts, shards.folder)
+    try:
+        model = model.with_feature(feature)
+    except InputError as error:
+        raise InputError(
+            f"{shards.folder} holds {feature}, which {model.name} cannot compute: its pictures were looked at by "
+            f"another model ({shards.facts['model']}); give that model, or extract anew"
+        ) from error
     if model.fingerprint != shards.facts["fingerprint"]:
         theirs, ours = shards.facts["fingerprint"][:12], model.fingerprint[:12]
         raise InputError(
             f"{shards.folder} was made by another model ({shards.facts['model']}, {theirs}…) than {model.name} "
             f"({ours}…), and their features cannot be compared; give that model, or extract anew"
         )
+    return model
 
 
 def _hits(shards: Shards, query: Query, rows: Tensor, scores: Tensor) -> pl.DataFrame:

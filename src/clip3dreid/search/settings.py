@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import Feature, as_feature
 from clip3dreid.io.checks import Count, Positive, check
 
 Form = Literal["parquet", "safetensors"]
@@ -42,7 +43,8 @@ class ExtractSettings(ShardSettings):
     Args:
         outputs: some of `embedding`, `joint`, `words` and `betas`, or `all` that the model has learnt.
         split: of a data set: which part of it; None: all of it.
-        flip: add the embedding of the mirror image, as evaluation does.
+        flip: look at the mirror image too, as evaluation does.
+        feature: what `embedding` holds, anything that `inference.parts.as_feature` takes; None: the model's own.
         on_error: `skip` pictures that cannot be read and list them, or `fail` at the first.
         batch: pictures at a time, for each device.
         workers: loader processes for each device.
@@ -54,9 +56,15 @@ class ExtractSettings(ShardSettings):
     outputs: tuple[str, ...] = ("all",)
     split: Literal["train", "val", "test"] | None = None
     flip: bool = True
+    feature: Feature | None = None
     on_error: Literal["fail", "skip"] = "skip"
     batch: Positive = 64
     workers: Count = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature is not None:
+            object.__setattr__(self, "feature", as_feature(self.feature))
 
 
 @dataclass(frozen=True)

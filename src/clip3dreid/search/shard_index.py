@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import Feature, feature_of
 from clip3dreid.io.checks import Positive
 from clip3dreid.io.resumable import INDEX, PartKind, read_index
 from clip3dreid.search.settings import DType, Form
 
 SHARDS_VERSION = 1
 UNREADABLE = "unreadable.csv"
+FEATURE = "feature"
+"""Key that says which parts `embedding` is made of; absent in folders from before there were several."""
 
 SHARDS = PartKind(
     what="shards",
@@ -41,6 +45,15 @@ def read_shard_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder} holds no shards ({INDEX}); make them: clip3dreid extract out={folder}")
     return read_index(folder, SHARDS)
+
+
+def shard_feature(index: Mapping[str, Any], folder: Path) -> Feature:
+    """Return which parts the column `embedding` of a folder of shards is made of.
+
+    Raises:
+        InputError: if what the index says is none.
+    """
+    return feature_of({FEATURE: index.get(FEATURE)}, str(folder / INDEX))
 
 
 def shard_stem(folder: Path, number: int) -> Path:

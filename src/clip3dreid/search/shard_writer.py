@@ -15,7 +15,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.files import FileIdentity, identity_hashes
 from clip3dreid.io.resumable import Parts, cut, look_into
 from clip3dreid.search.settings import ShardSettings
-from clip3dreid.search.shard_index import SHARDS, SHARDS_VERSION, shard_stem
+from clip3dreid.search.shard_index import FEATURE, SHARDS, SHARDS_VERSION, shard_feature, shard_stem
 from clip3dreid.search.shards import ROW, WORDS, Arrays, Shard, load_shard, save_shard, shard_checksum
 
 
@@ -167,12 +167,17 @@ def examine(folder: Path, facts: Mapping[str, Any], settings: ShardSettings) -> 
     if index is None:
         return None
     agreed = _agreed(facts, settings)
-    differ = [key for key in agreed if index.get(key) != agreed[key]]
-    if "fingerprint" in differ:
-        theirs, given = index["fingerprint"][:12], agreed["fingerprint"][:12]
+    differ = [key for key in agreed if key != FEATURE and index.get(key) != agreed[key]]
+    theirs, ours = shard_feature(index, folder), shard_feature(agreed, folder)
+    if theirs != ours:
         raise InputError(
-            f"{folder} holds shards of another model ({theirs}…) than the one given ({given}…); give another out, or "
-            "remove those"
+            f"{folder} holds shards of feature={theirs}, not of {ours}; give another out, or remove those"
+        )
+    if "fingerprint" in differ:
+        made_by, given = index["fingerprint"][:12], agreed["fingerprint"][:12]
+        raise InputError(
+            f"{folder} holds shards of another model ({made_by}…) than the one given ({given}…); give another out, "
+            "or remove those"
         )
     if differ:
         key = differ[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.loss.weighted import LossEntry, needs
+from clip3dreid.inference.parts import Feature
+from clip3dreid.loss.weighted import LossEntry, needs, teaches
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,27 @@ def check_starts(losses: Mapping[str, LossEntry], epochs: int) -> None:
                 f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
                 f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
             )
+
+
+def check_feature(
+    feature: Feature, losses: Mapping[str, LossEntry], heads: Collection[str] | None = None
+) -> None:
+    """Refuse a retrieval feature that a model of these losses cannot have.
+
+    Args:
+        feature: what pictures are to be compared by.
+        losses: of the run.
+        heads: names of the tensors that the losses ship, once they are built; None: before that, when only what the
+            losses' classes say can be held against the feature.
+
+    Raises:
+        InputError: naming the first part that no loss teaches.
+    """
+    if heads is None:
+        if (taught := teaches(losses)) is None:
+            return
+        heads = [f"{head}.weight" for head in taught]
+    feature.check_learnt(heads, "a model of these losses", "retrieval.feature")
 
 
 def check_norms(

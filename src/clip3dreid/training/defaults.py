@@ -93,5 +93,6 @@ def described(
     keys["data"] = first | {"also": {one["name"]: one for one in others}}
     numbers = ("weight", "start_epoch", "warmup_epochs")
     keys["loss"] = {name: {key: entry[key] for key in numbers} for name, entry in losses.items()}  # type: ignore[literal-required]
-    keys["retrieval"] = {"metric": ranking.metric, "flip": ranking.flip}
+    feature = None if ranking.feature is None else ranking.feature.weights
+    keys["retrieval"] = {"metric": ranking.metric, "flip": ranking.flip, "feature": feature}
     return keys

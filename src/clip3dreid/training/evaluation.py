@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars
 
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import EMBEDDING, Feature, feature_of
 from clip3dreid.io.checks import choose
 from clip3dreid.io.launch import FurtherProcesses
 from clip3dreid.retrieval.evaluation import evaluate, query_table
@@ -21,6 +22,7 @@ from clip3dreid.training.settings import RANKING, RankingSettings
 
 if TYPE_CHECKING:  # features are evaluated without a training framework
     from lightning.pytorch import Trainer
+    from torch import Tensor
 
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.data.manifest import Manifest
@@ -40,6 +42,9 @@ class Evaluated:
         queries: data set -> protocol -> what became of each query; see `retrieval.evaluation.query_table`.
         notes: data set -> what must be known of it.
         trained_on: names of the data sets that the model was trained on, as far as its file says.
+        feature: what pictures were compared by.
+        alone: the results of the embedding alone, where `feature` is more; else empty.
+        alone_queries: likewise.
     """
 
     model: str
@@ -48,6 +53,9 @@ class Evaluated:
     queries: Mapping[str, Mapping[str, polars.DataFrame]]
     notes: Mapping[str, Sequence[str]]
     trained_on: Sequence[str] | None = None
+    feature: Feature = EMBEDDING
+    alone: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    alone_queries: Mapping[str, Mapping[str, polars.DataFrame]] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the queries, ready for JSON."""
@@ -58,8 +66,30 @@ class Evaluated:
             return {"features": self.model, **ranked, **scores}
         also = {name: {"notes": list(self.notes[name]), "results": self.results[name]} for name in others}
         about = {"checkpoint": self.model, "trained_on": self.trained_on, **ranked}
-        facts = {**about, "flip": self.ranking.flip, "data": first, **scores}
-        return facts | ({"also": also} if also else {})
+        compared = {"flip": self.ranking.flip, "feature": self.feature.weights}
+        facts = {**about, **compared, "data": first, **scores}
+        beside = {"embedding_alone": dict(self.alone)} if self.alone else {}
+        return facts | ({"also": also} if also else {}) | beside
+
+    def by_feature(self) -> Iterator[Compared]:
+        """Yield all scores: each data set's by what the model is compared by, and by the embedding alone."""
+        for data, results in self.results.items():
+            yield Compared(data, self.feature, results, self.queries[data])
+            if data in self.alone:
+                yield Compared(data, EMBEDDING, self.alone[data], self.alone_queries[data])
+
+
+class Compared(NamedTuple):
+    """The scores of one data set."""
+
+    data: str
+    """Its name; empty: features that any model made."""
+    feature: Feature
+    """What pictures were compared by."""
+    results: Mapping[str, Mapping[str, Any]]
+    """Protocol -> scores."""
+    queries: Mapping[str, polars.DataFrame]
+    """Protocol -> what became of each query."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +100,31 @@ class TrainedStudent:
         student: the model.
         card: what its file says of the pictures it was trained on; empty for other people's files.
         name: of its file.
+        heads: tensors that make the parts of a feature beside the embedding, as the file has them.
     """
 
     student: Student
     card: Mapping[str, Any]
     name: str
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def feature(self, asked: Feature | None) -> Feature:
+        """Return what the model is compared by.
+
+        Args:
+            asked: for; None: what its file records.
+
+        Raises:
+            InputError: if the model has not learnt a part, or its heads do not fit it.
+        """
+        from clip3dreid.inference.heads import body_of, check_heads, groups_of
+
+        wanted = feature_of(self.card, self.name) if asked is None else asked
+        wanted.check_learnt(self.heads, self.name)
+        if wanted != EMBEDDING:
+            words = sum(map(len, groups_of(self.card, self.name).values()))
+            check_heads(self.heads, self.student, words, body_of(self.card, self.name), self.name)
+        return wanted
 
 
 def read_student(checkpoint: Path | str, trusted: Sequence[str] = ()) -> TrainedStudent:
@@ -94,7 +144,7 @@ def read_student(checkpoint: Path | str, trusted: Sequence[str] = ()) -> Trained
     path = find_model(checkpoint).weights
     content = read_checkpoint(path)
     card = valid_card(content.card, path)
-    return TrainedStudent(build_student(card, content.state, path, trusted), card, str(path))
+    return TrainedStudent(build_student(card, content.state, path, trusted), card, str(path), content.heads)
 
 
 def published_student(
@@ -165,10 +215,11 @@ def evaluate_model(
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.io.launcher import start_by
     from clip3dreid.training.data import as_run_data, check_protocols, protocols_of, read_data
-    from clip3dreid.training.evaluation_module import EvaluationModule
+    from clip3dreid.training.evaluation_module import EvaluationModule, Scored
 
     choose("split", split, ("test", "val"))
     trained = model if isinstance(model, TrainedStudent) else read_student(model)
+    feature = trained.feature(ranking.feature)
     # What the model was trained at, unless something else is asked for.
     sizes: dict[str, Any] = {
         "height": height or trained.card.get("height"),
@@ -182,6 +233,8 @@ def evaluate_model(
         protocols=protocols_of(sources),
         metric=ranking.metric,
         flip=ranking.flip,
+        feature=feature,
+        heads=trained.heads,
         rerank=ranking.rerank,
         open_set=ranking.open_set,
     )
@@ -198,6 +251,7 @@ def evaluate_model(
     )
     start_by(runner, processes)
     (runner.test if split == "test" else runner.validate)(module, datamodule=people, verbose=False)
+    alone = module.alone.get(split, Scored({}, {}))
     return Evaluated(
         trained.name,
         ranking,
@@ -205,6 +259,9 @@ def evaluate_model(
         module.queries[split],
         {manifest.name: manifest.notes for manifest in manifests},
         trained.card.get("data"),
+        feature,
+        alone.results,
+        alone.queries,
     )
 
 
@@ -216,7 +273,7 @@ def evaluate_features(
     Args:
         path: an `.npz`; see `retrieval.feature_file.load_features`.
         protocols: None: `retrieval.standard.CLOTHES`, or `GENERAL` where not all outfits are labelled.
-        ranking: how queries and galleries are compared; `flip` has no meaning here.
+        ranking: how queries and galleries are compared; `flip` and `feature` have no meaning here.
 
     Raises:
         InputError: if the file cannot be read, or does not fit the protocols.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import polars as pl
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.evaluation_sets import EvaluationSet
 from clip3dreid.errors import InputError
-from clip3dreid.inference.features import retrieval_features
+from clip3dreid.inference.features import (
+    Layer,
+    RetrievalFeatures,
+    feature_width,
+    part_layers,
+    retrieval_features,
+)
+from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import choose
 from clip3dreid.model.student import Student
 from clip3dreid.retrieval.distributed import gather_evaluation
@@ -58,6 +65,15 @@ def limits(trainer: Any) -> list[str]:
     ]
 
 
+class Scored(NamedTuple):
+    """What came of an evaluation."""
+
+    results: dict[str, dict[str, dict[str, Any]]]
+    """Data set -> protocol -> scores."""
+    queries: dict[str, dict[str, pl.DataFrame]]
+    """Data set -> protocol -> what became of each query."""
+
+
 class EvaluationModule(LightningModule):
     """A student under its protocols: embeds queries and galleries, ranks, reports.
 
@@ -66,17 +82,21 @@ class EvaluationModule(LightningModule):
         protocols: for each split (`val`, `test`) and data set, the protocols to report.
         metric: distance of the ranking.
         flip: embed each picture and its mirror image and add the two.
+        feature: what pictures are compared by.
+        heads: tensors that make its parts, by name, as the model is shipped with them; None: there are none.
         rerank: re-ranking; None: there is none.
         open_set: false positive rates at which to report the true positive rate; None: none.
 
     After `trainer.validate` or `trainer.test`, `results[split][data set][protocol]` holds the scores and
     `queries[split][data set][protocol]` those of every valid query (see `query_table`); loggers get the scores under
-    `val/…`, and under what `test_prefix` says.
+    `val/…`, and under what `test_prefix` says. Where the feature is not the embedding alone, `alone` holds, of stages
+    that are `refined`, the scores of the embedding beside those, which loggers get under `test_embedding/…`.
     Distributed, each process embeds a share of the pictures and ranks a share of the queries.
     """
 
     refined: tuple[str, ...] = ("val", "test")
-    """Stages with re-ranking and open-set scores, where these are asked for."""
+    """Stages with re-ranking and open-set scores, where these are asked for, and with the embedding's scores beside
+    those of a feature of several parts."""
     trials = False
     """Whether a smoke test that leaves pictures out may go on without a score."""
 
@@ -87,6 +107,8 @@ class EvaluationModule(LightningModule):
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
+        feature: Feature = EMBEDDING,
+        heads: Mapping[str, Tensor] | None = None,
         rerank: Reranking | None = None,
         open_set: Sequence[float] | None = None,
     ) -> None:
@@ -96,12 +118,17 @@ class EvaluationModule(LightningModule):
         self.protocols = protocols
         self.metric = metric
         self.flip = flip
+        self.feature = feature
+        self._heads = dict(heads or {})
+        self._layers: dict[str, Layer] = {}
         # Asked now, what evaluation would refuse is refused before anything is trained or embedded.
         self.open_set = open_set_rates(open_set, reranked=rerank is not None)
         self.rerank = rerank
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
         self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
+        self.alone: dict[str, Scored] = {}
         self._features: list[Tensor] = []
+        self._embeddings: list[Tensor] = []
         self._embedded: list[Tensor] = []
 
     @property
@@ -114,21 +141,45 @@ class EvaluationModule(LightningModule):
         """Return the datamodule of the trainer that runs this module."""
         return cast(ReidDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return retrieval features (B, D), float32, of pictures (B, 3, H, W) in 0..1."""
-        return retrieval_features(self.student, images, flip=self.flip).embedding
+    def heads(self) -> dict[str, Tensor]:
+        """Return the tensors that make the feature's parts, by name."""
+        return self._heads
 
-    def _start(self, split: str) -> None:
+    def embed(self, images: Tensor) -> Tensor:
+        """Return retrieval features (B, F), float32, of pictures (B, 3, H, W) in 0..1."""
+        self._read_heads()
+        return self._look(images).feature
+
+    def _read_heads(self) -> None:
+        """Make the layers of the feature's parts of what the heads are now."""
+        if self.feature != EMBEDDING:
+            heads = {name: tensor.to(self.device) for name, tensor in self.heads().items()}
+            self._layers = part_layers(self.feature, heads)
+
+    def _look(self, images: Tensor) -> RetrievalFeatures:
+        return retrieval_features(
+            self.student, images, flip=self.flip, feature=self.feature, layers=self._layers
+        )
+
+    def _start(self, split: str, stage: str) -> None:
         if self.trainer.world_size > 1:
             share_buffers(self.student)
+        self._read_heads()
         # Preallocated: a list of batches and its concatenation would need twice the memory.
         sizes = [len(evaluation.files) for evaluation in self.data.evaluations(split)]
-        self._features = [torch.zeros(size, self.student.width) for size in sizes]
+        width = self.student.width
+        columns = feature_width(self.feature, width, self._layers)
+        self._features = [torch.zeros(size, columns) for size in sizes]
+        both = stage in self.refined and self.feature != EMBEDDING
+        self._embeddings = [torch.zeros(size, width) for size in sizes] if both else []
         self._embedded = [torch.zeros(size, dtype=torch.int32) for size in sizes]
 
     def _keep(self, batch: Batch, loader: int) -> None:
         rows = batch.row.cpu()
-        self._features[loader][rows] = self.embed(batch.images).cpu()
+        seen = self._look(batch.images)
+        self._features[loader][rows] = seen.feature.cpu()
+        if self._embeddings:
+            self._embeddings[loader][rows] = seen.embedding.cpu()
         self._embedded[loader][rows] += 1
 
     def _exchange(self, features: Tensor) -> Tensor:
@@ -141,24 +192,36 @@ class EvaluationModule(LightningModule):
         return features
 
     def _finish(self, split: str, stage: str, prefix: str) -> None:
-        share = (self.trainer.global_rank, self.trainer.world_size)
         self.results[stage], self.queries[stage] = {}, {}
-        for evaluation, features, embedded in zip(
-            self.data.evaluations(split), self._features, self._embedded, strict=True
-        ):
-            if not self._complete(evaluation, self._exchange(embedded)):
+        self.alone.pop(stage, None)
+        if self._embeddings:
+            self.alone[stage] = Scored({}, {})
+        for number, evaluation in enumerate(self.data.evaluations(split)):
+            if not self._complete(evaluation, self._exchange(self._embedded[number])):
                 continue
-            protocols = self.protocols[split][evaluation.name]
-            scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
+            scores, queries = self._report(evaluation, self._features[number], split, stage, prefix)
             self.results[stage][evaluation.name] = scores
             self.queries[stage][evaluation.name] = queries
-            for protocol, values in scores.items():
-                shown = {
-                    f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")
-                }
-                # Equal in all processes, and known to all, since each asks which checkpoint is the best.
-                self.log_dict(shown, sync_dist=True)
-        self._features, self._embedded = [], []
+            if self._embeddings:
+                scores, queries = self._report(
+                    evaluation, self._embeddings[number], split, stage, f"{prefix}_embedding"
+                )
+                self.alone[stage].results[evaluation.name] = scores
+                self.alone[stage].queries[evaluation.name] = queries
+        self._features, self._embeddings, self._embedded = [], [], []
+
+    def _report(
+        self, evaluation: EvaluationSet, features: Tensor, split: str, stage: str, prefix: str
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
+        """Score features under every protocol, and log the scores under a prefix."""
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        protocols = self.protocols[split][evaluation.name]
+        scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
+        for protocol, values in scores.items():
+            shown = {f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")}
+            # Equal in all processes, and known to all, since each asks which checkpoint is the best.
+            self.log_dict(shown, sync_dist=True)
+        return scores, queries
 
     def _complete(self, evaluation: EvaluationSet, embedded: Tensor) -> bool:
         """Return whether every picture has a feature; those that were never computed are zeros, and are not scored.
@@ -213,7 +276,7 @@ class EvaluationModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Make room for the features."""
-        self._start(self.data.validation_split)
+        self._start(self.data.validation_split, "val")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed a batch."""
@@ -225,7 +288,7 @@ class EvaluationModule(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Make room for the features."""
-        self._start("test")
+        self._start("test", "test")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed a batch."""

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
@@ -49,6 +50,7 @@ class ReidModule(EvaluationModule):
         protocols: see `EvaluationModule`.
         metric: see `EvaluationModule`.
         flip: see `EvaluationModule`.
+        feature: see `EvaluationModule`; its parts are made by the heads that the losses ship.
         rerank: see `EvaluationModule`; in tests alone, so that checkpoints are selected by the plain ranking.
         open_set: likewise.
         targets: name in `Batch.targets` -> what makes (B, ...) of a batch, where a loss needs it.
@@ -76,6 +78,7 @@ class ReidModule(EvaluationModule):
         protocols: Mapping[str, Protocols],
         metric: Distance,
         flip: bool,
+        feature: Feature = EMBEDDING,
         rerank: Reranking | None = None,
         open_set: Sequence[float] | None = None,
         targets: Mapping[str, nn.Module] | None = None,
@@ -85,7 +88,13 @@ class ReidModule(EvaluationModule):
         trusted: Collection[str] = (),
     ) -> None:
         super().__init__(
-            student, protocols=protocols, metric=metric, flip=flip, rerank=rerank, open_set=open_set
+            student,
+            protocols=protocols,
+            metric=metric,
+            flip=flip,
+            feature=feature,
+            rerank=rerank,
+            open_set=open_set,
         )
         choose("bodies.batch_norm", body_norm, ("separate", "shared"))
         check_number("gradient_norms_every", gradient_norms_every, Range(0), whole=True)
@@ -116,6 +125,10 @@ class ReidModule(EvaluationModule):
     def test_prefix(self) -> str:
         """Return `test/last` for the weights that the training ended with, `test/best` for those of a file."""
         return "test/last" if self.trainer.ckpt_path is None else "test/best"
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return what the losses have learnt until now, on the module's device."""
+        return self.losses.heads()
 
     def on_train_start(self) -> None:
         """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""

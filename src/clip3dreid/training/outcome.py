@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides
+from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json, write_text
 from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, QUERIES, RESULTS
@@ -24,7 +25,7 @@ from clip3dreid.report.results import CheckpointResults, RunCost, RunResults, re
 from clip3dreid.report.tables import save_tables
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.data import RunData, counts, headline_of
-from clip3dreid.training.evaluation_module import limits
+from clip3dreid.training.evaluation_module import Scored, limits
 from clip3dreid.training.module import ReidModule
 from clip3dreid.training.settings import RankingSettings, TrainSettings
 
@@ -97,12 +98,16 @@ def evaluate_run(
         if limits(trainer) and not module.results["test"]:
             log.warning("a trial with %s: no score exists, and none is written", ", ".join(limits(trainer)))
             return None
-        for data_set, scores in module.results["test"].items():
-            queries = module.queries["test"][data_set]
-            files = {protocol: f"{QUERIES}/{name}_{data_set}_{protocol}.parquet" for protocol in queries}
-            rank_zero_only(save_tables)({folder / files[key]: table for key, table in queries.items()})
-            headline = headline_of(sources, data_set, "test")
-            evaluations.append(CheckpointResults(name, selected_by, data_set, scores, files, headline))
+        for feature, scored in _by_feature(module):
+            label = name if feature == module.feature else f"{name}_embedding"
+            for data_set, scores in scored.results.items():
+                queries = scored.queries[data_set]
+                files = {key: f"{QUERIES}/{label}_{data_set}_{key}.parquet" for key in queries}
+                rank_zero_only(save_tables)({folder / files[key]: table for key, table in queries.items()})
+                headline = headline_of(sources, data_set, "test")
+                evaluations.append(
+                    CheckpointResults(name, selected_by, data_set, scores, files, headline, feature.weights)
+                )
     results = RunResults(
         seed=settings.seed,
         variant=settings.variant or "+".join(module.losses.entries),
@@ -114,6 +119,13 @@ def evaluate_run(
     )
     rank_zero_only(write_results)(folder, results)
     return results
+
+
+def _by_feature(module: ReidModule) -> Iterator[tuple[Feature, Scored]]:
+    """Yield the scores of a test by the run's own feature, then by the embedding alone where that is another."""
+    yield module.feature, Scored(module.results["test"], module.queries["test"])
+    if "test" in module.alone:
+        yield EMBEDDING, module.alone["test"]
 
 
 def _cost(folder: Path, trainer: pl.Trainer, data: ReidDataModule) -> RunCost:

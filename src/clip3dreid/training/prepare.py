@@ -16,6 +16,7 @@ from clip3dreid.data.sources import DataSpec, share_manifests
 from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, guide
+from clip3dreid.inference.parts import EMBEDDING
 from clip3dreid.io.claims import prepared, say_prepared, wait_prepared
 from clip3dreid.io.launch import launch
 from clip3dreid.io.run_folder import CONFIG, LABELS
@@ -135,16 +136,17 @@ def make_data(request: TrainRequest, manifests: Sequence[Manifest], guides: Guid
     )
 
 
-def make_card(student: Mapping[str, Any], data: ReidDataModule, guides: Guides) -> dict[str, Any]:
+def make_card(request: TrainRequest, data: ReidDataModule, guides: Guides) -> dict[str, Any]:
     """Return what a checkpoint says of itself: enough to rebuild the student, feed it, and read what it says."""
     rows = data.training.parts
     labels = rows.select("data_set", "path", "person", "clothes", "camera").write_csv()
     return {
         "version": CARD_VERSION,
-        "student": dict(student),
+        "student": dict(request.student),
         "height": data.height,
         "width": data.width,
         "square": data.square,
+        "feature": (request.ranking.feature or EMBEDDING).weights,
         "data": [manifest.name for manifest in data.manifests],
         "training": {
             "pictures": len(rows),

@@ -24,6 +24,7 @@ from clip3dreid.data.sources import DataSpec
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, check_same_training
+from clip3dreid.inference.parts import EMBEDDING
 from clip3dreid.io.claims import refuse_held, remove_prepared
 from clip3dreid.io.environment import keep_earlier
 from clip3dreid.io.launch import forget, launch
@@ -36,7 +37,7 @@ from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
-from clip3dreid.training.checks import check_norms
+from clip3dreid.training.checks import check_feature, check_norms
 from clip3dreid.training.data import (
     RunData,
     as_run_data,
@@ -151,6 +152,7 @@ def train(
         Stopped: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
     needs(losses)  # refuses entries that are wrong, before anything reads them
+    check_feature(ranking.feature or EMBEDDING, losses)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     folder = (Path(folder) if settings.resume is None else settings.resume).absolute()
@@ -186,7 +188,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     check_people(request, pictures)
     guides = make_guides(request, pictures, resumed=start is not None)
     data = make_data(request, manifests, guides)
-    card = make_card(request.student, data, guides)
+    card = make_card(request, data, guides)
     if launch().first:
         if start is not None:
             check_same_training(read_card(start), card, guides.same)
@@ -249,6 +251,7 @@ def _module(
         protocols=protocols_of(request.data),
         metric=ranking.metric,
         flip=ranking.flip,
+        feature=ranking.feature or EMBEDDING,
         rerank=ranking.rerank,
         open_set=ranking.open_set,
         targets=guides.targets,
@@ -295,6 +298,7 @@ def _check_before_anything_is_written(
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, request.selecting, "test")
+    check_feature(module.feature, request.losses, module.heads())
     check_norms(
         module.student,
         module.losses,

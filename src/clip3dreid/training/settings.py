@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clip3dreid.inference.parts import Feature, as_feature
 from clip3dreid.io.checks import Count, Positive, Seed, check
 from clip3dreid.io.launch import FurtherProcesses
 
@@ -63,6 +64,8 @@ class RankingSettings:
     Args:
         metric: distance of the ranking.
         flip: embed a picture and its mirror image and add the two.
+        feature: what pictures are compared by; anything that `inference.parts.as_feature` takes. None: in training
+            the embedding, in an evaluation what the model's file says.
         rerank: a re-ranking of `retrieval.rerank`; None: none. In training it is that of the final test.
         open_set: false positive rates at which the true positive rate is reported; None: none. Likewise.
         prefix: what stands before the fields' names in messages.
@@ -73,12 +76,15 @@ class RankingSettings:
 
     metric: Literal["cosine", "euclidean"] = "cosine"
     flip: bool = True
+    feature: Feature | None = None
     rerank: Any = None
     open_set: tuple[float, ...] | None = None
     prefix: str = ""
 
     def __post_init__(self) -> None:
         check(self, self.prefix)
+        if self.feature is not None:
+            object.__setattr__(self, "feature", as_feature(self.feature, f"{self.prefix}feature"))
 
 
 SETTINGS = TrainSettings()
