@@ -30,12 +30,20 @@ METHODS = {
     "ce": ("method=ce",),
     "cal": ("method=cal", "clothes_start_epoch=1"),
     "full": ("method=clip3dreid", "model.teacher.cache=memory"),
+    "shares": (
+        "method=clip3dreid",
+        "model.teacher.cache=memory",
+        "loss.local.share=0.5",
+        "loss.body.share=0.2",
+        "loss.body.start_epoch=1",
+        "gradient_norms_every=5",
+    ),
 }
 
 
 def overrides(method: str, ltcc_root: Path, guided: tuple[str, ...]) -> list[str]:
     """A training of 4 epochs of 6 batches, two people held out, with a checkpoint selected on them."""
-    extra = [*guided] if method == "full" else []
+    extra = [*guided] if method in ("full", "shares") else []
     base = [
         "data=ltcc",
         f"data.root={ltcc_root}",
@@ -67,7 +75,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name == "full" else pytest.mark.slow) for name in METHODS]
+    "method", [pytest.param(name, marks=() if name == "shares" else pytest.mark.slow) for name in METHODS]
 )
 def test_a_training_that_is_stopped_within_an_epoch_ends_with_the_bits_of_one_that_is_not(
     method: str,

@@ -26,7 +26,7 @@ class TrainConfig:
     teacher_cache: str = "disk"
     channels_last: bool = False
     compile: bool = False
-    gradient_norms_every: int = 0
+    gradient_norms_every: int = 200
     trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.loss.weighted import LossEntry, needs
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,40 @@ def check_starts(losses: Mapping[str, LossEntry], epochs: int) -> None:
                 f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
                 f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
             )
+
+
+def check_shares(losses: WeightedLosses, backbone: nn.Module, every: int) -> None:
+    """Refuse shares of a gradient that there is not, or that is never measured, and say which there are.
+
+    Args:
+        losses: of the run.
+        backbone: of the student.
+        every: steps between measurements; 0: never.
+
+    Raises:
+        InputError: naming the first term with a share.
+    """
+    if losses.shares is None:
+        return
+    shares = losses.shares.shares
+    name, share = next(iter(shares.items()))
+    if not every:
+        raise InputError(
+            f"loss.{name}.share={share:g} needs gradients measured; set gradient_norms_every, or give "
+            f"loss.{name}.weight and loss.{name}.share=null"
+        )
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise InputError(
+            f"loss.{name}.share={share:g} is a share of identity's gradient in the backbone, which has nothing to "
+            f"train; give loss.{name}.weight and loss.{name}.share=null"
+        )
+    for name, share in shares.items():
+        log.info(
+            "loss.%s has a share of %g of identity's gradient; its weight of %g counts until that is measured",
+            name,
+            share,
+            losses.entries[name]["weight"],
+        )
 
 
 def check_norms(

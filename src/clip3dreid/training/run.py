@@ -36,7 +36,7 @@ from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
-from clip3dreid.training.checks import check_norms
+from clip3dreid.training.checks import check_norms, check_shares
 from clip3dreid.training.data import (
     RunData,
     as_run_data,
@@ -295,6 +295,7 @@ def _check_before_anything_is_written(
     if data.bodies is not None:
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, request.selecting, "test")
+    check_shares(module.losses, module.student.backbone, request.settings.gradient_norms_every)
     check_norms(
         module.student,
         module.losses,
