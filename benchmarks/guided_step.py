@@ -4,9 +4,9 @@
 
 `ce` sees 5/4 B people's pictures; the full method B of them and B/4 bodies, with the teacher's embeddings from a
 cache in memory, transport to sixteen words, global alignment and the 3D regulariser. Forward, backward and Adam; no
-loading. Both kinds of batch norm for the second stream, and a step in which every term's gradient is measured, as once
-in `gradient_norms_every` steps. Interleaved, medians, ratios from one run; parts of the loss alone, forward and
-backward, from the same features.
+loading. Both kinds of batch norm for the second stream, and a step that measures every term's gradient, as one in
+`gradient_norms_every` does. Interleaved, medians, ratios from one run; parts of the loss alone, forward and backward,
+from the same features.
 """
 
 import argparse

@@ -306,6 +306,11 @@ def test_keys_that_may_change_are_told_and_all_others_are_refused() -> None:
         InputError, match=r"loss.local.start_epoch was 0, is absent|loss.local.weight was 1, is absent"
     ):
         changes(then, now | {"loss": {}})
+    # A run of before there were shares goes on with its weights, and gets none.
+    plain = {"start_epoch": 0, "weight": 1, "share": None}
+    assert changes(then, then | {"loss": {"local": plain}}) == []
+    with pytest.raises(InputError, match=r"loss\.local\.share was absent, is 0\.5"):
+        changes(then, then | {"loss": {"local": plain | {"share": 0.5}}})
     # Told and never run: what gets a file that is missing has other words in another version.
     assert may_change("data.fetch")
     assert may_change("data.also.prcc.fetch")
