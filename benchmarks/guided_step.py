@@ -4,8 +4,9 @@
 
 `ce` sees 5/4 B people's pictures; the full method B of them and B/4 bodies, with the teacher's embeddings from a
 cache in memory, transport to sixteen words, global alignment and the 3D regulariser. Forward, backward and Adam; no
-loading. Both kinds of batch norm for the second stream. Interleaved, medians, ratios from one run; parts of the loss
-alone, forward and backward, from the same features.
+loading. Both kinds of batch norm for the second stream, and a step that measures every term's gradient, as one in
+`gradient_norms_every` does. Interleaved, medians, ratios from one run; parts of the loss alone, forward and backward,
+from the same features.
 """
 
 import argparse
@@ -99,12 +100,13 @@ def main() -> None:
         with statistics_kept(student):
             return features, student(batch.bodies.images)
 
-    def step(what: tuple, batch: Batch, shared: bool = False) -> None:
+    def step(what: tuple, batch: Batch, shared: bool = False, measured: bool = False) -> None:
         student, losses, optimizer = what
         if batch.bodies is not None:
             batch = batch._replace(targets={"teacher": teacher(batch)})
         features, shown = see(student, batch, shared)
-        losses(features, batch, 0, bodies=shown).total.backward()
+        measure = list(student.backbone.parameters()) if measured else ()
+        losses(features, batch, 0, bodies=shown, measure=measure).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -126,6 +128,7 @@ def main() -> None:
         "ce": lambda: step(alone, alone_batch),
         "full, separate": lambda: step(guided, guided_batch),
         "full, shared": lambda: step(guided, guided_batch, shared=True),
+        "full, measured": lambda: step(guided, guided_batch, measured=True),
         "teacher's cache": cached,
         **{f"term {name}": (lambda name=name: part(name)) for name in guided[1].terms},
     }
@@ -139,6 +142,12 @@ def main() -> None:
     rows = [[name, 1e3 * median(t), f"{median(t) / median(times['ce']):.3f}"] for name, t in times.items()]
     what = f"{people} pictures and {bodies} bodies, {height}x{width}, {torch.get_num_threads()} threads"
     print_table(f"{arguments.student}: {what}", ["", "ms", "of a ce step"], rows)
+    usual = median(times["full, separate"])
+    extra = (median(times["full, measured"]) - usual) / usual
+    every = full.gradient_norms_every
+    print(
+        f"measuring costs {extra:.2f} steps; once in {every} steps, {100 * extra / every:.2f} % of the training"
+    )
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def test_two_processes_are_guided_as_one_is(
         "epochs=2", "milestones=[1]",
         "model.student.ghost_group=4", "model/teacher=body_clip", "model.teacher.cache=memory",
         f"bodies.root={bodies_root}", "bodies.batch=8", "optimizer.optimizer.lr=1e-4", "gradient_norms_every=2",
+        "loss.local.share=0.5",
     ]  # fmt: skip
     one = command("train", *shared, "hydra.run.dir=one")
     assert one.returncode == 0, one.stderr
@@ -69,6 +70,10 @@ def test_two_processes_are_guided_as_one_is(
         expected, found = column(tmp_path / "one", f"loss/{term}"), column(tmp_path / "two", f"loss/{term}")
         assert len(expected) == 2
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5), term
+    for measured in ("weight/local", "share/local", "share/global", "aligned/body", "gradient/identity"):
+        expected, found = column(tmp_path / "one", measured), column(tmp_path / "two", measured)
+        assert len(expected) == 2
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), measured
     # Every valid query is there once, whichever process ranked it.
     queries = [
         pl.read_parquet(tmp_path / run / "per_query" / "last_ltcc_general.parquet") for run in ("one", "two")

@@ -92,6 +92,63 @@ def test_every_term_is_logged_raw_and_weighted_with_its_gradient(full: Path) -> 
         assert f"observed/{name}" in names
 
 
+def test_measuring_changes_nothing_and_shares_are_logged_by_default(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    for run, more in (
+        ("never", ["gradient_norms_every=0"]),
+        ("usual", []),
+        ("always", ["gradient_norms_every=1"]),
+    ):
+        done = invoke("train", *arguments(ltcc_root, "loss=[identity,triplet]", *more, run=run))
+        assert done.returncode == 0, done.stderr
+    never, usual, always = (weights(tmp_path / run) for run in ("never", "usual", "always"))
+    for name, tensor in never.items():
+        assert torch.equal(tensor, usual[name]), name
+        assert torch.equal(tensor, always[name]), name
+    for run, epochs in (("never", 0), ("usual", 1), ("always", 2)):
+        shares, cosines = (column(tmp_path / run, f"{kind}/triplet") for kind in ("share", "aligned"))
+        assert len(shares) == len(cosines) == epochs
+        assert all(share > 0 for share in shares)
+        assert all(-1 <= cosine <= 1 for cosine in cosines)
+    assert not [
+        name for name in rows(tmp_path / "always")[0] if name.startswith(("weight/", "share/identity"))
+    ]
+
+
+def test_a_share_makes_a_term_s_gradient_that_part_of_identity_s(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    for run, more in (("plain", ["gradient_norms_every=1"]), ("share", ["loss.triplet.share=0.05"])):
+        done = invoke("train", *arguments(ltcc_root, "loss=[identity,triplet]", *more, run=run), "epochs=1")
+        assert done.returncode == 0, done.stderr
+    (before,), (after,) = (column(tmp_path / run, "share/triplet") for run in ("plain", "share"))
+    # Of steps 0, 1, 2 and 4: the first has its share exactly, those after it that of the mean.
+    assert not 0.025 < before < 0.1
+    assert 0.025 < after < 0.1
+    (weight,) = column(tmp_path / "share", "weight/triplet")
+    assert weight == pytest.approx(0.05 / before, rel=0.5)
+    assert "loss.triplet has a share of 0.05" in done.stdout
+    assert (tmp_path / "share" / "results.json").is_file()
+
+
+def test_a_share_of_a_term_that_trains_its_head_alone_is_told_at_the_first_step(
+    ltcc_root: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clip3dreid.loss.pairwise import Triplet
+
+    original = Triplet.forward
+
+    def apart(self: Triplet, features: Features, batch: Any, bodies: Any) -> Any:
+        return original(self, Features(*(part.detach() for part in features)), batch, bodies)
+
+    monkeypatch.setattr(Triplet, "forward", apart)
+    done = invoke("train", *arguments(ltcc_root, "loss=[identity,triplet]", "loss.triplet.share=1"))
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "loss.triplet.share=1, but the term sends no gradient into the backbone" in line
+
+
 def test_the_run_keeps_its_labels_and_the_scores_of_every_query(full: Path) -> None:
     table = pl.read_parquet(full / "labels.parquet")
     assert table["person"].n_unique() == 6
@@ -317,6 +374,12 @@ BAD: dict[str, tuple[list[str], str]] = {
         "choose memory or disk",
     ),
     "kl without a classifier": (["loss=[triplet,global_kl]"], "loss.identity"),
+    "a share of nothing": (["loss=[triplet]", "loss.triplet.share=1"], "is a share of loss.identity"),
+    "no share at all": (["loss.local.share=0"], "loss.local.share=0 must be a number above 0"),
+    "a share that is never measured": (
+        ["loss.local.share=1", "gradient_norms_every=0"],
+        "set gradient_norms_every",
+    ),
 }
 
 

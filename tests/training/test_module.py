@@ -112,6 +112,42 @@ def test_lightning_s_switches_for_trials_are_known_in_a_config_and_in_a_trainer(
     assert limits(SimpleNamespace(**keys)) == found
 
 
+def measuring(every: int, *, shares: object = None, accumulated: int = 1, waiting: bool = False) -> list[int]:
+    """Batches of the first 21 in which gradients are measured."""
+    losses = SimpleNamespace(shares=shares, waiting=lambda epoch: waiting)
+    trainer = SimpleNamespace(accumulate_grad_batches=accumulated)
+    found = []
+    for batch in range(21):
+        module = SimpleNamespace(
+            gradient_norms_every=every,
+            losses=losses,
+            trainer=trainer,
+            global_step=batch // accumulated,
+            current_epoch=0,
+        )
+        if ReidModule._measures(module, batch):  # type: ignore[arg-type]
+            found.append(batch)
+    return found
+
+
+def test_gradients_are_measured_every_so_many_steps_of_the_optimiser_and_more_often_for_a_share() -> None:
+    assert measuring(10) == [0, 10, 20]
+    assert measuring(10, shares=object()) == [0, 1, 2, 4, 8, 10, 20]
+    # Once a step, however many batches that takes.
+    assert measuring(5, accumulated=2) == [0, 10, 20]
+    assert measuring(10, waiting=True) == list(range(21))
+    assert measuring(0, shares=object(), waiting=True) == []
+
+
+def test_losses_are_scaled_up_for_measuring_where_the_trainer_does_so() -> None:
+    def scale(**plugin: object) -> float:
+        trainer = SimpleNamespace(precision_plugin=SimpleNamespace(**plugin))
+        return ReidModule._loss_scale(SimpleNamespace(trainer=trainer))  # type: ignore[arg-type]
+
+    assert scale() == scale(scaler=None) == 1
+    assert scale(scaler=SimpleNamespace(get_scale=lambda: 1024.0)) == 1024
+
+
 def test_bad_rates_are_refused_before_anything_is_embedded() -> None:
     with pytest.raises(InputError, match="open_set"):
         EvaluationModule(nn.Identity(), protocols={}, metric="cosine", flip=False, open_set=[2])

@@ -31,12 +31,20 @@ METHODS = {
     "cal": ("method=cal", "clothes_start_epoch=1"),
     "orthogonal": ("loss=[identity,clothes_orthogonal]",),
     "full": ("loss=[identity,local,global,body,shape]", "model.teacher.cache=memory"),
+    "shares": (
+        "loss=[identity,local,global,body]",
+        "model.teacher.cache=memory",
+        "loss.local.share=0.5",
+        "loss.body.share=0.2",
+        "loss.body.start_epoch=1",
+        "gradient_norms_every=5",
+    ),
 }
 
 
 def overrides(method: str, ltcc_root: Path, guided: tuple[str, ...]) -> list[str]:
     """A training of 4 epochs of 6 batches, two people held out, with a checkpoint selected on them."""
-    extra = [*guided] if method == "full" else []
+    extra = [*guided] if method in ("full", "shares") else []
     base = [
         "data=ltcc",
         f"data.root={ltcc_root}",
@@ -68,7 +76,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name == "full" else pytest.mark.slow) for name in METHODS]
+    "method", [pytest.param(name, marks=() if name == "shares" else pytest.mark.slow) for name in METHODS]
 )
 def test_a_training_that_is_stopped_within_an_epoch_ends_with_the_bits_of_one_that_is_not(
     method: str,
@@ -299,6 +307,11 @@ def test_keys_that_may_change_are_told_and_all_others_are_refused() -> None:
         InputError, match=r"loss.local.start_epoch was 0, is absent|loss.local.weight was 1, is absent"
     ):
         changes(then, now | {"loss": {}})
+    # A run of before there were shares goes on with its weights, and gets none.
+    plain = {"start_epoch": 0, "weight": 1, "share": None}
+    assert changes(then, then | {"loss": {"local": plain}}) == []
+    with pytest.raises(InputError, match=r"loss\.local\.share was absent, is 0\.5"):
+        changes(then, then | {"loss": {"local": plain | {"share": 0.5}}})
     # Told and never run: what gets a file that is missing has other words in another version.
     assert may_change("data.fetch")
     assert may_change("data.also.prcc.fetch")

@@ -86,7 +86,7 @@ def needed(losses: DictConfig) -> set[str]:
     found: set[str] = set()
     for entry in losses.values():
         names = None
-        if isinstance(entry, DictConfig) and set(entry) == _ENTRY and isinstance(entry.weight, int | float):
+        if _is_plain(entry) and isinstance(entry.weight, int | float):
             names = class_names(str(entry.term.get("_target_")), "needs") if entry.weight >= 0 else None
         if names is None:
             from clip3dreid.loss.weighted import needs
@@ -95,6 +95,11 @@ def needed(losses: DictConfig) -> set[str]:
         if entry.weight > 0:
             found |= names
     return found
+
+
+def _is_plain(entry: Any) -> bool:
+    """Return whether a loss has the keys that it needs, and no share, which takes all losses to be checked."""
+    return isinstance(entry, DictConfig) and set(entry) - {"share"} == _ENTRY and entry.get("share") is None
 
 
 def check_files(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ class TrainConfig:
     teacher_shuffled: bool = False
     channels_last: bool = False
     compile: bool = False
-    gradient_norms_every: int = 0
+    gradient_norms_every: int = 200
     trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING

@@ -1,15 +1,16 @@
 """The weighted sum of the loss terms that a configuration names."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number
+from clip3dreid.loss.shares import IDENTITY, Sent, Shares, gradients_sent
 from clip3dreid.loss.term import Need, Term
 from clip3dreid.types import Batch, Dimensions, Features
 
@@ -18,7 +19,9 @@ class LossEntry(TypedDict):
     """One entry of the `loss` configuration."""
 
     weight: float
-    """Factor in the sum, 0 or more; a term of weight 0 is not built."""
+    """Factor in the sum, 0 or more; a term of weight 0 is not built. With a share: until that is measured."""
+    share: NotRequired[float | None]
+    """Length of the term's gradient in the backbone as a share of identity's, above 0; None: the weight counts."""
     start_epoch: int
     """First epoch, counted from 0, in which the term takes part."""
     warmup_epochs: int
@@ -43,6 +46,10 @@ class Losses(NamedTuple):
     """What terms measured on the way and is no part of the loss, as `term/name`, detached."""
     terms: dict[str, Tensor]
     """Each term's weighted sum of parts, not detached: what gradients of single terms are taken of."""
+    weights: dict[str, float | Tensor]
+    """Each term's factor; a scalar on the device where it follows a share."""
+    sent: dict[str, Sent]
+    """Each term's gradient at weight 1, where it was to be measured."""
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more plainly than NonFiniteLossError
@@ -56,8 +63,8 @@ def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
         InputError: as `WeightedLosses`, for entries that are wrong.
     """
     kinds: set[Need] = set()
-    for name, entry in terms.items():
-        _check(name, entry)
+    _check_all(terms)
+    for entry in terms.values():
         if entry["weight"] > 0:
             kinds |= getattr(_term_class(entry["term"]), "needs", frozenset())
     return frozenset(kinds)
@@ -95,13 +102,14 @@ class WeightedLosses(nn.Module):
 
         Raises:
             InputError: if an entry lacks a key or has one too many, a weight or an epoch is negative or
-                not a number, a term's options do not fit it, or nothing is left to train at epoch 0.
+                not a number, a share is not above 0 or has no identity to be one of, a term's options do not fit it,
+                or nothing is left to train at epoch 0.
         """
         super().__init__()
+        _check_all(terms)
         self.terms = nn.ModuleDict()
         self.entries: dict[str, LossEntry] = {}
         for name, entry in terms.items():
-            _check(name, entry)
             if entry["weight"] == 0:
                 continue
             build = partial(entry["term"], dimensions)
@@ -119,6 +127,9 @@ class WeightedLosses(nn.Module):
             raise InputError("no loss takes part from epoch 0; set start_epoch: 0 for one of them")
         for term in self._terms().values():
             term.connect(self._terms())
+        # None where there are none: a checkpoint holds nothing that its run does not use.
+        shares = _shares(terms)
+        self.shares = Shares(shares) if shares else None
 
     @property
     def start_epochs(self) -> dict[str, int]:
@@ -127,14 +138,23 @@ class WeightedLosses(nn.Module):
 
     def weight(self, name: str, epoch: int) -> float:
         """Return a term's factor in an epoch: 0 before its start, then rising in equal steps over its warm-up."""
-        entry = self.entries[name]
-        begun = epoch - entry["start_epoch"] + 1
-        warmup = entry["warmup_epochs"]
-        share = min(1.0, begun / (warmup + 1)) if warmup else 1.0
-        return float(entry["weight"]) * share if begun > 0 else 0.0
+        return float(self._weight(name, epoch))
+
+    def waiting(self, epoch: int) -> bool:
+        """Return whether the gradient of a term that takes part must be measured now: one whose share never was."""
+        return self.shares is not None and self.shares.waiting(
+            name for name in self.terms if self._risen(name, epoch)
+        )
 
     def forward(
-        self, features: Features, batch: Batch, epoch: int, *, bodies: Features | None = None
+        self,
+        features: Features,
+        batch: Batch,
+        epoch: int,
+        *,
+        bodies: Features | None = None,
+        measure: Sequence[nn.Parameter] = (),
+        scale: float = 1.0,
     ) -> Losses:
         """Compute the terms that take part in `epoch`, and add them up.
 
@@ -147,33 +167,29 @@ class WeightedLosses(nn.Module):
             batch: labels of both streams, and what `needs` names.
             epoch: counted from 0.
             bodies: what the student makes of `batch.bodies`, likewise; None where there is no second stream.
+            measure: the backbone's parameters, if the gradient that each term sends into them is to be measured;
+                terms with a share have their new weights in this very sum.
+            scale: see `gradients_sent`.
 
         Returns:
             The sum and its parts.
 
         Raises:
             NonFiniteLoss: if a part is NaN or infinite; it is named.
+            InputError: if a term with a share sends nothing there.
         """
-        raw: dict[str, Tensor] = {}
-        weighted: dict[str, Tensor] = {}
-        sums: dict[str, Tensor] = {}
-        observed: dict[str, Tensor] = {}
         features = _widened(features)
         bodies = None if bodies is None else _widened(bodies)
         with torch.autocast(features.embedding.device.type, enabled=False):
-            for name, term in self._terms().items():
-                weight = self.weight(name, epoch)
-                if not weight:
-                    continue
-                value = term(features, batch, bodies)
-                parts = (
-                    {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-                )
-                raw |= parts
-                scaled = {part: weight * loss for part, loss in parts.items()}
-                weighted |= scaled
-                sums[name] = torch.stack(list(scaled.values())).sum()
-                observed |= {f"{name}/{key}": measured.detach() for key, measured in term.observed.items()}
+            parts, observed = self._parts(features, batch, epoch, bodies)
+            sent = gradients_sent(_sums(parts), measure, scale) if measure else {}
+            if self.shares is not None:
+                self.shares.update(sent)
+            weights = {name: self._weight(name, epoch) for name in parts}
+            scaled = {
+                name: {part: weights[name] * loss for part, loss in of.items()} for name, of in parts.items()
+            }
+            raw, weighted = _flat(parts), _flat(scaled)
             total = torch.stack(list(weighted.values())).sum()
         # One look at the sum is one synchronisation of the device; the parts are asked only when it is bad.
         if not torch.isfinite(total):
@@ -184,8 +200,24 @@ class WeightedLosses(nn.Module):
             {part: loss.detach() for part, loss in raw.items()},
             {part: loss.detach() for part, loss in weighted.items()},
             observed,
-            sums,
+            _sums(scaled),
+            weights,
+            sent,
         )
+
+    def _parts(
+        self, features: Features, batch: Batch, epoch: int, bodies: Features | None
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+        """Return the parts of each term that takes part, at weight 1, and what terms observed."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        observed: dict[str, Tensor] = {}
+        for name, term in self._terms().items():
+            if self._risen(name, epoch):
+                value = term(features, batch, bodies)
+                named = isinstance(value, dict)
+                parts[name] = {f"{name}/{k}": v for k, v in value.items()} if named else {name: value}
+                observed |= {f"{name}/{key}": measured.detach() for key, measured in term.observed.items()}
+        return parts, observed
 
     def heads(self) -> dict[str, Tensor]:
         """Return tensors that the trained model is shipped with; see `Term.heads`."""
@@ -198,6 +230,21 @@ class WeightedLosses(nn.Module):
         """Yield the parameters of all terms whose learning rate is to stay constant."""
         for term in self._terms().values():
             yield from term.unscheduled_parameters()
+
+    def _weight(self, name: str, epoch: int) -> float | Tensor:
+        """Return a term's factor in an epoch, of a share on the device: nobody waits for its value."""
+        risen = self._risen(name, epoch)
+        plain = float(self.entries[name]["weight"]) * risen
+        if self.shares is None or name not in self.shares.shares or not risen:
+            return plain
+        identity = self.weight(IDENTITY, epoch)
+        return self.shares.weight(name, identity * risen, plain) if identity else plain
+
+    def _risen(self, name: str, epoch: int) -> float:
+        """Return what part of its strength a term has in an epoch, 0..1; 0: it takes no part."""
+        entry = self.entries[name]
+        begun, warmup = epoch - entry["start_epoch"] + 1, entry["warmup_epochs"]
+        return max(0.0, min(1.0, begun / (warmup + 1)))
 
     def _terms(self) -> dict[str, Term]:
         return cast(dict[str, Term], dict(self.terms.items()))
@@ -218,14 +265,51 @@ def _single(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+def _flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {part: loss for of in parts.values() for part, loss in of.items()}
+
+
+def _sums(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack(list(of.values())).sum() for name, of in parts.items()}
+
+
+def _shares(terms: Mapping[str, LossEntry]) -> dict[str, float]:
+    """Return the shares of the terms that are built."""
+    return {
+        name: share
+        for name, entry in terms.items()
+        if entry["weight"] > 0 and (share := entry.get("share")) is not None
+    }
+
+
+def _check_all(terms: Mapping[str, LossEntry]) -> None:
+    """Raise InputError if an entry is wrong, or a share is one of nothing."""
+    for name, entry in terms.items():
+        _check(name, entry)
+    shares = _shares(terms)
+    if IDENTITY in shares:
+        raise InputError(
+            f"loss.identity.share={shares[IDENTITY]:g}: identity is what the shares of others are of; give "
+            "loss.identity.weight and loss.identity.share=null"
+        )
+    if shares and (IDENTITY not in terms or terms[IDENTITY]["weight"] == 0):
+        name, share = next(iter(shares.items()))
+        raise InputError(
+            f"loss.{name}.share={share:g} is a share of loss.identity, which does not take part; add it "
+            f"(loss=[identity,{name},…]) or give loss.{name}.weight and loss.{name}.share=null"
+        )
+
+
 def _check(name: str, entry: Mapping[str, Any]) -> None:
     """Raise InputError if an entry's keys or numbers are wrong."""
-    expected = set(LossEntry.__annotations__)
-    if set(entry) != expected:
-        wrong = ", ".join(sorted(str(key) for key in expected ^ set(entry)))
+    expected, given = LossEntry.__required_keys__, set(entry) - LossEntry.__optional_keys__
+    if given != expected:
+        wrong = ", ".join(sorted(str(key) for key in expected ^ given))
         raise InputError(
-            f"loss.{name} needs exactly {', '.join(sorted(expected))}; missing or unknown: {wrong}"
+            f"loss.{name} needs {', '.join(sorted(expected))} and may have share; missing or unknown: {wrong}"
         )
     check_number(f"loss.{name}.weight", entry["weight"], Range(0))
+    if entry.get("share") is not None:
+        check_number(f"loss.{name}.share", entry["share"], Range(0, above=True))
     for key in ("start_epoch", "warmup_epochs"):
         check_number(f"loss.{name}.{key}", entry[key], Range(0), whole=True)

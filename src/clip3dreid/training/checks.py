@@ -10,7 +10,7 @@ from torch import nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature
-from clip3dreid.loss.weighted import LossEntry, needs, teaches
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs, teaches
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,40 @@ def check_feature(
             return
         heads = [f"{head}.weight" for head in taught]
     feature.check_learnt(heads, "a model of these losses", "retrieval.feature")
+
+
+def check_shares(losses: WeightedLosses, backbone: nn.Module, every: int) -> None:
+    """Refuse shares of a gradient that there is not, or that is never measured, and say which there are.
+
+    Args:
+        losses: of the run.
+        backbone: of the student.
+        every: steps between measurements; 0: never.
+
+    Raises:
+        InputError: naming the first term with a share.
+    """
+    if losses.shares is None:
+        return
+    shares = losses.shares.shares
+    name, share = next(iter(shares.items()))
+    if not every:
+        raise InputError(
+            f"loss.{name}.share={share:g} needs gradients measured; set gradient_norms_every, or give "
+            f"loss.{name}.weight and loss.{name}.share=null"
+        )
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise InputError(
+            f"loss.{name}.share={share:g} is a share of identity's gradient in the backbone, which has nothing to "
+            f"train; give loss.{name}.weight and loss.{name}.share=null"
+        )
+    for name, share in shares.items():
+        log.info(
+            "loss.%s has a share of %g of identity's gradient; its weight of %g counts until that is measured",
+            name,
+            share,
+            losses.entries[name]["weight"],
+        )
 
 
 def check_norms(

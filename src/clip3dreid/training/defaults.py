@@ -91,8 +91,8 @@ def described(
     }
     keys["bodies"] = {"batch_norm": keys.pop("body_norm")}
     keys["data"] = first | {"also": {one["name"]: one for one in others}}
-    numbers = ("weight", "start_epoch", "warmup_epochs")
-    keys["loss"] = {name: {key: entry[key] for key in numbers} for name, entry in losses.items()}  # type: ignore[literal-required]
+    numbers = ("weight", "share", "start_epoch", "warmup_epochs")
+    keys["loss"] = {name: {key: entry.get(key) for key in numbers} for name, entry in losses.items()}
     feature = None if ranking.feature is None else ranking.feature.weights
     keys["retrieval"] = {"metric": ranking.metric, "flip": ranking.flip, "feature": feature}
     return keys

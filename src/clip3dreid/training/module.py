@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -18,6 +19,7 @@ from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.loss.shares import IDENTITY
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
@@ -56,8 +58,9 @@ class ReidModule(EvaluationModule):
         targets: name in `Batch.targets` -> what makes (B, ...) of a batch, where a loss needs it.
         body_norm: how batch norm treats the stream of bodies: `separate`, each stream is normalised by its own
             statistics and the running ones are the people's alone; or `shared`, both streams are one batch.
-        gradient_norms_every: steps between measurements of the gradient that each term sends into the backbone, each
-            of which costs a backward pass a term; 0: never.
+        gradient_norms_every: steps of the optimiser between measurements of the gradient that each term sends into
+            the backbone, each of which costs a backward pass a term; 0: never. Where a term has a share, steps 1, 2,
+            4, 8, … before the second of them are measured too: norms change fastest in the beginning.
         checkpoints: folder of the run's checkpoints, to which the last good state is saved should a loss become NaN
             or infinite; None: nothing is saved.
         trusted: packages of the user's own whose classes the student may be made of.
@@ -152,15 +155,25 @@ class ReidModule(EvaluationModule):
             batch = batch._replace(targets={name: make(batch) for name, make in self.targets.items()})
         features, bodies = self._see(batch)
         losses, failure = None, None
+        measure = self._trained_backbone() if self._measures(batch_idx) else []
         try:
-            losses = cast(Losses, self.losses(features, batch, self.current_epoch, bodies=bodies))
+            losses = cast(
+                Losses,
+                self.losses(
+                    features,
+                    batch,
+                    self.current_epoch,
+                    bodies=bodies,
+                    measure=measure,
+                    scale=self._loss_scale() if measure else 1.0,
+                ),
+            )
         except NonFiniteLoss as error:
             failure = error
         if self._anywhere(failure is not None) or losses is None:
             self._stop(failure, batch, batch_idx)
         assert losses is not None
-        if self.gradient_norms_every and self.global_step % self.gradient_norms_every == 0:
-            self._log_mean(self._gradient_norms(losses), batch)
+        self._log_mean(_measured(losses), batch)
         self._log_mean({"loss/total": losses.total.detach()}, batch, prog_bar=True)
         terms = {f"loss/{name}": value for name, value in losses.raw.items()}
         terms |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
@@ -181,7 +194,7 @@ class ReidModule(EvaluationModule):
         with statistics_kept(self.student):
             return features, self.student(batch.bodies.images)
 
-    def _log_mean(self, values: Mapping[str, Tensor], batch: Batch, prog_bar: bool = False) -> None:
+    def _log_mean(self, values: Mapping[str, Tensor | float], batch: Batch, prog_bar: bool = False) -> None:
         self.log_dict(
             dict(values),
             prog_bar=prog_bar,
@@ -191,18 +204,25 @@ class ReidModule(EvaluationModule):
             sync_dist=True,
         )
 
-    def _gradient_norms(self, losses: Losses) -> dict[str, Tensor]:
-        """Euclidean norm, over the backbone's parameters, of the gradient of each term's weighted value."""
-        backbone = [parameter for parameter in self.student.backbone.parameters() if parameter.requires_grad]
-        norms = {}
-        for name, value in losses.terms.items():
-            if value.requires_grad and backbone:
-                gradients: Sequence[Tensor | None] = torch.autograd.grad(
-                    value, backbone, retain_graph=True, allow_unused=True
-                )
-                squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-                norms[f"gradient/{name}"] = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-        return norms
+    def _trained_backbone(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.student.backbone.parameters() if parameter.requires_grad]
+
+    def _measures(self, batch_idx: int) -> bool:
+        """Return whether the gradient of each term is measured in this batch; all of it is known after a resume."""
+        every, step = self.gradient_norms_every, self.global_step
+        if not every:
+            return False
+        if self.losses.waiting(self.current_epoch):
+            return True
+        if batch_idx % self.trainer.accumulate_grad_batches:
+            return False  # of the same step of the optimiser as the batch before
+        early = self.losses.shares is not None and step < every and step & (step - 1) == 0
+        return early or step % every == 0
+
+    def _loss_scale(self) -> float:
+        """Return what a loss is multiplied with against underflow: above 1 in float16 alone."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _anywhere(self, here: bool) -> bool:
         """Return whether this is so in any process: they must stop together, or the others wait for ever."""
@@ -248,3 +268,19 @@ class ReidModule(EvaluationModule):
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
         add_checksum(checkpoint)
+
+
+def _measured(losses: Losses) -> dict[str, Tensor | float]:
+    """Return what is logged of the gradients, where they were measured, and the weights that follow a share."""
+    found: dict[str, Tensor | float] = {
+        f"weight/{name}": weight for name, weight in losses.weights.items() if isinstance(weight, Tensor)
+    }
+    norms = {name: one.norm * float(losses.weights[name]) for name, one in losses.sent.items()}
+    found |= {f"gradient/{name}": norm for name, norm in norms.items() if math.isfinite(norm)}
+    identity = norms.get(IDENTITY, 0.0)
+    for name, one in losses.sent.items():
+        if name != IDENTITY and 0 < identity < math.inf and math.isfinite(norms[name]):
+            found[f"share/{name}"] = norms[name] / identity
+            if math.isfinite(one.aligned):
+                found[f"aligned/{name}"] = one.aligned
+    return found

@@ -37,7 +37,7 @@ from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
-from clip3dreid.training.checks import check_feature, check_norms
+from clip3dreid.training.checks import check_feature, check_norms, check_shares
 from clip3dreid.training.data import (
     RunData,
     as_run_data,
@@ -299,6 +299,7 @@ def _check_before_anything_is_written(
         data.body_sampler(0, trainer.world_size)
     check_protocols(data, module.protocols, request.selecting, "test")
     check_feature(module.feature, request.losses, module.heads())
+    check_shares(module.losses, module.student.backbone, request.settings.gradient_norms_every)
     check_norms(
         module.student,
         module.losses,

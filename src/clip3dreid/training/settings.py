@@ -31,7 +31,7 @@ class TrainSettings:
         body_norm: of a second stream of bodies: `separate`: by its own statistics, running ones from people alone; or
             `shared`: both streams are one batch.
         gradient_norms_every: steps between measurements of the gradient that each loss sends into the backbone; 0:
-            never.
+            never, and no loss may have a share.
         trusted: packages of the user's own whose classes the student may be made of.
 
     Raises:
@@ -50,7 +50,7 @@ class TrainSettings:
     channels_last: bool = False
     compile: bool = False
     body_norm: Literal["separate", "shared"] = "separate"
-    gradient_norms_every: Count = 0
+    gradient_norms_every: Count = 200
     trusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
