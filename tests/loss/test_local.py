@@ -146,7 +146,9 @@ def test_centring_takes_the_mean_of_the_whole_vocabulary_from_the_tokens():
     words = torch.tensor([[half, half], [half, -half]]).double()
     at = described(2, words[:1], [[0]], vocabulary=words)
     picture = seen(on_circle(0, 90))
-    assert aligned(at, centre="vocabulary")(picture, batch([0])).item() == pytest.approx((1 + 0) / 2, rel=1e-9)
+    assert aligned(at, centre="vocabulary")(picture, batch([0])).item() == pytest.approx(
+        (1 + 0) / 2, rel=1e-9
+    )
     assert aligned(at, centre="none")(picture, batch([0])).item() == pytest.approx(1 - half, rel=1e-9)
 
 
@@ -170,7 +172,9 @@ def test_student_s_projection_is_shipped_with_words_and_their_centre():
         heads = term.heads()
         assert set(heads) == {"joint.weight", "joint.bias", "joint.centre", "joint.words"}
         assert not any(tensor.requires_grad for tensor in heads.values())
-        torch.testing.assert_close(heads["joint.centre"], words.mean(0) if centre == "vocabulary" else torch.zeros(4))
+        torch.testing.assert_close(
+            heads["joint.centre"], words.mean(0) if centre == "vocabulary" else torch.zeros(4)
+        )
         torch.testing.assert_close(heads["joint.words"], words)
         # What is shipped gives the same cost of a single position and a single token.
         position = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))

@@ -139,6 +139,15 @@ def test_exchanged_words_change_the_loss_and_words_of_rows_go_by_row():
     assert rows(features, labels).item() == pytest.approx(wrong(features, batch([0, 1, 2])).item(), rel=1e-9)
 
 
+def test_the_plan_is_that_to_the_own_words_in_the_order_in_which_they_are_told():
+    term = contrasted(on_circle(0, 90), [[1, 0], [0, -1]])
+    plan = term.plan(pictures(on_circle(0, 90), on_circle(0, 90)), batch([0, 1]))
+    other = 0.5 / (1 + math.e**10)
+    expected = torch.tensor([[[other, 0.5 - other], [0.5 - other, other]], [[0.5, 0], [0.5, 0]]])
+    torch.testing.assert_close(plan, expected.double()[:, None])
+    assert not plan.requires_grad
+
+
 def test_it_learns_whose_words_they_are():
     quick = Sinkhorn(eps=0.1, iterations=20, tolerance=0)
     term = contrasted(VOCABULARY, INDEX, solver=quick, learn_temperature=True)

@@ -83,8 +83,7 @@ class LocalAlignment(WordTerm):
     def plan(self, features: Features, batch: Batch) -> Tensor:
         """Return how much of each position goes to each token, (B, h, w, L)."""
         plan = self._transport(features, batch)[1].plan
-        batch_size, _, height, width = features.map.shape
-        return plan.reshape(batch_size, height, width, -1)
+        return plan.reshape(len(plan), *features.map.shape[2:], -1)
 
     def _transport(self, features: Features, batch: Batch) -> tuple[Tensor, Transport]:
         """Return the positions (B, h * w, ...) as they are projected, and their transport."""

@@ -103,9 +103,9 @@ class LocalContrast(WordTerm):
             maps = precise(features.map)
             projected = self._projected(maps)
             a = position_masses(maps, self.positions)
-            present, own = self.which[self._units(batch)].unique(return_inverse=True)
+            present, own = torch.unique(self.which[self._units(batch)], return_inverse=True)
             x = F.normalize(projected, dim=2)
-            found = [self._transport(x, a, description) for description in present]
+            found = [self._transport(x, a, *self._described(len(x), one)) for one in present]
             costs = torch.stack([transport.value for transport in found], dim=1)  # (B, M)
             temperature = self.temperature.to(costs)
             loss = F.cross_entropy(-costs / temperature, own)
@@ -122,11 +122,22 @@ class LocalContrast(WordTerm):
         """Return the temperature, a scalar; learnt, it is the exponential of a parameter above its bound."""
         return torch.tensor(self._fixed) if self.excess is None else COLDEST + self.excess.exp()
 
-    def _transport(self, x: Tensor, a: Tensor, description: Tensor) -> Transport:
-        """Return the transport of all pictures (B, N, d) to one description, a scalar number."""
-        tokens = self.descriptions[description].expand(len(x), -1)  # (B, L)
-        sureness = self.sureness[description].to(x.dtype).expand(len(x), -1)
-        b = token_masses(sureness, tokens, self.tokens)
+    @torch.no_grad()
+    def plan(self, features: Features, batch: Batch) -> Tensor:
+        """Return how much of each position goes to each token of the picture's own person, (B, h, w, L)."""
+        with torch.autocast(features.map.device.type, enabled=False):
+            maps = precise(features.map)
+            x = F.normalize(self._projected(maps), dim=2)
+            plan = self._transport(x, position_masses(maps, self.positions), *self._tokens(batch)).plan
+        return plan.reshape(len(plan), *maps.shape[2:], -1)
+
+    def _described(self, count: int, description: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens and confidence of a description, a scalar number, once for each of `count` pictures."""
+        return self.descriptions[description].expand(count, -1), self.sureness[description].expand(count, -1)
+
+    def _transport(self, x: Tensor, a: Tensor, tokens: Tensor, confidence: Tensor) -> Transport:
+        """Return the transport of pictures (B, N, d) to tokens (B, L)."""
+        b = token_masses(confidence.to(x.dtype), tokens, self.tokens)
         return self.solver(x, self.table[tokens.clamp(min=0)], a, b)
 
 
@@ -134,6 +145,6 @@ def descriptions(tokens: Tensor, confidence: Tensor) -> Descriptions:
     """Return the different sets among tokens (U, L), -1 where there is none; `confidence` (U, L) is each token's."""
     tokens, order = tokens.sort(dim=1)
     confidence = confidence.gather(1, order)
-    different, which = tokens.unique(dim=0, return_inverse=True)
+    different, which = torch.unique(tokens, dim=0, return_inverse=True)
     sums = confidence.new_zeros(different.shape).index_add_(0, which, confidence)
     return Descriptions(different, sums / which.bincount(minlength=len(different))[:, None].to(sums), which)

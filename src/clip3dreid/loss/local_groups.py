@@ -128,7 +128,7 @@ class LocalGroups(WordTerm):
         with torch.autocast(features.map.device.type, enabled=False):
             maps = precise(features.map)
             plan = self._transport(maps, self._projected(maps)).plan
-        return plan.unflatten(1, maps.shape[2:])
+        return plan.reshape(len(plan), *maps.shape[2:], -1)
 
     def _transport(self, maps: Tensor, projected: Tensor) -> Transport:
         """Return the transport of positions (B, N, d) to the topics."""
