@@ -75,7 +75,9 @@ class TextTargets(NamedTuple):
     by: Literal["person", "row"]
     """What the U rows are: people by class index, or training pictures by row."""
     words: Tensor
-    """(W, d) float32 of length 1: the whole vocabulary, word by word."""
+    """(W, d) float32 of length 1: the whole vocabulary, word by word, group by group."""
+    group_sizes: tuple[int, ...] = ()
+    """How many of the W words each group has, in their order; empty where nobody knows the groups."""
 
 
 class TeacherSpace(NamedTuple):

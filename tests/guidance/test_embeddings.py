@@ -112,6 +112,7 @@ def test_every_token_of_a_sentence_is_as_sure_as_its_words_are_on_average(teache
 def test_the_whole_vocabulary_comes_along(mode: str, teacher: Teacher) -> None:
     targets = text_targets(teacher, VOCABULARY, CHOSEN[:1], SURE[:1], mode=mode, by="person")
     assert targets.words.shape == (4, teacher.width)
+    assert targets.group_sizes == (2, 2)
     for row, (_, word) in enumerate(VOCABULARY.flat):
         phrase = f"a {word} person" if row < 2 else f"a person with {word}"
         mean = teacher.embed_texts([phrase, f"a photo of {phrase}"]).mean(0)

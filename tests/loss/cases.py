@@ -57,6 +57,7 @@ def guided(
         confidence=torch.arange(2 * people).view(people, 2) % 3 + 0.5,
         by="person",
         words=vocabulary,
+        group_sizes=(2, words - 2),
     )
     shape = BodySpace(
         template=random_embedding(vertices, 3, seed=13).float(),

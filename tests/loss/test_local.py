@@ -16,7 +16,7 @@ from clip3dreid.types import Dimensions, Features, TextTargets
 from .cases import batch, dimensions, numeric_gradient, on_circle, random_embedding
 
 CONF = Path(clip3dreid.__file__).parents[2] / "conf"
-PLAIN = {"projection": "student", "centre": False, "positions": "uniform", "tokens": "uniform"}
+PLAIN = {"projection": "student", "centre": "none", "positions": "uniform", "tokens": "uniform"}
 
 
 def sinkhorn(eps=0.1, iterations=5000):
@@ -146,8 +146,10 @@ def test_centring_takes_the_mean_of_the_whole_vocabulary_from_the_tokens():
     words = torch.tensor([[half, half], [half, -half]]).double()
     at = described(2, words[:1], [[0]], vocabulary=words)
     picture = seen(on_circle(0, 90))
-    assert aligned(at, centre=True)(picture, batch([0])).item() == pytest.approx((1 + 0) / 2, rel=1e-9)
-    assert aligned(at, centre=False)(picture, batch([0])).item() == pytest.approx(1 - half, rel=1e-9)
+    assert aligned(at, centre="vocabulary")(picture, batch([0])).item() == pytest.approx(
+        (1 + 0) / 2, rel=1e-9
+    )
+    assert aligned(at, centre="none")(picture, batch([0])).item() == pytest.approx(1 - half, rel=1e-9)
 
 
 def test_text_may_be_projected_to_the_width_of_the_student():
@@ -165,12 +167,14 @@ def test_student_s_projection_is_shipped_with_words_and_their_centre():
     words = F.normalize(random_embedding(6, 4, seed=7)).float()
     at = described(5, words[:2], [[0, 1]], vocabulary=words)
     torch.manual_seed(0)
-    for centre in (True, False):
+    for centre in ("vocabulary", "none"):
         term = LocalAlignment(at, solver=sinkhorn(iterations=9), **{**PLAIN, "centre": centre})
         heads = term.heads()
         assert set(heads) == {"joint.weight", "joint.bias", "joint.centre", "joint.words"}
         assert not any(tensor.requires_grad for tensor in heads.values())
-        torch.testing.assert_close(heads["joint.centre"], words.mean(0) if centre else torch.zeros(4))
+        torch.testing.assert_close(
+            heads["joint.centre"], words.mean(0) if centre == "vocabulary" else torch.zeros(4)
+        )
         torch.testing.assert_close(heads["joint.words"], words)
         # What is shipped gives the same cost of a single position and a single token.
         position = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
@@ -207,7 +211,7 @@ def test_what_words_usually_score_is_learnt_in_training_alone():
     torch.testing.assert_close(heads["joint.spread"], cosines.std(0, correction=0), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("centre", ["vocabulary", "none"])
 @pytest.mark.parametrize("projection", ["student", "text"])
 @pytest.mark.parametrize("eps", [0.5, 0.15])
 def test_gradient_is_that_of_the_whole_minimum(projection, centre, eps):
@@ -380,5 +384,5 @@ def test_someone_without_any_token_is_refused_and_named():
 
 def test_one_word_cannot_be_centred():
     at = described(2, on_circle(0), [[0]])
-    with pytest.raises(InputError, match="vocabulary of one word; set centre=false"):
-        LocalAlignment(at, solver=sinkhorn(), **{**PLAIN, "centre": True})
+    with pytest.raises(InputError, match="vocabulary of one word; set centre=none"):
+        LocalAlignment(at, solver=sinkhorn(), **{**PLAIN, "centre": "vocabulary"})

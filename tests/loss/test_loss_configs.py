@@ -16,6 +16,8 @@ VARIANTS = {
     "local_geomloss": "local",
     "local_unbalanced": "local",
     "local_release": "local",
+    "local_contrastive": "local",
+    "local_groups": "local",
     "global_kl": "global",
     "global_kl_release": "global",
     "clothes_memory_base": "clothes_memory",
@@ -28,6 +30,8 @@ READS = {
     "local_geomloss": {"map"},
     "local_unbalanced": {"map"},
     "local_release": {"map"},
+    "local_contrastive": {"map"},
+    "local_groups": {"map"},
     "body": {"bodies", "embedding"},
     "body_identity": {"bodies"},
 }
@@ -121,7 +125,7 @@ def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
     assert list(node) == ["identity", "local", "global", "shape"]
     assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
     assert node.local.term.projection == "student"
-    assert node.local.term.centre
+    assert node.local.term.centre == "vocabulary"
     assert node["global"].term["_target_"].endswith(".GlobalAlignment")
 
 
@@ -138,7 +142,7 @@ def test_method_clip3dreid_release_has_the_values_of_the_release_and_no_bodies(l
     assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
     local = node.local
     assert local.weight == 0.3
-    assert (local.term.projection, local.term.centre) == ("text", False)
+    assert (local.term.projection, local.term.centre) == ("text", "none")
     assert (local.term.positions, local.term.tokens) == ("uniform", "uniform")
     solver = local.term.solver
     assert (solver.eps, solver.iterations, solver.tolerance) == (0.1, 100, 0.01)

@@ -190,8 +190,9 @@ def text_targets(
     words = torch.from_numpy(
         word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
     )
+    sizes = tuple(map(len, vocabulary.groups.values()))
     if mode == "descriptor":
-        return TextTargets(words, torch.from_numpy(chosen), torch.from_numpy(confidence), by, words)
+        return TextTargets(words, torch.from_numpy(chosen), torch.from_numpy(confidence), by, words, sizes)
     choose("labels.tokens", mode, ("descriptor", "words"))
     names = [word for _, word in vocabulary.flat]
     said = [vocabulary.prompts.sentence([names[index] for index in row]) for row in chosen]
@@ -208,7 +209,7 @@ def text_targets(
     step = torch.arange(int(lengths.max()))
     index = torch.where(step < lengths[rows, None], starts[rows, None] + step, -1)
     mean = torch.from_numpy(confidence).mean(1, keepdim=True).expand(-1, len(step))
-    return TextTargets(torch.cat(parts), index, mean.contiguous(), by, words)
+    return TextTargets(torch.cat(parts), index, mean.contiguous(), by, words, sizes)
 
 
 def embed_pictures(

@@ -24,6 +24,7 @@ class ShapeAlignment(Term):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({ShapeTargets})
+    teaches: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def __init__(self, dimensions: Dimensions, *, weighting: Literal["uniform", "certainty"]) -> None:
         """Build the head.
