@@ -7,7 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.loss.term import Term
-from clip3dreid.types import Batch, BodyBatch, BodySpace, Dimensions, Features, TeacherSpace, TextTargets
+from clip3dreid.types import (
+    Batch,
+    BodyBatch,
+    BodySpace,
+    Dimensions,
+    Features,
+    ShapeTargets,
+    TeacherSpace,
+    TextTargets,
+)
 
 
 def batch(person: Sequence[int], clothes: Sequence[int] | None = None) -> Batch:
@@ -67,7 +76,15 @@ def guided(
         bodies=bodies,
     )
     space = TeacherSpace(teacher, 0.3 * random_embedding(1, teacher, seed=12)[0].float())
-    return dimensions(width, people, person_of_clothes)._replace(guides=(targets, space, shape))
+    said = ShapeTargets(
+        answers=random_embedding(people, coefficients - 1, seed=16).float(),
+        certainty=torch.ones(people, coefficients - 1),
+        by="person",
+        coefficients=tuple(range(1, coefficients)),
+        usual=torch.zeros(coefficients),
+        spread=torch.tensor([0.0, *[2.0] * (coefficients - 1)]),
+    )
+    return dimensions(width, people, person_of_clothes)._replace(guides=(targets, space, shape, said))
 
 
 def seen(embedding: Tensor, channels: int, seed: int = 0) -> Features:

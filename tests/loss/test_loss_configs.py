@@ -32,7 +32,7 @@ READS = {
     "local_release": {"map"},
     "local_contrastive": {"map"},
     "local_groups": {"map"},
-    "body": {"bodies", "embedding"},
+    "body": {"bodies"},
     "body_identity": {"bodies"},
 }
 """What a loss guides, if it is not the embedding of the people's pictures."""
