@@ -121,11 +121,17 @@ def train(order: str, data: World, seed: int, head_rate: float) -> tuple[nn.Modu
     generator = torch.Generator().manual_seed(seed)
     net = student()
     dimensions = Dimensions(WIDTH, WIDTH, TRAIN_PEOPLE, torch.arange(TRAIN_PEOPLE * OUTFITS) // OUTFITS)
-    identity = {"term": partial(CrossEntropy, smoothing=0.1), "weight": 1.0, "start_epoch": 0}
+    identity = {
+        "term": partial(CrossEntropy, smoothing=0.1),
+        "weight": 1.0,
+        "start_epoch": 0,
+        "warmup_epochs": 0,
+    }
     clothes = {
         "term": partial(ClothesAdversarial, scale=16.0, epsilon=0.1),
         "weight": float(order != "ce"),
         "start_epoch": START,
+        "warmup_epochs": 0,
     }
     losses = WeightedLosses({"identity": identity, "clothes": clothes}, dimensions)
     constant = list(losses.unscheduled_parameters())
