@@ -288,7 +288,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `embed`, and if the model has not learnt this or the body's file is not known.
         """
-        self._head("shape", "body shapes", "loss.body")
+        self._head("shape", "body shapes", "loss.shape or loss.body")
         body = self._load_body()
         betas = self._run(lambda seen: seen.betas, images, batch_size, self.widths["betas"])
         with torch.no_grad():
@@ -374,7 +374,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         if self.body_card is None or "shape" not in self.heads:
             if body is not None:
                 raise InputError(
-                    f"{self._name} has not learnt body shapes (loss.body); leave body={body} out"
+                    f"{self._name} has not learnt body shapes (loss.shape or loss.body); leave body={body} out"
                 )
             return None
         wanted = self.body_card["sha256"]

@@ -23,7 +23,7 @@ PARTS: Mapping[str, Part] = {
     "embedding": Part(None, "any"),
     "teacher": Part("teacher", "loss.global (source=embedding)"),
     "joint": Part("joint", "loss.local (projection=student)"),
-    "betas": Part("shape", "loss.body"),
+    "betas": Part("shape", "loss.shape or loss.body"),
 }
 """By name, in the order in which they stand in a feature."""
 

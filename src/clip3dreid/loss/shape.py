@@ -25,6 +25,7 @@ class ShapeAlignment(Term):
 
     needs: ClassVar[frozenset[Need]] = frozenset({ShapeTargets})
     teaches: ClassVar[frozenset[str]] = frozenset({"shape"})
+    compares: ClassVar[frozenset[str]] = frozenset({"betas"})
 
     def __init__(self, dimensions: Dimensions, *, weighting: Literal["uniform", "certainty"]) -> None:
         """Build the head.

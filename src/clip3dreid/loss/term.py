@@ -26,11 +26,14 @@ class Term(nn.Module):
             features). What no term of a run needs is not read, embedded or drawn.
         teaches: heads that the term may ship (`heads`), by the first part of their names: `joint`, `shape` or
             `teacher`. What a run's features are to be made of is held against it before anything is read.
+        compares: parts of a retrieval feature that stand beside the embedding where a run is not told what pictures
+            are compared by: what the term teaches has been found to tell people apart.
         observed: scalars of the last forward pass that are logged and no part of the loss.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     teaches: ClassVar[frozenset[str]] = frozenset()
+    compares: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()

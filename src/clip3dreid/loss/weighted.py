@@ -90,6 +90,20 @@ def teaches(terms: Mapping[str, LossEntry]) -> frozenset[str] | None:
     return frozenset(heads)
 
 
+def compares(terms: Mapping[str, LossEntry]) -> frozenset[str]:
+    """Return what stands beside the embedding in a retrieval feature by default (`Term.compares`).
+
+    Raises:
+        InputError: as `WeightedLosses`, for entries that are wrong.
+    """
+    parts: set[str] = set()
+    for name, entry in terms.items():
+        _check(name, entry)
+        if entry["weight"] > 0:
+            parts |= getattr(_term_class(entry["term"]), "compares", frozenset())
+    return frozenset(parts)
+
+
 class WeightedLosses(nn.Module):
     """All loss terms of a run, with their heads."""
 

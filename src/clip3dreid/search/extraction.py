@@ -155,7 +155,7 @@ def _outputs(settings: ExtractSettings, model: ReidModel) -> tuple[str, ...]:
     if unknown is not None or not settings.outputs:
         raise InputError(
             f"outputs={'[]' if unknown is None else unknown} cannot be had from {model.name}, which gives "
-            f"{', '.join(able)}; the others need loss.local or loss.body in training"
+            f"{', '.join(able)}; the others need loss.local, or loss.shape or loss.body, in training"
             f"{'' if unknown is None else hint(unknown, able)}"
         )
     return tuple(name for name in able if name in settings.outputs)

@@ -10,7 +10,7 @@ from torch import nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature
-from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs, teaches
+from clip3dreid.loss.weighted import LossEntry, WeightedLosses, compares, needs, teaches
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,17 @@ def check_starts(losses: Mapping[str, LossEntry], epochs: int) -> None:
                 f"loss.{name} would start at epoch {entry['start_epoch']} of a training of {epochs} epochs, so "
                 f"never; lower loss.{name}.start_epoch (of clothes losses: clothes_start_epoch) or raise epochs"
             )
+
+
+def run_feature(asked: Feature | None, losses: Mapping[str, LossEntry]) -> Feature:
+    """Return what a run compares pictures by: what it is asked for, or else the embedding and what its losses add.
+
+    Raises:
+        InputError: as `WeightedLosses`, for entries that are wrong.
+    """
+    if asked is not None:
+        return asked
+    return Feature([("embedding", 1.0), *((part, 1.0) for part in compares(losses))])
 
 
 def check_feature(

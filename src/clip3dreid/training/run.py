@@ -37,7 +37,7 @@ from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
-from clip3dreid.training.checks import check_feature, check_norms, check_shares
+from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
 from clip3dreid.training.data import (
     RunData,
     as_run_data,
@@ -152,7 +152,9 @@ def train(
         Stopped: with 128 and the signal's number if the run was stopped by Ctrl-C or a scheduler.
     """
     needs(losses)  # refuses entries that are wrong, before anything reads them
-    check_feature(ranking.feature or EMBEDDING, losses)
+    feature = run_feature(ranking.feature, losses)
+    check_feature(feature, losses)
+    ranking = replace(ranking, feature=feature)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     folder = (Path(folder) if settings.resume is None else settings.resume).absolute()
