@@ -153,6 +153,7 @@ _BACKBONES: dict[str, _Part] = {
         "config": _configuration,
         "final_norm": _optional(_name),
         "forward": _optional(_arguments),
+        "batch_norm_momentum": _optional(_number(0, 1)),
     },
 }
 _STUDENT: dict[str, _Part] = {
