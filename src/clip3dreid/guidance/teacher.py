@@ -12,7 +12,7 @@ from clip3dreid.guidance.guides import Given, Same
 from clip3dreid.guidance.settings import FRESH
 from clip3dreid.loss.term import Need
 from clip3dreid.model.embedding_cache import TeacherEmbeddings
-from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.image_teacher import ImageTeacher
 from clip3dreid.types import TeacherSpace
 
 
@@ -34,7 +34,7 @@ class TeacherGuide:
         """Read the teacher.
 
         Raises:
-            InputError: as `Teacher`.
+            InputError: as the teacher.
         """
         teacher, kept = self._embeddings.teacher, self._embeddings.use.cache not in FRESH
 
@@ -55,6 +55,6 @@ class TeacherGuide:
         return (torch.stack(sums).sum(0) / count).float()
 
 
-def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+def teacher_facts(teacher: ImageTeacher) -> dict[str, Any]:
     """Return what a checkpoint says of the teacher that guided it."""
     return {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint, "width": teacher.width}}

@@ -1,9 +1,10 @@
 """What every backbone answers, whoever wrote it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -49,3 +50,13 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Switch gradient and autocast off: a trainer's would make a frozen network's arithmetic another than it was."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
