@@ -138,6 +138,50 @@ def test_the_tokenizer_of_siglip_needs_packages_that_are_named(
     assert "pip install sentencepiece protobuf" not in commands(checklist(recipe(*overrides)))
 
 
+def image_teacher(name: str, *overrides: str) -> list[Item]:
+    losses = () if any(one.startswith("loss") for one in overrides) else ("loss=[identity,global]",)
+    cfg = recipe("+experiment=pku", "method=ce", f"model/teacher={name}", *losses, *overrides)
+    return [item for item in checklist(cfg) if item.what.startswith(("teacher", "package"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("onnx", "FILE.onnx"), ("openvino", "FILE.xml"), ("image_network", "FOLDER")]
+)
+def test_a_network_of_pictures_is_asked_for_its_files(name: str, file: str, tmp_path: Path) -> None:
+    (item,) = image_teacher(name)
+    assert (item.key, item.state) == ("model.teacher.path", "not given")
+    assert item.get == f"# teacher {name}: give model.teacher.path={file}"
+    place = f"{tmp_path}/{'net.onnx' if name == 'onnx' else 'net.xml' if name == 'openvino' else 'net'}"
+    (item,) = image_teacher(name, f"model.teacher.path={place}")
+    assert item.state == "missing"
+    if name == "image_network":
+        fill(Path(place), ("model.safetensors",))
+        (item,) = image_teacher(name, f"model.teacher.path={place}")
+        assert item.state == "incomplete: no config.json"
+        fill(Path(place), ("config.json",))
+    else:
+        Path(place).write_bytes(b"x" * 1000)
+    if name == "openvino":
+        (item,) = image_teacher(name, f"model.teacher.path={place}")
+        assert item.state == "incomplete: no net.bin"
+        (tmp_path / "net.bin").write_bytes(b"x")
+    (item,) = image_teacher(name, f"model.teacher.path={place}")
+    assert (item.state, item.get) == ("there", None)
+
+
+def test_a_network_of_pictures_needs_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert [item.get for item in image_teacher("openvino")][1:] == ["pip install 'clip3dreid[openvino]'"]
+
+
+def test_words_asked_of_a_network_of_pictures_are_refused_before_anything_is_read() -> None:
+    cfg = recipe("+experiment=pku", "method=ce", "loss=[identity,local,global]", "model/teacher=onnx",
+                 f"model.teacher.path={__file__}", "data.root=.")  # fmt: skip
+    with pytest.raises(InputError, match=r"teacher onnx \(model/teacher\) is without a text tower") as error:
+        check_files(cfg, ())
+    assert "loss=[identity,global]" in str(error.value)
+
+
 def test_a_name_on_the_hub_is_no_missing_folder() -> None:
     found = items("+experiment=ltcc", "model.teacher.path=openai/clip-vit-base-patch32")
     assert found["model.teacher.path"].get is None

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.hydra import register
 from clip3dreid.config.needs import print_needs
-from clip3dreid.model.shape_teacher import ShapeTeacher
-from clip3dreid.model.teacher import NODE_KEYS, Teacher
+from clip3dreid.model.frozen import FrozenNetwork
+from clip3dreid.model.teacher import NODE_KEYS
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -61,7 +61,7 @@ def check_bindings(cfg: DictConfig) -> int:
     for path, node in nodes(plain):
         target = get_object(node["_target_"])
         keys = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
-        if target in (Teacher, ShapeTeacher):
+        if inspect.isclass(target) and issubclass(target, FrozenNetwork):
             keys = {key: value for key, value in keys.items() if key not in NODE_KEYS}
         signature = inspect.signature(target)
         try:

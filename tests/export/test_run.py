@@ -460,6 +460,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "dinov2": ({**VIT, "mlp_ratio": 2}, (126, 56)),
     "swin": ({"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}, (128, 64)),
     "convnext": ({"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 2, 1]}, (128, 64)),
+    "mobilenet_v2": ({"depth_multiplier": 0.25}, (128, 64)),
     "ResNet": ({"width": 8}, (HEIGHT, WIDTH)),
     "TinyViT": ({"widths": [4, 8, 8, 12], "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 3]}, (128, 64)),
 }

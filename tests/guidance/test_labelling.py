@@ -25,6 +25,7 @@ from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from tests.conftest import Command, write_ltcc
+from tests.model.test_networks import onnx_file
 from tests.model.test_small_clip import CONFIG, MEAN, STD
 from tests.processes import holding
 
@@ -180,6 +181,17 @@ def test_bad_input_gets_one_line_and_no_labels(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_without_words_is_refused_before_a_picture_is_looked_at(
+    invoke: Command, ltcc_root: Path, tmp_path: Path
+) -> None:
+    network = onnx_file(tmp_path / "tiny.onnx", sides=(3, 256, 128))
+    data = ("data=ltcc", f"data.root={ltcc_root}")
+    done = invoke("label", *data, "model/teacher=onnx", f"model.teacher.path={network}")
+    assert done.returncode == 2
+    assert "model/teacher=onnx embeds pictures and no texts" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
 def test_embeddings_of_another_teacher_are_refused(label: Callable[..., Any], tmp_path: Path) -> None:

@@ -287,3 +287,8 @@ def test_a_published_pytorch_file_is_read_where_there_are_no_safetensors(tmp_pat
     load_pretrained(ours, tmp_path)
     assert torch.equal(ours.backbone.model.layernorm.weight, published.layernorm.weight)
     assert torch.equal(ours.backbone.model.embeddings.cls_token, published.embeddings.cls_token)
+
+
+def test_a_momentum_that_is_no_share_is_refused():
+    with pytest.raises(InputError, match="batch_norm_momentum=2 must be a number from 0 to 1"):
+        TransformersBackbone({"model_type": "mobilenet_v2"}, batch_norm_momentum=2)

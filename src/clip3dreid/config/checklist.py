@@ -24,6 +24,13 @@ _OFFICIAL = {
     "clip3dreid.body.official.load_smpl": ("smpl", "https://smpl.is.tue.mpg.de"),
     "clip3dreid.body.official.load_smplx": ("smplx", "https://smpl-x.is.tue.mpg.de"),
 }
+# Teachers that embed pictures and no texts -> what their files are, the package that reads them, and its extra.
+_IMAGES = "clip3dreid.model.image_teacher"
+_IMAGE_TEACHERS = {
+    f"{_IMAGES}.OnnxTeacher": ("FILE.onnx", "onnxruntime", "export"),
+    f"{_IMAGES}.OpenVinoTeacher": ("FILE.xml", "openvino", "openvino"),
+    f"{_IMAGES}.TransformersTeacher": ("FOLDER", "transformers", None),
+}
 _BY_HAND = "# "
 _ENTRY = {"weight", "start_epoch", "warmup_epochs", "term"}
 
@@ -65,7 +72,7 @@ def checklist(cfg: DictConfig, *, sums: bool = False) -> list[Item]:
     wanted = needed(cfg.loss)
     items = list(_student(cfg, sums))
     if wanted & {"TextTargets", "TeacherSpace"}:
-        items += _teacher(cfg.model.get("teacher"))
+        items += _teacher(cfg.model.get("teacher"), words="TextTargets" in wanted)
     if "TextTargets" in wanted and cfg.labels.path is not None:
         items += [_own("labels", "labels.path", cfg.labels.path, "clip3dreid label makes them")]
     if "BodySpace" in wanted:
@@ -216,7 +223,7 @@ def _student(cfg: DictConfig, sums: bool) -> Iterator[Item]:
         yield Item("student", key, place, state, model.get("megabytes"), damaged + fetch)
 
 
-def _teacher(node: DictConfig | None) -> Iterator[Item]:
+def _teacher(node: DictConfig | None, *, words: bool) -> Iterator[Item]:
     from clip3dreid.model.teacher_files import PACKAGED, lacking, on_hub, packaged
 
     key = "model.teacher.path"
@@ -224,6 +231,9 @@ def _teacher(node: DictConfig | None) -> Iterator[Item]:
         names = ", ".join(options("model/teacher"))
         get = f"{_BY_HAND}this method needs a teacher: give model/teacher=NAME; NAME is one of {names}"
         yield Item("teacher", "model/teacher", "", "not chosen", None, get)
+        return
+    if node.get("_target_") in _IMAGE_TEACHERS:
+        yield from _image_teacher(node, words)
         return
     what, place, fetch = f"teacher {node.name}", str(node.path), node.get("fetch")
     if place.startswith(PACKAGED):
@@ -277,6 +287,33 @@ def _shape_teacher(node: DictConfig | None) -> Item:
         return Item(what, key, place, MISSING, None, get)
     there = f"{THERE}, in the package" if place.startswith(PACKAGED) else THERE
     return Item(what, key, place, there, megabytes(folder))
+
+
+def _image_teacher(node: DictConfig, words: bool) -> Iterator[Item]:
+    what, key = f"teacher {node.name}", "model.teacher.path"
+    files, package, extra = _IMAGE_TEACHERS[node._target_]
+    if words:
+        get = (
+            f"{_BY_HAND}give one that has, such as model/teacher=clip_vit_b16, or train without words: "
+            "loss=[identity,global]"
+        )
+        yield Item(what, "model/teacher", "", "without a text tower, and a loss asks it for words", None, get)
+    if node.path is None:
+        yield Item(what, key, "", NOT_GIVEN, None, f"{_BY_HAND}{what}: give {key}={files}")
+    else:
+        place, path = str(node.path), Path(str(node.path)).expanduser()
+        state = weights_state(path, None) if path.is_dir() or not path.exists() else THERE
+        if path.suffix == ".xml" and path.is_file() and not path.with_suffix(".bin").is_file():
+            state = f"incomplete: no {path.with_suffix('.bin').name}"
+        if state.startswith(THERE):
+            yield Item(what, key, place, THERE, megabytes(path))
+        else:
+            get = (
+                own_command(node.get("fetch"), place) or f"{_BY_HAND}{what}: give {key}={files} that is there"
+            )
+            yield Item(what, key, place, state, node.get("megabytes"), get)
+    if not _installed(package):
+        yield Item(f"package {package}", key, "", "not installed", None, f"pip install 'clip3dreid[{extra}]'")
 
 
 def _bodies(cfg: DictConfig) -> Item:

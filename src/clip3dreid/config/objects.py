@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.export.formats import Format
     from clip3dreid.language.vocabulary import Vocabulary
+    from clip3dreid.model.image_teacher import ImageTeacher
     from clip3dreid.model.shape_teacher import ShapeTeacher
     from clip3dreid.model.teacher import Teacher
     from clip3dreid.retrieval.protocol import ProtocolSet
@@ -336,8 +337,16 @@ def engine(cfg: DictConfig) -> Engine:
 
 
 def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:
-    """Return what loads the teacher of `model/teacher=`, when it is asked for; None: none is chosen."""
-    return None if cfg.get("model", {}).get("teacher") is None else teacher(cfg)
+    """Return what loads the teacher of `model/teacher=`, when a text is asked of it; None: none is chosen."""
+    if cfg.get("model", {}).get("teacher") is None:
+        return None
+
+    def make() -> Teacher:
+        from clip3dreid.model.teacher import text_tower
+
+        return text_tower(teacher(cfg)())
+
+    return make
 
 
 # Guides.
@@ -361,10 +370,10 @@ def teacher_node(cfg: DictConfig, problem: str = "this method needs a teacher") 
     return node
 
 
-def teacher(cfg: DictConfig) -> Callable[[], Teacher]:
+def teacher(cfg: DictConfig) -> Callable[[], ImageTeacher]:
     """Return what makes the teacher of a config, and refuses where there is none."""
 
-    def make() -> Teacher:
+    def make() -> ImageTeacher:
         from clip3dreid.model.teacher import load_teacher
 
         return load_teacher(plain(teacher_node(cfg)), trusted(cfg))

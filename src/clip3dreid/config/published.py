@@ -48,12 +48,14 @@ def student_weights(weights_dir: str) -> list[Weights]:
 
 
 def teacher_weights(weights_dir: str) -> list[Weights]:
-    """Return the weights of every teacher, as `student_weights`."""
+    """Return the weights of every teacher that names some, as `student_weights`."""
     found = []
     for name in options("model/teacher"):
         file = OmegaConf.load(conf_dir() / "model" / "teacher" / f"{name}.yaml")
         node = OmegaConf.create({"weights_dir": weights_dir, "model": {"teacher": file}}).model.teacher
-        found.append(Weights(name, str(node.path), node.fetch))
+        # Files of any network are the user's own.
+        if node.path is not None:
+            found.append(Weights(name, str(node.path), node.fetch))
     return found
 
 

@@ -27,6 +27,7 @@ from clip3dreid.io.progress import progress
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import ROWS_PER_PART, Cache, EmbeddingCache, MemoryCache
+from clip3dreid.model.frozen import FrozenNetwork
 from clip3dreid.model.teacher import TEXTS_AT_ONCE, Teacher
 from clip3dreid.model.teacher_view import View
 from clip3dreid.types import TextTargets
@@ -74,7 +75,7 @@ class TrainingEmbeddings:
 
     def __init__(
         self,
-        load: Callable[[], Teacher],
+        load: Callable[[], FrozenNetwork],
         pictures: TrainingSet,
         use: TeacherUse,
         *,
@@ -91,11 +92,11 @@ class TrainingEmbeddings:
         self._shared = shared
 
     @cached_property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> FrozenNetwork:
         """Return the teacher, on its device.
 
         Raises:
-            InputError: as `Teacher`.
+            InputError: as the teacher.
         """
         return self._load().to(self._device)
 
@@ -213,7 +214,7 @@ def text_targets(
 
 
 def embed_pictures(
-    teacher: Teacher,
+    teacher: FrozenNetwork,
     manifest: Manifest,
     table: pl.DataFrame,
     *,
@@ -276,7 +277,7 @@ def embed_pictures(
 
 def _complete(
     stored: EmbeddingCache,
-    teacher: Teacher,
+    teacher: FrozenNetwork,
     files: Sequence[Path],
     batch: int,
     workers: int,
@@ -297,7 +298,7 @@ def _complete(
 
 
 def _embed(
-    teacher: Teacher,
+    teacher: FrozenNetwork,
     files: Sequence[Path],
     parts: Sequence[range],
     put: Callable[[range, Tensor], None],

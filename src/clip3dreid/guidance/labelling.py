@@ -25,7 +25,8 @@ from clip3dreid.language.agreement import agreement, true_words
 from clip3dreid.language.labels import WordLabels, aggregate, choose, is_labels, save
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
-from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.image_teacher import ImageTeacher
+from clip3dreid.model.teacher import text_tower
 from clip3dreid.report.label_page import write_page
 
 PAGE = ("labels.md", "words.png", "scores.png", "certain.jpg", "uncertain.jpg")
@@ -66,9 +67,9 @@ def label_pictures(
         level: whose words.
 
     Raises:
-        InputError: as `TrainingEmbeddings` and `language.labels.aggregate`.
+        InputError: as `TrainingEmbeddings` and `language.labels.aggregate`, and if the teacher embeds pictures alone.
     """
-    teacher, pictures = embeddings.teacher, embeddings.pictures
+    teacher, pictures = text_tower(embeddings.teacher), embeddings.pictures
     words = word_embeddings(vocabulary.prompts, lambda texts: teacher.embed_texts(texts).cpu().numpy())
     cache = embeddings.cache
     scores = np.concatenate([cache.read(rows).numpy() @ words.T for rows in row_blocks(len(pictures.table))])
@@ -88,7 +89,7 @@ def label_pictures(
 
 def label(
     specs: Sequence[DataSpec],
-    teacher: Callable[[], Teacher],
+    teacher: Callable[[], ImageTeacher],
     vocabulary: Callable[[], Vocabulary],
     use: TeacherUse,
     settings: LabelRun,
@@ -111,12 +112,14 @@ def label(
     """
     check_kept(use.cache)
     path = _output(settings)
+    # Before any folder is made: a teacher may be without words.
+    reader = text_tower(teacher())
     with at_work(path.parent, "labels people", tidy=True):
         _output(settings)
         words = vocabulary()
         pictures = _pictures(specs, settings)
         embeddings = TrainingEmbeddings(
-            teacher,
+            lambda: reader,
             pictures,
             use,
             device=_device(settings.device),

@@ -14,7 +14,7 @@ from clip3dreid.guidance.guides import Given, Same
 from clip3dreid.guidance.settings import FRESH, check_kept
 from clip3dreid.loss.term import Need
 from clip3dreid.model.embedding_cache import Cache, TeacherEmbeddings
-from clip3dreid.model.teacher import Teacher
+from clip3dreid.model.frozen import FrozenNetwork
 from clip3dreid.types import TeacherSpace
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class TeacherGuide:
         """Read the teacher.
 
         Raises:
-            InputError: as `Teacher`, and if embeddings that are not kept are to be exchanged.
+            InputError: as the teacher, and if embeddings that are not kept are to be exchanged.
         """
         teacher, kept = self._embeddings.teacher, self._embeddings.use.cache not in FRESH
         if self._shuffled:
@@ -87,6 +87,6 @@ class ExchangedCache:
         return self._cache.read(self._order.to(rows.device)[rows])
 
 
-def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+def teacher_facts(teacher: FrozenNetwork) -> dict[str, Any]:
     """Return what a checkpoint says of the teacher that guided it."""
     return {"teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint, "width": teacher.width}}

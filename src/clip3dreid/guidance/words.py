@@ -21,6 +21,7 @@ from clip3dreid.guidance.teacher import teacher_facts
 from clip3dreid.language.labels import WordLabels, load, tokens
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.loss.term import Need
+from clip3dreid.model.teacher import text_tower
 from clip3dreid.types import TextTargets
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,10 @@ class WordGuide:
         """Read teacher and vocabulary, and the labels where they are in a file.
 
         Raises:
-            InputError: as `Teacher`, `Vocabulary` and `language.labels.load`, and if people have no labels.
+            InputError: as `Teacher`, `Vocabulary` and `language.labels.load`, if people have no labels, and if
+                the teacher embeds pictures alone.
         """
-        teacher, vocabulary = self._embeddings.teacher, self._vocabulary()
+        teacher, vocabulary = text_tower(self._embeddings.teacher), self._vocabulary()
         read = None if self._known is None else load(self._known, vocabulary)
         chosen = None if read is None else self._chosen(read, vocabulary)
 
@@ -108,7 +110,7 @@ class WordGuide:
             order = exchanged(len(words), self._seed)
             words, margins = words[order], margins[order]
         return text_targets(
-            self._embeddings.teacher,
+            text_tower(self._embeddings.teacher),
             vocabulary,
             words,
             margins,

@@ -15,7 +15,8 @@ EXTRAS = {
     "tensorboard": "logger=tensorboard",
     "smpl": "official SMPL and SMPL-X files (non-commercial research)",
     "body": "tools/build_body.py",
-    "export": "clip3dreid export format=onnx",
+    "export": "clip3dreid export format=onnx, model/teacher=onnx",
+    "openvino": "model/teacher=openvino",
     "lance": "clip3dreid search engine=lance",
 }
 """Extra -> what it is for; those that developers need are left out."""

@@ -153,6 +153,7 @@ _BACKBONES: dict[str, _Part] = {
         "config": _configuration,
         "final_norm": _optional(_name),
         "forward": _optional(_arguments),
+        "batch_norm_momentum": _optional(_number(0, 1)),
     },
 }
 _STUDENT: dict[str, _Part] = {
@@ -190,6 +191,20 @@ def valid_card(card: Any, path: Path | str) -> dict[str, Any]:
     for key in ("height", "width"):
         picture_size(card, key, path)
     return card
+
+
+def check_network(config: Any, path: Path | str) -> None:
+    """Check that the configuration of a model of `transformers` is of one that is made of it alone.
+
+    Args:
+        config: from a file that may come from anywhere.
+        path: of that file, for messages.
+
+    Raises:
+        InputError: saying what it would have to be.
+    """
+    if wrong := _configuration(config):
+        raise InputError(f"{path} is refused: it must be {wrong}")
 
 
 def picture_size(card: Mapping[str, Any], key: str, name: Path | str) -> int:

@@ -27,7 +27,7 @@ from clip3dreid.io.resumable import PartKind, Parts, cut, look_into
 from clip3dreid.types import Batch
 
 if TYPE_CHECKING:  # workers that only read embeddings do without transformers
-    from clip3dreid.model.teacher import Teacher
+    from clip3dreid.model.frozen import FrozenNetwork
 
 CACHE_VERSION = 1
 ROWS_PER_PART = 4096
@@ -111,7 +111,7 @@ class EmbeddingCache:
         folder: made by the first `put` if need be; one for a data set.
         identities: N files, row by row.
         teacher: its name, for messages.
-        fingerprint: of teacher and preprocessing (`Teacher.fingerprint`).
+        fingerprint: of teacher and preprocessing (`FrozenNetwork.fingerprint`).
         width: d.
         rows_per_part: of a new cache; an existing one keeps its own.
 
@@ -334,7 +334,7 @@ class TeacherEmbeddings(nn.Module):
         ValueError: if there is neither.
     """
 
-    def __init__(self, teacher: Teacher | None = None, cache: Cache | None = None) -> None:
+    def __init__(self, teacher: FrozenNetwork | None = None, cache: Cache | None = None) -> None:
         super().__init__()
         source = teacher if cache is None else cache
         if source is None:

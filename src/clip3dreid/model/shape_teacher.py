@@ -22,6 +22,7 @@ from clip3dreid.io.formats import damaged, decoding, read_json
 from clip3dreid.model.backbone import exactly
 from clip3dreid.model.build import build
 from clip3dreid.model.checked_folder import CARD, WEIGHTS, check_sums, write_folder, write_plain
+from clip3dreid.model.frozen import FrozenNetwork
 from clip3dreid.model.student import Student
 from clip3dreid.model.teacher_files import PACKAGED, packaged
 from clip3dreid.model.teacher_view import Native
@@ -94,7 +95,7 @@ class ShapeCard(NamedTuple):
     """`name`, `sha256` and `num_betas` of the body file whose coefficients they are."""
 
 
-class ShapeTeacher(nn.Module):
+class ShapeTeacher(FrozenNetwork):
     """A shape teacher, frozen.
 
     The network is no part of the module's parameters, buffers or state: optimisers and checkpoints never meet it.
@@ -155,10 +156,6 @@ class ShapeTeacher(nn.Module):
             shown = self.view(images)
             pair = [torch.cat(self.network(view), dim=1) for view in (shown, shown.flip(-1))]
             return (pair[0] + pair[1]) / 2
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever is asked for."""
-        return super().train(False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

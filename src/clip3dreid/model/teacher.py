@@ -8,13 +8,15 @@ from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
 from clip3dreid.model.backbone import exactly
 from clip3dreid.model.build import build
+from clip3dreid.model.frozen import FrozenNetwork
+from clip3dreid.model.image_teacher import ImageTeacher
 from clip3dreid.model.teacher_files import (
     deciding_files,
     locate,
@@ -54,7 +56,7 @@ class TextTokens(NamedTuple):
     """(L, T) bool: True for tokens of the text itself, False for those that begin, end and pad it."""
 
 
-class Teacher(nn.Module):
+class Teacher(ImageTeacher):
     """CLIP (Radford et al., ICML 2021), SigLIP (Zhai et al., ICCV 2023) or kin, frozen.
 
     The network is no part of the module's parameters, buffers or state: optimisers and checkpoints never meet it.
@@ -258,10 +260,6 @@ class Teacher(nn.Module):
                 "they must agree, and not on 2"
             )
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever is asked for."""
-        return super().train(False)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # Of what `fn` does, the device alone counts: the dtype is the teacher's own, or cached embeddings of the
@@ -276,17 +274,32 @@ class Teacher(nn.Module):
         return self
 
 
-def load_teacher(node: Mapping[str, Any], trusted: Collection[str] = ()) -> Teacher:
+def load_teacher(node: Mapping[str, Any], trusted: Collection[str] = ()) -> ImageTeacher:
     """Build the teacher that a mapping describes, such as the node `model.teacher` of a config.
 
     Args:
-        node: `_target_` and arguments of a `Teacher`; `NODE_KEYS` beside them are the caller's and left alone.
+        node: `_target_` and arguments of a `Teacher`, or of another `ImageTeacher`; `NODE_KEYS` beside them are the
+            caller's and left alone.
         trusted: packages of the user's own whose classes it may name.
 
     Raises:
-        InputError: as `Teacher`, and if the node describes something else.
+        InputError: as the teacher, and if the node describes something else.
     """
     teacher = build({key: value for key, value in node.items() if key not in NODE_KEYS}, trusted)
-    if not isinstance(teacher, Teacher):
+    if not isinstance(teacher, ImageTeacher):
         raise InputError(f"model.teacher._target_ makes a {type(teacher).__name__}, not a teacher")
+    return teacher
+
+
+def text_tower(teacher: FrozenNetwork) -> Teacher:
+    """Return a teacher as one that embeds texts too.
+
+    Raises:
+        InputError: if it embeds pictures alone.
+    """
+    if not isinstance(teacher, Teacher):
+        raise InputError(
+            f"model/teacher={teacher.name} embeds pictures and no texts, so it can choose and say no words; give one "
+            "with a text tower, such as model/teacher=clip_vit_b16, or train without words: loss=[identity,global]"
+        )
     return teacher

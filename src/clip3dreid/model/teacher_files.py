@@ -22,7 +22,9 @@ from clip3dreid.model.checked_folder import check_sums
 
 PACKAGED = "package:"
 
-_CONFIG, _PIXELS = "config.json", "preprocessor_config.json"
+PIXELS = "preprocessor_config.json"
+
+_CONFIG = "config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _TOKENIZER = (
     *_VOCABULARIES,
@@ -144,9 +146,9 @@ def on_hub(path: str, fetch: str | None = None) -> bool:
 
 def deciding_files(folder: Path) -> list[Path]:
     """Return all files of a teacher's folder that its embeddings depend on, sorted."""
-    names = [_CONFIG, _PIXELS, *_TOKENIZER]
+    names = [_CONFIG, PIXELS, *_TOKENIZER]
     files = [folder / name for name in names if (folder / name).is_file()]
-    return sorted([*files, *_weights(folder)])
+    return sorted([*files, *weight_files(folder)])
 
 
 def _destination(fetch: str | None) -> str | None:
@@ -177,7 +179,7 @@ def _not_found(path: str, name: str, fetch: str | None, reason: str = "") -> str
 
 def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
     """Return the folder of a model in the hub library's cache, downloaded if need be."""
-    small = [_CONFIG, _PIXELS, *_TOKENIZER]
+    small = [_CONFIG, PIXELS, *_TOKENIZER]
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
         if not lacking(folder):
@@ -187,7 +189,7 @@ def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
         pass
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*small, *_SAFETENSORS]))
-        if not _weights(folder):
+        if not weight_files(folder):
             folder = Path(snapshot_download(repository, allow_patterns=[*small, _PICKLED]))
     # No network, no such model, no permission, a full disk: there are as many exceptions as ways to fail.
     except Exception as error:
@@ -202,13 +204,13 @@ def lacking(folder: Path) -> list[str]:
     needed = {
         "config (config.json)": (folder / _CONFIG).is_file(),
         f"tokenizer ({_VOCABULARIES[0]})": any((folder / name).is_file() for name in _VOCABULARIES),
-        f"pixel statistics ({_PIXELS})": (folder / _PIXELS).is_file(),
-        "weights (model.safetensors)": bool(_weights(folder)),
+        f"pixel statistics ({PIXELS})": (folder / PIXELS).is_file(),
+        "weights (model.safetensors)": bool(weight_files(folder)),
     }
     return [what for what, there in needed.items() if not there]
 
 
-def _weights(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return files of weights: safetensors, or if there are none the one that torch reads without unpickling."""
     found = sorted(path for pattern in _SAFETENSORS for path in folder.glob(pattern))
     if any(path.suffix == ".safetensors" for path in found):
@@ -216,7 +218,8 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / _PICKLED] if (folder / _PICKLED).is_file() else []
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_teacher_json(path: Path) -> dict[str, Any]:
+    """Read one of a teacher's files of JSON."""
     return read_json(path, "the config of a teacher", _AGAIN)
 
 
@@ -224,7 +227,7 @@ def read_config(folder: Path) -> tuple[Any, Family]:
     """Read the configuration, without what could make `transformers` fetch code, and the model's kind."""
     from transformers import AutoConfig
 
-    plain = _harmless(_read_json(folder / _CONFIG))
+    plain = harmless(read_teacher_json(folder / _CONFIG))
     kind = plain.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
@@ -236,21 +239,21 @@ def read_config(folder: Path) -> tuple[Any, Family]:
     return config, FAMILIES[kind]
 
 
-def _harmless(config: Any) -> Any:
+def harmless(config: Any) -> Any:
     """Leave out keys that name code (`auto_map`, an attention kernel on the hub), or folders of other disks."""
     if isinstance(config, dict):
         return {
-            key: _harmless(value)
+            key: harmless(value)
             for key, value in config.items()
             if not key.startswith("_") and key != "auto_map" and "implementation" not in key
         }
-    return [_harmless(value) for value in config] if isinstance(config, list) else config
+    return [harmless(value) for value in config] if isinstance(config, list) else config
 
 
 def read_pixels(folder: Path) -> tuple[list[float], list[float]]:
     """Read mean and standard deviation of R, G and B, of pixels in 0..1."""
-    path = folder / _PIXELS
-    content = _read_json(path)
+    path = folder / PIXELS
+    content = read_teacher_json(path)
     for key in ("image_mean", "image_std"):
         value: Any = content.get(key)
         three = isinstance(value, list) and len(value) == 3
@@ -272,7 +275,7 @@ def read_model(folder: Path, config: Any, family: Family) -> Any:
     """
     import transformers
 
-    weights = _weights(folder)[0]
+    weights = weight_files(folder)[0]
     if weights.name == _PICKLED:
         scan_torch_file(weights)
     with decoding(f"the weights in {folder}", "those of a teacher", _AGAIN), quiet():

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
+from clip3dreid.io.checks import Range, check_number, some
 from clip3dreid.io.formats import decoding
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import Backbone, BackboneOutput, quiet
 
 # What changes the outputs of a network but the shape of none of its weights.
-SHAPELESS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_heads")
+SHAPELESS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_heads", "tf_padding")
 
 
 class TransformersBackbone(Backbone):
-    """A vision model of `transformers` (ViT, Swin, ConvNeXt, DINOv2, CLIP's, ResNet, …) up to its last map.
+    """A vision model of `transformers` (ViT, Swin, ConvNeXt, DINOv2, CLIP's, MobileNetV2, …) up to its last map.
 
     Args:
         config: `model_type` and whatever of that model's configuration differs from its defaults, as in the
@@ -33,13 +33,17 @@ class TransformersBackbone(Backbone):
         final_norm: name of a submodule to pass the tokens through; for CLIP, whose tokens come out before
             the norm that its class token gets.
         forward: further arguments of the model's forward.
+        batch_norm_momentum: share of the newest batch in the running statistics of the model's batch norms, 0 to 1;
+            None: as the library has it, which for MobileNetV2 is 0.997 (TensorFlow's decay, whose sense is the
+            opposite): statistics of the last batch alone.
 
     Pictures may be of any size that the model's patches allow: learnt positions are interpolated, and what
     a row or column of patches does not cover is left out (as by the models themselves). Patch tokens become
     the map; class and register tokens are not in it, the first of them is the `token` of the output.
 
     Raises:
-        InputError: if the configuration names no vision model, or holds a key that could load code.
+        InputError: if the configuration names no vision model, or holds a key that could load code, or the
+            momentum is out of its range.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TransformersBackbone(Backbone):
         config: Mapping[str, Any],
         final_norm: str | None = None,
         forward: Mapping[str, Any] | None = None,
+        batch_norm_momentum: float | None = None,
     ) -> None:
         super().__init__()
         plain = _plain(config)
@@ -61,6 +66,11 @@ class TransformersBackbone(Backbone):
         parts = [name for name, _ in self.model.named_children()]
         if final_norm is not None and final_norm not in parts:
             raise InputError(f"final_norm={final_norm} is not a part of the model; it has {parts}")
+        if batch_norm_momentum is not None:
+            check_number("batch_norm_momentum", batch_norm_momentum, Range(0, 1))
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = batch_norm_momentum
         # Its name: the module itself would be registered, and saved, twice.
         self._final_norm = final_norm
         self.example_size = _pair(getattr(self.model.config, "image_size", 224))

@@ -25,6 +25,7 @@ from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
+from clip3dreid.model.mobilenet_names import mobilenet_names
 from clip3dreid.model.places import own_weights
 from clip3dreid.model.student import Student
 
@@ -52,7 +53,7 @@ _RENAMES = (
     (re.compile(r"^(patch_embed|layers|norm_head)\."), r"backbone.\1."),
 )
 # ImageNet's classifier, of torchvision and of TinyViT, whose files may hold a table of indices too.
-_LEFT_OUT = re.compile(r"^(fc|head)\.(weight|bias)$|^layers\..*\.attention_bias_idxs$")
+_LEFT_OUT = re.compile(r"^(fc|head|classifier(\.1)?)\.(weight|bias)$|^layers\..*\.attention_bias_idxs$")
 # Where a file keeps the network's state: CAL and AIM, Lightning, and the field's other habits.
 _STATES = ("model_state_dict", "state_dict", "model")
 
@@ -94,9 +95,9 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file of weights, ours or published, on the CPU, without running anything in it.
 
-    Understood are the ImageNet files of torchvision and TinyViT, the checkpoints of CAL (Simple-CCReID) and AIM
-    (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`), the Lightning
-    checkpoints of this project (of which the student is taken) and its safetensors.
+    Understood are the ImageNet files of torchvision (ResNet, MobileNetV2) and TinyViT, the checkpoints of CAL
+    (Simple-CCReID) and AIM (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`),
+    the Lightning checkpoints of this project (of which the student is taken) and its safetensors.
 
     Args:
         path: a safetensors file by suffix, anything else a torch file.
@@ -239,8 +240,11 @@ def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if ours:
         return ours
     renamed = {}
+    mobilenet = mobilenet_names(state)
     for name, tensor in state.items():
-        if not _LEFT_OUT.match(name):
+        if name in mobilenet:
+            renamed[f"backbone.model.{mobilenet[name]}"] = tensor
+        elif not _LEFT_OUT.match(name):
             matches = (rule.sub(ours_, name) for rule, ours_ in _RENAMES if rule.match(name))
             renamed[next(matches, name)] = tensor
     return renamed
