@@ -58,7 +58,11 @@ def fill(folder: Path, names: tuple[str, ...] = CLIP) -> None:
         ("ce", {"model.pretrained", "data.root"}),
         ("cal", {"model.pretrained", "data.root"}),
         ("clip3dreid_release", {"model.pretrained", "model.teacher.path", "data.root"}),
-        ("clip3dreid", {"model.pretrained", "model.teacher.path", "bodies.root", "body.path", "data.root"}),
+        ("clip3dreid", {"model.pretrained", "model.teacher.path", "model.shape_teacher.path", "data.root"}),
+        (
+            "clip3dreid_paper",
+            {"model.pretrained", "model.teacher.path", "bodies.root", "body.path", "data.root"},
+        ),
     ],
 )
 def test_a_method_needs_what_its_losses_need(method: str, keys: set[str]) -> None:
@@ -66,7 +70,7 @@ def test_a_method_needs_what_its_losses_need(method: str, keys: set[str]) -> Non
 
 
 def test_losses_of_weight_0_need_nothing() -> None:
-    weights = [f"loss.{name}.weight=0" for name in ("local", "global", "body")]
+    weights = [f"loss.{name}.weight=0" for name in ("local", "global", "shape")]
     assert set(items("+experiment=ltcc", *weights)) == {"model.pretrained", "data.root"}
 
 
@@ -201,7 +205,7 @@ def test_official_bodies_need_their_file_and_their_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clip3dreid.config.checklist._installed", lambda name: False)
-    found = checklist(recipe("+experiment=ltcc", "body=smpl"))
+    found = checklist(recipe("+experiment=ltcc", "method=clip3dreid_paper", "body=smpl"))
     lines = commands(found)
     assert any(
         line.startswith("# body: give body.path=FILE, from https://smpl.is.tue.mpg.de") for line in lines
@@ -211,14 +215,15 @@ def test_official_bodies_need_their_file_and_their_reader(
     assert making.endswith("body=smpl body.path=FILE")
     (tmp_path / "SMPL.pkl").touch()
     monkeypatch.setattr("clip3dreid.config.checklist._installed", lambda name: True)
-    found = checklist(recipe("+experiment=ltcc", "body=smpl", "body.path=SMPL.pkl"))
+    found = checklist(
+        recipe("+experiment=ltcc", "method=clip3dreid_paper", "body=smpl", "body.path=SMPL.pkl")
+    )
     assert next(item for item in found if item.key == "body.path").get is None
 
 
 def test_bodies_are_made_with_the_body_that_the_recipe_uses() -> None:
-    made = {
-        body: items("+experiment=ltcc", f"body={body}")["bodies.root"].get for body in ("anny", "anny_light")
-    }
+    paper = ("+experiment=ltcc", "method=clip3dreid_paper")
+    made = {body: items(*paper, f"body={body}")["bodies.root"].get for body in ("anny", "anny_light")}
     assert str(made["anny"]).endswith("body=anny body.path=anny")
     assert "body" not in str(made["anny_light"]).split("seed=1")[1]
 
@@ -250,7 +255,7 @@ def test_a_half_written_folder_is_no_model(tmp_path: Path) -> None:
 
 def test_a_training_that_lacks_everything_says_so_in_one_line(invoke: Command, tmp_path: Path) -> None:
     arguments = ("+experiment=ltcc", "data.root=/nowhere", "+data@data.also.prcc=prcc", "data.also.prcc.root=/no",
-                 "labels.path=mine.csv", "body=smpl")  # fmt: skip
+                 "labels.path=mine.csv", "method=clip3dreid_paper", "body=smpl")  # fmt: skip
     done = invoke("train", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
@@ -281,8 +286,22 @@ def test_a_training_that_lacks_everything_says_so_in_one_line(invoke: Command, t
             "give model.pretrained=PATH of one that is",
         ),
         (
-            ("model/student=resnet18_scratch", "model/teacher=body_clip", "data.root=DATA"),
+            (
+                "model/student=resnet18_scratch",
+                "model/teacher=body_clip",
+                "method=clip3dreid_paper",
+                "data.root=DATA",
+            ),
             "get it: clip3dreid synthesize",
+        ),
+        (
+            (
+                "model/student=resnet18_scratch",
+                "model/teacher=body_clip",
+                "model.shape_teacher.path=nowhere",
+                "data.root=DATA",
+            ),
+            "make one with clip3dreid pretrain_shape_teacher, and give model.shape_teacher.path=FOLDER",
         ),
     ],
 )
