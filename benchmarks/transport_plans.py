@@ -13,7 +13,8 @@ the crop's width, where the body is, beside 0.5. Then Spearman's rank
 correlation of these heights with the order of the parts in a standing body (neck and shoulders, chest, waist and
 belly, hips, legs; groups without one place, and arms, are left out), and the share of all orders of the groups whose
 correlation is as high. Last, how much of the plans is the same whatever the picture shows: the squared distance of
-their mean from an even plan, over the mean squared distance of each.
+their mean from an even plan, over the mean squared distance of each; and whether the length of a position, before it
+is projected, tells body from background: how often one amid the crop is longer than one at its sides.
 
 Drawn, for each run, FOLDER/RUN.png: ten people, the crop, and for some words where their mass comes from, in
 multiples of an even plan's.
@@ -35,6 +36,7 @@ from scipy.stats import rankdata
 
 import clip3dreid
 from clip3dreid.config.hydra import register
+from clip3dreid.data.images import TestView
 from clip3dreid.guidance.embeddings import text_targets
 from clip3dreid.inference.pictures import batches
 from clip3dreid.language.vocabulary import Vocabulary
@@ -95,18 +97,21 @@ def built_term(run: Path, truth: pl.DataFrame, model: Any) -> tuple[WordTerm, li
 
 
 @torch.no_grad()
-def plans(run: Path, world: Path, truth: pl.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Return where each group's mass comes from, (N, h, w, G), each adding up to 1 over positions, and the groups."""
+def plans(run: Path, world: Path, truth: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return each group's mass (N, h, w, G), 1 over all positions, lengths of positions (N, h, w), and groups."""
     model = clip3dreid.load(run)
     term, groups = built_term(run, truth, model)
-    files, found, start = [world / path for path in truth["path"]], [], 0
-    for images in batches(files, 64, model._view, model.device):
+    view = TestView(model.height, model.width, model.square)
+    files, found, lengths, start = [world / path for path in truth["path"]], [], [], 0
+    for images in batches(files, 64, view, model.device):
         rows = torch.arange(start, start + len(images))
         labels = Batch(images, rows, rows, rows, rows)
-        found.append(term.plan(model.student(images), labels))
+        features = model.student(images)
+        found.append(term.plan(features, labels))
+        lengths.append(features.map.norm(dim=1))
         start += len(images)
     mass = torch.cat(found).double().numpy()
-    return mass / mass.sum((1, 2), keepdims=True), groups
+    return mass / mass.sum((1, 2), keepdims=True), torch.cat(lengths).numpy(), groups
 
 
 def heights(plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +147,17 @@ def by_person(values: np.ndarray, person: np.ndarray) -> np.ndarray:
     return np.stack([values[person == one].mean(0) for one in np.unique(person)])
 
 
+def longer(length: np.ndarray) -> float:
+    """Return how often a position of the middle half of the width is longer than one beside it; not at head and feet.
+
+    1 if the length of a position (N, h, w) told body from background, 0.5 if it says nothing.
+    """
+    rows, quarter = length[:, 1:-1], length.shape[2] // 4
+    inner = rows[:, :, quarter:-quarter].reshape(len(length), -1)
+    outer = np.delete(rows, np.s_[quarter:-quarter], axis=2).reshape(len(length), -1)
+    return float((inner[:, :, None] > outer[:, None]).mean())
+
+
 def report(name: str, plan: np.ndarray, groups: list[str], person: np.ndarray) -> None:
     mean, spread = heights(plan)
     people = by_person(mean, person)
@@ -170,7 +186,7 @@ def report(name: str, plan: np.ndarray, groups: list[str], person: np.ndarray) -
     print(
         f"person by person {np.mean(own):+.2f} (above 0 for {100 * np.mean(np.array(own) > 0):.0f} % of people)"
     )
-    print(f"{100 * sameness(plan):.0f} % of the plans is the same in all pictures\n")
+    print(f"{100 * sameness(plan):.0f} % of the plans is the same in all pictures")
 
 
 def sameness(plan: np.ndarray) -> float:
@@ -222,8 +238,11 @@ def main() -> None:
     register()
     truth = test_pictures(arguments.world, arguments.pictures)
     for run in arguments.runs:
-        plan, groups = plans(run, arguments.world, truth)
+        plan, length, groups = plans(run, arguments.world, truth)
         report(run.name, plan, groups, truth["person"].to_numpy())
+        print(
+            f"a position amid the crop is longer than one at its sides in {100 * longer(length):.0f} % of pairs\n"
+        )
         if arguments.out is not None:
             arguments.out.mkdir(parents=True, exist_ok=True)
             draw(arguments.out / f"{run.name}.png", plan, groups, truth, arguments.world, arguments.people)
