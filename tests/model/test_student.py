@@ -138,8 +138,10 @@ def test_every_configured_student_is_built_with_the_width_its_header_names(name)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configured_student_says_how_to_get_the_very_file_it_expects(name):
-    package, header, *_ = (conf_dir() / "model" / "student" / f"{name}.yaml").read_text().splitlines()
+    text = (conf_dir() / "model" / "student" / f"{name}.yaml").read_text()
+    package, header, *_ = text.splitlines()
     assert package == "# @package model"
+    assert "\n# Weights: " in text or "from scratch" in header
     node = student_config(name, weights_dir="some/where")
     assert (node.pretrained is None) == ("from scratch" in header)
     if node.pretrained is None:
