@@ -21,11 +21,13 @@ from safetensors.torch import load_file
 
 from clip3dreid.config import objects
 from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.pretraining import teacher_parts
 from clip3dreid.errors import InputError
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
+from clip3dreid.training.pretraining_data import recolour
 from clip3dreid.training.teacher import TeacherPretrainingModule, pretrain_teacher
-from clip3dreid.training.teacher_data import read_training_set, recolour
+from clip3dreid.training.teacher_data import read_training_set
 from clip3dreid.training.teacher_settings import PretrainingSettings
 from tests.conftest import Command
 from tests.processes import PATIENCE_S, holding
@@ -145,7 +147,8 @@ def test_a_notebook_pretrains_by_a_typed_call_and_its_folder_is_one_trainings(
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         plain = ["logger=[]", "callbacks=[]", "trainer.default_root_dir=null"]
         cfg = compose("pretrain_teacher", [f"worlds={world}", "out=run", *TINY, *plain])
-    parts = objects.pretraining_parts(cfg) | {"clip": objects.plain(cfg.clip)}
+    parts = teacher_parts(cfg)
+    del parts["record"]
     parts["trainer"] = partial(
         lightning.Trainer,
         max_epochs=1,

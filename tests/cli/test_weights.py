@@ -143,7 +143,7 @@ def test_bad_input_ends_with_one_line_status_2_and_nothing_written(run, tmp_path
 
 
 def test_a_recipe_has_one_list_of_what_it_needs_and_one_block_that_gets_it(run, tmp_path):
-    status, out, _ = run("+experiment=ltcc", "data.root=ltcc", "weights_dir=w")
+    status, out, _ = run("+experiment=ltcc", "data.root=ltcc", "weights_dir=w", "method=clip3dreid_paper")
     assert status == 0
     for place in ("w/resnet50-0676ba61.pth", "w/clip-vit-large-patch14", "bodies", "anny_light", "ltcc"):
         assert any(f" {place} " in line for line in out.splitlines()), place
@@ -156,7 +156,9 @@ def test_a_recipe_has_one_list_of_what_it_needs_and_one_block_that_gets_it(run, 
     ]
     lines = [line for line in block if line]
     assert [line.startswith(start) for line, start in zip(lines, wanted, strict=True)] == [True] * 4
-    assert out.rstrip().endswith("Then: clip3dreid train +experiment=ltcc data.root=ltcc weights_dir=w")
+    assert out.rstrip().endswith(
+        "Then: clip3dreid train +experiment=ltcc data.root=ltcc weights_dir=w method=clip3dreid_paper"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

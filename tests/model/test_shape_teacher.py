@@ -80,6 +80,14 @@ def test_it_is_never_trained_nor_saved_with_its_owner(tmp_path: Path) -> None:
     assert not teacher.network.training
 
 
+def test_reading_it_draws_nothing_from_the_generator(tmp_path: Path) -> None:
+    saved(tmp_path / "t")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    ShapeTeacher(str(tmp_path / "t"), name="t")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_answers_are_neither_surer_nor_less_sure_than_their_bounds() -> None:
     made = network()
     assert made.head is not None

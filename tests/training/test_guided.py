@@ -257,7 +257,7 @@ def test_running_statistics_come_from_people_alone_unless_shared(
 ) -> None:
     # Without learning, all that can differ between the two runs is what batch norm has seen.
     still = ("optimizer.optimizer.lr=0", "optimizer.optimizer.weight_decay=0", "epochs=1")
-    for run, method in (("ce", "ce"), ("body", "clip3dreid")):
+    for run, method in (("ce", "ce"), ("body", "clip3dreid_paper")):
         done = invoke(
             "train", *arguments(ltcc_root, f"method={method}", run=run), *guided, *still,
             f"bodies.batch_norm={norm}", "model.student.ghost_group=null",

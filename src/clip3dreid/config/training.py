@@ -161,7 +161,7 @@ def guides(
     return [
         bodies,
         words,
-        TeacherGuide(embeddings),
+        TeacherGuide(embeddings, shuffled=bool(cfg.teacher_shuffled), seed=seed),
         shapes,
         *(instantiate(node) for node in cfg.guides.values()),
     ]

@@ -57,7 +57,7 @@ class ShapeGuide:
         person = self._embeddings.pictures.labels.person
         by_person = self._settings.level == "person"
         if by_person:
-            said = of_people(said, torch.from_numpy(person))
+            said = of_people(said, torch.tensor(person))
         if self._settings.shuffled:
             log.warning("control: everybody has somebody else's shape (shapes.shuffled=true)")
             people = len(said.value)

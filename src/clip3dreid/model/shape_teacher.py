@@ -122,8 +122,10 @@ class ShapeTeacher(FrozenNetwork):
         self.name = name
         self.folder = _locate(str(path), name)
         self.card = read_shape_card(self.folder)
-        student = build(self.card.student, trusted)
-        network = ShapeNetwork(student, len(self.card.coefficients) or None)
+        # Its first, random weights are drawn from nobody's generator: whoever reads it trains as without it.
+        with torch.random.fork_rng(devices=[]):
+            student = build(self.card.student, trusted)
+            network = ShapeNetwork(student, len(self.card.coefficients) or None)
         _load(network, self.folder / WEIGHTS)
         # Past nn.Module's own bookkeeping, or the network would be trained, saved and cast with its owner.
         self.__dict__["network"] = network.requires_grad_(False).eval()
