@@ -167,6 +167,17 @@ def embedded(teacher: Counting, root: Path, count: int, cache: str, **changes: o
     )
 
 
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_embedding_draws_nothing_from_the_generator_whether_or_not_it_was_done_before(
+    cache: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        embedded(Counting(), tmp_path, 5, cache)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 @given(count=st.integers(1, 23), batch=st.integers(1, 9), part=st.integers(1, 9))
 def test_embeddings_are_those_of_their_pictures_however_they_are_cut(
     count: int, batch: int, part: int

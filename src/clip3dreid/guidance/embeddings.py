@@ -313,6 +313,9 @@ def _embed(
         batch_size=batch,
         num_workers=min(workers, max(1, len(wanted) // batch)),
         pin_memory=teacher.device.type == "cuda",
+        # A loader draws a seed when it begins: of its own generator, or what is drawn for the training, heads for
+        # one, would depend on whether the embeddings were there already.
+        generator=torch.Generator(),
     )
     waiting = iter(parts)
     part, room, filled = range(0), torch.empty(0, teacher.width), 0
