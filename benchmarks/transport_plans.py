@@ -3,8 +3,8 @@
     python benchmarks/transport_plans.py WORLD RUN [RUN ...] [--out FOLDER] [--people 10] [--pictures 960]
 
 WORLD is a folder of `synthesize layout=ltcc`, RUN a training with `loss.local`. Each test picture's map is
-transported as in that training to the true words of its person, one of each group (for `loss=local_groups` to the
-groups' topics). Nobody told the run where a word's part of the body is.
+transported as in that training to the true words of its person, one of each group. Nobody told the run
+where a word's part of the body is.
 
 Printed, for each run and group: the mean height of the plan's mass over pictures, 0 the top of the crop and 1 the
 bottom, beside 0.5 of a plan that spreads everything evenly, with a 95 % interval by resampling people; the spread of

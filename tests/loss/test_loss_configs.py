@@ -17,7 +17,6 @@ VARIANTS = {
     "local_unbalanced": "local",
     "local_release": "local",
     "local_contrastive": "local",
-    "local_groups": "local",
     "global_kl": "global",
     "global_kl_release": "global",
     "clothes_memory_base": "clothes_memory",
@@ -31,7 +30,6 @@ READS = {
     "local_unbalanced": {"map"},
     "local_release": {"map"},
     "local_contrastive": {"map"},
-    "local_groups": {"map"},
     "body": {"bodies"},
     "body_identity": {"bodies"},
 }

@@ -7,7 +7,6 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.heads import Head
 from clip3dreid.loss.local import LocalAlignment
 from clip3dreid.loss.local_contrast import LocalContrast
-from clip3dreid.loss.local_groups import LocalGroups
 from clip3dreid.loss.transport import Sinkhorn
 from clip3dreid.loss.word_term import group_means, masses, plan_entropy, position_masses, token_masses
 from clip3dreid.types import Dimensions, TextTargets
@@ -39,9 +38,6 @@ TERMS = {
     "alignment": lambda at: LocalAlignment(at, solver=SOLVER, projection="student", centre="group", **PLAIN),
     "contrast": lambda at: LocalContrast(
         at, solver=SOLVER, centre="group", temperature=0.1, learn_temperature=False, **PLAIN
-    ),
-    "groups": lambda at: LocalGroups(
-        at, solver=SOLVER, pool="plan", temperature=0.1, topic_weight=1, **PLAIN
     ),
 }
 

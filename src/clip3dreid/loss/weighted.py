@@ -62,12 +62,8 @@ def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
     Raises:
         InputError: as `WeightedLosses`, for entries that are wrong.
     """
-    kinds: set[Need] = set()
     _check_all(terms)
-    for entry in terms.values():
-        if entry["weight"] > 0:
-            kinds |= getattr(_term_class(entry["term"]), "needs", frozenset())
-    return frozenset(kinds)
+    return _named(_built(terms), "needs")
 
 
 def teaches(terms: Mapping[str, LossEntry]) -> frozenset[str] | None:
@@ -79,15 +75,8 @@ def teaches(terms: Mapping[str, LossEntry]) -> frozenset[str] | None:
     Raises:
         InputError: as `WeightedLosses`, for entries that are wrong.
     """
-    heads: set[str] = set()
-    for name, entry in terms.items():
-        _check(name, entry)
-        if entry["weight"] > 0:
-            built = _term_class(entry["term"])
-            if not isinstance(built, type):
-                return None
-            heads |= getattr(built, "teaches", frozenset())
-    return frozenset(heads)
+    built = _built(terms)
+    return _named(built, "teaches") if all(isinstance(one, type) for one in built) else None
 
 
 def compares(terms: Mapping[str, LossEntry]) -> frozenset[str]:
@@ -96,12 +85,19 @@ def compares(terms: Mapping[str, LossEntry]) -> frozenset[str]:
     Raises:
         InputError: as `WeightedLosses`, for entries that are wrong.
     """
-    parts: set[str] = set()
+    return _named(_built(terms), "compares")
+
+
+def _built(terms: Mapping[str, LossEntry]) -> list[Any]:
+    """Return what builds the terms of a weight above 0: classes, or functions of a user's own."""
     for name, entry in terms.items():
         _check(name, entry)
-        if entry["weight"] > 0:
-            parts |= getattr(_term_class(entry["term"]), "compares", frozenset())
-    return frozenset(parts)
+    return [_term_class(entry["term"]) for entry in terms.values() if entry["weight"] > 0]
+
+
+def _named(built: Sequence[Any], what: str) -> frozenset[Any]:
+    """Return all that classes of terms name under an attribute; functions name nothing."""
+    return frozenset(one for term in built for one in getattr(term, what, frozenset()))
 
 
 class WeightedLosses(nn.Module):
@@ -234,7 +230,7 @@ class WeightedLosses(nn.Module):
         return parts, observed
 
     def heads(self) -> dict[str, Tensor]:
-        """Return tensors that the trained model is shipped with; see `Term.heads`."""
+        """Return tensors that the trained model is shipped with; of two terms with the same head, the later's."""
         shipped: dict[str, Tensor] = {}
         for term in self._terms().values():
             shipped |= {name: tensor.detach().clone() for name, tensor in term.heads().items()}

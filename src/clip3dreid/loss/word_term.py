@@ -177,18 +177,6 @@ def group_means(told: TextTargets, name: str) -> Tensor:
         InputError: if tokens are no words of the vocabulary, their groups are not known, or a group has one word;
             `name` says who asks.
     """
-    group = group_of_words(told, name)
-    sizes = torch.tensor(told.group_sizes)
-    sums = told.words.new_zeros(len(sizes), told.words.shape[1]).index_add_(0, group, told.words)
-    return (sums / sizes[:, None].to(sums))[group]
-
-
-def group_of_words(told: TextTargets, name: str) -> Tensor:
-    """Return the number of each word's group, (W,) int64.
-
-    Raises:
-        InputError: as `group_means`.
-    """
     if told.embeddings.shape != told.words.shape or not torch.equal(told.embeddings, told.words):
         raise InputError(
             f"{name} looks at words within their group, and tokens are those of sentences; set "
@@ -205,7 +193,9 @@ def group_of_words(told: TextTargets, name: str) -> Tensor:
             f"{name} looks at words within their group, and group number {alone[0]} has one word; give it a second "
             "or leave it out of the vocabulary"
         )
-    return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    group = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    sums = told.words.new_zeros(len(sizes), told.words.shape[1]).index_add_(0, group, told.words)
+    return (sums / sizes[:, None].to(sums))[group]
 
 
 def precise(maps: Tensor) -> Tensor:
