@@ -7,7 +7,7 @@ and a student is taught by its answers. It says how sure it is, so that a pictur
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -71,6 +71,15 @@ class ShapeNetwork(nn.Module):
             return ShapeAnswers(embedding, torch.zeros_like(embedding))
         value, log_variance = self.head(embedding).chunk(2, dim=1)
         return ShapeAnswers(value, log_variance.clamp(LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE))
+
+
+def mirrored(network: Callable[[Tensor], ShapeAnswers], images: Tensor) -> ShapeAnswers:
+    """Return the mean of what a network says of pictures (B, 3, H, W) in 0..1 and of their mirror images.
+
+    Both show the same body.
+    """
+    upright, flipped = network(images), network(images.flip(-1))
+    return ShapeAnswers(*((one + other) / 2 for one, other in zip(upright, flipped, strict=True)))
 
 
 class ShapeCard(NamedTuple):
@@ -148,16 +157,11 @@ class ShapeTeacher(FrozenNetwork):
         return digest.hexdigest()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to values and log variances (B, 2 A) float32.
-
-        A picture and its mirror image show the same body: the mean of what is said of both.
-        """
+        """Map pictures (B, 3, H, W), uint8 0..255 or floating 0..1, to values and log variances (B, 2 A) float32."""
         images = images.to(self.device)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         with exactly(self.device):
-            shown = self.view(images)
-            pair = [torch.cat(self.network(view), dim=1) for view in (shown, shown.flip(-1))]
-            return (pair[0] + pair[1]) / 2
+            return torch.cat(mirrored(self.network, self.view(images)), dim=1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
+from torch.optim import Optimizer
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.environment import environment, keep_earlier
@@ -31,6 +34,53 @@ log = logging.getLogger(__name__)
 _FILES = ("config.yaml", "environment.json")
 # What may differ when a killed run goes on.
 _HANDLING = ("workers", "in_memory", "trainer", "logger", "callbacks", "trusted")
+
+
+class PretrainingModule(pl.LightningModule):
+    """What both kinds of network that are trained from nothing have in common: how a step ends, and who moves.
+
+    Args:
+        optimizer: makes an optimiser from parameter groups.
+        schedule: multiplier of the learning rate for a 0-based epoch.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        schedule: Callable[[int], float],
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def logged(self, loss: Tensor, terms: Mapping[str, Tensor], batch_idx: int, size: int) -> Tensor:
+        """Log the parts of a batch's loss, and return the loss.
+
+        Args:
+            loss: scalar, to be back-propagated.
+            terms: name -> scalar.
+            batch_idx: number of the batch in its epoch.
+            size: pictures in it.
+
+        Raises:
+            FloatingPointError: if the loss is NaN or infinite.
+        """
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}"
+            )
+        self.log_dict(dict(terms), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, without weight decay on biases, norms and scales; its schedule goes by epochs."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        built = self.optimizer(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(built, self.schedule)
+        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
 class PretrainingFolder:

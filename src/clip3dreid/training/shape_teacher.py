@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -32,10 +31,11 @@ from clip3dreid.model.shape_teacher import (
     ShapeAnswers,
     ShapeCard,
     ShapeNetwork,
+    mirrored,
     save_shape_teacher,
 )
 from clip3dreid.model.small_clip import parameters
-from clip3dreid.training.pretraining import PretrainingFolder, world_identity
+from clip3dreid.training.pretraining import PretrainingFolder, PretrainingModule, world_identity
 from clip3dreid.training.pretraining_data import PretrainingData
 from clip3dreid.training.teacher_settings import ShapePretrainingSettings
 
@@ -98,7 +98,7 @@ def shape_loss(answers: ShapeAnswers, target: Tensor, balance: float) -> Tensor:
     return (likelihood * variance.detach() ** balance).mean()
 
 
-class ShapePretrainingModule(LightningModule):
+class ShapePretrainingModule(PretrainingModule):
     """Train a `ShapeNetwork`.
 
     Args:
@@ -120,11 +120,10 @@ class ShapePretrainingModule(LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         schedule: Callable[[int], float],
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule)
         self.network = network
         self.classifier = None if network.head is not None else linear_classifier(network.width, people)
         self.balance, self.smoothing = balance, smoothing
-        self.optimizer, self.schedule = optimizer, schedule
 
     def training_step(self, batch: ShapeBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch; its parts are logged.
@@ -140,21 +139,7 @@ class ShapePretrainingModule(LightningModule):
             logits = self.classifier(answers.value)
             loss = F.cross_entropy(logits, batch.body, label_smoothing=self.smoothing)
             terms = {"loss/identity": loss}
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}"
-            )
-        self.log_dict(terms, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(batch.images))
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser, without weight decay on biases and norms; its schedule goes by epochs."""
-        decayed = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        rest = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-        built = self.optimizer(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(built, self.schedule)
-        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        return self.logged(loss, terms, batch_idx, len(batch.images))
 
 
 class PretrainedShapeTeacher(NamedTuple):
@@ -325,10 +310,9 @@ def correlations(
     for start in range(0, len(table.files), PICTURES_AT_ONCE):
         some = slice(start, start + PICTURES_AT_ONCE)
         images = torch.from_numpy(np.stack([view(read_rgb(path)) for path in table.files[some]]))
-        shown = to_unit(images.to(device))
-        said = network(shown).value + network(shown.flip(-1)).value
-        np.add.at(sums, table.body[some], said.cpu().numpy())
-        np.add.at(counts, table.body[some], 2)
+        said = mirrored(network, to_unit(images.to(device)))
+        np.add.at(sums, table.body[some], said.value.cpu().numpy())
+        np.add.at(counts, table.body[some], 1)
     _, first = np.unique(table.body, return_index=True)
     true, means = table.betas[first][:, list(coefficients)], sums / counts
     return tuple(float(np.corrcoef(means[:, i], true[:, i])[0, 1]) for i in range(len(coefficients)))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -30,7 +29,7 @@ from clip3dreid.model.small_clip import (
     save_small_clip,
     train_tokenizer,
 )
-from clip3dreid.training.pretraining import PretrainingFolder, world_identity
+from clip3dreid.training.pretraining import PretrainingFolder, PretrainingModule, world_identity
 from clip3dreid.training.pretraining_data import PretrainingData
 from clip3dreid.training.teacher_data import (
     ImageTextBatch,
@@ -59,7 +58,7 @@ class PretrainedTeacher(NamedTuple):
     """Of training, in this go."""
 
 
-class TeacherPretrainingModule(LightningModule):
+class TeacherPretrainingModule(PretrainingModule):
     """Train a `transformers.CLIPModel`: it first learns to see, then to read.
 
     From nothing, the contrastive loss of both towers stays where nothing is told apart (the logarithm of the batch)
@@ -93,12 +92,11 @@ class TeacherPretrainingModule(LightningModule):
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         schedule: Callable[[int], float],
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule)
         self.model = model
         self.groups = list(groups)
         self.naming = nn.Linear(model.config.projection_dim, sum(groups))
         self.naming_epochs, self.naming_weight = naming_epochs, naming_weight
-        self.optimizer, self.schedule = optimizer, schedule
         self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
 
@@ -120,12 +118,7 @@ class TeacherPretrainingModule(LightningModule):
             contrastive = self._contrastive(images, batch)
             terms |= {"loss/contrastive": contrastive, "train/scale": self.model.logit_scale.detach().exp()}
             loss = contrastive + self.naming_weight * naming
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}"
-            )
-        self.log_dict(terms, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        return self.logged(loss, terms, batch_idx, len(images))
 
     def _contrastive(self, images: Tensor, batch: ImageTextBatch) -> Tensor:
         ids, mask = batch.ids.flatten(0, 1), batch.mask.flatten(0, 1)
@@ -136,15 +129,6 @@ class TeacherPretrainingModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: ImageTextBatch, batch_idx: int) -> None:
         """Keep the factor on cosines within bounds."""
         self.model.logit_scale.data.clamp_(0, math.log(MOST_SCALE))
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser, without weight decay on biases, norms and the scale; its schedule goes by epochs."""
-        decayed = [p for p in self.parameters() if p.ndim >= 2]
-        rest = [p for p in self.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-        built = self.optimizer(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(built, self.schedule)
-        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
 def pretrain_teacher(
