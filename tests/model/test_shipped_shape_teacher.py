@@ -1,8 +1,6 @@
 """The shape teacher in the package: whole, small, and not blind."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.checked_folder import check_sums
 from clip3dreid.model.shape_teacher import ShapeTeacher, answers_of
 from clip3dreid.model.teacher_files import packaged
-from tests.processes import PATIENCE_S
 
 FOLDER = packaged("package:body_shape")
 
@@ -29,21 +26,12 @@ def test_it_is_whole_small_and_of_the_body_that_ships() -> None:
     assert np.mean(card["unseen"]["correlation"]) > 0.45
 
 
-def test_it_sees_the_shapes_of_dressed_people_whom_it_never_met(tmp_path: Path) -> None:
-    world = tmp_path / "world"
-    command = [sys.executable, "-m", "clip3dreid", "synthesize", "layout=ltcc", f"out={world}", "seed=301"]
-    command += [
-        "train_people=1",
-        "test_people=16",
-        "layout.outfits=2",
-        "layout.seen=2",
-        "layout.test_pictures=2",
-    ]
-    subprocess.run([*command, "workers=0"], check=True, capture_output=True, timeout=PATIENCE_S)
-    table = pl.read_parquet(world / "truth.parquet").filter(pl.col("split") == "test")
+def test_it_sees_the_shapes_of_dressed_people_whom_it_never_met(sixteen_people: Path) -> None:
+    table = pl.read_parquet(sixteen_people / "truth.parquet").filter(pl.col("split") == "test")
     teacher = ShapeTeacher("package:body_shape", name="body_shape")
     images = (
-        torch.from_numpy(read_rgb(world / path).copy()).permute(2, 0, 1)[None] for path in table["path"]
+        torch.from_numpy(read_rgb(sixteen_people / path).copy()).permute(2, 0, 1)[None]
+        for path in table["path"]
     )
     said = answers_of(torch.cat([teacher(image) for image in images])).value.numpy()
     person = table["person"].to_numpy()

@@ -1,8 +1,6 @@
 """The teacher in the package: whole, small, and not blind."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from clip3dreid.model.checked_folder import check_sums
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_files import locate
 from clip3dreid.model.teacher_view import Native
-from tests.processes import PATIENCE_S
 
 FOLDER = locate("package:body_clip", "body_clip")
 
@@ -44,19 +41,11 @@ def test_its_context_holds_a_sentence_of_all_words(teacher: Teacher) -> None:
     assert teacher.embed_texts([longest]).shape == (1, teacher.width)
 
 
-def test_it_tells_heavy_from_thin_people_whom_it_never_met(teacher: Teacher, tmp_path: Path) -> None:
-    world = tmp_path / "world"
-    command = [sys.executable, "-m", "clip3dreid", "synthesize", "layout=ltcc", f"out={world}", "seed=301"]
-    command += [
-        "train_people=1",
-        "test_people=16",
-        "layout.outfits=2",
-        "layout.seen=2",
-        "layout.test_pictures=2",
-    ]
-    subprocess.run([*command, "workers=0"], check=True, capture_output=True, timeout=PATIENCE_S)
-    table = pl.read_parquet(world / "truth.parquet").filter(pl.col("split") == "test")
-    pictures = (torch.from_numpy(read_rgb(world / path).copy()).permute(2, 0, 1) for path in table["path"])
+def test_it_tells_heavy_from_thin_people_whom_it_never_met(teacher: Teacher, sixteen_people: Path) -> None:
+    table = pl.read_parquet(sixteen_people / "truth.parquet").filter(pl.col("split") == "test")
+    pictures = (
+        torch.from_numpy(read_rgb(sixteen_people / path).copy()).permute(2, 0, 1) for path in table["path"]
+    )
     embeddings = torch.cat([teacher(picture[None]) for picture in pictures])
     thin, heavy = teacher.embed_texts(["a skinny person", "a heavyset person"])
     scored = table.select("person", "measure_weight_index").with_columns(

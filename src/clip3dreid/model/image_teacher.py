@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -79,8 +79,8 @@ class NetworkTeacher(ImageTeacher):
         return self
 
 
-class OnnxTeacher(NetworkTeacher):
-    """A file of ONNX as teacher.
+class FileTeacher(NetworkTeacher):
+    """A network in one file as teacher; what kind of file is a subclass's to say.
 
     Args:
         path: the file.
@@ -90,9 +90,16 @@ class OnnxTeacher(NetworkTeacher):
         output: name or number of the output that is the embedding; None: the only one.
         fetch: the command that gets the file, for the message where it is missing.
 
+    Attributes:
+        reads: makes the network of a file and the output.
+        looks: such a file's name, for messages.
+
     Raises:
-        InputError: as `OnnxNetwork` and `Embedder`, and if the file is not there.
+        InputError: as `reads` and `Embedder`, and if the file is not there.
     """
+
+    reads: ClassVar[type[OnnxNetwork | OpenVinoNetwork]]
+    looks: ClassVar[str]
 
     def __init__(
         self,
@@ -104,35 +111,21 @@ class OnnxTeacher(NetworkTeacher):
         output: str | int | None = None,
         fetch: str | None = None,
     ) -> None:
-        super().__init__(OnnxNetwork(_there(path, "FILE.onnx", fetch), output), view, pixels, name=name)
+        super().__init__(self.reads(_there(path, self.looks, fetch), output), view, pixels, name=name)
 
 
-class OpenVinoTeacher(NetworkTeacher):
-    """A network in OpenVINO's IR as teacher.
+class OnnxTeacher(FileTeacher):
+    """A file of ONNX as teacher; see `FileTeacher` and `OnnxNetwork`."""
 
-    Args:
-        path: the `.xml`, with its `.bin` beside it.
-        view: how pictures are fitted to its input.
-        pixels: what values it wants.
-        name: for people to read.
-        output: name or number of the output that is the embedding; None: the only one.
-        fetch: the command that gets the files, for the message where they are missing.
+    reads = OnnxNetwork
+    looks = "FILE.onnx"
 
-    Raises:
-        InputError: as `OpenVinoNetwork` and `Embedder`, and if the file is not there.
-    """
 
-    def __init__(
-        self,
-        path: str | None,
-        view: View,
-        pixels: Pixels,
-        *,
-        name: str,
-        output: str | int | None = None,
-        fetch: str | None = None,
-    ) -> None:
-        super().__init__(OpenVinoNetwork(_there(path, "FILE.xml", fetch), output), view, pixels, name=name)
+class OpenVinoTeacher(FileTeacher):
+    """A network in OpenVINO's IR, an `.xml` with its `.bin` beside it; see `FileTeacher` and `OpenVinoNetwork`."""
+
+    reads = OpenVinoNetwork
+    looks = "FILE.xml"
 
 
 class TransformersTeacher(NetworkTeacher):
