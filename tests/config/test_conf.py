@@ -530,11 +530,15 @@ VARIANTS = {
     "local_shape": ["identity", "local", "shape"],
     "global_shape": ["identity", "global", "shape"],
     "all": GUIDED,
+    "local_pull": ["identity", "local"],
+    "all_pull": GUIDED,
     "paper": ["identity", "local", "global", "body"],
     "cal": ["identity", "clothes_adversarial"],
     "all_cal": [*GUIDED, "clothes_adversarial"],
     "identity_stream": ["identity", "body_identity"],
 }
+PULLED = {"local_pull", "all_pull", "paper"}
+"""Those with the local term of the paper; the others compare."""
 EXCHANGED = {"words": "labels.shuffled", "shapes": "shapes.shuffled", "views": "teacher_shuffled"}
 """What a control exchanges, by the end of its name, and the one key that asks for it."""
 EXCHANGES = [name for name in options("ablation") if "_other_" in name]
@@ -545,6 +549,8 @@ def test_every_variant_of_the_ablation_names_itself_and_has_its_losses(variant: 
     cfg = composed("train", "data=ltcc", "data.root=/nowhere", f"+ablation={variant}")
     assert cfg.variant == variant
     assert list(cfg.loss) == VARIANTS[variant]
+    if "local" in cfg.loss:
+        assert cfg.loss.local.term["_target_"].endswith(".LocalAlignment" if variant in PULLED else ".LocalContrast")
     assert not any(OmegaConf.select(cfg, key) for key in (*EXCHANGED.values(), "bodies.shuffled"))
     assert cfg.bodies.dressed == (variant == "identity_stream")
     assert check_bindings(cfg) > 10

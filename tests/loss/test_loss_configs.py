@@ -122,9 +122,16 @@ def test_method_clip3dreid_is_identity_with_its_three_guides(losses):
     node = losses("method=clip3dreid")
     assert list(node) == ["identity", "local", "global", "shape"]
     assert all(entry.start_epoch == entry.warmup_epochs == 0 for entry in node.values())
-    assert node.local.term.projection == "student"
+    assert node.local.term["_target_"].endswith(".LocalContrast")
     assert node.local.term.centre == "vocabulary"
     assert node["global"].term["_target_"].endswith(".GlobalAlignment")
+
+
+def test_method_clip3dreid_paper_pulls_to_words_and_reconstructs_bodies(losses):
+    node = losses("method=clip3dreid_paper")
+    assert list(node) == ["identity", "local", "global", "body"]
+    assert node.local.term["_target_"].endswith(".LocalAlignment")
+    assert (node.local.term.projection, node.local.term.centre) == ("student", "vocabulary")
 
 
 def test_method_clip3dreid_cal_adds_the_adversarial_loss(losses):
