@@ -550,7 +550,9 @@ def test_every_variant_of_the_ablation_names_itself_and_has_its_losses(variant: 
     assert cfg.variant == variant
     assert list(cfg.loss) == VARIANTS[variant]
     if "local" in cfg.loss:
-        assert cfg.loss.local.term["_target_"].endswith(".LocalAlignment" if variant in PULLED else ".LocalContrast")
+        assert cfg.loss.local.term["_target_"].endswith(
+            ".LocalAlignment" if variant in PULLED else ".LocalContrast"
+        )
     assert not any(OmegaConf.select(cfg, key) for key in (*EXCHANGED.values(), "bodies.shuffled"))
     assert cfg.bodies.dressed == (variant == "identity_stream")
     assert check_bindings(cfg) > 10
