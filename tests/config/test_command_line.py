@@ -65,7 +65,7 @@ WRONG = [
     ("train experiment=ltcc", "experiment=ltcc is added with a plus: +experiment=ltcc"),
     ("train +data=ltcc", "+data=ltcc is chosen without a plus: data=ltcc"),
     ("train loss=identity,body", "loss=identity,body names several: add -m for a run with each, or give a list, "),
-    ("search +experiment=ltcc", "search has no experiment to choose; it has engine or model/teacher"),
+    ("search +experiment=ltcc", "search has no experiment to choose; it has engine, model/teacher or network"),
     ("train +data@data.aslo.prcc=prcc data=ltcc", "did you mean data.also.prcc?"),
     ("train --experiment ltcc", "--experiment is no option; give experiment as +experiment=ltcc"),
     ("train --experiment=ltcc", "--experiment is no option; give experiment as +experiment=ltcc"),

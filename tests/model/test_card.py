@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import load
-from clip3dreid.model.card import _TYPES, check_student
+from clip3dreid.model.card import VISION_MODELS, check_student
 from clip3dreid.model.weights import save_weights
 from tests.conftest import STUDENT
 
@@ -178,7 +178,7 @@ def test_every_pooling_is_believed(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(_TYPES))
+@pytest.mark.parametrize("kind", sorted(VISION_MODELS))
 @pytest.mark.usefixtures("no_network")
 def test_every_model_of_transformers_that_is_believed_is_made_of_its_configuration_alone(kind: str) -> None:
     node = STUDENT | {"backbone": {"_target_": TRANSFORMER, "config": {"model_type": kind}}}

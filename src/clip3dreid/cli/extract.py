@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     from clip3dreid.inference.model import load
     from clip3dreid.search.extraction import extract
 
-    model = load(checkpoint, trusted=trusted(cfg))
+    model = load(checkpoint, trusted=trusted(cfg), network=objects.network(cfg))
     folder = Path(str(cfg.out)).expanduser()
     others = further_processes("extract")
     result = extract(model, pictures, settings, folder, objects.trainer_factory(cfg), others)

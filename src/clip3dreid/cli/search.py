@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     if sheet is not None:
         check_sheet(sheet)
     shards = Shards(gallery)
-    model = load(objects.checkpoint(cfg), trusted=trusted(cfg))
+    model = load(objects.checkpoint(cfg), trusted=trusted(cfg), network=objects.network(cfg))
     engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
     result = search(shards, model, queries, settings, engine=engine, teacher=teacher)
     if out is not None:

@@ -92,7 +92,7 @@ def _student(cfg: DictConfig) -> TrainedStudent:
     from clip3dreid.training.evaluation import published_student, read_student
 
     if cfg.checkpoint is not None:
-        return read_student(str(cfg.checkpoint), trusted(cfg))
+        return read_student(str(cfg.checkpoint), trusted(cfg), objects.network(cfg))
     weights, fetch = Path(str(cfg.model.pretrained)), cfg.model.fetch
     return published_student(objects.plain(cfg.model.student), weights, fetch, trusted(cfg))
 

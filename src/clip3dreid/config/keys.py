@@ -30,8 +30,8 @@ NAMED = (
 OPEN = ("where", "synonyms", "engine.connection", "hydra")
 """Places that take any key."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-NUMBERS = ("open_set", "gradient_clip_val", "gradient_clip")
-"""Last parts of keys that are null by default and hold numbers otherwise: `1e-3` is one there, and no name."""
+NO_TEXTS = ("open_set", "gradient_clip_val", "gradient_clip", "flip", "square")
+"""Last parts of keys that are null by default and hold numbers or switches otherwise: `1e-3` is no name there."""
 SHORT = {
     "lr": ("optimizer.optimizer.lr",),
     "workers": ("datamodule.workers",),
@@ -188,7 +188,7 @@ class Keys:
 def kind(key: str, place: Place) -> str:
     """Return what a key holds by default: `text`, `whole`, `number`, `switch`, `numbers`, `texts`, `node`, `any`."""
     node = place.node
-    if node is None or key.rpartition(".")[2] in NUMBERS:
+    if node is None or key.rpartition(".")[2] in NO_TEXTS:
         return "unknown"
     if node._is_interpolation():
         try:

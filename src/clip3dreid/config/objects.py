@@ -280,6 +280,11 @@ def checkpoint(cfg: DictConfig) -> str:
     return str(cfg.checkpoint)
 
 
+def network(cfg: DictConfig) -> dict[str, Any]:
+    """Return what `network.…` says of a network of others, as `clip3dreid.load` takes it."""
+    return {key: value for key, value in plain(cfg.network).items() if value is not None}
+
+
 def pictures(cfg: DictConfig) -> Path | DataSpec:
     """Return what `pictures=`, or else `data=`, names.
 

@@ -14,6 +14,8 @@ from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.features import Layer, joint_features, part_layers, retrieval_features
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.parts import EMBEDDING
+from clip3dreid.model.network_file import NetworkStudent
+from clip3dreid.model.student import Student
 
 
 class Graph(nn.Module):
@@ -24,14 +26,14 @@ class Graph(nn.Module):
         settings: what to take and give.
 
     Raises:
-        InputError: if the model has not learnt an output.
+        InputError: if the model has not learnt an output, or is a network of others.
     """
 
     def __init__(self, model: ReidModel, settings: ExportSettings) -> None:
         super().__init__()
         self.settings = settings
         # Files are float32, whatever the precision that the model was moved to.
-        self.student = copy.deepcopy(model.student).float()
+        self.student = copy.deepcopy(_own(model)).float()
         if settings.normalise == "outside":
             self.student.mean.zero_()
             self.student.std.fill_(1)
@@ -71,6 +73,13 @@ class Graph(nn.Module):
         return {name: outputs[name] for name in self.settings.outputs}
 
 
+def _own(model: ReidModel) -> Student:
+    """Return a model's student, if it is one."""
+    if isinstance(model.student, NetworkStudent):
+        raise InputError(f"{model.student.about.network} is a network of others; use its own file")
+    return model.student
+
+
 def _linear(layer: Layer) -> nn.Linear:
     """Return a layer as a module, whose tensors go into the file."""
     module = nn.Linear(layer.weight.shape[1], len(layer.bias))
@@ -81,6 +90,7 @@ def _linear(layer: Layer) -> nn.Linear:
 def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
     """Return what every file says of itself."""
     outside = settings.normalise == "outside"
+    student = _own(model)
 
     def values(buffer: Tensor) -> list[float] | None:
         # Nothing to apply, nothing to apply twice.
@@ -93,8 +103,8 @@ def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
         "width": model.width,
         "square": model.square,
         "normalise": settings.normalise,
-        "mean": values(model.student.mean),
-        "std": values(model.student.std),
+        "mean": values(student.mean),
+        "std": values(student.std),
         "flip": settings.flip,
         "unit_length": settings.unit_length,
         "feature": model.feature.weights,

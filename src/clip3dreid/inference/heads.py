@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.model.student import Student
+from clip3dreid.model.network_file import AnyStudent
 
 # Shape coefficients; SMPL's files have 300.
 _MOST_BETAS = 1000
@@ -76,9 +76,9 @@ def describe(scores: Tensor, groups: Mapping[str, Sequence[str]]) -> list[Descri
     ]
 
 
-def flag_of(card: Mapping[str, Any], key: str, name: str) -> bool:
-    """Return what a card says, false where it says nothing: those of older releases have no flags."""
-    value = card.get(key, False)
+def flag_of(card: Mapping[str, Any], key: str, name: str, *, absent: bool = False) -> bool:
+    """Return what a card says, `absent` where it says nothing: those of older releases have no flags."""
+    value = card.get(key, absent)
     if not isinstance(value, bool):
         raise InputError(f"{name}: its {key} is {value}, but must be true or false")
     return value
@@ -114,7 +114,7 @@ def body_of(card: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def check_heads(
-    heads: Mapping[str, Tensor], student: Student, words: int, body: Mapping[str, Any] | None, name: str
+    heads: Mapping[str, Tensor], student: AnyStudent, words: int, body: Mapping[str, Any] | None, name: str
 ) -> None:
     """Check that the heads are known, complete, and of the shapes that student and card ask for."""
     wanted: dict[str, tuple[int, ...]] = {}

@@ -19,6 +19,7 @@ from clip3dreid.io.formats import damaged, peek_json, read_json, unsealed
 from clip3dreid.io.locks import LOCK, at_work
 from clip3dreid.io.staging import together
 from clip3dreid.model.card import CARD, valid_card
+from clip3dreid.model.network_file import AnyStudent, NetworkStudent
 from clip3dreid.model.places import LIBRARY, ModelPlace
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import build_student, has_card, read_checkpoint, save_weights
@@ -79,7 +80,7 @@ def read_files(place: ModelPlace, trusted: Collection[str]) -> ModelFiles:
 class ModelFolder(ModelHubMixin):
     """Let a model be saved as a folder, and pushed to the hub."""
 
-    student: Student
+    student: AnyStudent
     card: dict[str, Any]
     heads: nn.ModuleDict
     body_card: dict[str, Any] | None
@@ -100,9 +101,13 @@ class ModelFolder(ModelHubMixin):
             The commit's address on the hub where it was pushed, else None.
 
         Raises:
-            InputError: if the folder cannot be written, a full disk included, or holds another program's model; what
-                was there before is still there.
+            InputError: if the model is a network of others, or the folder cannot be written, a full disk included, or
+                holds another program's model; what was there before is still there.
         """
+        if isinstance(self.student, NetworkStudent):
+            raise InputError(
+                f"{self.student.about.network} is a network of others; pass its own files on, with their description"
+            )
         folder = Path(save_directory).expanduser()
         saving = {key: options.pop(key) for key in ("config", "model_card_kwargs") if key in options}
         push, repo_id = options.pop("push_to_hub", False), options.pop("repo_id", None)

@@ -25,9 +25,20 @@ from clip3dreid.inference.heads import Description, Head, body_of, check_heads, 
 from clip3dreid.inference.hub import ModelFolder, read_files
 from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
 from clip3dreid.inference.pictures import Pictures, batches
+from clip3dreid.io.checks import choose
+from clip3dreid.io.files import reason_of
 from clip3dreid.model.card import picture_size
+from clip3dreid.model.network_file import (
+    AnyStudent,
+    NetworkStudent,
+    check_no_network,
+    is_network,
+    network_student,
+)
 from clip3dreid.model.places import LIBRARY, find_model
-from clip3dreid.model.student import Student
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Precisions that a model may be brought to."""
 
 
 class Shape(NamedTuple):
@@ -53,7 +64,7 @@ class Outputs(NamedTuple):
 
 
 class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-identification"]):
-    """A trained student with what it learnt of words and bodies; for use, not for training.
+    """A trained student with what it learnt of words and bodies, or a network of others; for use, not for training.
 
     Results are on the CPU, whatever device the model is on (`model.to("cuda")` moves it).
 
@@ -75,6 +86,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         height: H, in pixels, that pictures are resized to.
         width: W.
         square: whether pictures are padded to a square before they are resized.
+        flip: whether the mirror image is looked at too, unless something else is asked for.
         groups: group -> words of the vocabulary; empty where the model knows none.
 
     Raises:
@@ -83,7 +95,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     def __init__(
         self,
-        student: Student,
+        student: AnyStudent,
         card: Mapping[str, Any],
         heads: Mapping[str, Tensor],
         body: str | Path | None = None,
@@ -98,6 +110,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self.groups = groups_of(self.card, name)
         self._name = name
         self.square = flag_of(self.card, "square", name)
+        self.flip = flag_of(self.card, "flip", name, absent=True)
         self._view = TestView(self.height, self.width, self.square)
         self.body_card = body_of(self.card, name)
         check_heads(heads, student, sum(map(len, self.groups.values())), self.body_card, name)
@@ -122,7 +135,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
     @property
     def device(self) -> torch.device:
         """Return where the model runs."""
-        return self.student.mean.device
+        return self.student.device
 
     @property
     def widths(self) -> dict[str, int]:
@@ -154,19 +167,20 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def forward(self, images: Tensor, *, flip: bool = True) -> Outputs:
+    def forward(self, images: Tensor, *, flip: bool | None = None) -> Outputs:
         """Take pictures through the student, once, and on to all that it has learnt.
 
         Args:
             images: (B, 3, H, W) RGB 0..1 on the model's device.
-            flip: look at the mirror image too, as evaluation does.
+            flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
 
         Returns:
             Features, and for words and bodies those of the pictures as they are.
         """
         layers = part_layers(self.feature, self.heads.state_dict())
+        mirrored = self.flip if flip is None else flip
         feature, _, upright = retrieval_features(
-            self.student, images, flip=flip, feature=self.feature, layers=layers
+            self.student, images, flip=mirrored, feature=self.feature, layers=layers
         )
         joint, betas = None, None
         if "joint" in self.heads:
@@ -174,6 +188,28 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         if "shape" in self.heads:
             betas = self.heads["shape"](upright.embedding)
         return Outputs(feature, joint, betas)
+
+    def placed(self, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Self:
+        """Put the model on a device and into a precision, as `load` does.
+
+        Raises:
+            InputError: if there is no such device or precision, or the network keeps its own.
+        """
+        if dtype is not None:
+            names = {name: getattr(torch, name) for name in DTYPES}
+            wanted = names.get(dtype, dtype) if isinstance(dtype, str) else dtype
+            choose("dtype", str(wanted).removeprefix("torch."), DTYPES)
+            if wanted != torch.float32 and isinstance(self.student, NetworkStudent):
+                raise InputError(f"{self._name} computes in its file's precision; leave dtype={dtype} out")
+            self.to(wanted)
+        if device is not None:
+            try:
+                self.to(torch.device(device))
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(
+                    f"device={device} cannot be used ({reason_of(error)}); choose cpu, cuda or cuda:1"
+                ) from error
+        return self
 
     def with_feature(self, feature: FeatureLike) -> ReidModel:
         """Return the same model with another retrieval feature; network and device are shared.
@@ -197,7 +233,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self,
         images: Pictures,
         *,
-        flip: bool = True,
+        flip: bool | None = None,
         batch_size: int = 64,
         feature: FeatureLike | None = None,
     ) -> Tensor:
@@ -205,7 +241,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Args:
             images: N pictures.
-            flip: look at the mirror image too, as evaluation does.
+            flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
             batch_size: pictures at a time.
             feature: what the feature is made of, as `with_feature` takes it; None: the model's own, that it was
                 evaluated with.
@@ -304,7 +340,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         batch_size: int,
         width: int,
         *,
-        flip: bool = False,
+        flip: bool | None = False,
     ) -> Tensor:
         """Return rows of width `width` of all pictures, on the CPU."""
         if batch_size < 1:
@@ -411,8 +447,14 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         revision: str | None = None,
         body: str | Path | None = None,
         trusted: Collection[str] = (),
+        network: Mapping[str, Any] | None = None,
     ) -> Self:
         """Read a model; see `load`, whose first argument is called as everywhere on the hub here."""
+        name = str(pretrained_model_name_or_path)
+        if is_network(pretrained_model_name_or_path):
+            student, card = network_student(pretrained_model_name_or_path, network)
+            return cls(student, card, {}, body, name)
+        check_no_network(pretrained_model_name_or_path, network)
         place = find_model(
             pretrained_model_name_or_path,
             force_download=force_download,
@@ -422,7 +464,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             revision=revision,
         )
         files = read_files(place, trusted)
-        model = cls(files.student, files.card, files.heads, body, str(pretrained_model_name_or_path))
+        model = cls(files.student, files.card, files.heads, body, name)
         # Last, since what is wrong with a card by itself says more.
         files.check_same_card()
         return model
@@ -431,24 +473,33 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 def load(
     model: str | Path,
     *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     body: str | Path | None = None,
     trusted: Collection[str] = (),
+    network: Mapping[str, Any] | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
     token: str | bool | None = None,
 ) -> ReidModel:
-    """Read a trained model, on the CPU; nothing in a file is run, and nothing is unpickled.
+    """Read a trained model; nothing in a file is run, and nothing is unpickled.
 
     Args:
         model: a folder that `save_pretrained` wrote; a folder of a training run, of which the last checkpoint is
             taken (give `checkpoints/best.ckpt` itself for the selected one); a checkpoint; safetensors of this
             project; or the id `user/name` of a model on the Hugging Face hub, which alone is ever downloaded. A
-            folder or file of that name comes first.
+            folder or file of that name comes first. Or a network of others: an ONNX file, an OpenVINO IR (`.xml`), a
+            `.pt2` of torch.export, a vision model, CLIP or SigLIP in a folder of `transformers`; or a YAML file that
+            describes one (`model.network_file`).
+        device: where it runs; None: on the CPU.
+        dtype: `float32`, `bfloat16` or `float16`, of weights and arithmetic; None: float32. Features are float32.
         body: file of the body model, where the model knows bodies of a file that is not in the package.
         trusted: names of packages of your own, `("mypkg",)`, whose classes the model may be made of; code of theirs
             is run.
+        network: what is said of a network of others where no YAML file beside it does: `{"height": 256, "width": 128,
+            "channels": "bgr", "range": 255}` (`model.network_file.NetworkFile` has all keys).
         revision: on the hub: a branch, tag or commit.
         cache_dir: where downloads are kept; by default where all of the hub's are.
         local_files_only: take what has been downloaded before, and ask no network.
@@ -462,13 +513,15 @@ def load(
         InputError: if there is nothing, or it is no model of this project or of this version, damaged or refused, or
             the body is another than the model's.
     """
-    return ReidModel.from_pretrained(
+    read = ReidModel.from_pretrained(
         model,
         body=body,
         trusted=trusted,
+        network=network,
         revision=revision,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         force_download=force_download,
         token=token,
     )
+    return read.placed(device, dtype)

@@ -77,7 +77,8 @@ levit maskformer-swin mlcd_vision_model mobilenet_v1 mobilenet_v2 mobilevit mobi
 pvt_v2 radio regnet resnet sam3_vit_model sam_vision_model sapiens2 segformer siglip_vision_model swiftformer
 swin swin2sr swinv2 tipsv2_vision_model vit vit_msn vitdet yolos
 """
-_TYPES = frozenset(_KNOWN.split())
+VISION_MODELS = frozenset(_KNOWN.split())
+"""Types of vision models of `transformers` that are built."""
 # Keys that name code, files, other networks, or weights to fetch.
 _FORBIDDEN = re.compile(
     r"^_|^self$|^architecture$|auto_map|backbone|code_revision|implementation|name_or_path|pretrained|quantization"
@@ -93,7 +94,7 @@ def _configuration(value: Any) -> str:
     if not isinstance(value, dict):
         return "the configuration of a model of transformers"
     kind = value.get("model_type")
-    if not isinstance(kind, str) or kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in VISION_MODELS:
         return f"of a model_type known to be built from its configuration alone, which {_shown(kind)} is not"
     return _harmful(value, "", _MOST_NESTED)
 

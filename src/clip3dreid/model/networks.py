@@ -1,4 +1,4 @@
-"""Read the files of an image network: ONNX, OpenVINO's IR, or a vision model of `transformers`.
+"""Read the files of an image network: ONNX, OpenVINO's IR, a program of torch.export, or a model of `transformers`.
 
 Each class is a `Network` of `embedder.py`. Libraries are imported where they are needed; no code in a file is run.
 """
@@ -6,6 +6,7 @@ Each class is a `Network` of `embedder.py`. Libraries are imported where they ar
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,12 @@ from clip3dreid.io.formats import decoding
 from clip3dreid.model.backbone import BackboneOutput
 from clip3dreid.model.card import check_network
 from clip3dreid.model.embedder import Takes
+from clip3dreid.model.places import LIBRARY
+from clip3dreid.model.program_archive import read_program
 from clip3dreid.model.student import Student
 from clip3dreid.model.teacher_files import FAMILIES, harmless, read_teacher_json, weight_files
 
+CPU = "CPUExecutionProvider"
 _AGAIN = "get it again, or export it anew"
 # Of element types that a network may ask for; bytes are taken only where no pixel is a fraction.
 _TYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8}
@@ -46,23 +50,31 @@ class OnnxNetwork(_OnCpu):
     Args:
         path: the file; weights in files of their own lie beside it.
         output: its name or number; None: the only one.
+        providers: onnxruntime's, by preference; pictures and answers are on the CPU whichever computes.
+
+    Attributes:
+        contract: what this project's export says of the file; None where another wrote it.
 
     Raises:
         InputError: if the package is missing, the file cannot be read, or has another input or no such output.
     """
 
-    def __init__(self, path: Path, output: str | int | None = None) -> None:
+    def __init__(
+        self, path: Path, output: str | int | None = None, providers: Sequence[str] = (CPU,)
+    ) -> None:
         _require("onnx", "onnxruntime", extra="export")
         import onnxruntime
 
         self.path, self.files = path, [path, *_external(path)]
+        for name in providers:
+            choose("providers", name, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
         with decoding(path, "ONNX", _AGAIN):
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            written = self._session.get_modelmeta().custom_metadata_map.get(LIBRARY)
+            self.contract = json.loads(written) if written else None
         inputs, outputs = self._session.get_inputs(), [one.name for one in self._session.get_outputs()]
         _check_count(path, [one.name for one in inputs])
         self._input = inputs[0].name
@@ -131,6 +143,60 @@ class OpenVinoNetwork(_OnCpu):
     def describe(self) -> str:
         """Return which output is read."""
         return self._name
+
+
+class TorchExportNetwork:
+    """A program of `torch.export` with one input (B, 3, H, W), run by torch; nothing in its file is unpickled.
+
+    Args:
+        path: the `.pt2`.
+        output: name or number of an output, by name where the program returns a dictionary; None: the only one.
+
+    Attributes:
+        contract: what this project's export says of the file; None where another wrote it.
+
+    Raises:
+        InputError: as `program_archive.read_program`, or if it has another input or no such output.
+    """
+
+    def __init__(self, path: Path, output: str | int | None = None) -> None:
+        self.path, self.files = path, [path]
+        program, self.contract = read_program(path)
+        with decoding(path, "a program of torch.export", _AGAIN):
+            inputs = [str(name) for name in program.graph_signature.user_inputs]
+            _check_count(path, inputs)
+            given = next(node for node in program.graph.nodes if node.name == inputs[0]).meta["val"]
+            self.takes = _takes(path, [side if isinstance(side, int) else None for side in given.shape])
+            self._module = program.module(check_guards=False)
+        for tensor in (*self._module.parameters(), *self._module.buffers()):
+            tensor.requires_grad_(False)
+        self.device = next((tensor.device for tensor in program.state_dict.values()), torch.device("cpu"))
+        self.takes_bytes = given.dtype == torch.uint8
+        self._dtype: torch.dtype = getattr(
+            torch, np.dtype(_dtype(path, str(given.dtype).removeprefix("torch."))).name
+        )
+        self._output = output
+
+    def to(self, device: torch.device) -> None:
+        """Go to a device."""
+        self._module.to(device)
+        self.device = device
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Map (B, 3, H, W) float32 to the output (B, ...) float32."""
+        with torch.no_grad():
+            found = self._module((values.round() if self.takes_bytes else values).to(self._dtype))
+        if isinstance(found, Tensor):
+            found = [found]
+        names = list(found) if isinstance(found, dict) else [str(number) for number in range(len(found))]
+        chosen: Tensor = [*(found.values() if isinstance(found, dict) else found)][
+            _chosen(self.path, names, self._output)
+        ]
+        return chosen.float()
+
+    def describe(self) -> str:
+        """Return which output is read."""
+        return str(self._output)
 
 
 class _TokenOrAverage(nn.Module):

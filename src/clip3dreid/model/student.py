@@ -79,6 +79,11 @@ class Student(nn.Module):
         if ghost_group is not None:
             use_ghost(self, ghost_group)
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the network is."""
+        return self.mean.device
+
     def forward(self, images: Tensor) -> Features:
         """Embed pictures.
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +90,8 @@ def extract(
     """
     if settings.feature is not None:
         model = model.with_feature(settings.feature)
+    if settings.flip is None:
+        settings = replace(settings, flip=model.flip)
     source, listing = _find(pictures, settings.split)
     outputs = _outputs(settings, model)
     on_terminal = sys.stderr.isatty()
@@ -259,7 +262,7 @@ def _fill(
             num_workers=min(settings.workers, len(batches)),
             pin_memory=trainer.accelerator.name() == "cuda",
         )
-        module = ExtractionModule(model, writer, numbers, outputs, settings.flip)
+        module = ExtractionModule(model, writer, numbers, outputs, bool(settings.flip))
         try:
             trainer.predict(module, loader, return_predictions=False)
         except SystemExit:  # which Lightning makes of Ctrl-C

@@ -43,7 +43,7 @@ class ExtractSettings(ShardSettings):
     Args:
         outputs: some of `embedding`, `joint`, `words` and `betas`, or `all` that the model has learnt.
         split: of a data set: which part of it; None: all of it.
-        flip: look at the mirror image too, as evaluation does.
+        flip: look at the mirror image too, as evaluation does; None: as the model says.
         feature: what `embedding` holds, anything that `inference.parts.as_feature` takes; None: the model's own.
         on_error: `skip` pictures that cannot be read and list them, or `fail` at the first.
         batch: pictures at a time, for each device.
@@ -55,7 +55,7 @@ class ExtractSettings(ShardSettings):
 
     outputs: tuple[str, ...] = ("all",)
     split: Literal["train", "val", "test"] | None = None
-    flip: bool = True
+    flip: bool | None = None
     feature: Feature | None = None
     on_error: Literal["fail", "skip"] = "skip"
     batch: Positive = 64

@@ -94,5 +94,5 @@ def described(
     numbers = ("weight", "share", "start_epoch", "warmup_epochs")
     keys["loss"] = {name: {key: entry.get(key) for key in numbers} for name, entry in losses.items()}
     feature = None if ranking.feature is None else ranking.feature.weights
-    keys["retrieval"] = {"metric": ranking.metric, "flip": ranking.flip, "feature": feature}
+    keys["retrieval"] = {"metric": ranking.metric, "flip": ranking.mirrors, "feature": feature}
     return keys

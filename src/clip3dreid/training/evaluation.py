@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # features are evaluated without a training framework
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.data.manifest import Manifest
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.model.network_file import AnyStudent
     from clip3dreid.model.student import Student
     from clip3dreid.training.data import RunData
 
@@ -103,7 +104,7 @@ class TrainedStudent:
         heads: tensors that make the parts of a feature beside the embedding, as the file has them.
     """
 
-    student: Student
+    student: AnyStudent
     card: Mapping[str, Any]
     name: str
     heads: Mapping[str, Tensor] = field(default_factory=dict)
@@ -127,20 +128,28 @@ class TrainedStudent:
         return wanted
 
 
-def read_student(checkpoint: Path | str, trusted: Sequence[str] = ()) -> TrainedStudent:
-    """Read the student of a run's folder, a checkpoint or a saved model.
+def read_student(
+    checkpoint: Path | str, trusted: Sequence[str] = (), network: Mapping[str, Any] | None = None
+) -> TrainedStudent:
+    """Read the student of a run's folder, a checkpoint or a saved model, or a network of others.
 
     Args:
-        checkpoint: as `model.places.find_model` takes it.
+        checkpoint: as `inference.model.load` takes it.
         trusted: packages of the user's own whose classes it may be made of.
+        network: what is said of a network of others, as `load` takes it.
 
     Raises:
         InputError: if there is none, or it is damaged or names what is not trusted.
     """
     from clip3dreid.model.card import valid_card
+    from clip3dreid.model.network_file import check_no_network, is_network, network_student
     from clip3dreid.model.places import find_model
     from clip3dreid.model.weights import build_student, read_checkpoint
 
+    if is_network(checkpoint):
+        made, about = network_student(checkpoint, network)
+        return TrainedStudent(made, about, str(checkpoint))
+    check_no_network(checkpoint, network)
     path = find_model(checkpoint).weights
     content = read_checkpoint(path)
     card = valid_card(content.card, path)
@@ -220,6 +229,8 @@ def evaluate_model(
     choose("split", split, ("test", "val"))
     trained = model if isinstance(model, TrainedStudent) else read_student(model)
     feature = trained.feature(ranking.feature)
+    if ranking.flip is None:
+        ranking = replace(ranking, flip=trained.card.get("flip", True))
     # What the model was trained at, unless something else is asked for.
     sizes: dict[str, Any] = {
         "height": height or trained.card.get("height"),
@@ -232,7 +243,7 @@ def evaluate_model(
         trained.student,
         protocols=protocols_of(sources),
         metric=ranking.metric,
-        flip=ranking.flip,
+        flip=ranking.mirrors,
         feature=feature,
         heads=trained.heads,
         rerank=ranking.rerank,

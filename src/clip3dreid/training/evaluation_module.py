@@ -24,7 +24,7 @@ from clip3dreid.inference.features import (
 )
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import choose
-from clip3dreid.model.student import Student
+from clip3dreid.model.network_file import AnyStudent
 from clip3dreid.retrieval.distributed import gather_evaluation
 from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
 from clip3dreid.retrieval.protocol import Protocol, Protocols
@@ -102,7 +102,7 @@ class EvaluationModule(LightningModule):
 
     def __init__(
         self,
-        student: Student,
+        student: AnyStudent,
         *,
         protocols: Mapping[str, Protocols],
         metric: Distance,

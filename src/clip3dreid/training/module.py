@@ -66,6 +66,7 @@ class ReidModule(EvaluationModule):
         trusted: packages of the user's own whose classes the student may be made of.
     """
 
+    student: Student
     refined = ("test",)
     trials = True
 

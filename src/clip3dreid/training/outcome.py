@@ -112,7 +112,7 @@ def evaluate_run(
         seed=settings.seed,
         variant=settings.variant or "+".join(module.losses.entries),
         metric=ranking.metric,
-        flip=ranking.flip,
+        flip=ranking.mirrors,
         evaluations=tuple(evaluations),
         cost=_cost(folder, trainer, data),
         notes={manifest.name: list(manifest.notes) for manifest in data.manifests},

@@ -252,7 +252,7 @@ def _module(
         seed=settings.seed,
         protocols=protocols_of(request.data),
         metric=ranking.metric,
-        flip=ranking.flip,
+        flip=ranking.mirrors,
         feature=ranking.feature or EMBEDDING,
         rerank=ranking.rerank,
         open_set=ranking.open_set,

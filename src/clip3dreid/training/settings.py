@@ -63,7 +63,8 @@ class RankingSettings:
 
     Args:
         metric: distance of the ranking.
-        flip: embed a picture and its mirror image and add the two.
+        flip: embed a picture and its mirror image and add the two. None: in training yes, in an evaluation what the
+            model's file says, which of models of ours is yes.
         feature: what pictures are compared by; anything that `inference.parts.as_feature` takes. None: in training
             the embedding, in an evaluation what the model's file says.
         rerank: a re-ranking of `retrieval.rerank`; None: none. In training it is that of the final test.
@@ -75,7 +76,7 @@ class RankingSettings:
     """
 
     metric: Literal["cosine", "euclidean"] = "cosine"
-    flip: bool = True
+    flip: bool | None = None
     feature: Feature | None = None
     rerank: Any = None
     open_set: tuple[float, ...] | None = None
@@ -85,6 +86,11 @@ class RankingSettings:
         check(self, self.prefix)
         if self.feature is not None:
             object.__setattr__(self, "feature", as_feature(self.feature, f"{self.prefix}feature"))
+
+    @property
+    def mirrors(self) -> bool:
+        """Return whether mirror images are looked at too, where no model's file is asked."""
+        return self.flip is not False
 
 
 SETTINGS = TrainSettings()
