@@ -4,20 +4,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip3dreid.inference.model import ReidModel, load
+    from clip3dreid.search.gallery import Gallery
 
     __version__: str
 
-__all__ = ["ReidModel", "__version__", "load"]
+__all__ = ["Gallery", "ReidModel", "__version__", "load"]
+
+_HOMES = {
+    "Gallery": "clip3dreid.search.gallery",
+    "ReidModel": "clip3dreid.inference.model",
+    "load": "clip3dreid.inference.model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Return `load`, `ReidModel` or the version when first asked for: command lines answer without torch."""
-    if name in ("ReidModel", "load"):
+    """Return a name of the package, or its version, when first asked for: command lines answer without torch."""
+    if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module("clip3dreid.inference.model"), name)
+        return getattr(import_module(_HOMES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 
         return version("clip3dreid")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

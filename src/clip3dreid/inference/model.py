@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,7 +25,7 @@ from clip3dreid.inference.heads import Description, Head, body_of, check_heads, 
 from clip3dreid.inference.hub import ModelFolder, read_files
 from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
 from clip3dreid.inference.pictures import Pictures, batches
-from clip3dreid.io.checks import choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import reason_of
 from clip3dreid.model.card import picture_size
 from clip3dreid.model.network_file import (
@@ -61,6 +61,16 @@ class Outputs(NamedTuple):
     """(B, d) float32 of length 1: in the teacher's space; None where a model has not learnt that."""
     betas: Tensor | None
     """(B, K) float32: shape coefficients; None likewise."""
+
+
+def joined(seen: Sequence[Outputs]) -> Outputs:
+    """Return several batches, at least one, as one on the CPU."""
+
+    def column(name: str) -> Tensor | None:
+        first = getattr(seen[0], name)
+        return None if first is None else torch.cat([getattr(one, name).cpu() for one in seen])
+
+    return Outputs(torch.cat([one.embedding.cpu() for one in seen]), column("joint"), column("betas"))
 
 
 class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-identification"]):
@@ -257,6 +267,29 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             return self.with_feature(feature).embed(images, flip=flip, batch_size=batch_size)
         width = self.widths["embedding"]
         return self._run(lambda seen: seen.embedding, images, batch_size, width, flip=flip)
+
+    def look(self, images: Pictures, *, flip: bool | None = None, batch_size: int = 64) -> Outputs:
+        """Compute all that the model says of pictures, in one go.
+
+        Args:
+            images: N pictures.
+            flip: as of `embed`.
+            batch_size: pictures at a time.
+
+        Returns:
+            On the CPU, N rows each.
+
+        Raises:
+            InputError: as `embed`.
+        """
+        check_number("batch_size", batch_size, Range(1), whole=True)
+        self.eval()
+        with torch.no_grad():
+            seen = [self(batch, flip=flip) for batch in batches(images, batch_size, self._view, self.device)]
+        if seen:
+            return joined(seen)
+        empty = {name: torch.empty(0, width) for name, width in self.widths.items()}
+        return Outputs(empty["embedding"], empty.get("joint"), empty.get("betas"))
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
         """Compute features in the teacher's joint space of images and texts, where words can be looked for.

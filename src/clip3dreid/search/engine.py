@@ -20,7 +20,7 @@ from clip3dreid.search.filters import Filter
 from clip3dreid.search.top_k import MEMORY, Metric, TopK, top_k, unit
 
 
-class Gallery(Protocol):
+class Searchable(Protocol):
     """Labels and vectors of pictures, read block by block, as `shards.Shards` has them."""
 
     @property
@@ -72,7 +72,9 @@ class Exact:
         InputError: if the gallery does not hold the column.
     """
 
-    def __init__(self, gallery: Gallery, column: str, *, stream: bool = False, memory: int = MEMORY) -> None:
+    def __init__(
+        self, gallery: Searchable, column: str, *, stream: bool = False, memory: int = MEMORY
+    ) -> None:
         self._gallery, self._column, self._memory = gallery, column, memory
         gallery.width(column)
         self._vectors = None if stream else _together(gallery, column)
@@ -88,7 +90,7 @@ class Exact:
         return top_k(query, vectors, k, metric, allowed, self._memory)
 
 
-def _together(gallery: Gallery, column: str) -> Tensor:
+def _together(gallery: Searchable, column: str) -> Tensor:
     """Return all vectors (G, D), never twice in memory.
 
     In float32 they are of length 1, so that no search takes their norms, which cost as much as a query's products

@@ -34,7 +34,7 @@ from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
 from clip3dreid.io.table_files import BOX
 from clip3dreid.search.settings import ExtractSettings
-from clip3dreid.search.shard_index import FEATURE, UNREADABLE
+from clip3dreid.search.shard_index import UNREADABLE, shard_facts
 from clip3dreid.search.shard_writer import ShardWriter, examine
 from clip3dreid.search.shards import VECTORS, WORDS, unreadable
 
@@ -103,16 +103,7 @@ def extract(
         enable_checkpointing=False,
     )
     start_by(made, processes)
-    facts = {
-        "fingerprint": model.fingerprint,
-        "source": source,
-        "flip": settings.flip,
-        FEATURE: model.feature.weights,
-        "height": model.height,
-        "width": model.width,
-        "vectors": {name: width for name, width in model.widths.items() if name in outputs},
-        "groups": model.groups if WORDS in outputs else {},
-    }
+    facts = shard_facts(model, outputs, source=source, flip=bool(settings.flip))
     # Before the lock, which is a file: a folder that is refused is not touched.
     examine(folder, facts, settings)
     if made.global_rank:

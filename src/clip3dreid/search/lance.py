@@ -24,7 +24,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import inside, reason_of
 from clip3dreid.io.locks import at_work
-from clip3dreid.search.engine import Gallery
+from clip3dreid.search.engine import Searchable
 from clip3dreid.search.filters import FRAME, Filter
 from clip3dreid.search.top_k import TopK, unit
 
@@ -74,7 +74,7 @@ class Lance:
 
     def __init__(
         self,
-        gallery: Gallery,
+        gallery: Searchable,
         column: str,
         *,
         uri: str | None = None,
@@ -201,7 +201,7 @@ class Lance:
     def _mark(self) -> str:
         return f"{self._name}_finished"
 
-    def _build(self, gallery: Gallery, column: str, stamp: dict[str, Any]) -> None:
+    def _build(self, gallery: Searchable, column: str, stamp: dict[str, Any]) -> None:
         log.info("%s: building the index of %d rows", self._place, len(self._labels))
         # The mark goes first: from here on the index is unfinished.
         for name in (self._mark, self._name):
@@ -258,7 +258,7 @@ def _tables(database: Any) -> set[str]:
             return names
 
 
-def _stamp(gallery: Gallery, column: str) -> dict[str, Any]:
+def _stamp(gallery: Searchable, column: str) -> dict[str, Any]:
     """Return what an index is built from."""
     labels = gallery.labels.select(_labels(gallery.labels))
     digest = hashlib.blake2b(labels.write_csv().encode(errors="surrogateescape"), digest_size=16)
@@ -299,13 +299,13 @@ def _stored(table: pl.DataFrame) -> pl.DataFrame:
     return table.select(columns)
 
 
-def _schema(arrow: Any, gallery: Gallery, column: str) -> Any:
+def _schema(arrow: Any, gallery: Searchable, column: str) -> Any:
     labels = _stored(gallery.labels.head(0)).to_arrow().schema
     vector = arrow.list_(arrow.float32(), gallery.width(column))
     return arrow.schema([*labels, (ROW, arrow.int64()), (VECTOR, vector)])
 
 
-def _batches(arrow: Any, gallery: Gallery, column: str, failures: list[InputError]) -> Iterator[Any]:
+def _batches(arrow: Any, gallery: Searchable, column: str, failures: list[InputError]) -> Iterator[Any]:
     """Yield the gallery in blocks; an error of it is also put into `failures`."""
     schema = _schema(arrow, gallery, column)
     start = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.pictures import Pictures
 from clip3dreid.search.settings import PersonQuery, PictureQueries
 
 if TYPE_CHECKING:  # only a text that the model does not know wants it, and it loads transformers
@@ -53,18 +54,59 @@ def picture_queries(model: ReidModel, asked: PictureQueries | PersonQuery, *, fl
     Raises:
         InputError: if a picture cannot be read, there is none, or the model is broken.
     """
-    files = [file for path in asked.pictures for file in _files(path)]
-    features = F.normalize(model.embed(files, flip=flip), dim=1)
+    each = queries_of(model, [file for path in asked.pictures for file in _files(path)], flip=flip)
+    return each if isinstance(asked, PictureQueries) else [person_query(each)]
+
+
+def queries_of(model: ReidModel, pictures: Pictures, *, flip: bool) -> list[Query]:
+    """Embed pictures, each a query of its own.
+
+    Args:
+        model: that made the gallery.
+        pictures: files, folders of them, or pictures in memory.
+        flip: look at the mirror image too, as the gallery does.
+
+    Raises:
+        InputError: if a picture cannot be read, there is none, or the model is broken.
+    """
+    listed: Any = [pictures] if isinstance(pictures, str | Path) else pictures
+    if isinstance(listed, list | tuple):
+        listed = [
+            file
+            for one in listed
+            for file in (_files(Path(one).expanduser()) if isinstance(one, str | Path) else [one])
+        ]
+    features = model.embed(listed, flip=flip)
+    if not len(features):
+        raise InputError("there is no picture to look for; give one or more")
+    features = F.normalize(features, dim=1)
     if not bool(torch.isfinite(features).all()):
         raise InputError(f"{model.name} gives features that are NaN or infinite; the model is broken")
-    if isinstance(asked, PictureQueries):
-        return [
-            Query(str(file), vector, (file,), (), (1.0, 0.0))
-            for file, vector in zip(files, features, strict=True)
-        ]
-    # Directions are averaged, so that no picture counts for more than another.
-    mean = F.normalize(features.mean(0), dim=0)
-    return [Query(f"{len(files)} pictures of a person", mean, tuple(files), (), (1.0, 0.0))]
+    files = (
+        [one if isinstance(one, Path) else None for one in listed]
+        if isinstance(listed, list)
+        else [None] * len(features)
+    )
+    return [
+        Query(
+            f"picture {number}" if file is None else str(file),
+            vector,
+            () if file is None else (file,),
+            (),
+            (1.0, 0.0),
+        )
+        for number, (file, vector) in enumerate(zip(files, features, strict=True))
+    ]
+
+
+def person_query(each: Sequence[Query]) -> Query:
+    """Make one query of several pictures of a person.
+
+    Directions are averaged, so that no picture counts for more than another.
+    """
+    mean = F.normalize(torch.stack([query.vector for query in each]).mean(0), dim=0)
+    files = tuple(file for query in each for file in query.pictures)
+    return Query(f"{len(each)} pictures of a person", mean, files, (), (1.0, 0.0))
 
 
 def text_queries(

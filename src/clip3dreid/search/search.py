@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +12,28 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import ReidModel
+from clip3dreid.io.files import atomic, write_json
 from clip3dreid.io.table_files import BOX
-from clip3dreid.report.search_sheet import Row, ShownPicture, draw_search
-from clip3dreid.search.engine import Exact, Gallery, Index
+from clip3dreid.report.search_sheet import SUFFIXES, Row, ShownPicture, draw_search
+from clip3dreid.search.engine import Exact, Index, Searchable
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import MakeTeacher, Query, picture_queries, text_queries
 from clip3dreid.search.settings import Queries, SearchSettings, TextQueries
 from clip3dreid.search.shard_index import shard_feature
 from clip3dreid.search.shards import Shards
+from clip3dreid.search.top_k import TopK
 
 log = logging.getLogger(__name__)
 
 SEARCH_VERSION = 1
+_SHOWN = 5
 
-Engine = Callable[[Gallery, str], Index]
+Engine = Callable[[Searchable, str], Index]
 """From a gallery and the name of one of its vectors to what searches it."""
 
 
@@ -79,6 +85,60 @@ class SearchResult:
                 for query, hits in self.answers
             ],
         }
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return all hits of all queries: `query`, `rank`, `score`, and the gallery's labels."""
+        tables = [hits.select(pl.lit(query.name).alias("query"), pl.all()) for query, hits in self.answers]
+        return pl.concat(tables)
+
+    def __repr__(self) -> str:
+        """Return the best hits of each query, a line each."""
+        lines = [f"{len(self.answers)} queries in {self.searched:,} pictures, by {self.score}"]
+        for query, hits in self.answers[:_SHOWN]:
+            lines.append(
+                f"{query.name}{': ' + ', '.join(w for _, w in query.understood) if query.understood else ''}"
+            )
+            for hit in hits.head(_SHOWN).to_dicts():
+                who = f"  person {hit['person']}" if hit.get("person") is not None else ""
+                lines.append(f"  {hit['rank']:>3}. {hit['score']:6.3f}  {hit['path']}{who}")
+        return "\n".join(lines)
+
+    def save(self, path: Path | str) -> None:
+        """Write all hits: drawn, where the path ends in `.jpg`, `.png` or `.webp`, as JSON or CSV otherwise.
+
+        Raises:
+            InputError: if the suffix is another, or it cannot be written.
+        """
+        place = Path(path).expanduser()
+        suffix = place.suffix.lower()
+        if suffix in SUFFIXES:
+            self.draw(place)
+        elif suffix == ".json":
+            write_json(place, self.as_json())
+        elif suffix == ".csv":
+            with atomic(place) as temporary:
+                self.to_polars().select(pl.exclude(pl.List)).write_csv(temporary)
+        else:
+            raise InputError(f"{place} must end in {', '.join(SUFFIXES)}, .json or .csv")
+
+    def picture(self) -> Image.Image:
+        """Return queries and hits as one picture."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "found.png"
+            self.draw(place)
+            with Image.open(place) as image:
+                image.load()
+                return image
+
+    def show(self) -> None:
+        """Show queries and hits in the viewer of this machine."""
+        self.picture().show()
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows."""
+        written = io.BytesIO()
+        self.picture().save(written, "PNG")
+        return written.getvalue()
 
     def draw(self, path: Path) -> None:
         """Draw queries and hits; where there is no room for all of them, the log says so.
@@ -136,7 +196,7 @@ def search(
     """
     settings = settings or SearchSettings()
     shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
-    model = _same_model(model, shards)
+    model = same_model(model, shards)
     where = {label: value for label, value in (settings.where or {}).items() if value is not None}
     allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
     if isinstance(queries, TextQueries):
@@ -148,16 +208,36 @@ def search(
     vectors = torch.stack([query.vector for query in asked])
     top = min(settings.top, len(shards))
     best = engine(shards, column).search(vectors, top, allowed)
+    return answered(shards, model.name, asked, best, score, where)
+
+
+def answered(
+    gallery: Searchable, model: str, asked: Sequence[Query], best: TopK, score: str, where: Mapping[str, Any]
+) -> SearchResult:
+    """Return what was found of a gallery, with its labels.
+
+    Args:
+        gallery: that was searched; its facts name the `root` of its pictures.
+        model: where the model was loaded from.
+        asked: the queries.
+        best: rows and cosines of each.
+        score: what the scores are called.
+        where: what was filtered by.
+    """
     answers = [
-        Answer(query, _hits(shards, query, rows, scores))
+        Answer(query, _hits(gallery.labels, query, rows, scores))
         for query, rows, scores in zip(asked, best.rows, best.scores, strict=True)
     ]
-    root = Path(str(shards.facts["root"]))
-    return SearchResult(shards.folder, root, model.name, len(shards), score, where, answers)
+    root = Path(str(gallery.facts["root"]))
+    return SearchResult(gallery.folder, root, model, len(gallery.labels), score, where, answers)
 
 
-def _same_model(model: ReidModel, shards: Shards) -> ReidModel:
-    """Return a model with the feature that shards hold, if it is the one that made them."""
+def same_model(model: ReidModel, shards: Shards) -> ReidModel:
+    """Return a model with the feature that shards hold, if it is the one that made them.
+
+    Raises:
+        InputError: if it is not.
+    """
     feature = shard_feature(shards.facts, shards.folder)
     try:
         model = model.with_feature(feature)
@@ -175,12 +255,12 @@ def _same_model(model: ReidModel, shards: Shards) -> ReidModel:
     return model
 
 
-def _hits(shards: Shards, query: Query, rows: Tensor, scores: Tensor) -> pl.DataFrame:
-    """Return `rank`, `score`, and the shards' labels of what was found for a query."""
+def _hits(gallery: pl.DataFrame, query: Query, rows: Tensor, scores: Tensor) -> pl.DataFrame:
+    """Return `rank`, `score`, and the gallery's labels of what was found for a query."""
     known = rows >= 0
     factor, offset = query.scale
     values = (scores[known].double() * factor + offset).tolist()
-    labels = shards.labels[rows[known].tolist()]
+    labels = gallery[rows[known].tolist()]
     return labels.with_columns(
         rank=pl.int_range(1, pl.len() + 1), score=pl.Series(values, dtype=pl.Float64)
     ).select("rank", "score", *labels.columns)

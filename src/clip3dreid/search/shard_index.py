@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature, feature_of
 from clip3dreid.io.checks import Positive
 from clip3dreid.io.resumable import INDEX, PartKind, read_index
 from clip3dreid.search.settings import DType, Form
+
+if TYPE_CHECKING:
+    from clip3dreid.inference.model import ReidModel
 
 SHARDS_VERSION = 1
 UNREADABLE = "unreadable.csv"
@@ -54,6 +57,27 @@ def shard_feature(index: Mapping[str, Any], folder: Path) -> Feature:
         InputError: if what the index says is none.
     """
     return feature_of({FEATURE: index.get(FEATURE)}, str(folder / INDEX))
+
+
+def shard_facts(model: ReidModel, outputs: Collection[str], *, source: str, flip: bool) -> dict[str, Any]:
+    """Return what shards say of the model that fills them.
+
+    Args:
+        model: it.
+        outputs: which of its vectors are kept, and `words` where they are.
+        source: of the pictures, since a folder of shards is of one.
+        flip: whether mirror images are looked at too.
+    """
+    return {
+        "fingerprint": model.fingerprint,
+        "source": source,
+        "flip": flip,
+        FEATURE: model.feature.weights,
+        "height": model.height,
+        "width": model.width,
+        "vectors": {name: width for name, width in model.widths.items() if name in outputs},
+        "groups": model.groups if "words" in outputs else {},
+    }
 
 
 def shard_stem(folder: Path, number: int) -> Path:

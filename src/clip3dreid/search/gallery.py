@@ -1,0 +1,461 @@
+"""A gallery in Python: pictures go in and out, people are found in it, and it is kept as shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clip3dreid.data.crops import CropBatches
+from clip3dreid.data.images import TestView, to_unit
+from clip3dreid.data.listing import Listing, list_pictures
+from clip3dreid.errors import InputError
+from clip3dreid.inference.model import Outputs, ReidModel, joined
+from clip3dreid.inference.pictures import Pictures
+from clip3dreid.io.checks import Count, Positive, Range, check_number, choose
+from clip3dreid.io.files import identify
+from clip3dreid.io.progress import progress as shown
+from clip3dreid.io.spelling import label
+from clip3dreid.io.table_files import BOX
+from clip3dreid.search.engine import Index
+from clip3dreid.search.filters import Filter
+from clip3dreid.search.query import MakeTeacher, person_query, queries_of, text_queries
+from clip3dreid.search.search import Engine, SearchResult, answered, same_model
+from clip3dreid.search.settings import ShardSettings
+from clip3dreid.search.shard_index import shard_facts
+from clip3dreid.search.shard_writer import ShardWriter, examine
+from clip3dreid.search.shards import WORDS, Shards
+from clip3dreid.search.swap import replacing, restore
+from clip3dreid.search.top_k import TopK, top_k, unit
+
+log = logging.getLogger(__name__)
+
+_PICTURES = frozenset(Image.registered_extensions())
+_KEPT = ("embedding", "joint")
+"""Vectors that are searched."""
+
+
+class Gallery:
+    """People to be found: pictures with labels and what a model says of them, in memory.
+
+    Pictures are added and removed at any time; nothing is built anew but an engine's index, where one was chosen.
+
+    Args:
+        model: that looks at pictures, those of queries too.
+        flip: look at mirror images too; None: as the model says.
+        engine: what searches, such as `search.lance.LanceDB` with its settings filled in; None: an exact search in
+            memory, which needs no index.
+
+    Attributes:
+        model: the same.
+        labels: one row a picture: `path`, `words` where the model knows some, and what else was said.
+
+    Example:
+        >>> import clip3dreid
+        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
+        >>> gallery = clip3dreid.Gallery.from_pictures(model, "crops")  # doctest: +SKIP
+        >>> hits = gallery.search("someone.jpg", top=10, where={"camera": 2})  # doctest: +SKIP
+        >>> hits.save("found.jpg")  # doctest: +SKIP
+    """
+
+    def __init__(self, model: ReidModel, *, flip: bool | None = None, engine: Engine | None = None) -> None:
+        self.model = model
+        self.folder, self._saved = Path(), False
+        self._flip = model.flip if flip is None else flip
+        self._engine = engine
+        self._indices: dict[str, Index] = {}
+        self._vectors = {name: _Rows(width) for name, width in model.widths.items() if name in _KEPT}
+        schema: dict[str, Any] = {"path": pl.String}
+        if self._knows_words:
+            schema[WORDS] = pl.List(pl.String)
+        self._tables = [pl.DataFrame(schema=schema)]
+
+    @classmethod
+    def from_pictures(cls, model: ReidModel, pictures: Pictures, **options: Any) -> Self:
+        """Make a gallery of pictures.
+
+        Args:
+            model: that looks at them.
+            pictures: as of `add`.
+            options: of `Gallery` and of `add`.
+        """
+        own = {key: options.pop(key) for key in ("flip", "engine") if key in options}
+        gallery = cls(model, **own)
+        gallery.add(pictures, **options)
+        return gallery
+
+    @classmethod
+    def open(cls, folder: Path | str, model: ReidModel, *, engine: Engine | None = None) -> Self:
+        """Read a gallery that `save`, or `extract`, has written.
+
+        Args:
+            folder: of the shards.
+            model: the one that filled it.
+            engine: as of `Gallery`.
+
+        Raises:
+            InputError: if there is none, it is damaged, or of another model.
+        """
+        place = Path(folder).expanduser().resolve()
+        restore(place)
+        shards = Shards(place)
+        gallery = cls(same_model(model, shards), flip=bool(shards.facts["flip"]), engine=engine)
+        root = Path(str(shards.facts["root"]))
+        paths = [str(root / path) for path in shards.labels["path"]]
+        gallery._vectors = {
+            name: rows for name, rows in gallery._vectors.items() if name in shards.facts["vectors"]
+        }
+        for name, rows in gallery._vectors.items():
+            for block in shards.blocks(name):
+                rows.append(block)
+        gallery._tables = [
+            shards.labels.drop("row", strict=False).with_columns(path=pl.Series(paths, dtype=pl.String))
+        ]
+        gallery.folder, gallery._saved = shards.folder, True
+        return gallery
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """Return one row a picture, in the order in which they were added."""
+        if len(self._tables) > 1:
+            self._tables = [pl.concat(self._tables, how="diagonal_relaxed")]
+        return self._tables[0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the vectors are, as engines read it."""
+        outputs = [*self._vectors, *([WORDS] if self._knows_words else [])]
+        facts = shard_facts(self.model, outputs, source="a gallery", flip=self._flip)
+        return facts | {"root": ".", "model": self.model.name}
+
+    def __len__(self) -> int:
+        """Return how many pictures there are."""
+        return sum(map(len, self._tables))
+
+    def __repr__(self) -> str:
+        """Return what is in it."""
+        known = [
+            f"{self.labels[name].n_unique()} of {name}"
+            for name in ("person", "camera", "clothes")
+            if name in self.labels.columns
+        ]
+        return f"Gallery({len(self):,} pictures{', ' if known else ''}{', '.join(known)}; {self.model.name})"
+
+    def width(self, name: str) -> int:
+        """Return the number of columns of a vector.
+
+        Raises:
+            InputError: if pictures have none of this name.
+        """
+        choose("the gallery's vectors", name, self._vectors)
+        return self._vectors[name].width
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Yield all rows of a vector, of length 1."""
+        yield self._vectors[name].all
+
+    def add(
+        self,
+        pictures: Pictures,
+        labels: Mapping[str, Any] | None = None,
+        *,
+        batch_size: Positive = 64,
+        workers: Count = 2,
+        progress: bool = False,
+        on_error: str = "skip",
+    ) -> int:
+        """Add pictures.
+
+        Args:
+            pictures: a folder, a table with a column `path`, a pattern such as `crops/*.jpg`; or whatever
+                `ReidModel.embed` takes.
+            labels: column -> a value for all, or one for each picture: `{"person": "7", "camera": [1, 2]}`. A table's
+                own labels are kept beside.
+            batch_size: pictures at a time.
+            workers: processes that decode files.
+            progress: show a bar.
+            on_error: `skip` files that cannot be read, and say so in the log; or `fail`.
+
+        Returns:
+            How many were added.
+
+        Raises:
+            InputError: if there is none, one cannot be read, or labels do not fit. Nothing is added then.
+        """
+        check_number("batch_size", batch_size, Range(1), whole=True)
+        check_number("workers", workers, Range(0), whole=True)
+        choose("on_error", on_error, ("skip", "fail"))
+        listing = _listing(pictures)
+        if listing is None:
+            seen = self.model.look(pictures, flip=self._flip, batch_size=batch_size)
+            count = len(seen.embedding)
+            table, kept = (
+                pl.DataFrame({"path": [None] * count}, schema={"path": pl.String}),
+                list(range(count)),
+            )
+        else:
+            kept, seen = self._looked(listing, batch_size, workers, progress, skip=on_error == "skip")
+            paths = [str(listing.root / path) for path in listing.table["path"]]
+            table = listing.table.with_columns(path=pl.Series(paths, dtype=pl.String))
+            count = len(table)
+        table = table.with_columns(_columns(labels or {}, count))[kept]
+        if self._knows_words:
+            assert seen.joint is not None
+            table = table.with_columns(
+                pl.Series(WORDS, self.model.best_words(seen.joint), pl.List(pl.String))
+            )
+        new = {name: unit(getattr(seen, name), "picture") for name in self._vectors}
+        for name, rows in self._vectors.items():
+            rows.append(new[name])
+        self._tables.append(table)
+        self._indices, self._saved = {}, False
+        return len(table)
+
+    def remove(self, **labels: Any) -> int:
+        """Remove pictures by their labels, as `where` of `search` chooses them: `remove(person="7")`.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            InputError: if nothing is said, a label is unknown, or no picture has it.
+        """
+        gone = Filter(**labels).mask(self.labels)
+        if gone is None:
+            raise InputError("say which pictures are to go: remove(person=7)")
+        for rows in self._vectors.values():
+            rows.keep(~gone)
+        self._tables = [self.labels.filter(pl.Series((~gone).numpy()))]
+        self._indices, self._saved = {}, False
+        return int(gone.sum())
+
+    def search(
+        self,
+        query: Any,
+        *,
+        top: Positive = 10,
+        where: Mapping[str, Any] | None = None,
+        person: bool = False,
+        synonyms: Mapping[str, str] | None = None,
+        teacher: MakeTeacher | None = None,
+    ) -> SearchResult:
+        """Find people.
+
+        Args:
+            query: a picture or several, each a query of its own; or a description in words, which is a text that is
+                no file's name.
+            top: hits of each query.
+            where: label -> a value or several: only pictures that have them are found.
+            person: the pictures show one person, and are one query.
+            synonyms: what people say -> the word of the model's vocabulary.
+            teacher: loads the model's teacher, for texts without a word that the model knows.
+
+        Raises:
+            InputError: if the gallery is empty, nothing is left by the filter, or the query cannot be read.
+        """
+        check_number("top", top, Range(1), whole=True)
+        if not len(self):
+            raise InputError("the gallery is empty; add pictures first")
+        chosen = {key: value for key, value in (where or {}).items() if value is not None}
+        allowed = Filter(**chosen)
+        if _is_text(query):
+            column, score = "joint", "fit"
+            asked = text_queries(self.model, [query], synonyms or {}, teacher)
+            if not asked:
+                raise InputError("the text is empty; say what the person looks like")
+        else:
+            column, score = "embedding", "cosine"
+            asked = queries_of(self.model, query, flip=self._flip)
+            if person:
+                asked = [person_query(asked)]
+        vectors = torch.stack([one.vector for one in asked])
+        best = self._index(column).search(vectors, min(top, len(self)), allowed)
+        return answered(self, self.model.name, asked, best, score, chosen)
+
+    def save(self, folder: Path | str, settings: ShardSettings | None = None) -> None:
+        """Write the gallery as shards, which `open`, `clip3dreid search` and anything that reads Parquet take.
+
+        An earlier gallery of the same model there is replaced, whole or not at all.
+
+        Args:
+            folder: made if need be.
+            settings: how shards are stored; None: as `extract` stores them by default.
+
+        Raises:
+            InputError: if the gallery is empty, or the folder holds another model's or cannot be written.
+        """
+        if not len(self):
+            raise InputError("the gallery is empty, and is not saved; add pictures first")
+        place, settings = Path(folder).expanduser().resolve(), settings or ShardSettings()
+        # Pictures that are no files have no name, and shards need one.
+        names = [path or f"picture {row}" for row, path in enumerate(self.labels["path"])]
+        words = self.labels[WORDS].to_list() if self._knows_words else None
+        table = self.labels.drop(WORDS, strict=False).with_columns(path=pl.Series(names, dtype=pl.String))
+        facts = {key: value for key, value in self.facts.items() if key not in ("root", "model")}
+        with replacing(place) as stage:
+            examine(place, facts, settings)
+            writer = ShardWriter(
+                stage,
+                table,
+                identify(Path(), names, missing_ok=True),
+                facts,
+                settings,
+                notes={"model": self.model.name, "root": str(Path.cwd())},
+            )
+            for number in writer.missing():
+                rows = writer.rows(number)
+                part = slice(rows.start, rows.stop)
+                vectors = {name: one.all[part].numpy() for name, one in self._vectors.items()}
+                writer.put(number, np.array(rows), vectors, None if words is None else words[part], [])
+        self.folder, self._saved = place, True
+
+    @property
+    def _knows_words(self) -> bool:
+        return bool(self.model.groups) and "joint" in self._vectors
+
+    def _index(self, column: str) -> Index:
+        self.width(column)
+        if self._engine is None:
+            return _Live(self._vectors[column], self.labels)
+        if not self._saved:
+            raise InputError(
+                "an engine's index is of a gallery on disk: save it first, with all that was added"
+            )
+        if column not in self._indices:
+            self._indices[column] = self._engine(self, column)
+        return self._indices[column]
+
+    def _looked(
+        self, listing: Listing, batch: int, workers: int, bar: bool, *, skip: bool
+    ) -> tuple[list[int], Outputs]:
+        """Return which files could be read, and what the model says of them."""
+        model, paths = self.model, listing.table["path"].to_list()
+        ranges = [range(start, min(start + batch, len(paths))) for start in range(0, len(paths), batch)]
+        boxes = listing.table.select(BOX).to_numpy() if BOX[0] in listing.table.columns else None
+        view = TestView(model.height, model.width, model.square)
+        crops = CropBatches([listing.root / path for path in paths], boxes, ranges, view, skip=skip)
+        kept: list[int] = []
+        skipped: list[tuple[int, str]] = []
+        seen: list[Outputs] = []
+        model.eval()
+        watch = shown("looking at pictures", len(paths)) if bar else nullcontext(_nobody)
+        loader = DataLoader(crops, batch_size=None, num_workers=min(workers, len(ranges) - 1))
+        with watch as update, torch.no_grad():
+            for part in loader:
+                skipped += part.skipped
+                if len(part.rows):
+                    kept += part.rows.tolist()
+                    made = model(to_unit(part.images).to(model.device), flip=self._flip)
+                    seen.append(joined([made]))
+                update(len(kept) + len(skipped))
+        if skipped:
+            row, reason = skipped[0]
+            log.warning(
+                "%d pictures could not be read and are left out, first %s: %s",
+                len(skipped),
+                paths[row],
+                reason,
+            )
+        if not seen:
+            raise InputError(f"none of {len(paths)} pictures could be read, first {paths[0]}; give others")
+        return kept, joined(seen)
+
+
+class _Rows:
+    """Rows of numbers that grow: room is doubled, so that adding costs what is added."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._room = torch.empty(0, width)
+        self._count = 0
+
+    @property
+    def all(self) -> Tensor:
+        """Return (n, width)."""
+        return self._room[: self._count]
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (m, width)."""
+        need = self._count + len(rows)
+        if need > len(self._room):
+            room = torch.empty(max(need, 2 * len(self._room)), self.width)
+            room[: self._count] = self.all
+            self._room = room
+        self._room[self._count : need] = rows
+        self._count = need
+
+    def keep(self, which: Tensor) -> None:
+        """Drop all but some rows (n,) bool."""
+        left = self.all[which]
+        self._room, self._count = left, len(left)
+
+
+class _Live:
+    """An exact search of rows of length 1 as they are now."""
+
+    def __init__(self, rows: _Rows, labels: pl.DataFrame) -> None:
+        self._rows, self._labels = rows, labels
+
+    def search(self, query: Tensor, k: int, where: Filter) -> TopK:
+        """Search as `engine.Index` does."""
+        return top_k(unit(query, "query"), self._rows.all, k, "product", where.mask(self._labels))
+
+
+def _nobody(done: int) -> None:
+    """Show nobody how far the work is."""
+
+
+def _is_text(query: Any) -> bool:
+    """Return whether a query is a description and no file's name."""
+    if not isinstance(query, str):
+        return False
+    path = Path(query).expanduser()
+    return path.suffix.lower() not in _PICTURES and not path.exists()
+
+
+def _listing(pictures: Any) -> Listing | None:
+    """Return files that pictures are in; None where they are in memory."""
+    if isinstance(pictures, str | Path):
+        place = Path(pictures).expanduser()
+        if place.is_file() and place.suffix.lower() in _PICTURES:
+            return Listing(Path(), pl.DataFrame({"path": [str(place)]}))
+        if not place.exists() and any(letter in str(place) for letter in "*?["):
+            root = Path(place.anchor)
+            found = sorted(str(path) for path in root.glob(str(place.relative_to(root))) if path.is_file())
+            if not found:
+                raise InputError(
+                    f"pictures={pictures} fits no file; give a folder, a table or another pattern"
+                )
+            return Listing(Path(), pl.DataFrame({"path": found}))
+        return list_pictures(place)
+    if isinstance(pictures, Sequence) and pictures and all(isinstance(one, str | Path) for one in pictures):
+        return Listing(Path(), pl.DataFrame({"path": [str(Path(one).expanduser()) for one in pictures]}))
+    return None
+
+
+def _columns(labels: Mapping[str, Any], count: int) -> list[pl.Series | pl.Expr]:
+    """Return labels as columns, in the one spelling of manifests."""
+    made: list[pl.Series | pl.Expr] = []
+    for name, given in labels.items():
+        if name in ("path", WORDS):
+            raise InputError(f"labels: {name} is the gallery's own; choose another name")
+        values = list(given) if isinstance(given, list | tuple | pl.Series | np.ndarray) else [given] * count
+        if len(values) != count:
+            raise InputError(
+                f"labels: {len(values)} of {name} for {count} pictures; give one each, or one for all"
+            )
+        if name == "frame":
+            made.append(pl.Series(name, values, dtype=pl.Int64))
+        else:
+            spelled = [None if value is None else label(str(value)) for value in values]
+            made.append(pl.Series(name, spelled, dtype=pl.String))
+    return made
