@@ -421,3 +421,47 @@ def test_a_part_that_a_model_has_not_learnt_is_refused_when_it_is_asked_for(
         InputError, match=r"feature=embedding \+ betas: .*last.ckpt does not know betas, which"
     ):
         model.embed(pictures, feature=["embedding", "betas"])
+
+
+def test_folders_patterns_and_tables_are_embedded_as_their_pictures(
+    model: ReidModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for number, path in enumerate(pictures):
+        Image.open(path).convert("RGB").save(folder / f"{number}.png")
+    files = sorted(folder.iterdir())
+    wanted = model.embed(files)
+    (tmp_path / "table.csv").write_text("path\n" + "\n".join(f"crops/{path.name}" for path in files))
+    for given in (folder, str(folder / "*.png"), tmp_path / "table.csv"):
+        for workers in (0, 2):
+            torch.testing.assert_close(model.embed(given, batch_size=1, workers=workers), wanted)
+    torch.testing.assert_close(model(str(files[0])), wanted[:1])
+    torch.testing.assert_close(model.embed(files, normalize=True), F.normalize(wanted, dim=1))
+    cosines = F.normalize(wanted, dim=1) @ F.normalize(wanted[:2], dim=1).T
+    torch.testing.assert_close(model.similarity(files, files[:2]), cosines)
+
+
+def test_rows_of_what_cannot_be_read_are_nan_where_that_is_asked_for(
+    model: ReidModel, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    given = [pictures[0], tmp_path / "bad.png", pictures[1]]
+    features = model.embed(given, on_error="skip")
+    torch.testing.assert_close(features[[0, 2]], model.embed(pictures[:2]))
+    assert features[1].isnan().all()
+    assert "1 of 3 pictures could not be read" in caplog.text
+    with pytest.raises(InputError, match=r"bad\.png"):
+        model.embed(given)
+    with pytest.raises(InputError, match=r"nowhere/\*\.jpg fits no file"):
+        model.embed("nowhere/*.jpg")
+
+
+def test_a_model_is_loaded_where_and_how_it_is_wanted(checkpoint: Checkpoint) -> None:
+    model = load(checkpoint(), device="cpu", dtype="bfloat16")
+    assert model.student.mean.dtype == torch.bfloat16
+    assert model.embed(noise(2, HEIGHT, WIDTH)).dtype == torch.float32
+    with pytest.raises(InputError, match="dtype=float8 is unknown; choose float32, bfloat16 or float16"):
+        load(checkpoint(), dtype="float8")
+    with pytest.raises(InputError, match="device=nowhere cannot be used"):
+        load(checkpoint(), device="nowhere")

@@ -92,13 +92,18 @@ def test_a_damaged_pillow_image_and_a_batch_of_none_are_refused(
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="picture 0 cannot be decoded"):
         model.embed(Image.open(tmp_path / "cut.png"))
-    with pytest.raises(InputError, match="batch_size is 0"):
+    with pytest.raises(InputError, match="batch_size=0 must be a whole number, 1 or more"):
         model.embed(pictures, batch_size=0)
 
 
 def test_what_cannot_be_read_is_no_matter_of_a_config_key(model: ReidModel, tmp_path: Path) -> None:
-    for path in (tmp_path / "nope.jpg", tmp_path):
-        with pytest.raises(InputError, match=r"; give one that can be read$") as caught:
+    (tmp_path / "x").mkdir()
+    for path, message in (
+        (tmp_path / "nope.jpg", "; give one that can be read$"),
+        (tmp_path / "x", "x holds no pictures"),
+        ([tmp_path / "x"], "; give one that can be read$"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
             model.embed(path)
         assert "on_error" not in str(caught.value)
 

@@ -161,7 +161,7 @@ def test_unreadable_pictures_are_left_out_or_refused(
     gallery = Gallery(reid)
     assert gallery.add(given, {"person": [1, 2, 3]}, workers=0) == 2
     assert gallery.labels["person"].to_list() == ["1", "3"]
-    assert "1 pictures could not be read and are left out" in caplog.text
+    assert "1 of 3 pictures could not be read, first" in caplog.text
     with pytest.raises(InputError, match=r"bad\.png"):
         gallery.add(given, workers=0, on_error="fail")
     with pytest.raises(InputError, match="none of 1 pictures could be read"):

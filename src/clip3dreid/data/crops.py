@@ -40,6 +40,7 @@ class CropBatches(Dataset[CropBatch]):
         batches: rows of each batch.
         view: resizing.
         skip: leave unreadable pictures out, and say so; else they end the run.
+        advice: what to do about one, for the message.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class CropBatches(Dataset[CropBatch]):
         batches: Sequence[range],
         view: TestView,
         skip: bool,
+        advice: str = ADVICE,
     ) -> None:
         self._paths, self._boxes, self._batches = pack_paths(paths), boxes, batches
-        self._view, self._skip = view, skip
+        self._view, self._skip, self._advice = view, skip, advice
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -72,7 +74,7 @@ class CropBatches(Dataset[CropBatch]):
 
     def _crop(self, row: int) -> Pixels:
         path = os.fsdecode(self._paths[row])
-        rgb = read_rgb(path, ADVICE)
+        rgb = read_rgb(path, self._advice)
         if self._boxes is None:
             return rgb
         left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()

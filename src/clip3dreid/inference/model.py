@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,9 +23,10 @@ from clip3dreid.inference.features import (
 )
 from clip3dreid.inference.heads import Description, Head, body_of, check_heads, describe, flag_of, groups_of
 from clip3dreid.inference.hub import ModelFolder, read_files
+from clip3dreid.inference.looking import OnError, look_at
 from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
-from clip3dreid.inference.pictures import Pictures, batches
-from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.inference.pictures import Pictures
+from clip3dreid.io.checks import choose
 from clip3dreid.io.files import reason_of
 from clip3dreid.model.card import picture_size
 from clip3dreid.model.network_file import (
@@ -62,15 +63,9 @@ class Outputs(NamedTuple):
     betas: Tensor | None
     """(B, K) float32: shape coefficients; None likewise."""
 
-
-def joined(seen: Sequence[Outputs]) -> Outputs:
-    """Return several batches, at least one, as one on the CPU."""
-
-    def column(name: str) -> Tensor | None:
-        first = getattr(seen[0], name)
-        return None if first is None else torch.cat([getattr(one, name).cpu() for one in seen])
-
-    return Outputs(torch.cat([one.embedding.cpu() for one in seen]), column("joint"), column("betas"))
+    def cpu(self) -> Outputs:
+        """Return the same on the CPU."""
+        return Outputs(*(part if part is None else part.cpu() for part in self))  # type: ignore[arg-type]
 
 
 class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-identification"]):
@@ -97,6 +92,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         width: W.
         square: whether pictures are padded to a square before they are resized.
         flip: whether the mirror image is looked at too, unless something else is asked for.
+        view: resizes pictures as evaluation does.
         groups: group -> words of the vocabulary; empty where the model knows none.
 
     Raises:
@@ -121,7 +117,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self._name = name
         self.square = flag_of(self.card, "square", name)
         self.flip = flag_of(self.card, "flip", name, absent=True)
-        self._view = TestView(self.height, self.width, self.square)
+        self.view = TestView(self.height, self.width, self.square)
         self.body_card = body_of(self.card, name)
         check_heads(heads, student, sum(map(len, self.groups.values())), self.body_card, name)
         self.student = student
@@ -246,15 +242,24 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         flip: bool | None = None,
         batch_size: int = 64,
         feature: FeatureLike | None = None,
+        normalize: bool = False,
+        workers: int = 0,
+        progress: bool = False,
+        on_error: OnError = "fail",
     ) -> Tensor:
         """Compute retrieval features: the nearer two of them, the likelier the same person.
 
         Args:
-            images: N pictures.
+            images: N pictures: files or pictures in memory, one or many; or a folder, a table with a column `path`,
+                or a pattern such as `crops/*.jpg`.
             flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
             batch_size: pictures at a time.
             feature: what the feature is made of, as `with_feature` takes it; None: the model's own, that it was
                 evaluated with.
+            normalize: make each of length 1.
+            workers: processes that decode files.
+            progress: show a bar.
+            on_error: `fail`, or `skip` files that cannot be read: a line in the log says so, and their rows are NaN.
 
         Returns:
             (N, F) float32 as evaluation has them: rank by cosine. The embedding alone, which most models have, is
@@ -263,18 +268,36 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: if a picture cannot be read or is none, naming it, or as `with_feature`.
         """
-        if feature is not None:
-            return self.with_feature(feature).embed(images, flip=flip, batch_size=batch_size)
-        width = self.widths["embedding"]
-        return self._run(lambda seen: seen.embedding, images, batch_size, width, flip=flip)
+        model = self if feature is None else self.with_feature(feature)
+        seen = model.look(
+            images,
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            on_error=on_error,
+        )
+        return F.normalize(seen.embedding, dim=1) if normalize else seen.embedding
 
-    def look(self, images: Pictures, *, flip: bool | None = None, batch_size: int = 64) -> Outputs:
+    def look(
+        self,
+        images: Pictures,
+        *,
+        flip: bool | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+        on_error: OnError = "fail",
+    ) -> Outputs:
         """Compute all that the model says of pictures, in one go.
 
         Args:
-            images: N pictures.
-            flip: as of `embed`.
+            images: N pictures, as of `embed`.
+            flip: as of `embed`, and so are the others.
             batch_size: pictures at a time.
+            workers: processes that decode files.
+            progress: show a bar.
+            on_error: `fail`, or `skip` what cannot be read: its rows are NaN.
 
         Returns:
             On the CPU, N rows each.
@@ -282,14 +305,42 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `embed`.
         """
-        check_number("batch_size", batch_size, Range(1), whole=True)
-        self.eval()
-        with torch.no_grad():
-            seen = [self(batch, flip=flip) for batch in batches(images, batch_size, self._view, self.device)]
-        if seen:
-            return joined(seen)
-        empty = {name: torch.empty(0, width) for name, width in self.widths.items()}
-        return Outputs(empty["embedding"], empty.get("joint"), empty.get("betas"))
+        seen = look_at(
+            self,
+            images,
+            flip=flip,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            on_error=on_error,
+        )
+        made = {name: torch.full((len(seen.table), width), torch.nan) for name, width in self.widths.items()}
+        for name, rows in made.items():
+            if seen.batches:
+                rows[seen.rows] = torch.cat([getattr(batch, name) for batch in seen.batches]).float()
+        return Outputs(made["embedding"], made.get("joint"), made.get("betas"))
+
+    def similarity(self, images: Pictures, others: Pictures, **options: Any) -> Tensor:
+        """Compare pictures: the nearer to 1, the likelier the same person.
+
+        Args:
+            images: N pictures.
+            others: M pictures.
+            options: of `embed`.
+
+        Returns:
+            (N, M) float32 cosines.
+
+        Raises:
+            InputError: as `embed`.
+        """
+        options["normalize"] = True
+        return self.embed(images, **options) @ self.embed(others, **options).T
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """Take a batch as `forward` does; or embed pictures, whatever they are, as `embed` does."""
+        ready = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
+        return super().__call__(images, **options) if ready else self.embed(images, **options)
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
         """Compute features in the teacher's joint space of images and texts, where words can be looked for.
@@ -305,7 +356,9 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             InputError: as `embed`, and if the model has not learnt this.
         """
         self._head("joint", "the teacher's space", "loss.local (projection=student)")
-        return self._run(lambda seen: seen.joint, images, batch_size, self.widths["joint"])
+        joint = self.look(images, flip=False, batch_size=batch_size).joint
+        assert joint is not None
+        return joint
 
     def describe(self, images: Pictures, *, batch_size: int = 64) -> list[Description]:
         """Describe people in words, picture by picture.
@@ -359,34 +412,13 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         """
         self._head("shape", "body shapes", "loss.shape or loss.body")
         body = self._load_body()
-        betas = self._run(lambda seen: seen.betas, images, batch_size, self.widths["betas"])
+        betas = self.look(images, flip=False, batch_size=batch_size).betas
+        assert betas is not None
         with torch.no_grad():
             parts = [
                 body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)
             ]
         return Shape(betas, torch.cat(parts), body.faces.cpu())
-
-    def _run(
-        self,
-        part: Callable[[Outputs], Tensor | None],
-        images: Pictures,
-        batch_size: int,
-        width: int,
-        *,
-        flip: bool | None = False,
-    ) -> Tensor:
-        """Return rows of width `width` of all pictures, on the CPU."""
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, but must be at least 1")
-        # Someone may have called train(), and one batch would then change the running statistics.
-        self.eval()
-        with torch.no_grad():
-            found = [
-                part(self(batch, flip=flip)) for batch in batches(images, batch_size, self._view, self.device)
-            ]
-        # The caller has asked for the head, or there would be nothing to ask for.
-        parts = [values.cpu() for values in found if values is not None]
-        return torch.cat(parts) if parts else torch.empty(0, width)
 
     def _head(self, part: str, what: str, loss: str) -> Head:
         if part not in self.heads:

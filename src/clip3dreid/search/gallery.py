@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from clip3dreid.data.crops import CropBatches
-from clip3dreid.data.images import TestView, to_unit
-from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.errors import InputError
-from clip3dreid.inference.model import Outputs, ReidModel, joined
+from clip3dreid.inference.looking import PICTURES, OnError, look_at
+from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
-from clip3dreid.io.checks import Count, Positive, Range, check_number, choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
-from clip3dreid.io.progress import progress as shown
 from clip3dreid.io.spelling import label
-from clip3dreid.io.table_files import BOX
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import MakeTeacher, person_query, queries_of, text_queries
@@ -37,9 +29,6 @@ from clip3dreid.search.shards import WORDS, Shards
 from clip3dreid.search.swap import replacing, restore
 from clip3dreid.search.top_k import TopK, top_k, unit
 
-log = logging.getLogger(__name__)
-
-_PICTURES = frozenset(Image.registered_extensions())
 _KEPT = ("embedding", "joint")
 """Vectors that are searched."""
 
@@ -168,10 +157,10 @@ class Gallery:
         pictures: Pictures,
         labels: Mapping[str, Any] | None = None,
         *,
-        batch_size: Positive = 64,
-        workers: Count = 2,
+        batch_size: int = 64,
+        workers: int = 2,
         progress: bool = False,
-        on_error: str = "skip",
+        on_error: OnError = "skip",
     ) -> int:
         """Add pictures.
 
@@ -191,29 +180,25 @@ class Gallery:
         Raises:
             InputError: if there is none, one cannot be read, or labels do not fit. Nothing is added then.
         """
-        check_number("batch_size", batch_size, Range(1), whole=True)
-        check_number("workers", workers, Range(0), whole=True)
-        choose("on_error", on_error, ("skip", "fail"))
-        listing = _listing(pictures)
-        if listing is None:
-            seen = self.model.look(pictures, flip=self._flip, batch_size=batch_size)
-            count = len(seen.embedding)
-            table, kept = (
-                pl.DataFrame({"path": [None] * count}, schema={"path": pl.String}),
-                list(range(count)),
-            )
-        else:
-            kept, seen = self._looked(listing, batch_size, workers, progress, skip=on_error == "skip")
-            paths = [str(listing.root / path) for path in listing.table["path"]]
-            table = listing.table.with_columns(path=pl.Series(paths, dtype=pl.String))
-            count = len(table)
-        table = table.with_columns(_columns(labels or {}, count))[kept]
+        seen = look_at(
+            self.model,
+            pictures,
+            flip=self._flip,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            on_error=on_error,
+        )
+        table = seen.table.with_columns(_columns(labels or {}, len(seen.table)))[seen.rows]
+        if not seen.batches:
+            return 0
+        columns = {
+            name: torch.cat([getattr(batch, name) for batch in seen.batches]) for name in self._vectors
+        }
         if self._knows_words:
-            assert seen.joint is not None
-            table = table.with_columns(
-                pl.Series(WORDS, self.model.best_words(seen.joint), pl.List(pl.String))
-            )
-        new = {name: unit(getattr(seen, name), "picture") for name in self._vectors}
+            words = self.model.best_words(columns["joint"])
+            table = table.with_columns(pl.Series(WORDS, words, pl.List(pl.String)))
+        new = {name: unit(rows, "picture") for name, rows in columns.items()}
         for name, rows in self._vectors.items():
             rows.append(new[name])
         self._tables.append(table)
@@ -242,7 +227,7 @@ class Gallery:
         self,
         query: Any,
         *,
-        top: Positive = 10,
+        top: int = 10,
         where: Mapping[str, Any] | None = None,
         person: bool = False,
         synonyms: Mapping[str, str] | None = None,
@@ -334,41 +319,6 @@ class Gallery:
             self._indices[column] = self._engine(self, column)
         return self._indices[column]
 
-    def _looked(
-        self, listing: Listing, batch: int, workers: int, bar: bool, *, skip: bool
-    ) -> tuple[list[int], Outputs]:
-        """Return which files could be read, and what the model says of them."""
-        model, paths = self.model, listing.table["path"].to_list()
-        ranges = [range(start, min(start + batch, len(paths))) for start in range(0, len(paths), batch)]
-        boxes = listing.table.select(BOX).to_numpy() if BOX[0] in listing.table.columns else None
-        view = TestView(model.height, model.width, model.square)
-        crops = CropBatches([listing.root / path for path in paths], boxes, ranges, view, skip=skip)
-        kept: list[int] = []
-        skipped: list[tuple[int, str]] = []
-        seen: list[Outputs] = []
-        model.eval()
-        watch = shown("looking at pictures", len(paths)) if bar else nullcontext(_nobody)
-        loader = DataLoader(crops, batch_size=None, num_workers=min(workers, len(ranges) - 1))
-        with watch as update, torch.no_grad():
-            for part in loader:
-                skipped += part.skipped
-                if len(part.rows):
-                    kept += part.rows.tolist()
-                    made = model(to_unit(part.images).to(model.device), flip=self._flip)
-                    seen.append(joined([made]))
-                update(len(kept) + len(skipped))
-        if skipped:
-            row, reason = skipped[0]
-            log.warning(
-                "%d pictures could not be read and are left out, first %s: %s",
-                len(skipped),
-                paths[row],
-                reason,
-            )
-        if not seen:
-            raise InputError(f"none of {len(paths)} pictures could be read, first {paths[0]}; give others")
-        return kept, joined(seen)
-
 
 class _Rows:
     """Rows of numbers that grow: room is doubled, so that adding costs what is added."""
@@ -410,36 +360,12 @@ class _Live:
         return top_k(unit(query, "query"), self._rows.all, k, "product", where.mask(self._labels))
 
 
-def _nobody(done: int) -> None:
-    """Show nobody how far the work is."""
-
-
 def _is_text(query: Any) -> bool:
     """Return whether a query is a description and no file's name."""
     if not isinstance(query, str):
         return False
     path = Path(query).expanduser()
-    return path.suffix.lower() not in _PICTURES and not path.exists()
-
-
-def _listing(pictures: Any) -> Listing | None:
-    """Return files that pictures are in; None where they are in memory."""
-    if isinstance(pictures, str | Path):
-        place = Path(pictures).expanduser()
-        if place.is_file() and place.suffix.lower() in _PICTURES:
-            return Listing(Path(), pl.DataFrame({"path": [str(place)]}))
-        if not place.exists() and any(letter in str(place) for letter in "*?["):
-            root = Path(place.anchor)
-            found = sorted(str(path) for path in root.glob(str(place.relative_to(root))) if path.is_file())
-            if not found:
-                raise InputError(
-                    f"pictures={pictures} fits no file; give a folder, a table or another pattern"
-                )
-            return Listing(Path(), pl.DataFrame({"path": found}))
-        return list_pictures(place)
-    if isinstance(pictures, Sequence) and pictures and all(isinstance(one, str | Path) for one in pictures):
-        return Listing(Path(), pl.DataFrame({"path": [str(Path(one).expanduser()) for one in pictures]}))
-    return None
+    return path.suffix.lower() not in PICTURES and not path.exists()
 
 
 def _columns(labels: Mapping[str, Any], count: int) -> list[pl.Series | pl.Expr]:
