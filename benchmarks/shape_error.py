@@ -2,10 +2,10 @@
 
     python benchmarks/shape_error.py RUN [RUN ...] --bodies BODIES --world WORLD
 
-RUN is a training with the `body` loss. BODIES is the folder of `synthesize layout=bodies` (its test bodies are used),
-WORLD that of `synthesize layout=ltcc` (its test people; the truth is known, since they are rendered). Printed: mean
-vertex error at true size and at stature 1 (in thousandths of the stature) against answering with the mean body; and
-for each shape component the correlation of prediction and truth, picture by picture.
+RUN is a training with `loss.shape` or `loss.body`. BODIES is the folder of `synthesize layout=bodies` (its test
+bodies are used), WORLD that of `synthesize layout=ltcc` (its test people; the truth is known, since they are
+rendered). Printed: mean vertex error at true size and at stature 1 (in thousandths of the stature) against answering
+with the mean body; and for each shape component the correlation of prediction and truth, picture by picture.
 """
 
 import argparse
@@ -23,7 +23,11 @@ from clip3dreid.report.tables import print_table
 
 
 def correlations(found: np.ndarray, true: np.ndarray) -> list[float]:
-    return [float(np.corrcoef(f, t)[0, 1]) for f, t in zip(found.T, true.T, strict=True)]
+    # A component that is not learnt is answered with its mean.
+    return [
+        float(np.corrcoef(f, t)[0, 1]) if f.std() > 0 else np.nan
+        for f, t in zip(found.T, true.T, strict=True)
+    ]
 
 
 def main() -> None:
