@@ -128,14 +128,59 @@ def test_nothing_in_an_archive_is_unpickled(program: Path, tmp_path: Path) -> No
     assert not witness.exists()
 
 
+def test_objects_that_are_read_by_their_name_are_refused(program: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "run"
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
+
+    def constants(name: str, content: bytes) -> bytes | None:
+        wanted = name.endswith("constants_config.json")
+        return json.dumps({"config": {"x": entry}}).encode() if wanted else None
+
+    for path_name in ("opaque_obj_0", "custom_obj_0"):
+        entry["path_name"] = path_name
+        changed = rewritten(program, constants)
+        with zipfile.ZipFile(changed, "a") as archive:
+            archive.writestr(f"tiny/data/constants/{path_name}", pickle.dumps(Witness(witness)))
+        with pytest.raises(InputError, match="which is no part of a program"):
+            read_program(changed)
+        with pytest.raises(InputError, match="holds pickled tensors or objects, which are not read"):
+            read_program(rewritten(program, constants))
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["data/aotinductor/model/x.so", "data/executorch/x", "xl_model_weights/x", "../x"]
+)
+def test_compiled_libraries_and_unknown_members_are_refused(program: Path, name: str) -> None:
+    with zipfile.ZipFile(program, "a") as archive:
+        archive.writestr(f"tiny/{name}", b"code")
+    with pytest.raises(InputError, match="which is no part of a program"):
+        read_program(program)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice_or_compressed_is_refused(program: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(program) as archive:
+        name = next(name for name in archive.namelist() if "/models/" in name)
+        content = archive.read(name)
+    packed = tmp_path / "packed.pt2"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    with zipfile.ZipFile(program, "a") as archive:
+        archive.writestr(name, content)
+    for path in (program, packed):
+        with pytest.raises(InputError, match="or is there twice or compressed"):
+            read_program(path)
+
+
 def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt2"
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"cannot be read as a program of torch\.export"):
         read_program(path)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/y", "z")
-    with pytest.raises(InputError, match=r"holds 0 programs of torch\.export, not one"):
+        archive.writestr("x/version", "z")
+    with pytest.raises(InputError, match=r"does not hold one program of torch\.export"):
         read_program(path)
 
 

@@ -111,8 +111,6 @@ def test_several_pictures_of_a_person_are_one_query(reid: ReidModel, crops: Path
 
 
 def test_words_find_people(reid: ReidModel, crops: Path) -> None:
-    if not reid.groups:
-        pytest.skip("the model knows no words")
     gallery = Gallery.from_pictures(reid, crops, workers=0)
     word = next(iter(reid.groups.values()))[0]
     found = gallery.search(f"somebody {word}")
@@ -180,6 +178,51 @@ def test_hits_are_drawn_and_written(reid: ReidModel, crops: Path, tmp_path: Path
     assert len(pl.read_csv(tmp_path / "found.csv")) == 6
     with pytest.raises(InputError, match=r"found\.pdf must end in"):
         hits.save(tmp_path / "found.pdf")
+
+
+def test_pictures_in_memory_have_names_of_their_own(reid: ReidModel, crops: Path, tmp_path: Path) -> None:
+    pictures = [np.array(Image.open(path)) for path in files(crops)[:3]]
+    gallery = Gallery.from_pictures(reid, pictures)
+    gallery.remove(path="picture 1")
+    gallery.add(pictures[0])
+    assert gallery.labels["path"].to_list() == ["picture 0", "picture 2", "picture 3"]
+    hits = gallery.search(pictures[2], top=3)
+    assert "picture 2" in repr(hits).splitlines()[2]
+    hits.save(tmp_path / "found.jpg")
+    with pytest.raises(InputError, match="flip is the whole gallery's"):
+        gallery.add(pictures[0], flip=False)
+
+
+def test_a_description_may_be_longer_than_a_name(reid: ReidModel, crops: Path) -> None:
+    gallery = Gallery.from_pictures(reid, files(crops)[:3])
+    word = next(iter(reid.groups.values()))[0]
+    assert gallery.search(f"somebody {word} " + "and so on " * 500).score == "fit"
+
+
+def test_shards_with_vectors_and_no_words_are_a_gallery_too(
+    reid: ReidModel, crops: Path, tmp_path: Path
+) -> None:
+    from clip3dreid.search.extraction import extract
+    from clip3dreid.search.settings import ExtractSettings
+
+    settings = ExtractSettings(outputs=("embedding", "joint"), workers=0)
+    extract(reid, crops, settings, tmp_path / "shards")
+    gallery = Gallery.open(tmp_path / "shards", reid)
+    word = next(iter(reid.groups.values()))[0]
+    assert len(gallery.search(word, top=COUNT).to_polars()) == COUNT
+    gallery.add(crops / "00.png")
+    gallery.save(tmp_path / "kept")
+    assert len(Gallery.open(tmp_path / "kept", reid)) == COUNT + 1
+
+
+def test_a_search_does_not_look_at_the_whole_model_again(
+    reid: ReidModel, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = Gallery.from_pictures(reid, crops)
+    monkeypatch.setattr(
+        ReidModel, "fingerprint", property(lambda model: pytest.fail("the fingerprint was taken"))
+    )
+    assert len(gallery.search(crops / "00.png").answers) == 1
 
 
 SAVING = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.data.images import TestView, pack_paths
+from clip3dreid.data.listing import Listing
 from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
+from clip3dreid.io.table_files import BOX
 
 ADVICE = "replace it, or leave it out with on_error=skip"
 """What extraction can do about a picture that cannot be read."""
@@ -54,6 +56,15 @@ class CropBatches(Dataset[CropBatch]):
     ) -> None:
         self._paths, self._boxes, self._batches = pack_paths(paths), boxes, batches
         self._view, self._skip, self._advice = view, skip, advice
+
+    @classmethod
+    def of(
+        cls, listing: Listing, batches: Sequence[range], view: TestView, *, skip: bool, advice: str = ADVICE
+    ) -> Self:
+        """Return the crops of a list of pictures, with the boxes that it may have; arguments as of the class."""
+        table = listing.table
+        boxes = table.select(BOX).to_numpy() if BOX[0] in table.columns else None
+        return cls([listing.root / path for path in table["path"]], boxes, batches, view, skip, advice)
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.model.network_file import AnyStudent
+
+if TYPE_CHECKING:
+    from clip3dreid.model.network_file import AnyStudent
 
 # Shape coefficients; SMPL's files have 300.
 _MOST_BETAS = 1000

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack
 
 import polars as pl
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from clip3dreid.data.crops import CropBatches
@@ -19,17 +19,28 @@ from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.inference.pictures import Pictures, batches
 from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.io.pictures import SUFFIXES, UNREAD_SUFFIXES
 from clip3dreid.io.progress import progress as shown
-from clip3dreid.io.table_files import BOX
 
 if TYPE_CHECKING:  # a model looks by this
     from clip3dreid.inference.model import Outputs, ReidModel
 
 log = logging.getLogger(__name__)
 
-OnError = Literal["fail", "skip"]
-PICTURES = frozenset(Image.registered_extensions())
-"""Ends of the names of pictures."""
+
+class Looking(TypedDict, total=False):
+    """How pictures are looked at."""
+
+    flip: bool | None
+    """Look at the mirror image too, as evaluation does; None, the default: as the model's `flip` says."""
+    batch_size: int
+    """Pictures at a time; 64."""
+    workers: int
+    """Processes that decode files, where there is more than a batch of them; 0."""
+    progress: bool
+    """Show a bar; not by default."""
+    on_error: Literal["fail", "skip"]
+    """`skip` files that cannot be read, with a line in the log; or `fail`, the default, at the first."""
 
 
 class Seen(NamedTuple):
@@ -43,34 +54,23 @@ class Seen(NamedTuple):
     """Those that could be read, ascending."""
 
 
-def look_at(
-    model: ReidModel,
-    pictures: Pictures,
-    *,
-    flip: bool | None,
-    batch_size: int,
-    workers: int,
-    progress: bool,
-    on_error: OnError,
-) -> Seen:
+def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> Seen:
     """Look at pictures.
 
     Args:
         model: that looks.
         pictures: a folder, a table with a column `path`, a pattern such as `crops/*.jpg`; or pictures, files or in
             memory.
-        flip: look at mirror images too; None: as the model says.
-        batch_size: pictures at a time.
-        workers: processes that decode files, where there is more than a batch of them.
-        progress: show a bar.
-        on_error: `skip` files that cannot be read, and say so in the log; or `fail`.
+        how: of `Looking`.
 
     Raises:
         InputError: if one cannot be read, or none of several.
     """
+    flip, skip = how.get("flip"), how.get("on_error", "fail") == "skip"
+    batch_size, workers = how.get("batch_size", 64), how.get("workers", 0)
     check_number("batch_size", batch_size, Range(1), whole=True)
     check_number("workers", workers, Range(0), whole=True)
-    choose("on_error", on_error, ("skip", "fail"))
+    choose("on_error", how.get("on_error", "fail"), ("skip", "fail"))
     listing = files_of(pictures)
     # Somebody may have called train(), and one batch would then change the running statistics.
     model.eval()
@@ -86,19 +86,18 @@ def look_at(
     paths = [listing.root / path for path in table["path"]]
     starts = range(0, len(paths), batch_size)
     ranges = [range(start, min(start + batch_size, len(paths))) for start in starts]
-    boxes = table.select(BOX).to_numpy() if BOX[0] in table.columns else None
-    crops = CropBatches(paths, boxes, ranges, model.view, on_error == "skip", "give one that can be read")
+    crops = CropBatches.of(listing, ranges, model.view, skip=skip, advice="give one that can be read")
     # A process costs more than a batch.
     loader: Any = DataLoader(crops, batch_size=None, num_workers=min(workers, len(ranges) - 1))
     rows: list[int] = []
     skipped: list[tuple[int, str]] = []
-    watch = shown("looking at pictures", len(paths)) if progress else nullcontext(_nobody)
+    watch = shown("looking at pictures", len(paths)) if how.get("progress") else nullcontext(_nobody)
     with watch as update, torch.no_grad():
         for part in loader:
             skipped += part.skipped
             if len(part.rows):
                 rows += part.rows.tolist()
-                made.append(model(to_unit(part.images).to(model.device), flip=flip).cpu())
+                made.append(model(to_unit(part.images.to(model.device)), flip=flip).cpu())
             update(len(rows) + len(skipped))
     if skipped:
         row, reason = skipped[0]
@@ -119,20 +118,38 @@ def files_of(pictures: Any) -> Listing | None:
     """
     if isinstance(pictures, str | Path):
         place = Path(pictures).expanduser()
-        if place.is_file() and place.suffix.lower() in PICTURES:
-            return Listing(Path(), pl.DataFrame({"path": [str(place)]}))
-        if place.exists() or not any(letter in str(place) for letter in "*?["):
-            # What is named like a picture is one, and its own message says what is wrong with it.
-            one = place.suffix.lower() in PICTURES and not place.is_dir()
-            return Listing(Path(), pl.DataFrame({"path": [str(place)]})) if one else list_pictures(place)
+        # Not of pathlib, which raises where a name is too long.
+        there = os.path.exists(place)  # noqa: PTH110
+        if (
+            is_named_like_a_picture(place)
+            and not (there and place.is_dir())
+            and not _is_pattern(place, there)
+        ):
+            # What is wrong with it is said where it is opened.
+            return _listed([place])
+        if not _is_pattern(place, there):
+            return list_pictures(place)
         root = Path(place.anchor)
-        found = sorted(str(path) for path in root.glob(str(place.relative_to(root))) if path.is_file())
+        found = sorted(path for path in root.glob(str(place.relative_to(root))) if path.is_file())
         if not found:
             raise InputError(f"pictures={pictures} fits no file; give a folder, a table or another pattern")
-        return Listing(Path(), pl.DataFrame({"path": found}))
+        return _listed(found)
     if isinstance(pictures, Sequence) and pictures and all(isinstance(one, str | Path) for one in pictures):
-        return Listing(Path(), pl.DataFrame({"path": [str(Path(one).expanduser()) for one in pictures]}))
+        return _listed([Path(one).expanduser() for one in pictures])
     return None
+
+
+def is_named_like_a_picture(path: Path) -> bool:
+    """Return whether a name ends as those of pictures do, whether they can be read or not."""
+    return path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES
+
+
+def _is_pattern(place: Path, there: bool) -> bool:
+    return not there and any(letter in str(place) for letter in "*?[")
+
+
+def _listed(files: Sequence[Path]) -> Listing:
+    return Listing(Path(), pl.DataFrame({"path": [str(path) for path in files]}))
 
 
 def _nobody(done: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from clip3dreid.inference.features import (
 )
 from clip3dreid.inference.heads import Description, Head, body_of, check_heads, describe, flag_of, groups_of
 from clip3dreid.inference.hub import ModelFolder, read_files
-from clip3dreid.inference.looking import OnError, look_at
+from clip3dreid.inference.looking import Looking, look_at
 from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import choose
@@ -198,6 +198,13 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
     def placed(self, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Self:
         """Put the model on a device and into a precision, as `load` does.
 
+        Args:
+            device: where it is to run; None: where it is.
+            dtype: of `DTYPES`, of weights and arithmetic; None: as it is.
+
+        Returns:
+            The model itself.
+
         Raises:
             InputError: if there is no such device or precision, or the network keeps its own.
         """
@@ -239,27 +246,20 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self,
         images: Pictures,
         *,
-        flip: bool | None = None,
-        batch_size: int = 64,
         feature: FeatureLike | None = None,
         normalize: bool = False,
-        workers: int = 0,
-        progress: bool = False,
-        on_error: OnError = "fail",
+        **how: Unpack[Looking],
     ) -> Tensor:
         """Compute retrieval features: the nearer two of them, the likelier the same person.
 
         Args:
             images: N pictures: files or pictures in memory, one or many; or a folder, a table with a column `path`,
                 or a pattern such as `crops/*.jpg`.
-            flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
-            batch_size: pictures at a time.
             feature: what the feature is made of, as `with_feature` takes it; None: the model's own, that it was
                 evaluated with.
             normalize: make each of length 1.
-            workers: processes that decode files.
-            progress: show a bar.
-            on_error: `fail`, or `skip` files that cannot be read: a line in the log says so, and their rows are NaN.
+            how: `flip`, `batch_size`, `workers`, `progress`, `on_error` (`inference.looking.Looking`); rows of files
+                that were skipped are NaN.
 
         Returns:
             (N, F) float32 as evaluation has them: rank by cosine. The embedding alone, which most models have, is
@@ -269,64 +269,44 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             InputError: if a picture cannot be read or is none, naming it, or as `with_feature`.
         """
         model = self if feature is None else self.with_feature(feature)
-        seen = model.look(
-            images,
-            flip=flip,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            on_error=on_error,
-        )
-        return F.normalize(seen.embedding, dim=1) if normalize else seen.embedding
+        features = model.look(images, **how).embedding
+        return F.normalize(features, dim=1) if normalize else features
 
-    def look(
-        self,
-        images: Pictures,
-        *,
-        flip: bool | None = None,
-        batch_size: int = 64,
-        workers: int = 0,
-        progress: bool = False,
-        on_error: OnError = "fail",
-    ) -> Outputs:
+    def look(self, images: Pictures, **how: Unpack[Looking]) -> Outputs:
         """Compute all that the model says of pictures, in one go.
 
         Args:
             images: N pictures, as of `embed`.
-            flip: as of `embed`, and so are the others.
-            batch_size: pictures at a time.
-            workers: processes that decode files.
-            progress: show a bar.
-            on_error: `fail`, or `skip` what cannot be read: its rows are NaN.
+            how: likewise.
 
         Returns:
-            On the CPU, N rows each.
+            On the CPU, N rows each: `embedding` (N, F), `joint` (N, d), `betas` (N, K).
 
         Raises:
             InputError: as `embed`.
         """
-        seen = look_at(
-            self,
-            images,
-            flip=flip,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            on_error=on_error,
-        )
+        seen = look_at(self, images, **how)
         made = {name: torch.full((len(seen.table), width), torch.nan) for name, width in self.widths.items()}
-        for name, rows in made.items():
-            if seen.batches:
+        if seen.batches:
+            for name, rows in made.items():
                 rows[seen.rows] = torch.cat([getattr(batch, name) for batch in seen.batches]).float()
         return Outputs(made["embedding"], made.get("joint"), made.get("betas"))
 
-    def similarity(self, images: Pictures, others: Pictures, **options: Any) -> Tensor:
+    def similarity(
+        self,
+        images: Pictures,
+        others: Pictures,
+        *,
+        feature: FeatureLike | None = None,
+        **how: Unpack[Looking],
+    ) -> Tensor:
         """Compare pictures: the nearer to 1, the likelier the same person.
 
         Args:
             images: N pictures.
             others: M pictures.
-            options: of `embed`.
+            feature: as of `embed`.
+            how: likewise.
 
         Returns:
             (N, M) float32 cosines.
@@ -334,8 +314,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `embed`.
         """
-        options["normalize"] = True
-        return self.embed(images, **options) @ self.embed(others, **options).T
+        rows, columns = (self.embed(one, feature=feature, normalize=True, **how) for one in (images, others))
+        return rows @ columns.T
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Take a batch as `forward` does; or embed pictures, whatever they are, as `embed` does."""

@@ -1,7 +1,9 @@
 """Look through a `.pt2` of `torch.export` before torch reads it: it may name functions, and hold pickles and code.
 
-torch's own reader resolves whatever name a node bears, evaluates the texts of symbolic sizes and unpickles what is no
-plain tensor. So a file from outside is read only when it names mathematics alone and its tensors are plain.
+torch's own reader resolves whatever name a node bears, evaluates the texts of symbolic sizes, unpickles what is no
+plain tensor, and loads compiled libraries. So a file from outside is read only when it has known members alone, names
+mathematics alone, and its tensors are plain. What torch is given is written anew from the bytes that were looked at:
+two readers of one archive may disagree about what is in it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.formats import decoding
 
 _ADVICE = "export it anew, or give it as ONNX"
+_MODELS, _CONFIG, _CONTRACT = "models/", "_config.json", "clip3dreid.json"
+_TENSOR = re.compile(r"(weight|tensor)_\d+")
+_MEMBER = re.compile(
+    rf"models/\w+\.json|data/(weights|constants)/(\w+{re.escape(_CONFIG)}|{_TENSOR.pattern})|data/sample_inputs/\w+\.pt"
+    r"|extra/[\w.-]+|archive_format|archive_version|byteorder|version|\.data/\w+"
+)
 # Operators of torch's own libraries, none of which reads files or runs code, but the one that maps files into memory.
 _OPERATORS = re.compile(r"torch\.ops\.(aten|prims)\.(?!from_file)\w+(\.\w+)?")
 _FUNCTIONS = frozenset(
@@ -54,22 +62,43 @@ def read_program(path: Path) -> tuple[ExportedProgram, dict[str, Any] | None]:
     Raises:
         InputError: if there is none, it is damaged, or it holds what would be run or unpickled.
     """
-    with decoding(path, "a program of torch.export", _ADVICE), zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        models = [name for name in names if "/models/" in name and name.endswith(".json")]
-        if len(models) != 1:
-            raise InputError(f"{path} holds {len(models)} programs of torch.export, not one; {_ADVICE}")
-        _check_graph(path, json.loads(archive.read(models[0])))
-        for name in names:
-            if "/data/" in name and name.endswith("_config.json"):
-                _check_tensors(path, json.loads(archive.read(name)))
-            elif "/data/" in name and name.endswith(".pt"):
+    with decoding(path, "a program of torch.export", _ADVICE):
+        members = _members(path)
+        for name, content in members.items():
+            if name.startswith(_MODELS):
+                _check_graph(path, json.loads(content))
+            elif name.endswith(_CONFIG):
+                _check_tensors(path, json.loads(content))
+            elif name.endswith(".pt"):
                 # What fails here, torch would unpickle.
-                torch.load(io.BytesIO(archive.read(name)), weights_only=True, map_location="cpu")
-        extra = {"clip3dreid.json": ""}
-        program = torch.export.load(path, extra_files=extra)
-        contract = json.loads(extra["clip3dreid.json"]) if extra["clip3dreid.json"] else None
+                torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        clean = io.BytesIO()
+        with zipfile.ZipFile(clean, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(f"program/{name}", content)
+        clean.seek(0)
+        extra = {_CONTRACT: ""}
+        program = torch.export.load(clean, extra_files=extra)
+        contract = json.loads(extra[_CONTRACT]) if extra[_CONTRACT] else None
     return program, contract
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """Return the archive's members without the folder that all of them are in, once all are known ones."""
+    found: dict[str, bytes] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.partition("/")[2]
+            # torch stores; what is compressed may be a thousand times larger than the file.
+            if not _MEMBER.fullmatch(name) or name in found or member.compress_type != zipfile.ZIP_STORED:
+                raise InputError(
+                    f"{path} holds {member.filename[:60]!r}, which is no part of a program of one network, or is "
+                    f"there twice or compressed; {_ADVICE}"
+                )
+            found[name] = archive.read(member)
+    if sum(name.startswith(_MODELS) for name in found) != 1:
+        raise InputError(f"{path} does not hold one program of torch.export; {_ADVICE}")
+    return found
 
 
 def _check_graph(path: Path, model: Any) -> None:
@@ -83,8 +112,10 @@ def _check_graph(path: Path, model: Any) -> None:
 
 
 def _check_tensors(path: Path, config: Any) -> None:
-    if any(key == "use_pickle" and value for key, value in _entries(config)):
-        raise InputError(f"{path} holds pickled tensors or objects, which are not read; {_ADVICE}")
+    for key, value in _entries(config):
+        # How an object is read goes by its file's name, and not by the flag alone.
+        if (key == "use_pickle" and value) or (key == "path_name" and not _TENSOR.fullmatch(str(value))):
+            raise InputError(f"{path} holds pickled tensors or objects, which are not read; {_ADVICE}")
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:

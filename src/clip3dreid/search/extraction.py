@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
 from clip3dreid.data.crops import CropBatch, CropBatches
-from clip3dreid.data.images import TestView, to_unit
+from clip3dreid.data.images import to_unit
 from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec, read_manifest
@@ -32,7 +32,6 @@ from clip3dreid.io.launch import FurtherProcesses
 from clip3dreid.io.launcher import start_by
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.processes import end_with_parent
-from clip3dreid.io.table_files import BOX
 from clip3dreid.search.settings import ExtractSettings
 from clip3dreid.search.shard_index import UNREADABLE, shard_facts
 from clip3dreid.search.shard_writer import ShardWriter, examine
@@ -235,14 +234,7 @@ def _fill(
         for rows in map(writer.rows, numbers)
         for start in range(rows.start, rows.stop, settings.batch)
     ]
-    boxed = BOX[0] in listing.table.columns
-    crops = CropBatches(
-        [listing.root / path for path in paths],
-        listing.table.select(BOX).to_numpy() if boxed else None,
-        batches,
-        TestView(model.height, model.width, model.square),
-        skip=settings.on_error == "skip",
-    )
+    crops = CropBatches.of(listing, batches, model.view, skip=settings.on_error == "skip")
     start = time.perf_counter()
     if done := len(writer.mine) - len(numbers):
         log.info("%d of %d shards are in %s already and are kept", done, len(writer.mine), writer.folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.inference.looking import PICTURES, OnError, look_at
+from clip3dreid.inference.looking import Looking, is_named_like_a_picture, look_at
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import Range, check_number, choose
@@ -60,11 +61,12 @@ class Gallery:
         self.model = model
         self.folder, self._saved = Path(), False
         self._flip = model.flip if flip is None else flip
+        self._added = 0
         self._engine = engine
         self._indices: dict[str, Index] = {}
         self._vectors = {name: _Rows(width) for name, width in model.widths.items() if name in _KEPT}
         schema: dict[str, Any] = {"path": pl.String}
-        if self._knows_words:
+        if model.groups and "joint" in self._vectors:
             schema[WORDS] = pl.List(pl.String)
         self._tables = [pl.DataFrame(schema=schema)]
 
@@ -109,7 +111,7 @@ class Gallery:
         gallery._tables = [
             shards.labels.drop("row", strict=False).with_columns(path=pl.Series(paths, dtype=pl.String))
         ]
-        gallery.folder, gallery._saved = shards.folder, True
+        gallery.folder, gallery._saved, gallery._added = shards.folder, True, len(paths)
         return gallery
 
     @property
@@ -123,8 +125,7 @@ class Gallery:
     def facts(self) -> dict[str, Any]:
         """Return what the vectors are, as engines read it."""
         outputs = [*self._vectors, *([WORDS] if self._knows_words else [])]
-        facts = shard_facts(self.model, outputs, source="a gallery", flip=self._flip)
-        return facts | {"root": ".", "model": self.model.name}
+        return shard_facts(self.model, outputs, source="a gallery", flip=self._flip)
 
     def __len__(self) -> int:
         """Return how many pictures there are."""
@@ -152,16 +153,7 @@ class Gallery:
         """Yield all rows of a vector, of length 1."""
         yield self._vectors[name].all
 
-    def add(
-        self,
-        pictures: Pictures,
-        labels: Mapping[str, Any] | None = None,
-        *,
-        batch_size: int = 64,
-        workers: int = 2,
-        progress: bool = False,
-        on_error: OnError = "skip",
-    ) -> int:
+    def add(self, pictures: Pictures, labels: Mapping[str, Any] | None = None, **how: Unpack[Looking]) -> int:
         """Add pictures.
 
         Args:
@@ -169,10 +161,8 @@ class Gallery:
                 `ReidModel.embed` takes.
             labels: column -> a value for all, or one for each picture: `{"person": "7", "camera": [1, 2]}`. A table's
                 own labels are kept beside.
-            batch_size: pictures at a time.
-            workers: processes that decode files.
-            progress: show a bar.
-            on_error: `skip` files that cannot be read, and say so in the log; or `fail`.
+            how: `batch_size`, `workers`, `progress`, `on_error` (`inference.looking.Looking`); here files are decoded
+                by two processes and unreadable ones skipped, unless something else is said.
 
         Returns:
             How many were added.
@@ -180,18 +170,18 @@ class Gallery:
         Raises:
             InputError: if there is none, one cannot be read, or labels do not fit. Nothing is added then.
         """
-        seen = look_at(
-            self.model,
-            pictures,
-            flip=self._flip,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            on_error=on_error,
-        )
+        if "flip" in how:
+            raise InputError("flip is the whole gallery's: Gallery(model, flip=…)")
+        asked: Looking = {"workers": 2, "on_error": "skip"}
+        asked.update(how)
+        asked["flip"] = self._flip
+        seen = look_at(self.model, pictures, **asked)
         table = seen.table.with_columns(_columns(labels or {}, len(seen.table)))[seen.rows]
         if not seen.batches:
             return 0
+        # Pictures in memory have no name, and whoever is found needs one.
+        names = [path or f"picture {self._added + row}" for row, path in enumerate(table["path"])]
+        table = table.with_columns(path=pl.Series(names, dtype=pl.String))
         columns = {
             name: torch.cat([getattr(batch, name) for batch in seen.batches]) for name in self._vectors
         }
@@ -202,6 +192,7 @@ class Gallery:
         for name, rows in self._vectors.items():
             rows.append(new[name])
         self._tables.append(table)
+        self._added += len(table)
         self._indices, self._saved = {}, False
         return len(table)
 
@@ -264,7 +255,7 @@ class Gallery:
                 asked = [person_query(asked)]
         vectors = torch.stack([one.vector for one in asked])
         best = self._index(column).search(vectors, min(top, len(self)), allowed)
-        return answered(self, self.model.name, asked, best, score, chosen)
+        return answered(self, Path(), self.model, asked, best, score, chosen)
 
     def save(self, folder: Path | str, settings: ShardSettings | None = None) -> None:
         """Write the gallery as shards, which `open`, `clip3dreid search` and anything that reads Parquet take.
@@ -281,17 +272,14 @@ class Gallery:
         if not len(self):
             raise InputError("the gallery is empty, and is not saved; add pictures first")
         place, settings = Path(folder).expanduser().resolve(), settings or ShardSettings()
-        # Pictures that are no files have no name, and shards need one.
-        names = [path or f"picture {row}" for row, path in enumerate(self.labels["path"])]
         words = self.labels[WORDS].to_list() if self._knows_words else None
-        table = self.labels.drop(WORDS, strict=False).with_columns(path=pl.Series(names, dtype=pl.String))
-        facts = {key: value for key, value in self.facts.items() if key not in ("root", "model")}
+        table, facts = self.labels.drop(WORDS, strict=False), self.facts
         with replacing(place) as stage:
             examine(place, facts, settings)
             writer = ShardWriter(
                 stage,
                 table,
-                identify(Path(), names, missing_ok=True),
+                identify(Path(), table["path"], missing_ok=True),
                 facts,
                 settings,
                 notes={"model": self.model.name, "root": str(Path.cwd())},
@@ -305,7 +293,8 @@ class Gallery:
 
     @property
     def _knows_words(self) -> bool:
-        return bool(self.model.groups) and "joint" in self._vectors
+        # Shards may have the vector without them.
+        return WORDS in self._tables[0].columns
 
     def _index(self, column: str) -> Index:
         self.width(column)
@@ -365,7 +354,8 @@ def _is_text(query: Any) -> bool:
     if not isinstance(query, str):
         return False
     path = Path(query).expanduser()
-    return path.suffix.lower() not in PICTURES and not path.exists()
+    # A description may be longer than a name can be, which pathlib would raise about.
+    return not is_named_like_a_picture(path) and not os.path.exists(path)  # noqa: PTH110
 
 
 def _columns(labels: Mapping[str, Any], count: int) -> list[pl.Series | pl.Expr]:

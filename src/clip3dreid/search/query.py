@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
+from clip3dreid.inference.looking import look_at
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.search.settings import PersonQuery, PictureQueries
@@ -63,39 +64,21 @@ def queries_of(model: ReidModel, pictures: Pictures, *, flip: bool) -> list[Quer
 
     Args:
         model: that made the gallery.
-        pictures: files, folders of them, or pictures in memory.
+        pictures: as of `inference.looking.look_at`.
         flip: look at the mirror image too, as the gallery does.
 
     Raises:
         InputError: if a picture cannot be read, there is none, or the model is broken.
     """
-    listed: Any = [pictures] if isinstance(pictures, str | Path) else pictures
-    if isinstance(listed, list | tuple):
-        listed = [
-            file
-            for one in listed
-            for file in (_files(Path(one).expanduser()) if isinstance(one, str | Path) else [one])
-        ]
-    features = model.embed(listed, flip=flip)
-    if not len(features):
+    seen = look_at(model, pictures, flip=flip)
+    if not seen.batches:
         raise InputError("there is no picture to look for; give one or more")
-    features = F.normalize(features, dim=1)
+    features = F.normalize(torch.cat([batch.embedding for batch in seen.batches]), dim=1)
     if not bool(torch.isfinite(features).all()):
         raise InputError(f"{model.name} gives features that are NaN or infinite; the model is broken")
-    files = (
-        [one if isinstance(one, Path) else None for one in listed]
-        if isinstance(listed, list)
-        else [None] * len(features)
-    )
     return [
-        Query(
-            f"picture {number}" if file is None else str(file),
-            vector,
-            () if file is None else (file,),
-            (),
-            (1.0, 0.0),
-        )
-        for number, (file, vector) in enumerate(zip(files, features, strict=True))
+        Query(path or f"picture {row}", vector, () if path is None else (Path(path),), (), (1.0, 0.0))
+        for row, (path, vector) in enumerate(zip(seen.table["path"], features, strict=True))
     ]
 
 

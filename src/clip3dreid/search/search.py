@@ -208,28 +208,35 @@ def search(
     vectors = torch.stack([query.vector for query in asked])
     top = min(settings.top, len(shards))
     best = engine(shards, column).search(vectors, top, allowed)
-    return answered(shards, model.name, asked, best, score, where)
+    return answered(shards, Path(str(shards.facts["root"])), model, asked, best, score, where)
 
 
 def answered(
-    gallery: Searchable, model: str, asked: Sequence[Query], best: TopK, score: str, where: Mapping[str, Any]
+    gallery: Searchable,
+    root: Path,
+    model: ReidModel,
+    asked: Sequence[Query],
+    best: TopK,
+    score: str,
+    where: Mapping[str, Any],
 ) -> SearchResult:
     """Return what was found of a gallery, with its labels.
 
     Args:
-        gallery: that was searched; its facts name the `root` of its pictures.
-        model: where the model was loaded from.
+        gallery: that was searched.
+        root: of its pictures.
+        model: that looked.
         asked: the queries.
         best: rows and cosines of each.
         score: what the scores are called.
         where: what was filtered by.
     """
+    labels = gallery.labels
     answers = [
-        Answer(query, _hits(gallery.labels, query, rows, scores))
+        Answer(query, _hits(labels, query, rows, scores))
         for query, rows, scores in zip(asked, best.rows, best.scores, strict=True)
     ]
-    root = Path(str(gallery.facts["root"]))
-    return SearchResult(gallery.folder, root, model, len(gallery.labels), score, where, answers)
+    return SearchResult(gallery.folder, root, model.name, len(labels), score, where, answers)
 
 
 def same_model(model: ReidModel, shards: Shards) -> ReidModel:
