@@ -93,7 +93,11 @@ def test_a_text_of_two_outputs_is_chosen_from(tmp_path: Path) -> None:
     ("sheet", "said", "message"),
     [
         ("", {}, r"does not say what pixels it takes; write tiny\.yaml beside it"),
-        ("", {"range": 255, "height": 8, "width": 4}, "takes pictures of 6x4 pixels and is shown 8x4"),
+        (
+            "",
+            {"range": 255, "height": 8, "width": 4},
+            r"takes pictures of 6x4 pixels, not 8x4; leave height and width out",
+        ),
         ("heigth: 6\n", {}, r"heigth is nothing that is said of a network; say height.*did you mean height"),
         ("- 1\n", {}, "must say height: 256 and the like, not a list"),
         ("", {"channels": "gbr"}, "channels=gbr is unknown; choose rgb or bgr"),
@@ -182,6 +186,8 @@ def test_bytes_are_wanted_as_bytes(tmp_path: Path, pictures: list[Path]) -> None
     path = onnx_file(tmp_path / "tiny.onnx", kind=TensorProto.UINT8)
     wanted = nn.functional.normalize(expected(tensor(pictures)), dim=1)
     torch.testing.assert_close(clip3dreid.load(path, network=SAID).embed(pictures, flip=False), wanted)
+    with pytest.raises(InputError, match="takes bytes; say range=255, and no mean and std"):
+        clip3dreid.load(path, network=SAID | {"range": 1})
 
 
 def test_a_vision_model_of_transformers_is_a_model(tmp_path: Path, pictures: list[Path]) -> None:

@@ -269,6 +269,14 @@ def _file(about: NetworkFile) -> ImageTeacher:
     height, width = about.height or takes.height, about.width or takes.width
     if height is None or width is None:
         raise InputError(f"{path} takes pictures of any size; say height and width, as it was trained")
+    # Here and not where teachers are asked the same: there the keys have other names.
+    if (height, width) != (takes.height or height, takes.width or width):
+        raise InputError(
+            f"{path} takes pictures of {takes.height or height}x{takes.width or width} pixels, not {height}x{width}; "
+            "leave height and width out, or say these"
+        )
+    if network.takes_bytes and not pixels.are_bytes:
+        raise InputError(f"{path} takes bytes; say range=255, and no mean and std")
     return NetworkTeacher(network, Native(height, width), pixels, name=about.name or path.name)
 
 
