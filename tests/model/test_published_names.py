@@ -229,7 +229,11 @@ def test_a_name_that_no_table_knows_is_named_with_what_to_do(tmp_path: Path, pro
         ("TransReID", "b1.0.norm1.weight", r"branches of its jigsaw patches \(JPM\)"),
         ("CLIP-ReID", "cv_embed", r"CLIP-ReID's file has an embedding of the camera"),
         ("CLIP-ReID", "image_encoder.attnpool.q_proj.weight", "is of RN50, which no student is"),
-        ("CLIP-ReID", "base.cls_token", "another architecture; left over: base.cls_token"),
+        (
+            "CLIP-ReID",
+            "base.cls_token",
+            "of CLIP-ReID, are of another architecture; left over: base.cls_token",
+        ),
     ],
 )
 def test_what_no_student_is_is_refused_in_a_line_that_says_why(

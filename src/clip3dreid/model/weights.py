@@ -248,12 +248,14 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
     path = own_weights(path.expanduser())
     if path.is_file():
         state, _, _, origin = read_checkpoint(path)
+        program = None
         if origin is not None:
+            program = origin.layout.program
             check_origin(student, origin, path)
             # Where the test feature is taken before a part, and the student has none, it is no part of the feature.
             unneeded = [part for part in origin.layout.optional if not _has(student, part)]
             state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in unneeded}
-        return _fit(student, state, path, optional=("pooling", "neck"))
+        return _fit(student, state, path, ("pooling", "neck"), program)
     try:
         student.backbone.load_published(str(path))
     except FileNotFoundError as error:
@@ -272,7 +274,11 @@ def _has(student: Student, part: str) -> bool:
 
 
 def _check_fit(
-    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+    student: Student,
+    state: Mapping[str, Tensor],
+    path: Path,
+    optional: tuple[str, ...] = (),
+    program: str | None = None,
 ) -> None:
     """Check that the tensors are the student's, in names and shapes."""
     expected = student.state_dict()
@@ -294,16 +300,21 @@ def _check_fit(
     }
     differences = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
     if differences:
+        named = f"{path}, of {program}," if program else path
         raise InputError(
-            f"the weights in {path} are of another architecture; {'; '.join(differences)}; choose the student that "
+            f"the weights in {named} are of another architecture; {'; '.join(differences)}; choose the student that "
             "they are of with model/student=NAME (clip3dreid weights lists published models)"
         )
 
 
 def _fit(
-    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+    student: Student,
+    state: Mapping[str, Tensor],
+    path: Path,
+    optional: tuple[str, ...] = (),
+    program: str | None = None,
 ) -> frozenset[str]:
-    _check_fit(student, state, path, optional)
+    _check_fit(student, state, path, optional, program)
     student.load_state_dict(dict(state), strict=False)
     return frozenset(state)
 
