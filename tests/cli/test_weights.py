@@ -48,6 +48,21 @@ def test_every_student_is_listed_with_its_file_and_the_command_that_fetches_it(r
     assert list(tmp_path.iterdir()) == []
 
 
+def test_published_models_are_listed_with_their_scores_and_the_commands_that_convert_them(run):
+    status, out, _ = run()
+    assert status == 0
+    line = next(line for line in out.splitlines() if " osnet_x1_0_market1501 " in line)
+    assert "94.2" in line
+    assert "82.6" in line
+    assert "model/student=osnet_x1_0 " in line
+    assert (
+        "  curl -fL -o market_bot_r101_ibn.pth "
+        "https://github.com/JDAI-CV/fast-reid/releases/download/v0.1.1/market_bot_R101-ibn.pth && "
+        "clip3dreid weights convert=market_bot_r101_ibn.pth out=market_bot_r101_ibn.safetensors "
+        "model/student=resnet50_bot_ibn model.student.backbone.depth=101 height=256 width=128"
+    ) in out.splitlines()
+
+
 def test_present_files_are_checked_and_a_damaged_one_ends_with_status_2(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIP3DREID_WEIGHTS", str(tmp_path))
     folder = tmp_path / "swin-tiny-patch4-window7-224"

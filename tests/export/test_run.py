@@ -454,6 +454,7 @@ def test_without_the_packages_the_extra_is_named(
 
 # model_type or class of a backbone: what makes it tiny, and a size of pictures with a grid unlike its own.
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+AVERAGE = {"_target_": "clip3dreid.model.pooling.Average"}
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "vit": (VIT, (128, 64)),
     "clip_vision_model": (VIT, (112, 224)),
@@ -462,6 +463,8 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "convnext": ({"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 2, 1]}, (128, 64)),
     "mobilenet_v2": ({"depth_multiplier": 0.25}, (128, 64)),
     "ResNet": ({"width": 8}, (HEIGHT, WIDTH)),
+    "OSNet": ({"width": 4}, (HEIGHT, WIDTH)),
+    "VisionTransformer": ({"channels": 16, "depth": 2, "heads": 2}, (128, 64)),
     "TinyViT": ({"widths": [4, 8, 8, 12], "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 3]}, (128, 64)),
 }
 
@@ -476,7 +479,9 @@ def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path
     shape |= changes
     if student["pooling"]["_target_"].endswith(".WeighedPositions"):
         # Weights of places fit one size of pictures.
-        student["pooling"]["channels"], size = backbone["widths"][-1], (224, 224)
+        size = (224, 224)
+    if "channels" in student["pooling"]:
+        student["pooling"]["channels"] = instantiate({**student, "pooling": AVERAGE}).channels
     model = made(student, size)
     formats = {"onnx": Onnx(), "torch_export": TorchExport()}
     exported = export(model, ExportSettings(outputs=BOTH, timing=0), formats, tmp_path)

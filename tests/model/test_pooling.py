@@ -6,9 +6,11 @@ from clip3dreid.model.backbone import BackboneOutput
 from clip3dreid.model.pooling import (
     Average,
     ClassToken,
+    FullyConnected,
     GeneralisedMean,
     Maximum,
     MaximumAverage,
+    ProjectedToken,
     WeighedPositions,
 )
 
@@ -70,3 +72,32 @@ def test_weighed_positions_refuse_a_map_of_another_size():
         WeighedPositions(positions=49, channels=2, width=3)(SMALL)
     with pytest.raises(InputError, match="at least 1"):
         WeighedPositions(positions=0, channels=2, width=3)
+
+
+@torch.no_grad()
+def test_fully_connected_is_the_mean_a_linear_layer_a_norm_and_no_less_than_zero():
+    pooling = FullyConnected(channels=2, width=3).eval()
+    pooling.linear.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
+    pooling.linear.bias.copy_(torch.tensor([0.0, 0, 5]))
+    pooling.norm.running_mean.copy_(torch.tensor([1.0, 9, 0]))
+    pooling.norm.running_var.fill_(4.0 - pooling.norm.eps)
+    # Means of the map's channels are 2 and 5: (2 - 1) / 2, (5 - 9) / 2 and (2 + 5 + 5) / 2.
+    torch.testing.assert_close(pooling(SMALL), torch.tensor([[0.5, 0.0, 6.0]]))
+
+
+@torch.no_grad()
+def test_a_projected_token_stands_beside_the_token():
+    pooling = ProjectedToken(channels=2, width=3)
+    pooling.projection.copy_(torch.tensor([[1.0, 0, 2], [0, 1, 3]]))
+    token = torch.tensor([[10.0, 1.0]])
+    torch.testing.assert_close(
+        pooling(SMALL._replace(token=token)), torch.tensor([[10.0, 1.0, 10.0, 1.0, 23.0]])
+    )
+    with pytest.raises(InputError, match="class token"):
+        pooling(SMALL._replace(token=None))
+
+
+@pytest.mark.parametrize("pooling", [FullyConnected, ProjectedToken])
+def test_widths_that_hold_nothing_are_refused(pooling):
+    with pytest.raises(InputError, match=f"{pooling.__name__}: channels 2 and width 0 must be at least 1"):
+        pooling(2, 0)

@@ -5,7 +5,7 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.resnet import ResNet
+from clip3dreid.model.resnet import InstanceBatchNorm, ResNet
 
 # Published sizes of torchvision's networks, their classifier included (1000 x D weights and 1000 biases).
 TORCHVISION_PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160}
@@ -81,6 +81,44 @@ def test_convolutions_start_he_normal_by_fan_out():
     torch.manual_seed(0)
     weight = ResNet(18).layer4[0].conv1.weight  # 256 channels in, 512 out
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+
+
+@torch.no_grad()
+def test_ibn_norms_half_of_the_channels_by_picture_and_half_by_batch():
+    network = with_statistics(ResNet(18, width=8, ibn=True)).double().eval()
+    mixed = {name for name, module in network.named_modules() if isinstance(module, InstanceBatchNorm)}
+    assert mixed == {f"layer{stage}.{block}.bn1" for stage in (1, 2, 3) for block in (0, 1)}
+    norm = network.layer2[0].bn1
+    norm.IN.weight.uniform_(0.5, 2)
+    norm.BN.bias.normal_()
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
+    own = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True, correction=0) + 1e-5).sqrt()
+    learnt = x[:, 8:] - norm.BN.running_mean.view(-1, 1, 1)
+    learnt = learnt / (norm.BN.running_var.view(-1, 1, 1) + 1e-5).sqrt() + norm.BN.bias.view(-1, 1, 1)
+    found = norm(x)
+    torch.testing.assert_close(found[:, :8], own[:, :8] * norm.IN.weight.view(-1, 1, 1))
+    torch.testing.assert_close(found[:, 8:], learnt)
+
+
+def test_ibn_has_as_many_parameters_as_without():
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in ResNet(50, ibn=ibn).parameters()) for ibn in (False, True)]
+    assert counts[0] == counts[1]
+
+
+@torch.no_grad()
+def test_ceil_pool_looks_at_other_places_of_a_map_of_the_same_size():
+    torch.manual_seed(0)
+    plain, ceil = ResNet(18, width=8).eval(), ResNet(18, width=8, ceil_pool=True).eval()
+    ceil.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 64, 32)
+    found = ceil(images).map
+    assert found.shape == plain(images).map.shape
+    assert not torch.allclose(found, plain(images).map)
+    x = ceil.bn1(ceil.conv1(images)).relu()
+    # Windows of 3 begin at 0, 2, 4 …; the last row and column have windows of 2.
+    windows = torch.nn.functional.pad(x, (0, 1, 0, 1), value=-1).unfold(2, 3, 2).unfold(3, 3, 2)
+    torch.testing.assert_close(ceil.maxpool(x), windows.amax((4, 5)))
 
 
 def test_width_scales_every_stage():

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
-from clip3dreid.config.needs import print_needs, print_students
+from clip3dreid.config.needs import print_needs, print_published, print_students
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 
@@ -34,10 +34,12 @@ def _convert(cfg: DictConfig) -> None:
 
 @entry_point("weights")
 def main(cfg: DictConfig) -> None:
-    """Convert where `convert` is set; say what a recipe needs where there is one; list all students otherwise."""
+    """Convert where `convert` is set; say what a recipe needs where there is one; list all models otherwise."""
     if cfg.convert is not None:
         _convert(cfg)
     elif objects.no_data(cfg):
+        # Last what is asked for most: a terminal shows the end.
+        print_published()
         print_students(str(cfg.weights_dir))
     else:
         print_needs(cfg, list(HydraConfig.get().overrides.task))

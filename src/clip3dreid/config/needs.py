@@ -1,4 +1,4 @@
-"""Print what students start from, what a recipe needs, and how to get what is missing."""
+"""Print what students start from, what others publish, what a recipe needs, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clip3dreid.config.checklist import (
     to_get,
     weights_state,
 )
-from clip3dreid.config.published import recipes, student_weights
+from clip3dreid.config.published import recipes, student_weights, zoos
 from clip3dreid.errors import InputError
 from clip3dreid.report.tables import print_table
 
@@ -53,6 +53,41 @@ def print_students(weights_dir: str) -> None:
     print("All that one recipe needs: clip3dreid weights +experiment=NAME [key=value …]")  # noqa: T201
     if damaged := [one.place for one, state in rows if state.startswith("DAMAGED")]:
         raise InputError(f"{', '.join(damaged)}: checksum wrong; delete and fetch again")
+
+
+def print_published() -> None:
+    """Print the trained models that others publish, with the commands that make checkpoints of ours of them."""
+    for zoo in zoos():
+        print_table(
+            f"{zoo.program}, {zoo.page} (licence {zoo.licence}; scores: {zoo.source})",
+            [
+                "model",
+                "architecture",
+                "trained on",
+                "tested on",
+                "rank-1",
+                "mAP",
+                "distance",
+                "student",
+            ],
+            [
+                [
+                    one.name,
+                    one.architecture,
+                    one.trained_on,
+                    one.tested_on,
+                    "" if one.rank1 is None else one.rank1,
+                    "" if one.mean_ap is None else one.mean_ap,
+                    one.distance,
+                    " ".join([f"model/student={one.student}", *one.settings]),
+                ]
+                for one in zoo.models
+            ],
+        )
+        # Plain lines, so that a command can be copied whole.
+        for one in zoo.models:
+            fetch, convert = zoo.commands(one)
+            print(f"  {fetch} && {convert}")  # noqa: T201
 
 
 def print_needs(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
-"""List the weights and body files that the configuration names, and where they are looked for."""
+"""List the weights, published models and body files that the configuration names, and where they are looked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from clip3dreid.config.folder import conf_dir, options
 
@@ -39,12 +40,19 @@ def student_weights(weights_dir: str) -> list[Weights]:
     """
     found = []
     for name in options("model/student"):
-        file = OmegaConf.load(conf_dir() / "model" / "student" / f"{name}.yaml")
-        node = OmegaConf.create({"weights_dir": weights_dir, "model": file}).model
-        # Variants of another student have what differs alone.
-        if node.get("pretrained") is not None:
+        node = OmegaConf.create({"weights_dir": weights_dir, "model": _student(name)}).model
+        if node.pretrained is not None:
             found.append(Weights(name, str(node.pretrained), node.fetch, node.sha256))
     return found
+
+
+def _student(name: str) -> DictConfig:
+    """Return an option of students; variants of another one have what differs alone in their files."""
+    node: Any = OmegaConf.load(conf_dir() / "model" / "student" / f"{name}.yaml")
+    bases = [entry for entry in node.pop("defaults", []) if entry != "_self_"]
+    merged = OmegaConf.merge(*(_student(base.removesuffix("@_here_")) for base in bases), node)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def teacher_weights(weights_dir: str) -> list[Weights]:
@@ -56,6 +64,57 @@ def teacher_weights(weights_dir: str) -> list[Weights]:
         # Files of any network are the user's own.
         if node.path is not None:
             found.append(Weights(name, str(node.path), node.fetch))
+    return found
+
+
+class PublishedModel(NamedTuple):
+    """A trained model that another program publishes."""
+
+    name: str
+    architecture: str
+    trained_on: str
+    tested_on: str
+    rank1: float | None
+    """Percent, of all pictures of the test set as the program counts; None where its page has no score."""
+    mean_ap: float | None
+    distance: str
+    student: str
+    file: str
+    settings: Sequence[str] = ()
+    """Of the student, beyond its option."""
+
+
+class Zoo(NamedTuple):
+    """What one program publishes."""
+
+    program: str
+    page: str
+    source: str
+    """Where names and scores were read."""
+    licence: str
+    """Of the repository; the data sets that models are trained on have terms of their own."""
+    height: int
+    """Of the pictures, in pixels."""
+    width: int
+    models: list[PublishedModel]
+
+    def commands(self, model: PublishedModel) -> tuple[str, str]:
+        """Return the command that gets a model's file, and the one that makes a checkpoint of ours of it."""
+        got = f"{model.name}.pth"
+        drive = model.file.startswith("https://drive.google.com/")
+        fetch = f'gdown -O {got} "{model.file}"' if drive else f"curl -fL -o {got} {model.file}"
+        size = f"height={self.height} width={self.width}"
+        convert = f"convert={got} out={model.name}.safetensors model/student={model.student}"
+        return fetch, " ".join(["clip3dreid weights", convert, *model.settings, size])
+
+
+def zoos() -> list[Zoo]:
+    """Return what other programs publish that a student of ours can be converted from."""
+    found = []
+    for name in options("published"):
+        node: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "published" / f"{name}.yaml"))
+        models = [PublishedModel(**model) for model in node.pop("models")]
+        found.append(Zoo(**node, models=models))
     return found
 
 

@@ -64,5 +64,7 @@ def convert(
     tensors = {name: tensor for name, tensor in network.state_dict().items() if name in loaded}
     card = {"student": dict(student), "height": height, "width": width, "data": []}
     save_weights(tensors, card, out)
-    complete = {name.split(".")[0] for name in loaded} >= {"backbone", "neck"}
+    # Files from before PyTorch 0.4.1 do not count batches.
+    absent = network.state_dict().keys() - loaded
+    complete = all(name.endswith(".num_batches_tracked") for name in absent)
     return Converted(out, len(tensors), complete)

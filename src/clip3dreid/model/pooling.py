@@ -94,6 +94,34 @@ class WeighedPositions(nn.Module):
         return reduced
 
 
+class FullyConnected(nn.Module):
+    """Mean over positions, a linear layer, batch norm and ReLU: (B, width), none of it negative.
+
+    It is the feature of OSNet (Zhou et al., ICCV 2019) and of torchreid's networks `fc512`, for losses and retrieval
+    alike; with it a student has no neck.
+
+    Args:
+        channels: C of the map.
+        width: of the feature.
+
+    Raises:
+        InputError: if one of them is below 1.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        if min(channels, width) < 1:
+            raise InputError(f"FullyConnected: channels {channels} and width {width} must be at least 1")
+        self.linear = nn.Linear(channels, width)
+        self.norm = nn.BatchNorm1d(width)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Pool the map."""
+        return F.relu(self.norm(self.linear(F.adaptive_avg_pool2d(features.map, 1).flatten(1))))
+
+
 class ClassToken(nn.Module):
     """The backbone's own summary of the picture, its class token: (B, C)."""
 
@@ -106,3 +134,34 @@ class ClassToken(nn.Module):
         if features.token is None:
             raise InputError("pooling ClassToken needs a backbone with a class token; this one has none")
         return features.token
+
+
+class ProjectedToken(nn.Module):
+    """The class token, and beside it a linear map of it: (B, C + width).
+
+    CLIP's token before and after its projection into the space of pictures and texts is the feature of CLIP-ReID (Li
+    et al., AAAI 2023, released code).
+
+    Args:
+        channels: C of the token.
+        width: of the projection.
+
+    Raises:
+        InputError: if one of them is below 1.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        if min(channels, width) < 1:
+            raise InputError(f"ProjectedToken: channels {channels} and width {width} must be at least 1")
+        self.projection = nn.Parameter(torch.randn(channels, width) * channels**-0.5)
+
+    def forward(self, features: BackboneOutput) -> Tensor:
+        """Take the token.
+
+        Raises:
+            InputError: if the backbone has none.
+        """
+        if features.token is None:
+            raise InputError("pooling ProjectedToken needs a backbone with a class token; this one has none")
+        return torch.cat([features.token, features.token @ self.projection], 1)

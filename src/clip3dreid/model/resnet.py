@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.model.backbone import Backbone, BackboneOutput
+
+
+class InstanceBatchNorm(nn.Module):
+    """Instance norm for the first half of the channels, batch norm for the others.
+
+    Source: Pan et al., ECCV 2018, figure 3 (IBN-a). Names of tensors are those of the published weights.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = width // 2
+        self.IN = nn.InstanceNorm2d(self.first, affine=True)
+        self.BN = nn.BatchNorm2d(width - self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        instance, batch = x[:, : self.first].contiguous(), x[:, self.first :].contiguous()
+        return torch.cat([self.IN(instance), self.BN(batch)], 1)
 
 
 class BasicBlock(nn.Module):
@@ -13,10 +32,10 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, ibn: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = InstanceBatchNorm(width) if ibn else nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -39,11 +58,11 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, ibn: bool = False) -> None:
         super().__init__()
         out = self.expansion * width
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = InstanceBatchNorm(width) if ibn else nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
@@ -85,6 +104,10 @@ class ResNet(Backbone):
             re-identification (H/16 x W/16; Luo et al., CVPRW 2019). Weights fit either.
         width: channels of the first stage; 64 is the published network, less makes a small one that can
             only be trained from scratch.
+        ibn: the network of Pan et al., ECCV 2018 (IBN-a): half of the channels behind the first convolution of every
+            block but the last stage's have instance norm.
+        ceil_pool: the max pooling behind the first convolution has no padding and rounds sizes up, as in fast-reid
+            since its version 0.3; the map has the same size, and looks at other places. Weights fit either.
 
     Weights start as torchvision's do: convolutions He-normal by their output, batch norms at identity.
 
@@ -92,7 +115,14 @@ class ResNet(Backbone):
         InputError: if the depth or the stride is not one of those.
     """
 
-    def __init__(self, depth: int, last_stride: int = 1, width: int = 64) -> None:
+    def __init__(
+        self,
+        depth: int,
+        last_stride: int = 1,
+        width: int = 64,
+        ibn: bool = False,
+        ceil_pool: bool = False,
+    ) -> None:
         super().__init__()
         choose("ResNet: depth", depth, STAGES)
         choose("ResNet: last_stride", last_stride, (1, 2))
@@ -101,11 +131,11 @@ class ResNet(Backbone):
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=0 if ceil_pool else 1, ceil_mode=ceil_pool)
         out = block.expansion * width
-        self.layer1 = _stage(block, width, width, first, 1)
-        self.layer2 = _stage(block, out, 2 * width, second, 2)
-        self.layer3 = _stage(block, 2 * out, 4 * width, third, 2)
+        self.layer1 = _stage(block, width, width, first, 1, ibn)
+        self.layer2 = _stage(block, out, 2 * width, second, 2, ibn)
+        self.layer3 = _stage(block, 2 * out, 4 * width, third, 2, ibn)
         self.layer4 = _stage(block, 4 * out, 8 * width, fourth, last_stride)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -118,7 +148,12 @@ class ResNet(Backbone):
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck], channels: int, width: int, blocks: int, stride: int
+    block: type[BasicBlock | Bottleneck],
+    channels: int,
+    width: int,
+    blocks: int,
+    stride: int,
+    ibn: bool = False,
 ) -> nn.Sequential:
-    rest = (block(block.expansion * width, width, 1) for _ in range(blocks - 1))
-    return nn.Sequential(block(channels, width, stride), *rest)
+    rest = (block(block.expansion * width, width, 1, ibn) for _ in range(blocks - 1))
+    return nn.Sequential(block(channels, width, stride, ibn), *rest)

@@ -25,8 +25,8 @@ from clip3dreid.io.formats import checksum, damaged, decoding, unsealed
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD, CARD_VERSION, check_student, valid_card
-from clip3dreid.model.mobilenet_names import mobilenet_names
 from clip3dreid.model.places import own_weights
+from clip3dreid.model.published_names import Origin, check_origin, translate
 from clip3dreid.model.student import Student
 
 HEADS = "clip3dreid_heads"
@@ -36,24 +36,6 @@ CHECKSUM = "clip3dreid_checksum"
 _PREFIX = "student."
 _AGAIN = "copy it anew, or save the model again"
 
-# Names in other people's files -> names in ours; the first that matches counts.
-_RENAMES = (
-    # Simple-CCReID (CAL): the backbone is a Sequential of torchvision's children, the neck is `bn`.
-    (re.compile(r"^base\.0\."), "backbone.conv1."),
-    (re.compile(r"^base\.1\."), "backbone.bn1."),
-    (re.compile(r"^base\.4\."), "backbone.layer1."),
-    (re.compile(r"^base\.5\."), "backbone.layer2."),
-    (re.compile(r"^base\.6\."), "backbone.layer3."),
-    (re.compile(r"^base\.7\."), "backbone.layer4."),
-    (re.compile(r"^bn\."), "neck."),
-    (re.compile(r"^globalpooling\."), "pooling."),
-    # torchvision, and AIM, which keeps torchvision's names and calls the neck `bn` too.
-    (re.compile(r"^(conv1|bn1|layer[1-4])\."), r"backbone.\1."),
-    # TinyViT.
-    (re.compile(r"^(patch_embed|layers|norm_head)\."), r"backbone.\1."),
-)
-# ImageNet's classifier, of torchvision and of TinyViT, whose files may hold a table of indices too.
-_LEFT_OUT = re.compile(r"^(fc|head|classifier(\.1)?)\.(weight|bias)$|^layers\..*\.attention_bias_idxs$")
 # Where a file keeps the network's state: CAL and AIM, Lightning, and the field's other habits.
 _STATES = ("model_state_dict", "state_dict", "model")
 
@@ -90,6 +72,8 @@ class Checkpoint(NamedTuple):
     heads: dict[str, Tensor]
     """Tensors that turn features into words, bodies and parts of a retrieval feature, `joint.…`, `shape.…` and
     `teacher.…`; empty where nothing taught them."""
+    origin: Origin | None = None
+    """What is known of the program that made a trained model; None for our own files."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -97,13 +81,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Understood are the ImageNet files of torchvision (ResNet, MobileNetV2) and TinyViT, the checkpoints of CAL
     (Simple-CCReID) and AIM (of which the retrieval branch is taken: `model_state_dict`, not `model2_…` or `fuse_…`),
-    the Lightning checkpoints of this project (of which the student is taken) and its safetensors.
+    those of torchreid, fast-reid, TransReID and CLIP-ReID (`published_names.LAYOUTS`), the Lightning checkpoints of
+    this project (of which the student is taken) and its safetensors.
 
     Args:
         path: a safetensors file by suffix, anything else a torch file.
 
     Raises:
-        InputError: if there is no such file, it cannot be read without unpickling, is damaged, or holds no weights.
+        InputError: if there is no such file, it cannot be read without unpickling, is damaged, holds no weights, or
+            those of a network that no student is.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of weights")
@@ -112,7 +98,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not state:
         raise InputError(f"{path} holds no weights: no tensors, and no {' or '.join(_STATES)} with tensors")
     _check_tensors({**state, **{f"heads.{name}": tensor for name, tensor in heads.items()}}, path)
-    ours = _translate(state)
+    ours, origin = _translate(state, path)
     if CHECKSUM in about:
         with decoding(path, "weights", _AGAIN):
             found = _checksum(ours, heads, card)
@@ -120,7 +106,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise damaged(path, "its checksum is another", _AGAIN)
     elif card is not None:
         unsealed(path, CHECKSUM, about, _AGAIN)
-    return Checkpoint(ours, card, heads)
+    return Checkpoint(ours, card, heads, origin)
 
 
 def has_card(path: Path) -> bool:
@@ -232,22 +218,12 @@ def add_checksum(checkpoint: MutableMapping[str, Any]) -> None:
     checkpoint[CHECKSUM] = _checksum(ours, _tensors(checkpoint[HEADS]), checkpoint[CARD])
 
 
-def _translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors to ours, and leave out what a student has no place for."""
+def _translate(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], Origin | None]:
+    """Take the student out of a file of ours, or rename what another program wrote."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     ours = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-    if ours:
-        return ours
-    renamed = {}
-    mobilenet = mobilenet_names(state)
-    for name, tensor in state.items():
-        if name in mobilenet:
-            renamed[f"backbone.model.{mobilenet[name]}"] = tensor
-        elif not _LEFT_OUT.match(name):
-            matches = (rule.sub(ours_, name) for rule, ours_ in _RENAMES if rule.match(name))
-            renamed[next(matches, name)] = tensor
-    return renamed
+    return (ours, None) if ours else translate(state, path)
 
 
 def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> frozenset[str]:
@@ -271,7 +247,15 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
     """
     path = own_weights(path.expanduser())
     if path.is_file():
-        return _fit(student, read_checkpoint(path).state, path, optional=("pooling", "neck"))
+        state, _, _, origin = read_checkpoint(path)
+        program = None
+        if origin is not None:
+            program = origin.layout.program
+            check_origin(student, origin, path)
+            # Where the test feature is taken before a part, and the student has none, it is no part of the feature.
+            unneeded = [part for part in origin.layout.optional if not _has(student, part)]
+            state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in unneeded}
+        return _fit(student, state, path, ("pooling", "neck"), program)
     try:
         student.backbone.load_published(str(path))
     except FileNotFoundError as error:
@@ -285,8 +269,16 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
     return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
 
 
+def _has(student: Student, part: str) -> bool:
+    return any(name.split(".")[0] == part for name in student.state_dict())
+
+
 def _check_fit(
-    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+    student: Student,
+    state: Mapping[str, Tensor],
+    path: Path,
+    optional: tuple[str, ...] = (),
+    program: str | None = None,
 ) -> None:
     """Check that the tensors are the student's, in names and shapes."""
     expected = student.state_dict()
@@ -308,13 +300,21 @@ def _check_fit(
     }
     differences = [f"{what}: {some(sorted(names))}" for what, names in problems.items() if names]
     if differences:
-        raise InputError(f"the weights in {path} are of another architecture; {'; '.join(differences)}")
+        named = f"{path}, of {program}," if program else path
+        raise InputError(
+            f"the weights in {named} are of another architecture; {'; '.join(differences)}; choose the student that "
+            "they are of with model/student=NAME (clip3dreid weights lists published models)"
+        )
 
 
 def _fit(
-    student: Student, state: Mapping[str, Tensor], path: Path, optional: tuple[str, ...] = ()
+    student: Student,
+    state: Mapping[str, Tensor],
+    path: Path,
+    optional: tuple[str, ...] = (),
+    program: str | None = None,
 ) -> frozenset[str]:
-    _check_fit(student, state, path, optional)
+    _check_fit(student, state, path, optional, program)
     student.load_state_dict(dict(state), strict=False)
     return frozenset(state)
 
@@ -339,7 +339,7 @@ def read_card(path: Path) -> dict[str, Any]:
 # How batches are normalised in training is no part of what was learnt.
 _FREE = ("ghost_group", "freeze_batch_norm")
 # What a config that does not say so means.
-_UNSAID = {"neck": True}
+_UNSAID = {"neck": True, "backbone.ibn": False, "backbone.ceil_pool": False}
 
 
 def check_same_student(path: Path, config: Mapping[str, Any]) -> None:
