@@ -2,6 +2,7 @@ import logging
 import pickle
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.evaluation import evaluate
-from clip3dreid.retrieval.feature_file import equal_features, load_features
+from clip3dreid.retrieval.feature_file import divide_features, equal_features, load_features
 from clip3dreid.retrieval.protocol import (
     Protocol,
     same_camera,
@@ -200,3 +201,49 @@ def test_what_is_no_archive_is_never_advised_to_be_unpickled(tmp_path, content):
         load_features(tmp_path / "f.npz")
     assert "pickle" not in str(caught.value)
     assert "unsafe" not in str(caught.value)
+
+
+def test_features_are_divided_by_the_roles_of_a_table_whose_labels_are_spelled_by_the_one_rule():
+    rows = np.arange(10, dtype=np.float64).reshape(5, 2)
+    table = pl.DataFrame(
+        {
+            "pid": ["08", "8", "9", "9", "7"],
+            "role": ["query", "gallery", "train", "gallery", "query"],
+            "frame": ["1", "2", "3", "4.0", None],
+            "split": ["test", "test", "test", "test", "val"],
+        }
+    )
+    query, queries, gallery, items = divide_features(rows, table)
+    assert query.tolist() == [[0, 1]]
+    assert gallery.tolist() == [[2, 3], [6, 7]]
+    assert query.dtype == torch.float64
+    assert queries.select("person", "frame", "path").rows() == [("8", 1, "row 0")]
+    assert items.select("person", "frame", "path").rows() == [("8", 2, "row 1"), ("9", 4, "row 3")]
+    assert divide_features(torch.tensor(rows), table, "val")[0].tolist() == [[8, 9]]
+    assert divide_features(torch.tensor(rows).bfloat16(), table)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rows", "table", "message"),
+    [
+        (np.ones((2, 3)), {"person": [1, 2]}, "data has no column role; it has person"),
+        (np.ones((2, 3)), {"person": [1], "role": ["query"]}, r"shape \(2, 3\) and data has 1 pictures"),
+        (np.ones(1), {"person": [1], "role": ["query"]}, r"shape \(1,\)"),
+        (
+            np.ones((1, 3)),
+            {"person": [1], "role": ["both"]},
+            "data: role=both is unknown; choose query, gallery",
+        ),
+        (np.ones((1, 3)), {"person": [1], "role": [None]}, "role=null"),
+        (
+            np.ones((1, 3)),
+            {"person": [1], "role": ["query"], "frame": ["x"]},
+            "frame 'x' is of the wrong kind",
+        ),
+        (np.ones((1, 3)), {"person": [1], "pid": [1], "role": ["query"]}, "both stand for person"),
+    ],
+)
+def test_a_table_that_divides_nothing_is_refused_in_one_line(rows, table, message):
+    with pytest.raises(InputError, match=message) as caught:
+        divide_features(rows, pl.DataFrame(table))
+    assert "\n" not in str(caught.value)

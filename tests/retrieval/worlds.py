@@ -1,13 +1,17 @@
 """Random features and labels for the tests of ranking."""
 
+import logging
+
 import numpy as np
 import polars as pl
 import torch
 
+from clip3dreid.errors import InputError
 from clip3dreid.retrieval import protocol as rules
 from clip3dreid.retrieval.distributed import gather_evaluation
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
+from clip3dreid.retrieval.torchmetric import RetrievalMetric
 
 RULES = {
     "general": rules.same_camera,
@@ -77,4 +81,70 @@ def rank_a_share(rank, world_size, folder):
         everything = gather_evaluation(evaluation, torch.device("cpu"))
         results[name] = {"share": evaluation.rows.tolist(), **evaluation.result(everything)}
     torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def pictures(seed, **how):
+    """A world as what a data set yields of each picture, whole numbers but for the features and the role."""
+    query, query_rows, gallery, gallery_rows = world(seed, **how)
+
+    def whole(row, column):
+        return -1 if row[column] is None else int(str(row[column]).lstrip("pc").replace("_", ""))
+
+    found = []
+    for role, features, rows in (("query", query, query_rows), ("gallery", gallery, gallery_rows)):
+        for index, (feature, row) in enumerate(zip(features, rows, strict=True)):
+            labels = {column: whole(row, column) for column in row}
+            found.append({"features": feature, "role": role, "index": index, **labels})
+    return found
+
+
+def feed(metric, given, batch=7):
+    """Update a metric with pictures, batch by batch, joined as a data loader joins them."""
+    for start in range(0, len(given), batch):
+        metric.update(**torch.utils.data.default_collate(given[start : start + batch]))
+    return metric
+
+
+def score_a_share(rank, world_size, folder):
+    """Several ways to divide pictures among processes; here, so that a fresh process imports no test tools."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    given = pictures(seed=12, kind="signs")
+    # As a DistributedSampler divides 130 + 1 of them: the first one again, to fill up.
+    padded = [*given, given[0]]
+    ways = {
+        "repeated": [*padded[rank::world_size], padded[0]],
+        "uneven": given[:100] if rank else given[100:],
+        "none": given if rank else [],
+        "both sides apart": [one for one in given if one["role"] == ("query", "gallery")[rank]],
+    }
+    results = {name: feed(RetrievalMetric(PROTOCOLS), mine).compute() for name, mine in ways.items()}
+    for store in ("float16", "bfloat16", "float64"):
+        results[store] = feed(RetrievalMetric(PROTOCOLS, store=store), ways["none"]).compute()
+    errors = {}
+    wrong = {
+        "NaN": [{**one, "features": one["features"] * torch.nan} for one in ways["uneven"]],
+        "wide": [{**one, "features": one["features"][: 16 - 8 * rank]} for one in ways["uneven"]],
+        "nothing": [],
+    }
+    for name, mine in wrong.items():
+        try:
+            feed(RetrievalMetric(PROTOCOLS), mine).compute()
+        except InputError as error:
+            errors[name] = str(error)
+    warnings = []
+    watch = logging.Handler()
+    watch.emit = lambda record: warnings.append(record.getMessage())
+    logging.getLogger("clip3dreid").addHandler(watch)
+    without = [{**one, "index": -1} for one in ways["repeated"]]
+    unnamed = feed(RetrievalMetric(PROTOCOLS), without).compute()
+    # And what a process has itself is as it was.
+    metric = feed(RetrievalMetric(PROTOCOLS), ways["repeated"])
+    metric.compute()
+    mine = sum(map(len, metric.labels))
+    said = {"results": results, "errors": errors, "own": mine, "without index": unnamed, "warnings": warnings}
+    torch.save(said, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -88,7 +88,7 @@ def test_a_run_reports_its_feature_and_the_embedding_alone_and_its_model_embeds_
     for scored, one in zip((again.results, again.alone), results.evaluations, strict=True):
         found_map = scored["ltcc"]["general"]["map"]
         assert found_map == pytest.approx(one.results["general"]["map"], abs=1e-9)
-    facts = again.facts()
+    facts = again.to_dict()
     assert facts["feature"] == PARTS.weights
     assert facts["embedding_alone"]["ltcc"] == again.alone["ltcc"]
     json.dumps(facts)
@@ -101,7 +101,7 @@ def test_a_run_reports_its_feature_and_the_embedding_alone_and_its_model_embeds_
     )
     assert plain.results["ltcc"]["general"]["map"] == again.alone["ltcc"]["general"]["map"]
     assert not plain.alone
-    assert "embedding_alone" not in plain.facts()
+    assert "embedding_alone" not in plain.to_dict()
 
 
 def hits(model: clip3dreid.ReidModel, root: Path, feature: dict[str, float]) -> list[bool]:

@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
             before = before if feature == scored.feature else f"embedding_{before}"
             save_tables({folder / f"{before}{key}.parquet": table for key, table in queries.items()})
     if cfg.out is not None:
-        write_scores(Path(str(cfg.out)), scored.facts())
+        write_scores(Path(str(cfg.out)), scored.to_dict())
 
 
 if __name__ == "__main__":

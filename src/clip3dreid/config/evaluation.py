@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.data.manifest import Manifest
-    from clip3dreid.training.evaluation import Evaluated, TrainedStudent
+    from clip3dreid.training.evaluated import Evaluated
+    from clip3dreid.training.evaluation import TrainedStudent
 
 
 def check_request(cfg: DictConfig) -> None:

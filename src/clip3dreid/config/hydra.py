@@ -18,8 +18,10 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
@@ -104,6 +106,24 @@ def foreseen(error: BaseException) -> str | None:
     if any(type(link) not in (TypeError, ValueError, KeyError, AttributeError) for link in rest):
         return None
     return refusal(chain)
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    """Compose a command's config in a program that is no command; one of Hydra's own finds everything as it was.
+
+    Args:
+        command: root YAML in `conf_dir()`, without suffix.
+        overrides: as on a command line.
+    """
+    kept = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, VersionBase)}
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            return hydra.compose(command, list(overrides))
+    finally:
+        for kind, instance in kept.items():
+            Singleton._instances.pop(kind, None)
+            if instance is not None:
+                Singleton._instances[kind] = instance
 
 
 _AFTERWARDS: list[Callable[[bool], None]] = []

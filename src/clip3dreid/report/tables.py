@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +18,57 @@ if TYPE_CHECKING:  # only handed through here
     import polars as pl
 
 
+_WIDTH = 160
+"""Columns of a table that goes to no terminal."""
 _SAME_PICTURE = {"drop": "dropped there", "keep": "KEPT, so that they find themselves"}
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table; numbers to the right, wide enough that a pipe or a log file keeps every column."""
+    table = _laid_out(header, rows)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    # On a line of its own: a table's own title is broken at the table's width, a path in it with it. As text:
+    # brackets in a file's name are no markup.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table as `print_table` prints it to a file, without a title and without a line break behind it."""
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(_laid_out(header, rows))
+    return captured.get().rstrip("\n")
+
+
+def html_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> str:
+    """Return a table for a notebook, with lines below it."""
+
+    def line(cells: Sequence[Any], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(_cell(cell))}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    below = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return (
+        f"<p><b>{html.escape(title)}</b></p><table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"
+        f"<ul>{below}</ul>"
+    )
+
+
+def _laid_out(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     table = Table()
     for index, name in enumerate(header):
         numeric = bool(rows) and all(isinstance(row[index], int | float) or row[index] == "" for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(f"{cell:.1f}" if isinstance(cell, float) else str(cell)) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    # On a line of its own: a table's own title is broken at the table's width, a path in it with it. As text:
-    # brackets in a file's name are no markup.
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(table)
+        table.add_row(*(Text(_cell(cell)) for cell in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 _SHOWN_LABELS = ("path", "person", "camera", "clothes", "frame")
@@ -83,27 +118,46 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
         for name, scores in results.items()
     ]
     print_table(title, header, rows)
+    for line in score_notes(results, notes):
+        print(f"  {line}")  # noqa: T201
+
+
+def score_notes(
+    results: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = (), *, intervals: bool = True
+) -> Iterator[str]:
+    """Yield, line by line, what scores were measured by; what belongs to the line before begins with two spaces.
+
+    Args:
+        results: as of `print_scores`.
+        notes: what must be known of the data, which ends the lines.
+        intervals: whether the 95 % intervals are among the lines.
+    """
     for name, scores in results.items():
         how = f"{scores['shots']}, {scores['average_precision']} AP, {scores['metric']}"
         same = scores.get("same_picture", "keep")  # as results without the key were made
         how += f", same_picture={same}"
         if scores["rerank"] is not None:
             how += ", re-ranked: " + ", ".join(f"{key}={value}" for key, value in scores["rerank"].items())
-        print(f"  {name} ({how}): {scores['description']}")  # noqa: T201
+        yield f"{name} ({how}): {scores['description']}"
         if found := scores.get("queries_in_gallery"):
             where = (
                 f"{found} of {scores['queries']} queries are in the gallery themselves, by path or by bytes"
             )
-            print(f"    {where}: {_SAME_PICTURE[same]}")  # noqa: T201
-        if scores["interval"] is not None:
+            yield f"  {where}: {_SAME_PICTURE[same]}"
+        if intervals and scores["interval"] is not None:
             spread = {"R1": "r1", "mAP": "map", "mINP": "minp"}
             cells = (f"{title} {_range(scores['interval'][key])}" for title, key in spread.items())
-            print(f"    95 % over query people: {', '.join(cells)}")  # noqa: T201
+            yield f"  95 % over query people: {', '.join(cells)}"
         if scores["tpr_at_fpr"] is not None:
             cells = (f"{100 * tpr:.1f} at {rate}" for rate, tpr in scores["tpr_at_fpr"].items())
-            print(f"    open set, TPR at FPR: {', '.join(cells)}")  # noqa: T201
+            yield f"  open set, TPR at FPR: {', '.join(cells)}"
     for note in notes:
-        print(f"  note: {note}")  # noqa: T201
+        yield f"note: {note}"
+
+
+def percent(score: float, interval: Sequence[float] | None) -> str:
+    """Return a score of 0..1 in per cent, with its interval."""
+    return f"{100 * score:.1f}" + ("" if interval is None else f" {_range(interval)}")
 
 
 def _range(interval: Sequence[float]) -> str:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose, some
 from clip3dreid.io.formats import decoding, npz_keys, read_npz
 from clip3dreid.io.spelling import alike, labels, merged
-from clip3dreid.io.table_files import whole_numbers
+from clip3dreid.io.table_files import understood, whole_numbers
+from clip3dreid.retrieval.evaluation import FeatureRows
 from clip3dreid.retrieval.protocol import labels_of
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,52 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
     known = labels_of(gallery_table, "person").is_not_null()
     kept = torch.from_numpy(known.to_numpy().copy())
     return query_features, query_table, gallery_features[kept], gallery_table.filter(known)
+
+
+def divide_features(
+    features: FeatureRows, table: pl.DataFrame, split: str = "test", name: str = "data"
+) -> tuple[Tensor, pl.DataFrame, Tensor, pl.DataFrame]:
+    """Divide features into those of queries and of the gallery, as a table of their pictures has them.
+
+    Args:
+        features: (N, D) float, an array or a tensor.
+        table: N rows with `person` and `role` (`query`, `gallery` or `train`, which is left out) and any other
+            columns of the manifest, by their common names too; null is unknown. With a column `split`, other
+            splits are left out.
+        split: which.
+        name: what messages call the table.
+
+    Returns:
+        As `load_features`.
+
+    Raises:
+        InputError: if there are not N features, a column is missing, or a role or frame is none.
+    """
+    rows = torch.as_tensor(features).detach()
+    if rows.dtype == torch.bfloat16:  # which NumPy does not know
+        rows = rows.float()
+    table = understood(table, name)
+    if absent := [column for column in ("person", "role") if column not in table.columns]:
+        raise InputError(f"{name} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
+    if rows.ndim != 2 or len(rows) != len(table):
+        raise InputError(
+            f"features have shape {tuple(rows.shape)} and {name} has {len(table)} pictures; give one row for each"
+        )
+    for role in table["role"].unique().sort():
+        choose(f"{name}: role", role, ("query", "gallery", "train"))
+    known = [column for column in _ARRAYS.values() if column in table.columns and column != "path"]
+    table = table.with_columns(
+        whole_numbers(table[column], name) if column == "frame" else labels(table[column]) for column in known
+    )
+    if "path" not in table.columns:
+        table = table.with_columns(path=pl.format("row {}", pl.int_range(pl.len())))
+    asked = pl.lit(True) if "split" not in table.columns else pl.col("split") == split
+    sides: list[Any] = []
+    for role in ("query", "gallery"):
+        chosen = table.select(((pl.col("role") == role) & asked).fill_null(False)).to_series()
+        sides += rows[torch.from_numpy(chosen.to_numpy().copy())], table.filter(chosen)
+    query, query_table, gallery, gallery_table = sides
+    return query, query_table, gallery, gallery_table
 
 
 def equal_features(

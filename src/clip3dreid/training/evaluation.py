@@ -2,95 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-import polars
-
+from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature, feature_of
 from clip3dreid.io.checks import choose
 from clip3dreid.io.launch import FurtherProcesses
-from clip3dreid.retrieval.evaluation import evaluate, query_table
-from clip3dreid.retrieval.feature_file import equal_features, load_features
+from clip3dreid.retrieval.evaluation import FeatureRows, evaluate, query_table
+from clip3dreid.retrieval.feature_file import divide_features, equal_features, load_features
 from clip3dreid.retrieval.protocol import ProtocolSet
-from clip3dreid.retrieval.standard import CLOTHES, GENERAL
+from clip3dreid.retrieval.standard import fitting
+from clip3dreid.training.evaluated import Evaluated
 from clip3dreid.training.settings import RANKING, RankingSettings
 
 if TYPE_CHECKING:  # features are evaluated without a training framework
+    import polars
+    import torch
     from lightning.pytorch import Trainer
     from torch import Tensor
 
     from clip3dreid.data.datamodule import ReidDataModule
-    from clip3dreid.data.manifest import Manifest
     from clip3dreid.data.sources import DataSpec
+    from clip3dreid.inference.model import ReidModel
     from clip3dreid.model.network_file import AnyStudent
     from clip3dreid.model.student import Student
     from clip3dreid.training.data import RunData
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The scores of a model.
-
-    Attributes:
-        model: name of the file of its weights, or features.
-        ranking: how queries and galleries were compared.
-        results: data set -> protocol -> scores, 0..1, and what they were measured on; features are one data set, "".
-        queries: data set -> protocol -> what became of each query; see `retrieval.evaluation.query_table`.
-        notes: data set -> what must be known of it.
-        trained_on: names of the data sets that the model was trained on, as far as its file says.
-        feature: what pictures were compared by.
-        alone: the results of the embedding alone, where `feature` is more; else empty.
-        alone_queries: likewise.
-    """
-
-    model: str
-    ranking: RankingSettings
-    results: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    queries: Mapping[str, Mapping[str, polars.DataFrame]]
-    notes: Mapping[str, Sequence[str]]
-    trained_on: Sequence[str] | None = None
-    feature: Feature = EMBEDDING
-    alone: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    alone_queries: Mapping[str, Mapping[str, polars.DataFrame]] = field(default_factory=dict)
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything but the queries, ready for JSON."""
-        first, *others = self.results
-        ranked = {"metric": self.ranking.metric}
-        scores = {"notes": list(self.notes[first]), "results": self.results[first]}
-        if not first:
-            return {"features": self.model, **ranked, **scores}
-        also = {name: {"notes": list(self.notes[name]), "results": self.results[name]} for name in others}
-        about = {"checkpoint": self.model, "trained_on": self.trained_on, **ranked}
-        compared = {"flip": self.ranking.flip, "feature": self.feature.weights}
-        facts = {**about, **compared, "data": first, **scores}
-        beside = {"embedding_alone": dict(self.alone)} if self.alone else {}
-        return facts | ({"also": also} if also else {}) | beside
-
-    def by_feature(self) -> Iterator[Compared]:
-        """Yield all scores: each data set's by what the model is compared by, and by the embedding alone."""
-        for data, results in self.results.items():
-            yield Compared(data, self.feature, results, self.queries[data])
-            if data in self.alone:
-                yield Compared(data, EMBEDDING, self.alone[data], self.alone_queries[data])
-
-
-class Compared(NamedTuple):
-    """The scores of one data set."""
-
-    data: str
-    """Its name; empty: features that any model made."""
-    feature: Feature
-    """What pictures were compared by."""
-    results: Mapping[str, Mapping[str, Any]]
-    """Protocol -> scores."""
-    queries: Mapping[str, polars.DataFrame]
-    """Protocol -> what became of each query."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +125,7 @@ def published_student(
 
 
 def evaluate_model(
-    model: TrainedStudent | Path | str,
+    model: TrainedStudent | ReidModel | Path | str,
     data: RunData | DataSpec | Manifest | Sequence[RunData],
     *,
     split: Literal["test", "val"] = "test",
@@ -195,11 +137,13 @@ def evaluate_model(
     batches: Callable[..., ReidDataModule] | None = None,
     trainer: partial[Trainer] | None = None,
     processes: FurtherProcesses | None = None,
+    progress: bool = True,
 ) -> Evaluated:
     """Evaluate a model on the queries and galleries of data sets.
 
     Args:
-        model: as `read_student` or `published_student` read it, or what `read_student` takes.
+        model: as `read_student` or `published_student` read it, or what `read_student` takes; or a loaded model,
+            which is evaluated where it is, and stays there.
         data: data sets, with the protocols that they are evaluated under.
         split: `test`, or `val` where the data has held-out people.
         ranking: how queries and galleries are compared.
@@ -209,8 +153,10 @@ def evaluate_model(
         workers: processes that decode pictures, where unreadable ones are to be found.
         batches: makes the data module of manifests, `seed` and perhaps `height`, `width` and `square`; None:
             `ReidDataModule`.
-        trainer: Lightning's Trainer with device and the like filled in; None: the best device there is.
+        trainer: Lightning's Trainer with device and the like filled in; None: the best device there is, of a loaded
+            model its own.
         processes: what starts further processes, where the trainer has several.
+        progress: show a bar.
 
     Returns:
         The scores of every data set and protocol; in each of several processes the same.
@@ -227,14 +173,14 @@ def evaluate_model(
     from clip3dreid.training.evaluation_module import EvaluationModule, Scored
 
     choose("split", split, ("test", "val"))
-    trained = model if isinstance(model, TrainedStudent) else read_student(model)
+    trained, home = _trained(model)
     feature = trained.feature(ranking.feature)
     if ranking.flip is None:
         ranking = replace(ranking, flip=trained.card.get("flip", True))
     # What the model was trained at, unless something else is asked for.
     sizes: dict[str, Any] = {
-        "height": height or trained.card.get("height"),
-        "width": width or trained.card.get("width"),
+        "height": trained.card.get("height") if height is None else height,
+        "width": trained.card.get("width") if width is None else width,
         "square": trained.card.get("square", False) if trained.card else None,
     }
     sources = as_run_data(data)
@@ -257,11 +203,19 @@ def evaluate_model(
             "clip3dreid inspect_data"
         )
     check_protocols(people, module.protocols, split)
-    runner = (trainer or partial(pl.Trainer, devices=1, use_distributed_sampler=False))(
-        callbacks=[TQDMProgressBar(refresh_rate=5)], logger=False, enable_checkpointing=False
+    place = _accelerator(home) if home is not None else {"devices": 1}
+    runner = (trainer or partial(pl.Trainer, **place, use_distributed_sampler=False))(
+        **({"callbacks": [TQDMProgressBar(refresh_rate=5)]} if progress else {"enable_progress_bar": False}),
+        logger=False,
+        enable_checkpointing=False,
     )
     start_by(runner, processes)
-    (runner.test if split == "test" else runner.validate)(module, datamodule=people, verbose=False)
+    try:
+        (runner.test if split == "test" else runner.validate)(module, datamodule=people, verbose=False)
+    finally:
+        if home is not None:
+            # The trainer takes what it has run to the CPU in the end.
+            trained.student.to(home)
     alone = module.alone.get(split, Scored({}, {}))
     return Evaluated(
         trained.name,
@@ -273,46 +227,85 @@ def evaluate_model(
         feature,
         alone.results,
         alone.queries,
+        split,
     )
 
 
+def _trained(model: TrainedStudent | ReidModel | Path | str) -> tuple[TrainedStudent, torch.device | None]:
+    """Return a student however it was given, and the device of one that is loaded."""
+    if isinstance(model, TrainedStudent):
+        return model, None
+    if isinstance(model, Path | str):
+        return read_student(model), None
+    # What is chosen by hand (`with_feature`) stands in the card too.
+    return TrainedStudent(model.student, model.card, model.name, model.heads.state_dict()), model.device
+
+
+def _accelerator(device: torch.device) -> dict[str, Any]:
+    """Return what has a Trainer run on one device."""
+    index: Any = device.index
+    return {"accelerator": device.type, "devices": 1 if index is None else [index]}
+
+
 def evaluate_features(
-    path: Path | str, protocols: ProtocolSet | None = None, *, ranking: RankingSettings = RANKING
+    features: Path | str | FeatureRows,
+    protocols: ProtocolSet | None = None,
+    *,
+    data: Manifest | polars.DataFrame | None = None,
+    split: Literal["test", "val"] = "test",
+    ranking: RankingSettings = RANKING,
 ) -> Evaluated:
     """Evaluate features that any model made.
 
     Args:
-        path: an `.npz`; see `retrieval.feature_file.load_features`.
+        features: an `.npz`, which has labels of its own (`retrieval.feature_file.load_features`); or (N, D), a row
+            for each row of `data`.
         protocols: None: `retrieval.standard.CLOTHES`, or `GENERAL` where not all outfits are labelled.
+        data: a manifest, whose rows are those of `data.part(split)`; or a table of labels, as
+            `retrieval.feature_file.divide_features` takes it.
+        split: of `data`.
         ranking: how queries and galleries are compared; `flip` and `feature` have no meaning here.
 
     Raises:
-        InputError: if the file cannot be read, or does not fit the protocols.
+        InputError: if the file cannot be read, features and data do not fit, or the labels do not fit the protocols.
     """
-    query, queries, gallery, gallery_table = load_features(Path(path))
-    if protocols is None:
-        labelled = not (queries["clothes"].null_count() or gallery_table["clothes"].null_count())
-        protocols = CLOTHES if labelled else GENERAL
+    notes: list[str] = []
+    if isinstance(features, Path | str):
+        if data is not None:
+            raise InputError(f"features={features} has labels of its own; leave data out")
+        sides = load_features(Path(features))
+    elif data is None:
+        raise InputError("features have no labels; give their pictures as data, a row for each row")
+    elif isinstance(data, Manifest):
+        notes += data.notes
+        sides = divide_features(features, data.part(split), split, f"{data.name} ({split})")
+        query, gallery, *_ = mark_same_pictures(data.root, sides[1], sides[3])
+        sides = sides[0], query, sides[2], gallery
+    else:
+        sides = divide_features(features, data, split)
+    queries, gallery = sides[1], sides[3]
     evaluations = evaluate(
-        query,
-        queries,
-        gallery,
-        gallery_table,
-        protocols.protocols,
+        *sides,
+        (protocols or fitting(queries, gallery)).protocols,
         metric=ranking.metric,
         rerank=ranking.rerank,
         open_set=ranking.open_set,
     )
-    notes = []
-    if equal := equal_features(query, queries, gallery, gallery_table):
+    if not isinstance(data, Manifest) and (
+        equal := equal_features(sides[0].cpu(), queries, sides[2].cpu(), gallery)
+    ):
+        column = "path" if data is not None else "query_paths and gallery_paths"
         notes.append(
-            f"{equal} of {len(query)} queries have the very features of a gallery item of their person: if these are "
-            "the same pictures, say so with equal query_paths and gallery_paths, and they are dropped"
+            f"{equal} of {len(queries)} queries have the very features of a gallery item of their person: if these "
+            f"are the same pictures, say so with equal {column}, and they are dropped"
         )
+    name = data.name if isinstance(data, Manifest) else ""
     return Evaluated(
-        str(path),
+        str(features) if isinstance(features, Path | str) else "features",
         ranking,
-        {"": {name: evaluation.result() for name, evaluation in evaluations.items()}},
-        {"": {name: query_table(evaluation.numbers(), queries) for name, evaluation in evaluations.items()}},
-        {"": notes},
+        {name: {key: evaluation.result() for key, evaluation in evaluations.items()}},
+        {name: {key: query_table(evaluation.numbers(), queries) for key, evaluation in evaluations.items()}},
+        {name: notes},
+        split=split,
+        computed=False,
     )

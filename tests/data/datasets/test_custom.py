@@ -248,3 +248,27 @@ def test_people_that_differ_by_case_alone_are_told(tmp_path: Path) -> None:
     text = "path,person,split,role\n1.jpg,Ann,test,query\n2.jpg,ann,test,gallery\n"
     (note,) = custom.read(table(tmp_path, text)).notes
     assert "'Ann' and 'ann'" in note
+
+
+def test_a_table_in_memory_is_read_as_its_file_is(tmp_path: Path) -> None:
+    text = (
+        "path,pid,role,split,clothes\na.png,08,probe,test,1\nb.png,8,gallery,test,2\nc.png,9,gallery,test,1\n"
+    )
+    file = table(tmp_path / "shop", text + "d.png,1,training,train,1\n")
+    read = custom.read(file, name="shop")
+    in_memory = pl.read_csv(file, infer_schema=False)
+    made = custom.from_table(in_memory, file.parent, "shop")
+    assert made.table.equals(read.table)
+    assert (made.root, made.notes) == (read.root, read.notes)
+    # A table without splits is all of the test, but for what is to be trained on.
+    assert custom.from_table(in_memory.drop("split"), file.parent, "shop").table.equals(read.table)
+
+
+def test_a_table_in_memory_whose_pictures_are_elsewhere_is_refused(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"path": ["a.png"], "person": [1], "role": ["query"]})
+    with pytest.raises(
+        InputError, match=r"1 pictures of the table are not in .*: a\.png; paths are relative to root"
+    ):
+        custom.from_table(rows, tmp_path)
+    with pytest.raises(InputError, match="custom: the table has no column split, role; it has path, person"):
+        custom.from_table(rows.drop("role"), tmp_path)

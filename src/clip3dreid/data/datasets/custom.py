@@ -77,19 +77,52 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
     return build(name, root.parent, table, notes) if is_table else tree.manifest(table, notes)
 
 
+def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifest:
+    """Make a manifest of a table in memory, as `read` does of a file.
+
+    Args:
+        table: likewise, its paths relative to `root`; without `split`, all but the role `train` is `test`.
+        root: folder of the pictures.
+        name: what to call the data set.
+
+    Raises:
+        InputError: as `read`.
+    """
+    table = understood(table, name)
+    if "split" not in table.columns and "role" in table.columns:
+        train = _known(table["role"], ROLES) == "train"
+        table = table.with_columns(split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test")))
+    return build(name, root, *_labelled(table, name, "the table", root, "root"))
+
+
 def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
     what = f"{tree.name}: {tree.root}"
     table = understood(read_table(tree.root, what), what)
+    return _labelled(table, tree.name, str(tree.root), tree.root.parent, "the table's folder")
+
+
+def _labelled(
+    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return a table of pictures that are there, with notes on its labels.
+
+    Args:
+        table: with columns by their names here.
+        name: of the data set.
+        place: what messages call the table.
+        folder: that paths are relative to.
+        relative_to: what messages call the folder.
+    """
+    what = f"{name}: {place}"
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
         raise InputError(f"{what} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
         raise InputError(f"{what} holds several data sets; keep one to a table")
-    folder = tree.root.parent
     table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
     if lost := [path for path in table["path"].drop_nulls().unique().sort() if not (folder / path).is_file()]:
         raise InputError(
-            f"{tree.name}: {len(lost)} pictures of {tree.root} are not in {folder}: {some(lost, SHOWN)}; paths "
-            "are relative to the table's folder"
+            f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are relative "
+            f"to {relative_to}"
         )
     table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
     return _own_clothes(table)
