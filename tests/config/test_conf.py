@@ -596,3 +596,21 @@ def test_an_experiment_sets_no_loss_of_its_own() -> None:
         text = path.read_text(encoding="utf-8")
         assert "\nloss:" not in text, path.name
         assert "/loss" not in text, path.name
+
+
+GUIDES = {"local", "local_contrastive", "local_geomloss", "local_unbalanced", "global", "global_kl", "shape", "body"}
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (conf_dir() / "loss").glob("*.yaml")))
+def test_one_share_is_that_of_every_guide_and_of_no_other_loss(option: str) -> None:
+    """`guide_share=0.5` is for terms that guide; the release's own are as they were, and a loss's own word counts."""
+    cfg = composed("train", "+experiment=demo", "data.root=/nowhere", f"loss=[{option}]", "guide_share=0.5")
+    shares = {name: loss.get("share") for name, loss in cfg.loss.items()}
+    assert set(shares.values()) == ({0.5} if option in GUIDES else {None})
+    if option in GUIDES:
+        name = next(iter(shares))
+        own = f"loss.{name}.share=null"
+        cfg = composed(
+            "train", "+experiment=demo", "data.root=/nowhere", f"loss=[{option}]", "guide_share=0.5", own
+        )
+        assert cfg.loss[name].share is None

@@ -28,6 +28,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     gradient_norms_every: int = 200
+    guide_share: float | None = None
     trusted: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING
