@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clip3dreid.data.box_settings import Boxes
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.search.gallery import Gallery
 
     __version__: str
 
-__all__ = ["Gallery", "ReidModel", "__version__", "load"]
+__all__ = ["Boxes", "Gallery", "ReidModel", "__version__", "load"]
 
 _HOMES = {
+    "Boxes": "clip3dreid.data.box_settings",
     "Gallery": "clip3dreid.search.gallery",
     "ReidModel": "clip3dreid.inference.model",
     "load": "clip3dreid.inference.model",

@@ -36,7 +36,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
     console.print(table)
 
 
-_SHOWN_LABELS = ("path", "person", "camera", "clothes", "frame")
+_SHOWN_LABELS = (
+    *("path", "left", "top", "right", "bottom"),
+    *("person", "camera", "clothes", "tracklet", "frame"),
+)
 
 
 def print_hits(query: str, score: str, hits: pl.DataFrame, understood: Sequence[str] = ()) -> None:
