@@ -4,15 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip3dreid.config.notebook import evaluate
+    from clip3dreid.data.box_settings import Boxes
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
     from clip3dreid.search.gallery import Gallery
 
     __version__: str
 
-__all__ = ["Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load"]
+__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load"]
 
 _HOMES = {
+    "Boxes": "clip3dreid.data.box_settings",
     "Gallery": "clip3dreid.search.gallery",
     "ReidModel": "clip3dreid.inference.model",
     "RetrievalMetric": "clip3dreid.retrieval.torchmetric",

@@ -1,8 +1,11 @@
 import numpy as np
+import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from clip3dreid.data.crops import CropBatches
+from clip3dreid.data.crops import CropBatches, cut_between_pictures
 from clip3dreid.data.images import TestView
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import read_rgb
@@ -49,3 +52,17 @@ def test_an_empty_box_is_an_unreadable_picture(files, box):
 def test_without_skipping_the_first_unreadable_picture_ends_it(files):
     with pytest.raises(InputError, match=r"b\.png.* with on_error=skip"):
         CropBatches(files, None, [range(2)], VIEW, skip=False)[0]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12), st.data())
+def test_batches_never_part_the_boxes_of_a_frame(boxes, size, data):
+    paths = [str(frame) for frame, count in enumerate(boxes) for _ in range(count)]
+    borders = [0, *np.cumsum(boxes).tolist()]
+    start, stop = sorted(data.draw(st.tuples(st.sampled_from(borders), st.sampled_from(borders))))
+    cuts = cut_between_pictures(pl.Series(paths), range(start, stop), size)
+    assert [row for cut in cuts for row in cut] == list(range(start, stop))
+    for cut in cuts:
+        assert {cut.start, cut.stop} <= set(borders)
+        assert len(cut) <= size or len({paths[row] for row in cut}) == 1
+    if set(boxes) == {1}:  # as ever, for pictures of one person
+        assert [len(cut) for cut in cuts] == [min(size, stop - first) for first in range(start, stop, size)]

@@ -1,5 +1,6 @@
 """`extract` as it is used: whole commands on real files, killed for real."""
 
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import clip3dreid
+from clip3dreid.data import crops
 from clip3dreid.search.shards import Shards
 from tests.processes import PATIENCE_S
 from tests.synthetic.test_writing import alive
@@ -113,6 +115,81 @@ def test_boxes_of_a_table_and_chosen_outputs(invoke, saved_model, ltcc_root, tmp
     assert np.allclose(
         torch.cat(list(shards.blocks("embedding"))).float().numpy(), expected.numpy(), rtol=2e-3, atol=2e-3
     )
+
+
+def test_boxes_of_a_detector_are_looked_at_frame_by_frame(invoke, saved_model, tmp_path, monkeypatch):
+    rng = np.random.default_rng(6)
+    arrays = rng.integers(0, 256, (4, 40, 60, 3), dtype=np.uint8)
+    frames, lines, expected = tmp_path / "seq" / "img1", [], []
+    frames.mkdir(parents=True)
+    (tmp_path / "seq" / "det").mkdir()
+    for number, pixels in enumerate(arrays, 1):
+        Image.fromarray(pixels).save(frames / f"{number:06}.png")
+        for track in range(3):
+            left, top = 18 * track, 5 * number
+            lines.append(
+                f"{number},{track},{left + 1},{top + 1},16,30,{0.9 if track else 0.1 * number},-1,-1,-1"
+            )
+            if track or number > 2:
+                expected.append(pixels[top : top + 30, left : left + 16])
+    (tmp_path / "seq" / "det" / "det.txt").write_text("\n".join(lines))
+    real, decoded = crops.read_rgb, tmp_path / "decoded"
+
+    def counted(path, advice):
+        with decoded.open("a") as file:  # workers are processes
+            file.write(f"{path}\n")
+        return real(path, advice)
+
+    monkeypatch.setattr(crops, "read_rgb", counted)
+    arguments = (
+        f"checkpoint={saved_model}",
+        "pictures=seq/det/det.txt",
+        "boxes.least_confidence=0.3",
+        "out=s",
+    )
+    # Neither batches nor shards part the boxes of a frame, and a frame of three is a batch of two all the same.
+    done = invoke("extract", *arguments, "trainer=cpu", "workers=2", "batch=2", "rows_per_shard=4")
+    assert done.returncode == 0, done.stderr
+    assert "10 pictures in s" in done.stdout
+    assert len(set(decoded.read_text().split())) == len(decoded.read_text().split()) == 4
+    shards = Shards(tmp_path / "s")
+    model = clip3dreid.load(saved_model)
+    wanted = model.embed([np.ascontiguousarray(crop) for crop in expected])
+    assert torch.allclose(torch.cat(list(shards.blocks("embedding"))), wanted, atol=1e-5)
+    assert shards.labels["frame"].to_list() == [1, 1, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert shards.labels["tracklet"].to_list() == ["1", "2", "1", "2", *"012", *"012"]
+    assert shards.labels["confidence"].to_list()[4:6] == pytest.approx([0.3, 0.9])
+    Image.fromarray(expected[4]).save(tmp_path / "someone.png")
+    found = invoke(
+        "search", "gallery=s", f"checkpoint={saved_model}", "picture=someone.png", "out=found.json", "top=1",
+        "where.frame=[2,4]", "sheet=found.png",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    (hit,) = json.loads((tmp_path / "found.json").read_text())["queries"][0]["hits"]
+    assert {key: hit[key] for key in ("path", "frame", "tracklet", "left", "top", "right", "bottom")} == {
+        **{"path": "000003.png", "frame": 3, "tracklet": "0"},
+        **{"left": 0, "top": 15, "right": 16, "bottom": 40},
+    }
+    assert "tracklet" in found.stdout
+    assert "nothing was left to do" in invoke("extract", *arguments, *QUICK, "rows_per_shard=4").stdout
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["pictures=frames.txt"], "is neither a table that is read nor boxes of a known format"),
+        (["pictures=frames.txt", "boxes.format=voc"], "boxes.format=voc is unknown; choose mot, coco"),
+        (["pictures=frames.txt", "boxes.least_size=big"], "boxes.least_size=big must be a number"),
+        (["pictures=frames.txt", "boxes.klass=1"], "boxes.klass"),
+        (["data=ltcc", "data.root=.", "boxes.classes=[1]"], "boxes.classes belongs to pictures=FILE"),
+    ],
+)
+def test_what_is_wrong_with_boxes_is_said_in_one_line(invoke, saved_model, tmp_path, keys, said):
+    (tmp_path / "frames.txt").write_text("a.png\n")
+    refused = invoke("extract", f"checkpoint={saved_model}", *keys, "out=s", *QUICK)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clip3dreid
+from clip3dreid import Boxes
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.search.gallery import Gallery
@@ -74,6 +75,30 @@ def test_every_way_in_fills_the_same_gallery(reid: ReidModel, crops: Path, table
         gallery = Gallery.from_pictures(reid, given, workers=workers, batch_size=5)
         torch.testing.assert_close(next(gallery.blocks("embedding")), wanted, rtol=1e-4, atol=1e-5)
     assert Gallery.from_pictures(reid, table, workers=0).labels["person"].to_list()[3] == "1"
+
+
+def test_a_hit_in_a_frame_says_where_and_is_drawn_alone(reid: ReidModel, crops: Path, tmp_path: Path) -> None:
+    frame = np.zeros((40, 60, 3), np.uint8)
+    frame[:, :30], frame[:, 30:] = (250, 20, 20), (20, 20, 250)
+    Image.fromarray(frame).save(tmp_path / "000007.png")
+    (tmp_path / "t.txt").write_text("7,1,1,1,30,40,0.9,-1,-1,-1\n7,2,31,1,30,40,0.4,-1,-1,-1\n")
+    boxes = Boxes(tmp_path / "t.txt", frames=tmp_path)
+    gallery = Gallery.from_pictures(reid, boxes, workers=0, batch_size=1)
+    torch.testing.assert_close(reid.embed(boxes), reid.embed([frame[:, :30].copy(), frame[:, 30:].copy()]))
+    gallery.add(files(crops)[:2], workers=0)  # whole pictures beside them
+    hits = gallery.search(frame[:, 30:].copy(), top=4)
+    assert f"{tmp_path / '000007.png'} [30, 0, 60, 40]  tracklet 2" in repr(hits)
+    best = hits.to_polars().row(0, named=True)
+    assert (best["frame"], best["tracklet"], best["confidence"]) == (7, "2", 0.4)
+    drawn = np.asarray(hits.picture().convert("RGB")).astype(int)
+    # A tile is 110 wide behind two of the query; a frame of two colours would show both.
+    tile = drawn[16:216, 244:354].reshape(-1, 3)
+    assert (tile == (20, 20, 250)).all(1).mean() > 0.5
+    assert not (tile == (250, 20, 20)).all(1).any()
+    assert set(gallery.search(files(crops)[0], top=9, where={"tracklet": 1}).to_polars()["left"]) == {0}
+    gallery.save(tmp_path / "kept")
+    again = Gallery.open(tmp_path / "kept", reid).search(frame[:, 30:].copy(), top=1).to_polars()
+    assert again.row(0, named=True)["left"] == 30
 
 
 def test_pictures_come_and_go(reid: ReidModel, crops: Path) -> None:

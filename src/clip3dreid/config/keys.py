@@ -30,7 +30,10 @@ NAMED = (
 OPEN = ("where", "synonyms", "engine.connection", "hydra")
 """Places that take any key."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-NO_TEXTS = ("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share")
+NO_TEXTS = (
+    *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share"),
+    *("least_confidence", "least_size", "first_frame"),
+)
 """Last parts of keys that are null by default and hold numbers or switches otherwise: `1e-3` is no name there."""
 SHORT = {
     "lr": ("optimizer.optimizer.lr",),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import Logger
 
+    from clip3dreid.data.box_settings import Boxes
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.export.formats import Format
     from clip3dreid.language.vocabulary import Vocabulary
@@ -285,11 +286,11 @@ def network(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in plain(cfg.network).items() if value is not None}
 
 
-def pictures(cfg: DictConfig) -> Path | DataSpec:
-    """Return what `pictures=`, or else `data=`, names.
+def pictures(cfg: DictConfig) -> Path | Boxes | DataSpec:
+    """Return what `pictures=`, or else `data=`, names; boxes where `boxes.…` says something of them.
 
     Raises:
-        InputError: if neither or both are given.
+        InputError: if neither or both are given, or a value of `boxes.…` is none.
     """
     if cfg.pictures == "":
         raise InputError("pictures is empty; give a folder or a table")
@@ -297,7 +298,19 @@ def pictures(cfg: DictConfig) -> Path | DataSpec:
         raise InputError(
             "what to look at? Give pictures=FOLDER, pictures=TABLE.csv, or data=NAME data.root=FOLDER, one of them"
         )
-    return data_spec(cfg.data) if cfg.pictures is None else Path(str(cfg.pictures)).expanduser()
+    said = {key: value for key, value in cfg.boxes.items() if value is not None}
+    if cfg.pictures is None:
+        if said:
+            raise InputError(
+                f"boxes.{min(said)} belongs to pictures=FILE; a data set has people cut out already"
+            )
+        return data_spec(cfg.data)
+    place = Path(str(cfg.pictures)).expanduser()
+    if not said:
+        return place
+    from clip3dreid.data.box_settings import Boxes
+
+    return settings(Boxes, OmegaConf.create(said), path=place)
 
 
 def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -33,11 +35,34 @@ class CropBatch(NamedTuple):
     """Row and reason of those that could not be read."""
 
 
+def cut_between_pictures(paths: pl.Series, rows: range, size: int) -> list[range]:
+    """Cut consecutive rows into batches, so that those of one picture, which is decoded for them once, stay together.
+
+    Args:
+        paths: (N,) files of all rows.
+        rows: that are cut.
+        size: the most in a batch; more only where one picture has more.
+
+    Returns:
+        The rows of each batch, in order.
+    """
+    # Of these rows alone: there may be many such pieces of a long list.
+    part = paths[rows.start : rows.stop]
+    ends = [*(part != part.shift()).fill_null(True).arg_true().to_list(), len(part)]
+    cuts, start = [], 0
+    while start < len(part):
+        place = bisect.bisect_right(ends, start + size) - 1
+        end = ends[place] if ends[place] > start else ends[place + 1]
+        cuts.append(range(rows.start + start, rows.start + end))
+        start = end
+    return cuts
+
+
 class CropBatches(Dataset[CropBatch]):
     """Batches of crops; the dataset's items are whole batches, so that they are the same however they are shared out.
 
     Args:
-        paths: N files.
+        paths: N files; one that stands in several rows of a batch, one after the other, is decoded once.
         boxes: (N, 4) left, top, right and bottom in pixels of the upright picture; None: whole pictures.
         batches: rows of each batch.
         view: resizing.
@@ -71,9 +96,12 @@ class CropBatches(Dataset[CropBatch]):
 
     def __getitem__(self, index: int) -> CropBatch:
         images, rows, skipped = [], [], []
+        path, rgb = b"", np.empty(0, np.uint8)
         for row in self._batches[index]:
             try:
-                images.append(self._view(self._crop(row)))
+                if self._paths[row] != path:
+                    path, rgb = self._paths[row], read_rgb(os.fsdecode(self._paths[row]), self._advice)
+                images.append(self._view(self._crop(row, rgb)))
                 rows.append(row)
             except UnreadablePicture as error:
                 if not self._skip:
@@ -83,14 +111,13 @@ class CropBatches(Dataset[CropBatch]):
         planes = np.stack(images) if images else np.empty(shape, np.uint8)
         return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)
 
-    def _crop(self, row: int) -> Pixels:
-        path = os.fsdecode(self._paths[row])
-        rgb = read_rgb(path, self._advice)
+    def _crop(self, row: int, rgb: Pixels) -> Pixels:
         if self._boxes is None:
             return rgb
         left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
         if left >= right or top >= bottom:
             size = f"{rgb.shape[1]} x {rgb.shape[0]}"
+            path = os.fsdecode(self._paths[row])
             reason = f"the box {self._boxes[row].tolist()} lies outside {path}, {size} pixels"
             raise UnreadablePicture(f"{reason}; correct it, or leave it out with on_error=skip", reason)
         return np.ascontiguousarray(rgb[top:bottom, left:right])

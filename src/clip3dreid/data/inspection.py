@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.io.pictures import open_picture, read_rgb, unreadable
+from clip3dreid.io.pictures import open_picture, read_rgb, unreadable, upright_size
 
 REPORT_VERSION = 1
 SHOWN = 20
 """How many unreadable pictures the table lists; the dictionary has them all."""
 BLOCK = 256
 """Pictures a thread looks at before it takes the next ones: a task each would cost more than the work."""
-ORIENTATION, TURNED = 0x0112, range(5, 9)
-"""The EXIF tag of a picture's orientation, and its values that swap width and height."""
 
 Table = tuple[str, list[str], list[list[Any]]]
 """Title, header, rows."""
@@ -259,8 +257,7 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
     for path in paths:
         try:
             with open_picture(root / path) as picture:
-                width, height = picture.size
-                turned = picture.getexif().get(ORIENTATION) in TURNED
+                size = upright_size(picture)
             if decode:
                 # As training does it, so that a picture that passes here cannot fail there.
                 read_rgb(root / path)
@@ -268,7 +265,7 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
         except Exception as error:
             looks.append(Unreadable(path, unreadable(path, error).reason))
         else:
-            looks.append((height, width) if turned else (width, height))
+            looks.append(size)
     return looks
 
 

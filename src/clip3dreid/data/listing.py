@@ -1,4 +1,4 @@
-"""Pictures without a data set: a folder of crops, or a table of crops in pictures."""
+"""Pictures without a data set: a folder of crops, a table of crops in pictures, or a tracker's boxes in frames."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import NamedTuple
 
 import polars as pl
 
+from clip3dreid.data.box_files import format_of
+from clip3dreid.data.box_settings import Boxes
+from clip3dreid.data.boxes import read_boxes
 from clip3dreid.data.manifest import SCHEMA, load
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
 from clip3dreid.io.pictures import SUFFIXES, find_pictures
 from clip3dreid.io.spelling import labels
+from clip3dreid.io.table_files import SUFFIXES as TABLES
 from clip3dreid.io.table_files import forward_slashes, read_table, take_boxes, understood, whole_numbers
 
 log = logging.getLogger(__name__)
@@ -26,30 +30,34 @@ class Listing(NamedTuple):
     root: Path
     """Folder that paths are relative to."""
     table: pl.DataFrame
-    """`path`, and of the box and the manifest's columns those that are known; labels are strings."""
+    """`path`, and of the box, the manifest's columns and `confidence` those that are known; labels are strings."""
 
 
-def list_pictures(place: Path) -> Listing:
-    """List the pictures of a folder, at any depth, or those that a table names.
+def list_pictures(place: Path | Boxes) -> Listing:
+    """List the pictures of a folder, at any depth, those that a table names, or the boxes of a detector or tracker.
 
     Args:
         place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
             the box of a person in a larger picture (see `table_files.take_boxes`) and any of the manifest's label
             columns, which search can filter by. Other columns are left out, and named in the log. A manifest that
-            `inspect_data` wrote knows where its pictures are, wherever it lies.
+            `inspect_data` wrote knows where its pictures are, wherever it lies. Files of boxes
+            (`box_settings.BoxFormat`) are told by their content and name; `Boxes` says which of them are taken.
 
     Returns:
-        Crops: a folder's sorted by path, a table's in its own order. Pictures in formats that are not read are among
-        them: whoever opens them says so. Other files are counted in the log.
+        Crops: a folder's sorted by path, a table's in its own order, boxes frame by frame. Pictures in formats that
+        are not read are among them: whoever opens them says so. Other files are counted in the log.
 
     Raises:
-        InputError: if there is nothing, no picture in it, or the table lacks a column or holds other values.
+        InputError: if there is nothing, no picture in it, the table lacks a column or holds other values, or as
+            `boxes.read_boxes`.
     """
+    if isinstance(place, Boxes) or (place.exists() and format_of(place) is not None):
+        return Listing(*read_boxes(place if isinstance(place, Boxes) else Boxes(place)))
     if place.is_dir():
         return Listing(place, pl.DataFrame({"path": _walk(place)}))
     if not place.is_file():
         raise InputError(
-            f"pictures={place} is not there; give a folder of pictures, or a table with a column path"
+            f"pictures={place} is not there; give a folder of pictures, a table with a column path, or boxes"
         )
     if _is_manifest(place):
         manifest = load(place)
@@ -80,6 +88,11 @@ def _walk(folder: Path) -> list[str]:
 
 def _read_table(path: Path) -> pl.DataFrame:
     name = f"pictures={path}"
+    if path.suffix.lower() not in TABLES:
+        raise InputError(
+            f"{name} is neither a table that is read nor boxes of a known format; a table ends in "
+            f"{', '.join(TABLES)}, and boxes.format=mot, coco, supervision or yolo says what boxes are"
+        )
     table = understood(read_table(path, name), name)
     if "path" not in table.columns:
         raise InputError(f"{name} has no column path; its columns are {some(table.columns, 8)}")

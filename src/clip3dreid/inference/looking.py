@@ -13,7 +13,8 @@ import polars as pl
 import torch
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.crops import CropBatches
+from clip3dreid.data.box_settings import Boxes
+from clip3dreid.data.crops import CropBatches, cut_between_pictures
 from clip3dreid.data.images import to_unit
 from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.errors import InputError
@@ -59,8 +60,8 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
 
     Args:
         model: that looks.
-        pictures: a folder, a table with a column `path`, a pattern such as `crops/*.jpg`; or pictures, files or in
-            memory.
+        pictures: a folder, a table with a column `path`, boxes in frames, a pattern such as `crops/*.jpg`; or
+            pictures, files or in memory.
         how: of `Looking`.
 
     Raises:
@@ -77,6 +78,7 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
     made: list[Outputs] = []
     if listing is None:
         with torch.no_grad():
+            assert not isinstance(pictures, Boxes)
             ready = batches(pictures, batch_size, model.view, model.device)
             made = [model(batch, flip=flip).cpu() for batch in ready]
         count = sum(len(one.embedding) for one in made)
@@ -84,8 +86,7 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
         return Seen(made, table, list(range(count)))
     table = listing.table
     paths = [listing.root / path for path in table["path"]]
-    starts = range(0, len(paths), batch_size)
-    ranges = [range(start, min(start + batch_size, len(paths))) for start in starts]
+    ranges = cut_between_pictures(table["path"], range(len(paths)), batch_size)
     crops = CropBatches.of(listing, ranges, model.view, skip=skip, advice="give one that can be read")
     # A process costs more than a batch.
     loader: Any = DataLoader(crops, batch_size=None, num_workers=min(workers, len(ranges) - 1))
@@ -97,7 +98,9 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
             skipped += part.skipped
             if len(part.rows):
                 rows += part.rows.tolist()
-                made.append(model(to_unit(part.images.to(model.device)), flip=flip).cpu())
+                # A frame with more boxes is one batch of the loader all the same.
+                pieces = part.images.split(batch_size)
+                made += [model(to_unit(piece.to(model.device)), flip=flip).cpu() for piece in pieces]
             update(len(rows) + len(skipped))
     if skipped:
         row, reason = skipped[0]
@@ -114,8 +117,10 @@ def files_of(pictures: Any) -> Listing | None:
     """Return the files that pictures are; None where they are in memory.
 
     Raises:
-        InputError: if a folder, table or pattern has none.
+        InputError: if a folder, table, pattern or file of boxes has none.
     """
+    if isinstance(pictures, Boxes):
+        return list_pictures(pictures)
     if isinstance(pictures, str | Path):
         place = Path(pictures).expanduser()
         # Not of pathlib, which raises where a name is too long.

@@ -11,20 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip3dreid.data.box_settings import Boxes
 from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import Pixels, read_rgb, unreadable, upright_rgb
 
 PictureLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
 """A file; an image of Pillow; (H, W, 3) uint8 RGB; or a tensor (3, H, W) RGB, uint8 or floating point 0..1."""
-Pictures = PictureLike | Iterable[PictureLike]
-"""One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ."""
+_InMemory = PictureLike | Iterable[PictureLike]
+Pictures = _InMemory | Boxes
+"""One picture, several, or an array (N, H, W, 3) or tensor (N, 3, H, W) of them; sizes may differ.
+Or boxes in frames."""
 
 # How far floats may leave 0..1: resampling overshoots by rounding, normalised pictures by far more.
 _SLACK = 1e-3
 
 
-def batches(pictures: Pictures, size: int, view: TestView, device: torch.device) -> Iterator[Tensor]:
+def batches(pictures: _InMemory, size: int, view: TestView, device: torch.device) -> Iterator[Tensor]:
     """Yield pictures as a model takes them.
 
     Args:
@@ -85,7 +88,7 @@ def _planes(picture: PictureLike, number: int, view: TestView) -> Tensor:
     return torch.from_numpy(view(rgb))
 
 
-def _listed(images: Pictures) -> Sequence[PictureLike]:
+def _listed(images: _InMemory) -> Sequence[PictureLike]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable):

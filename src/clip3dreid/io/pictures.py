@@ -41,6 +41,9 @@ _SYSTEM = frozenset({"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "l
 MOST_PIXELS = 80_000_000
 """Larger pictures are refused before they are decoded: a file of half a megabyte can unpack to gigabytes."""
 
+_ORIENTATION, _TURNED = 0x0112, range(5, 9)
+"""The EXIF tag of a picture's orientation, and its values that swap width and height."""
+
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels, as in most viewers. The colour stored below them is nobody's to see."""
 
@@ -191,6 +194,12 @@ def open_picture(path: Path | str) -> Iterator[Image.Image]:
     with Image.open(path, formats=FORMATS) as image:
         _check_size(image)
         yield image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of a picture as it stands when its EXIF orientation is honoured; nothing is decoded."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
 
 
 def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:

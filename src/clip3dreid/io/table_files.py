@@ -249,13 +249,31 @@ def take_boxes(table: pl.DataFrame, name: str) -> tuple[pl.DataFrame | None, pl.
     left, top, third, fourth = (decimal_numbers(column, name) for column in columns)
     sized = chosen[2] in ("w", "width")
     sides = [left, top, left + third if sized else third, top + fourth if sized else fourth]
-    most = max(float(side.abs().max()) for side in sides)  # type: ignore[arg-type]
+    box = in_pixels(sides, name)
+    return box, table.drop(column.name for column in columns)
+
+
+def in_pixels(sides: Sequence[pl.Series], name: str) -> pl.DataFrame:
+    """Round the sides of boxes to whole pixels.
+
+    Args:
+        sides: left, top, right and bottom, (N,) Float64.
+        name: what to call them in messages.
+
+    Returns:
+        (N, 4) Int32 `left, top, right, bottom`.
+
+    Raises:
+        InputError: if all are fractions of the picture, or one is no pixel's place.
+    """
+    most = max(float(side.abs().max() or 0) for side in sides)  # type: ignore[arg-type]
     if most <= 1 and any(bool((side != side.round()).any()) for side in sides):
         raise InputError(f"{name}: boxes are fractions of the picture; give pixels")
     if most >= 2**31:
         raise InputError(f"{name}: a box reaches to {most:g}; give pixels")
-    box = {side: values.round().cast(pl.Int32) for side, values in zip(BOX, sides, strict=True)}
-    return pl.DataFrame(box), table.drop(column.name for column in columns)
+    return pl.DataFrame(
+        {side: values.round().cast(pl.Int32) for side, values in zip(BOX, sides, strict=True)}
+    )
 
 
 def _box_key(column: str) -> str:

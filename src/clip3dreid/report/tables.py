@@ -71,7 +71,10 @@ def _cell(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-_SHOWN_LABELS = ("path", "person", "camera", "clothes", "frame")
+_SHOWN_LABELS = (
+    *("path", "left", "top", "right", "bottom"),
+    *("person", "camera", "clothes", "tracklet", "frame"),
+)
 
 
 def print_hits(query: str, score: str, hits: pl.DataFrame, understood: Sequence[str] = ()) -> None:

@@ -16,10 +16,12 @@ import lightning.pytorch as lightning
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.crops import CropBatch, CropBatches
+from clip3dreid.data.box_settings import Boxes
+from clip3dreid.data.crops import CropBatch, CropBatches, cut_between_pictures
 from clip3dreid.data.images import to_unit
 from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.data.manifest import Manifest
@@ -39,8 +41,8 @@ from clip3dreid.search.shards import VECTORS, WORDS, unreadable
 
 log = logging.getLogger(__name__)
 
-Pictures = str | Path | DataSpec | Manifest
-"""A folder or a table of pictures; a data set, to be read or as it was read."""
+Pictures = str | Path | Boxes | DataSpec | Manifest
+"""A folder or a table of pictures, or boxes in frames; a data set, to be read or as it was read."""
 
 
 class ExtractionResult(NamedTuple):
@@ -127,11 +129,11 @@ def _one_device(**arguments: object) -> lightning.Trainer:
 
 def _find(pictures: Pictures, split: str | None) -> tuple[str, Listing]:
     """Return where pictures come from, since a folder of shards is of one source, and which they are."""
-    if isinstance(pictures, str | Path):
+    if isinstance(pictures, str | Path | Boxes):
         if split is not None:
             raise InputError("split belongs to data=NAME; give a table of the pictures that you want")
-        place = Path(pictures).expanduser()
-        return str(place.absolute()), list_pictures(place)
+        place = pictures.place if isinstance(pictures, Boxes) else Path(pictures).expanduser()
+        return str(place.absolute()), list_pictures(pictures if isinstance(pictures, Boxes) else place)
     manifest = read_manifest(pictures) if isinstance(pictures, DataSpec) else pictures
     table = manifest.table if split is None else manifest.part(split)
     if table.is_empty():
@@ -163,6 +165,7 @@ class ExtractionModule(lightning.LightningModule):
         numbers: of the shards, in the order in which their batches come.
         outputs: of `VECTORS` and `words`, what to keep.
         flip: look at the mirror image too.
+        size: pictures that the model is given at a time: a frame with more boxes is one batch all the same.
     """
 
     def __init__(
@@ -172,11 +175,12 @@ class ExtractionModule(lightning.LightningModule):
         numbers: Sequence[int],
         outputs: tuple[str, ...],
         flip: bool,
+        size: int,
     ) -> None:
         super().__init__()
         # Fewer shards than processes: those without one have nothing to look at.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.model, self.flip = model, flip
+        self.model, self.flip, self._size = model, flip, size
         self._writer, self._waiting = writer, deque(numbers)
         self._outputs = outputs
         self._rows: list[npt.NDArray[np.int64]] = []
@@ -190,7 +194,8 @@ class ExtractionModule(lightning.LightningModule):
         self._skipped += batch.skipped
         self._count += len(batch.rows) + len(batch.skipped)
         if len(batch.rows):
-            self._keep(self.model(to_unit(batch.images), flip=self.flip))
+            for images in torch.split(batch.images, self._size):
+                self._keep(self.model(to_unit(images), flip=self.flip))
             self._rows.append(batch.rows.cpu().numpy())
         number = self._waiting[0]
         if self._count == len(self._writer.rows(number)):
@@ -230,9 +235,9 @@ def _fill(
     paths = listing.table["path"].to_list()
     numbers = writer.missing()
     batches = [
-        range(start, min(start + settings.batch, rows.stop))
+        batch
         for rows in map(writer.rows, numbers)
-        for start in range(rows.start, rows.stop, settings.batch)
+        for batch in cut_between_pictures(listing.table["path"], rows, settings.batch)
     ]
     crops = CropBatches.of(listing, batches, model.view, skip=settings.on_error == "skip")
     start = time.perf_counter()
@@ -245,7 +250,7 @@ def _fill(
             num_workers=min(settings.workers, len(batches)),
             pin_memory=trainer.accelerator.name() == "cuda",
         )
-        module = ExtractionModule(model, writer, numbers, outputs, bool(settings.flip))
+        module = ExtractionModule(model, writer, numbers, outputs, bool(settings.flip), settings.batch)
         try:
             trainer.predict(module, loader, return_predictions=False)
         except SystemExit:  # which Lightning makes of Ctrl-C

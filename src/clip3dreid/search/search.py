@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SEARCH_VERSION = 1
 _SHOWN = 5
+_WHO = ("person", "tracklet")
 
 Engine = Callable[[Searchable, str], Index]
 """From a gallery and the name of one of its vectors to what searches it."""
@@ -99,8 +100,9 @@ class SearchResult:
                 f"{query.name}{': ' + ', '.join(w for _, w in query.understood) if query.understood else ''}"
             )
             for hit in hits.head(_SHOWN).to_dicts():
-                who = f"  person {hit['person']}" if hit.get("person") is not None else ""
-                lines.append(f"  {hit['rank']:>3}. {hit['score']:6.3f}  {hit['path']}{who}")
+                box = f" {list(box)}" if (box := _box(hit)) else ""
+                who = "".join(f"  {word} {hit[word]}" for word in _WHO if hit.get(word) is not None)
+                lines.append(f"  {hit['rank']:>3}. {hit['score']:6.3f}  {hit['path']}{box}{who}")
         return "\n".join(lines)
 
     def save(self, path: Path | str) -> None:
@@ -274,9 +276,15 @@ def _hits(gallery: pl.DataFrame, query: Query, rows: Tensor, scores: Tensor) -> 
 
 
 def _shown(root: Path, hit: Mapping[str, Any]) -> ShownPicture:
-    box = tuple(hit[side] for side in BOX) if BOX[0] in hit else None
-    who = f"person {hit['person']}" if hit.get("person") is not None else Path(hit["path"]).name
-    where = f"camera {hit['camera']}" if hit.get("camera") is not None else ""
-    return ShownPicture(
-        root / hit["path"], box, (f"{hit['rank']}. {hit['score']:.3f}", who, *([where] if where else []))
-    )
+    who = [f"{word} {hit[word]}" for word in _WHO if hit.get(word) is not None] or [Path(hit["path"]).name]
+    box = _box(hit)
+    where = [f"frame {hit['frame']}"] if box and hit.get("frame") is not None else []
+    where = [f"camera {hit['camera']}", *where] if hit.get("camera") is not None else where
+    caption = (f"{hit['rank']}. {hit['score']:.3f}", who[0], *([", ".join(where)] if where else []))
+    return ShownPicture(root / hit["path"], box, caption)
+
+
+def _box(hit: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a hit, None where it is a whole picture."""
+    left, top, right, bottom = (hit.get(side) for side in BOX)
+    return None if left is None else (left, top, right, bottom)  # type: ignore[return-value]

@@ -22,7 +22,7 @@ class ShardSettings:
     Args:
         format: one Parquet file a shard, or `safetensors`: vectors in one file, labels in a Parquet file beside it.
         dtype: of the vectors; `float16` takes half the bytes.
-        rows_per_shard: of a new folder; one that is there keeps its own.
+        rows_per_shard: of a new folder; one that is there keeps its own. The boxes of a frame stay in one shard.
 
     Raises:
         InputError: if a value is none of these.

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from clip3dreid.data.crops import cut_between_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import FileIdentity, identity_hashes
-from clip3dreid.io.resumable import Parts, cut, look_into
+from clip3dreid.io.resumable import Parts, look_into
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import FEATURE, SHARDS, SHARDS_VERSION, shard_feature, shard_stem
 from clip3dreid.search.shards import ROW, WORDS, Arrays, Shard, load_shard, save_shard, shard_checksum
@@ -59,7 +60,7 @@ class ShardWriter:
         self._fingerprint = str(facts["fingerprint"])
         self._lost = {one.path for one in identities if one.size < 0}
         hashes = identity_hashes(identities)
-        cuts = cut(len(table), self.rows_per_shard)
+        cuts = cut_between_pictures(table["path"], range(len(table)), self.rows_per_shard)
         self._identities = [_identity(number, rows, table, hashes) for number, rows in enumerate(cuts)]
         self._parts = Parts(folder, SHARDS, cuts, self._usable, share)
         self._parts.sweep()
