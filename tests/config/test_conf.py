@@ -598,7 +598,16 @@ def test_an_experiment_sets_no_loss_of_its_own() -> None:
         assert "/loss" not in text, path.name
 
 
-GUIDES = {"local", "local_contrastive", "local_geomloss", "local_unbalanced", "global", "global_kl", "shape", "body"}
+GUIDES = {
+    "local",
+    "local_contrastive",
+    "local_geomloss",
+    "local_unbalanced",
+    "global",
+    "global_kl",
+    "shape",
+    "body",
+}
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (conf_dir() / "loss").glob("*.yaml")))
