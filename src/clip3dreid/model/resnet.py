@@ -103,6 +103,7 @@ class ResNet(Backbone):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         out = block.expansion * width
+        self.map_channels = 8 * out
         self.layer1 = _stage(block, width, width, first, 1)
         self.layer2 = _stage(block, out, 2 * width, second, 2)
         self.layer3 = _stage(block, 2 * out, 4 * width, third, 2)
