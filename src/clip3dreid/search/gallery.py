@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.inference.looking import Looking, is_named_like_a_picture, look_at
+from clip3dreid.inference.looking import Looking, look_at
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import Range, check_number, choose
@@ -21,7 +21,7 @@ from clip3dreid.io.files import identify
 from clip3dreid.io.spelling import label
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.query import MakeTeacher, person_query, queries_of, text_queries
+from clip3dreid.search.query import MakeTeacher, is_text, person_query, queries_of, text_queries
 from clip3dreid.search.search import Engine, SearchResult, answered, same_model
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import shard_facts
@@ -32,6 +32,8 @@ from clip3dreid.search.top_k import TopK, top_k, unit
 
 _KEPT = ("embedding", "joint")
 """Vectors that are searched."""
+_USUAL: Mapping[str, str | None] = MappingProxyType({})
+"""Synonyms: those that are known, and none of one's own."""
 
 
 class Gallery:
@@ -221,7 +223,7 @@ class Gallery:
         top: int = 10,
         where: Mapping[str, Any] | None = None,
         person: bool = False,
-        synonyms: Mapping[str, str] | None = None,
+        synonyms: Mapping[str, str | None] | None = _USUAL,
         teacher: MakeTeacher | None = None,
     ) -> SearchResult:
         """Find people.
@@ -232,7 +234,8 @@ class Gallery:
             top: hits of each query.
             where: label -> a value or several: only pictures that have them are found.
             person: the pictures show one person, and are one query.
-            synonyms: what people say -> the word of the model's vocabulary.
+            synonyms: what people say -> the word of the model's vocabulary, beside the usual ones
+                (`language.synonyms.with_usual`).
             teacher: loads the model's teacher, for texts without a word that the model knows.
 
         Raises:
@@ -243,9 +246,9 @@ class Gallery:
             raise InputError("the gallery is empty; add pictures first")
         chosen = {key: value for key, value in (where or {}).items() if value is not None}
         allowed = Filter(**chosen)
-        if _is_text(query):
+        if is_text(query):
             column, score = "joint", "fit"
-            asked = text_queries(self.model, [query], synonyms or {}, teacher)
+            asked = text_queries(self.model, [query], synonyms, teacher)
             if not asked:
                 raise InputError("the text is empty; say what the person looks like")
         else:
@@ -347,15 +350,6 @@ class _Live:
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
         """Search as `engine.Index` does."""
         return top_k(unit(query, "query"), self._rows.all, k, "product", where.mask(self._labels))
-
-
-def _is_text(query: Any) -> bool:
-    """Return whether a query is a description and no file's name."""
-    if not isinstance(query, str):
-        return False
-    path = Path(query).expanduser()
-    # A description may be longer than a name can be, which pathlib would raise about.
-    return not is_named_like_a_picture(path) and not os.path.exists(path)  # noqa: PTH110
 
 
 def _columns(labels: Mapping[str, Any], count: int) -> list[pl.Series | pl.Expr]:
