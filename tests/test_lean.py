@@ -1,4 +1,4 @@
-"""`transformers` is loaded where a model of it is used, torch's compiler where something is compiled; nowhere else."""
+"""`transformers` and torch's compiler are loaded where a model or a compilation needs them, and nowhere else."""
 
 import json
 import os

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import tempfile
@@ -194,21 +195,57 @@ def search(
         >>> result = search(Path("shards/crops"), model, TextQueries(("a tall woman",)))  # doctest: +SKIP
         >>> result.answers[0].hits.select("rank", "score", "path")  # doctest: +SKIP
     """
-    settings = settings or SearchSettings()
-    shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
-    model = same_model(model, shards)
-    where = {label: value for label, value in (settings.where or {}).items() if value is not None}
-    allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
-    if isinstance(queries, TextQueries):
-        column, score = "joint", "fit"
-        asked = text_queries(model, queries.texts, settings.synonyms or {}, teacher)
-    else:
-        column, score = "embedding", "cosine"
-        asked = picture_queries(model, queries, flip=bool(shards.facts["flip"]))
-    vectors = torch.stack([query.vector for query in asked])
-    top = min(settings.top, len(shards))
-    best = engine(shards, column).search(vectors, top, allowed)
-    return answered(shards, Path(str(shards.facts["root"])), model, asked, best, score, where)
+    return Searcher(gallery, model, engine=engine, teacher=teacher).search(queries, settings)
+
+
+class Searcher:
+    """A gallery that is open, with its model: what is loaded and built for one search serves the next.
+
+    Args:
+        gallery: what `extract` has filled.
+        model: the model that filled it.
+        engine: what compares, as of `search`; made for a vector when it is first asked for.
+        teacher: as of `search`; loaded at most once.
+
+    Attributes:
+        shards: the gallery.
+        model: the same, with the gallery's feature.
+
+    Raises:
+        InputError: if there is no gallery, it is damaged, or of another model.
+    """
+
+    def __init__(
+        self,
+        gallery: Shards | Path | str,
+        model: ReidModel,
+        *,
+        engine: Engine = Exact,
+        teacher: MakeTeacher | None = None,
+    ) -> None:
+        self.shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
+        self.model = same_model(model, self.shards)
+        self._engine = engine
+        self._teacher = None if teacher is None else functools.cache(teacher)
+        self._indices: dict[str, Index] = {}
+
+    def search(self, queries: Queries, settings: SearchSettings | None = None) -> SearchResult:
+        """Find people, as the function `search` does."""
+        settings = settings or SearchSettings()
+        where = {label: value for label, value in (settings.where or {}).items() if value is not None}
+        allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
+        if isinstance(queries, TextQueries):
+            column, score = "joint", "fit"
+            asked = text_queries(self.model, queries.texts, settings.synonyms, self._teacher)
+        else:
+            column, score = "embedding", "cosine"
+            asked = picture_queries(self.model, queries, flip=bool(self.shards.facts["flip"]))
+        vectors = torch.stack([query.vector for query in asked])
+        if column not in self._indices:
+            self._indices[column] = self._engine(self.shards, column)
+        best = self._indices[column].search(vectors, min(settings.top, len(self.shards)), allowed)
+        root = Path(str(self.shards.facts["root"]))
+        return answered(self.shards, root, self.model, asked, best, score, where)
 
 
 def answered(
