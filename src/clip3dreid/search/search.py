@@ -94,7 +94,8 @@ class SearchResult:
 
     def __repr__(self) -> str:
         """Return the best hits of each query, a line each."""
-        lines = [f"{len(self.answers)} queries in {self.searched:,} pictures, by {self.score}"]
+        asked = "1 query" if len(self.answers) == 1 else f"{len(self.answers)} queries"
+        lines = [f"{asked} in {self.searched:,} pictures, by {self.score}"]
         for query, hits in self.answers[:_SHOWN]:
             lines.append(
                 f"{query.name}{': ' + ', '.join(w for _, w in query.understood) if query.understood else ''}"
