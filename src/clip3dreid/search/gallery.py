@@ -53,10 +53,10 @@ class Gallery:
 
     Example:
         >>> import clip3dreid
-        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
-        >>> gallery = clip3dreid.Gallery.from_pictures(model, "crops")  # doctest: +SKIP
-        >>> hits = gallery.search("someone.jpg", top=10, where={"camera": 2})  # doctest: +SKIP
-        >>> hits.save("found.jpg")  # doctest: +SKIP
+        >>> model = clip3dreid.load("model")
+        >>> gallery = clip3dreid.Gallery.from_pictures(model, "crops.csv")
+        >>> hits = gallery.search("someone.jpg", top=10, where={"camera": 2})
+        >>> hits.save("found.jpg")
     """
 
     def __init__(self, model: ReidModel, *, flip: bool | None = None, engine: Engine | None = None) -> None:
@@ -80,6 +80,10 @@ class Gallery:
             model: that looks at them.
             pictures: as of `add`.
             options: of `Gallery` and of `add`.
+
+        Example:
+            >>> Gallery.from_pictures(model, "crops")
+            Gallery(8 pictures; model)
         """
         own = {key: options.pop(key) for key in ("flip", "engine") if key in options}
         gallery = cls(model, **own)
@@ -97,6 +101,11 @@ class Gallery:
 
         Raises:
             InputError: if there is none, it is damaged, or of another model.
+
+        Example:
+            >>> gallery.save("kept")
+            >>> Gallery.open("kept", model)
+            Gallery(8 pictures, 2 of person, 2 of camera; model)
         """
         place = Path(folder).expanduser().resolve()
         restore(place)
@@ -171,6 +180,12 @@ class Gallery:
 
         Raises:
             InputError: if there is none, one cannot be read, or labels do not fit. Nothing is added then.
+
+        Example:
+            >>> gallery.add(["a.jpg", "b.jpg"], {"person": [7, 8], "camera": 3})
+            2
+            >>> len(gallery)
+            10
         """
         if "flip" in how:
             raise InputError("flip is the whole gallery's: Gallery(model, flip=…)")
@@ -206,6 +221,10 @@ class Gallery:
 
         Raises:
             InputError: if nothing is said, a label is unknown, or no picture has it.
+
+        Example:
+            >>> gallery.remove(person=20), len(gallery)
+            (4, 4)
         """
         gone = Filter(**labels).mask(self.labels)
         if gone is None:
@@ -240,6 +259,13 @@ class Gallery:
 
         Raises:
             InputError: if the gallery is empty, nothing is left by the filter, or the query cannot be read.
+
+        Example:
+            >>> hits = gallery.search("someone.jpg", top=3)
+            >>> one = gallery.search(["a.jpg", "b.jpg"], person=True, where={"camera": [1, 2]})
+            >>> described = gallery.search("a tall, heavyset man")
+            >>> [word for _, word in described.answers[0].query.understood]
+            ['tall', 'heavyset', 'masculine']
         """
         check_number("top", top, Range(1), whole=True)
         if not len(self):
@@ -271,6 +297,9 @@ class Gallery:
 
         Raises:
             InputError: if the gallery is empty, or the folder holds another model's or cannot be written.
+
+        Example:
+            >>> gallery.save("kept")
         """
         if not len(self):
             raise InputError("the gallery is empty, and is not saved; add pictures first")

@@ -58,6 +58,14 @@ class SearchResult:
         score: what the scores are: `cosine`, or `fit` of words.
         where: the filter, without what allows everything.
         answers: one a query.
+
+    Example:
+        >>> hits = gallery.search("someone.jpg", top=2)
+        >>> hits  # doctest: +ELLIPSIS
+        1 query in 8 pictures, by cosine
+        someone.jpg
+            1.  1.000  ...020_1_c1_000001.png  person 20
+            2. ...
     """
 
     gallery: Path
@@ -69,7 +77,12 @@ class SearchResult:
     answers: Sequence[Answer]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all hits of all queries, JSON-ready."""
+        """Return all hits of all queries, JSON-ready.
+
+        Example:
+            >>> len(gallery.search("someone.jpg", top=3).as_json()["queries"][0]["hits"])
+            3
+        """
         return {
             "version": SEARCH_VERSION,
             "gallery": str(self.gallery),
@@ -88,7 +101,12 @@ class SearchResult:
         }
 
     def to_polars(self) -> pl.DataFrame:
-        """Return all hits of all queries: `query`, `rank`, `score`, and the gallery's labels."""
+        """Return all hits of all queries: `query`, `rank`, `score`, and the gallery's labels.
+
+        Example:
+            >>> gallery.search(["a.jpg", "b.jpg"], top=3).to_polars().columns
+            ['query', 'rank', 'score', 'path', 'words', 'person', 'camera']
+        """
         tables = [hits.select(pl.lit(query.name).alias("query"), pl.all()) for query, hits in self.answers]
         return pl.concat(tables)
 
@@ -110,6 +128,11 @@ class SearchResult:
 
         Raises:
             InputError: if the suffix is another, or it cannot be written.
+
+        Example:
+            >>> hits = gallery.search("someone.jpg")
+            >>> hits.save("found.jpg")
+            >>> hits.save("found.csv")
         """
         place = Path(path).expanduser()
         suffix = place.suffix.lower()
@@ -124,7 +147,12 @@ class SearchResult:
             raise InputError(f"{place} must end in {', '.join(SUFFIXES)}, .json or .csv")
 
     def picture(self) -> Image.Image:
-        """Return queries and hits as one picture."""
+        """Return queries and hits as one picture.
+
+        Example:
+            >>> gallery.search("someone.jpg").picture().mode
+            'RGB'
+        """
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "found.png"
             self.draw(place)
@@ -192,9 +220,10 @@ def search(
         >>> import clip3dreid
         >>> from clip3dreid.search.search import search
         >>> from clip3dreid.search.settings import TextQueries
-        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
-        >>> result = search(Path("shards/crops"), model, TextQueries(("a tall woman",)))  # doctest: +SKIP
-        >>> result.answers[0].hits.select("rank", "score", "path")  # doctest: +SKIP
+        >>> model = clip3dreid.load("model")
+        >>> result = search("shards/crops", model, TextQueries(("a tall woman",)))
+        >>> result.answers[0].hits["rank"].to_list()
+        [1, 2, 3, 4, 5, 6, 7, 8]
     """
     return Searcher(gallery, model, engine=engine, teacher=teacher).search(queries, settings)
 
@@ -214,6 +243,13 @@ class Searcher:
 
     Raises:
         InputError: if there is no gallery, it is damaged, or of another model.
+
+    Example:
+        >>> from clip3dreid.search.search import Searcher
+        >>> from clip3dreid.search.settings import PictureQueries
+        >>> searcher = Searcher("shards/crops", model)
+        >>> [len(searcher.search(PictureQueries((Path(name),))).answers) for name in ("a.jpg", "b.jpg")]
+        [1, 1]
     """
 
     def __init__(
