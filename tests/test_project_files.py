@@ -22,7 +22,16 @@ REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {
     name: [Requirement(line) for line in lines] for name, lines in PROJECT["optional-dependencies"].items()
 }
-ALL = [*REQUIRED, *(requirement for lines in EXTRAS.values() for requirement in lines)]
+ALL = [
+    *REQUIRED,
+    # An extra may be another by an earlier name.
+    *(
+        requirement
+        for lines in EXTRAS.values()
+        for requirement in lines
+        if requirement.name != PROJECT["name"]
+    ),
+]
 PINS = dict(
     line.strip().split("==")
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

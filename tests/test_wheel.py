@@ -2,21 +2,26 @@
 
 import email
 import os
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.conftest import write_ltcc
 from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the unpacked wheel; the packages it needs are those of this environment."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
@@ -25,10 +30,37 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         timeout=PATIENCE_S,
     )
-    (wheel,) = folder.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path) -> Path:
+    """A folder with the unpacked wheel; the packages it needs are those of this environment."""
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+        archive.extractall(wheel.parent / "site")
+    return wheel.parent / "site"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """Python of an environment of its own, with the wheel installed and the packages of this one."""
+    folder = wheel.parent / "environment"
+    venv.create(folder, with_pip=False)
+    paths = {
+        name: Path(sysconfig.get_path(name, vars={"base": str(folder)})) for name in ("purelib", "scripts")
+    }
+    # A plain path: what makes the checkout importable in this environment is not followed there.
+    (paths["purelib"] / "packages.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    python = paths["scripts"] / "python"
+    options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(wheel)],
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    return python
 
 
 def elsewhere(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +100,65 @@ def test_nobody_gets_smplx_unasked(site: Path) -> None:
         if "[" in line and "-e '." in line
     ]
     assert [line.split("-e ")[1] for line in asking] == ["'.[dev]'", "'.[smpl]'"]
+
+
+def test_an_extras_earlier_name_asks_for_the_same(site: Path) -> None:
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    read = email.message_from_string(metadata.read_text(encoding="utf-8"))
+    wanted = [
+        line.split("; extra == ") for line in read.get_all("Requires-Dist") or [] if "; extra == " in line
+    ]
+    onnx, export = (
+        {line for line, extra in wanted if extra.strip("'") == name} for name in ("onnx", "export")
+    )
+    assert {re.split(r"[^\w-]", line)[0] for line in onnx} == {"onnx", "onnxscript", "onnxruntime"}
+    assert export in (onnx, {"clip3dreid[onnx]"})
+
+
+FIVE_LINES = """
+import clip3dreid
+model = clip3dreid.load("model")
+gallery = clip3dreid.Gallery.from_pictures(model, "crops")
+hits = gallery.search("crops/020_1_c1_000001.png", top=5)
+hits.save("found.jpg")
+"""
+
+
+def test_five_lines_find_people_where_only_the_wheel_is_installed(
+    installed: Path, saved_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved_model, tmp_path / "model")
+    for file in (write_ltcc(tmp_path / "world", train=[], test=range(20, 22)) / "query").iterdir():
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        file.rename(tmp_path / "crops" / file.name)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    told = "print(clip3dreid.__file__); print(hits)"
+    done = subprocess.run(
+        [installed, "-c", f"{FIVE_LINES}{told}"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    place, head, _, first, *others = done.stdout.splitlines()
+    assert Path(place).is_relative_to(installed.parents[1])
+    assert head == "1 query in 8 pictures, by cosine"
+    assert first.split()[:2] == ["1.", "1.000"]
+    assert first.endswith("020_1_c1_000001.png")
+    assert len(others) == 4
+    with Image.open(tmp_path / "found.jpg") as sheet:
+        assert sheet.format == "JPEG"
+        assert min(sheet.size) > 100
+    script = subprocess.run(
+        [installed.parent / "clip3dreid", "--version"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert script.stdout.startswith("clip3dreid ")
 
 
 def test_every_experiment_composes_from_another_folder(site: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_what_is_here_is_printed_and_written(run, tmp_path: Path) -> None:
     assert all(room > 0 for room in found["free_gigabytes"].values())
     assert found["devices"][0]["name"] == "cpu"
     assert found["devices"][0]["gigabytes"] > 0.1
-    assert {"smpl", "body", "export", "lance", "openvino", "tensorboard"} == {
+    assert {"smpl", "body", "onnx", "lance", "openvino", "tensorboard"} == {
         one["extra"] for one in found["packages"]
     } - {None}
 

@@ -449,7 +449,7 @@ def test_without_the_packages_the_extra_is_named(
     monkeypatch.setattr("importlib.util.find_spec", without_onnx)
     done = invoke("export", f"checkpoint={saved}", "out=x")
     assert done.returncode == 2
-    assert "needs onnx, onnxscript, onnxruntime; pip install 'clip3dreid[export]'" in done.stderr
+    assert "needs onnx, onnxscript, onnxruntime; pip install 'clip3dreid[onnx]'" in done.stderr
 
 
 # model_type or class of a backbone: what makes it tiny, and a size of pictures with a grid unlike its own.

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = onnx_file(tmp_path / "tiny.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    with pytest.raises(InputError, match=r"needs onnx, onnxruntime; pip install 'clip3dreid\[export\]'"):
+    with pytest.raises(InputError, match=r"needs onnx, onnxruntime; pip install 'clip3dreid\[onnx\]'"):
         OnnxNetwork(path)
     with pytest.raises(InputError, match=r"needs openvino; pip install 'clip3dreid\[openvino\]'"):
         OpenVinoNetwork(path)

@@ -7,9 +7,10 @@ from torch import nn
 
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
-from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, MaximumAverage
+from clip3dreid.model.pooling import Average, ClassToken, GeneralisedMean, Maximum, MaximumAverage
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
+from clip3dreid.model.tiny_vit import TinyViT
 from tests.conftest import STUDENT, student_config
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -125,6 +126,29 @@ def test_frozen_batch_norm_keeps_the_backbones_and_trains_the_neck():
     assert len(norms) == 20
     assert not any(norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
     assert student.neck.weight.requires_grad
+
+
+TINY_VIT = {"widths": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "heads": [1, 2, 2, 4], "windows": [7, 7, 7, 7]}
+
+
+@pytest.mark.parametrize("pooling", [Average, Maximum, MaximumAverage, GeneralisedMean])
+@pytest.mark.parametrize(
+    "backbone", [lambda: ResNet(18, width=8), lambda: ResNet(50, width=8), lambda: TinyViT(**TINY_VIT)]
+)
+def test_what_backbone_and_pooling_say_of_themselves_is_what_a_run_finds(backbone, pooling):
+    student = Student(backbone(), pooling(), MEAN, STD)
+    assert student._said() == (student.channels, student.width) == student._measure()
+    # A run would have frozen parameters that count for nothing.
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_student_that_goes_another_way_is_measured_by_a_run():
+    class Twice(Student):
+        def forward(self, images):
+            features = super().forward(images)
+            return features._replace(pooled=torch.cat([features.pooled] * 2, 1))
+
+    assert Twice(ResNet(18, width=8), Average(), MEAN, STD, neck=False).width == 128
 
 
 @pytest.mark.parametrize("name", NAMES)

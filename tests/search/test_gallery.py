@@ -141,6 +141,11 @@ def test_words_find_people(reid: ReidModel, crops: Path) -> None:
     found = gallery.search(f"somebody {word}")
     assert found.score == "fit"
     assert found.answers[0].query.understood
+    # What people say is known without being told, as in the command.
+    said = gallery.search("a lanky man", synonyms={"lanky": "tall"}).answers[0].query.understood
+    assert [word for _, word in said] == ["tall", "masculine"]
+    with pytest.raises(InputError, match="has no word that this model knows"):
+        gallery.search("a man", synonyms=None)
 
 
 def test_a_gallery_is_kept_and_is_what_the_commands_search(

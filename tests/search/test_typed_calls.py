@@ -71,9 +71,11 @@ def test_texts_are_read_for_words_and_synonyms(model, gallery):
         gallery, model, TextQueries(("a lanky man", " ")), SearchSettings(synonyms={"lanky": "tall"})
     )
     (answer,) = result.answers
-    assert [word for _, word in answer.query.understood] == ["tall"]
+    assert [word for _, word in answer.query.understood] == ["tall", "masculine"]
     assert answer.hits["score"].is_sorted(descending=True)
-    assert result.as_json()["queries"][0]["words"] == ["tall"]
+    assert result.as_json()["queries"][0]["words"] == ["tall", "masculine"]
+    none = search(gallery, model, TextQueries(("a tall man",)), SearchSettings(synonyms=None))
+    assert none.as_json()["queries"][0]["words"] == ["tall"]
 
 
 def test_a_filter_is_plain_values(model, ltcc_root, tmp_path):

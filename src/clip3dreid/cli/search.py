@@ -20,6 +20,8 @@ def main(cfg: DictConfig) -> None:
     if gallery is None:
         raise InputError("where to look? Give gallery=FOLDER, which clip3dreid extract has filled")
     queries = objects.queries(cfg)
+    if queries is None and (out is not None or sheet is not None):
+        raise InputError("out and sheet are of one search; leave them out with interactive=true")
     index = read_shard_index(gallery)
     if cfg.checkpoint is None:
         raise InputError(f"checkpoint is not set; give the model that made {gallery}: {index['model']}")
@@ -28,7 +30,8 @@ def main(cfg: DictConfig) -> None:
     from clip3dreid.io.files import write_json
     from clip3dreid.report.search_sheet import check_sheet
     from clip3dreid.report.tables import print_hits
-    from clip3dreid.search.search import search
+    from clip3dreid.search.search import Searcher
+    from clip3dreid.search.session import answer_input
     from clip3dreid.search.shards import Shards
 
     if sheet is not None:
@@ -36,7 +39,11 @@ def main(cfg: DictConfig) -> None:
     shards = Shards(gallery)
     model = load(objects.checkpoint(cfg), trusted=trusted(cfg), network=objects.network(cfg))
     engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
-    result = search(shards, model, queries, settings, engine=engine, teacher=teacher)
+    searcher = Searcher(shards, model, engine=engine, teacher=teacher)
+    if queries is None:
+        answer_input(searcher, settings)
+        return
+    result = searcher.search(queries, settings)
     if out is not None:
         write_json(out, result.as_json())
     if sheet is not None:

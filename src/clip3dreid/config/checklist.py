@@ -27,7 +27,7 @@ _OFFICIAL = {
 # Teachers that embed pictures and no texts -> what their files are, the package that reads them, and its extra.
 _IMAGES = "clip3dreid.model.image_teacher"
 _IMAGE_TEACHERS = {
-    f"{_IMAGES}.OnnxTeacher": ("FILE.onnx", "onnxruntime", "export"),
+    f"{_IMAGES}.OnnxTeacher": ("FILE.onnx", "onnxruntime", "onnx"),
     f"{_IMAGES}.OpenVinoTeacher": ("FILE.xml", "openvino", "openvino"),
     f"{_IMAGES}.TransformersTeacher": ("FOLDER", "transformers", None),
 }

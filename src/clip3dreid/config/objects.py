@@ -322,20 +322,22 @@ def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
 _QUERIES = ("picture", "person", "text", "text_file")
 
 
-def queries(cfg: DictConfig) -> Queries:
-    """Make the queries of a search of the one key that has them.
+def queries(cfg: DictConfig) -> Queries | None:
+    """Make the queries of a search of the one key that has them; None: they will be read from standard input.
 
     Raises:
         InputError: if none or several are given, or what is given is empty or cannot be read.
     """
     from clip3dreid.search.settings import PersonQuery, PictureQueries, TextQueries
 
-    chosen = [kind for kind in _QUERIES if cfg[kind] is not None]
+    chosen = [kind for kind in _QUERIES if cfg[kind] is not None] + ["interactive"] * bool(cfg.interactive)
     if len(chosen) != 1:
         raise InputError(
-            "what to look for? Give one of picture=FILE, person=[FILE,…], text='…' or text_file=FILE"
-            + (f", not {' and '.join(chosen)}" if chosen else "")
+            "what to look for? Give one of picture=FILE, person=[FILE,…], text='…', text_file=FILE or "
+            "interactive=true" + (f", not {' and '.join(chosen)}" if chosen else "")
         )
+    if chosen == ["interactive"]:
+        return None
     if chosen == ["picture"]:
         return PictureQueries(paths(cfg, "picture"))
     if chosen == ["person"]:

@@ -74,7 +74,7 @@ class Onnx:
         needed = ("onnx", "onnxscript", "onnxruntime")
         if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
             raise InputError(
-                f"format=onnx needs {', '.join(missing)}; pip install 'clip3dreid[export]', or give "
+                f"format=onnx needs {', '.join(missing)}; pip install 'clip3dreid[onnx]', or give "
                 "format=torch_export"
             )
         self.opset = opset

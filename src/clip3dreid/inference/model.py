@@ -234,6 +234,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: if a part is unknown, or the model has not learnt it.
+
+        Example:
+            >>> parts = {"embedding": 1, "betas": 0.5}
+            >>> model.with_feature(parts).embed("a.jpg").shape
+            torch.Size([1, 132])
         """
         wanted = as_feature(feature)
         if wanted == self.feature:
@@ -267,6 +272,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: if a picture cannot be read or is none, naming it, or as `with_feature`.
+
+        Example:
+            >>> features = model.embed(["a.jpg", "b.jpg"], normalize=True)
+            >>> features.shape
+            torch.Size([2, 128])
         """
         model = self if feature is None else self.with_feature(feature)
         features = model.look(images, **how).embedding
@@ -284,6 +294,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `embed`.
+
+        Example:
+            >>> seen = model.look("crops")
+            >>> seen.embedding.shape, seen.joint.shape, seen.betas.shape
+            (torch.Size([8, 128]), torch.Size([8, 128]), torch.Size([8, 4]))
         """
         seen = look_at(self, images, **how)
         made = {name: torch.full((len(seen.table), width), torch.nan) for name, width in self.widths.items()}
@@ -313,6 +328,10 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `embed`.
+
+        Example:
+            >>> model.similarity("someone.jpg", ["b.jpg", "a.jpg", "someone.jpg"]).argmax(1)
+            tensor([2])
         """
         rows, columns = (self.embed(one, feature=feature, normalize=True, **how) for one in (images, others))
         return rows @ columns.T
@@ -334,6 +353,10 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `embed`, and if the model has not learnt this.
+
+        Example:
+            >>> model.joint(["a.jpg", "b.jpg"]).shape
+            torch.Size([2, 128])
         """
         self._head("joint", "the teacher's space", "loss.local (projection=student)")
         joint = self.look(images, flip=False, batch_size=batch_size).joint
@@ -354,6 +377,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `joint`.
+
+        Example:
+            >>> person = model.describe("a.jpg")[0]
+            >>> sorted(scored.word for scored in person["gender"])
+            ['feminine', 'masculine']
         """
         self._words()  # refused before the work
         return describe(self.word_scores(self.joint(images, batch_size=batch_size)), self.groups)
@@ -370,6 +398,10 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `describe`, and if there is no picture.
+
+        Example:
+            >>> list(model.describe_person(["a.jpg", "b.jpg"]))
+            ['stature', 'weight', 'shoulders', 'gender']
         """
         self._words()
         joint = self.joint(images, batch_size=batch_size)
@@ -389,6 +421,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
         Raises:
             InputError: as `embed`, and if the model has not learnt this or the body's file is not known.
+
+        Example:
+            >>> body = model.shape("a.jpg")
+            >>> body.betas.shape, body.vertices.shape
+            (torch.Size([1, 4]), torch.Size([1, 1200, 3]))
         """
         self._head("shape", "body shapes", "loss.shape or loss.body")
         body = self._load_body()
@@ -557,6 +594,12 @@ def load(
     Raises:
         InputError: if there is nothing, or it is no model of this project or of this version, damaged or refused, or
             the body is another than the model's.
+
+    Example:
+        >>> import clip3dreid
+        >>> model = clip3dreid.load("model")
+        >>> model.embed("someone.jpg").shape
+        torch.Size([1, 128])
     """
     read = ReidModel.from_pretrained(
         model,

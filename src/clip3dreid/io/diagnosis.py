@@ -15,7 +15,7 @@ EXTRAS = {
     "tensorboard": "logger=tensorboard",
     "smpl": "official SMPL and SMPL-X files (non-commercial research)",
     "body": "tools/build_body.py",
-    "export": "clip3dreid export format=onnx, model/teacher=onnx",
+    "onnx": "networks in ONNX files: checkpoint=FILE.onnx, model/teacher=onnx, clip3dreid export format=onnx",
     "openvino": "model/teacher=openvino",
     "lance": "clip3dreid search engine=lance",
 }

@@ -22,6 +22,11 @@ class Backbone(nn.Module):
 
     example_size: tuple[int, int] = (64, 64)
     """Height and width of a picture that this backbone can take."""
+    map_channels: int | None = None
+    """C of the map, of a backbone that says it and whose parameters all count; None: the student finds it by a run.
+
+    A class that derives from one that says it, and makes another map, sets it anew.
+    """
 
     def load_published(self, source: str) -> None:
         """Take weights from a folder in the layout its makers publish.

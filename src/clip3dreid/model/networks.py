@@ -62,7 +62,7 @@ class OnnxNetwork(_OnCpu):
     def __init__(
         self, path: Path, output: str | int | None = None, providers: Sequence[str] = (CPU,)
     ) -> None:
-        _require("onnx", "onnxruntime", extra="export")
+        _require("onnx", "onnxruntime", extra="onnx")
         import onnxruntime
 
         self.path, self.files = path, [path, *_external(path)]

@@ -44,6 +44,7 @@ class OSNet(Backbone):
         if width % 2:
             raise InputError(f"OSNet: width={width} must be even, for the streams of its second stage")
         self.stem = _Convolution(3, width, 7, stride=2, instance_norm=instance_norm)
+        self.map_channels = STAGES[-1] * width
         before, stages, transitions = width, [], []
         for factor, normed in zip(STAGES, INSTANCE_NORMS, strict=True):
             out = factor * width

@@ -1,4 +1,7 @@
-"""From a feature map (B, C, h, w) to one feature a picture (B, D)."""
+"""From a feature map (B, C, h, w) to one feature a picture (B, D).
+
+A pooling that says `per_channel` has that many features for each channel, whatever the size of the map.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from clip3dreid.model.backbone import BackboneOutput
 class Average(nn.Module):
     """Mean over positions: (B, C)."""
 
+    per_channel = 1
+
     def forward(self, features: BackboneOutput) -> Tensor:
         """Pool the map."""
         return F.adaptive_avg_pool2d(features.map, 1).flatten(1)
@@ -21,6 +26,8 @@ class Average(nn.Module):
 class Maximum(nn.Module):
     """Maximum over positions: (B, C)."""
 
+    per_channel = 1
+
     def forward(self, features: BackboneOutput) -> Tensor:
         """Pool the map."""
         return F.adaptive_max_pool2d(features.map, 1).flatten(1)
@@ -28,6 +35,8 @@ class Maximum(nn.Module):
 
 class MaximumAverage(nn.Module):
     """Maximum, then mean, side by side: (B, 2C); the base recipe's (Gu et al., CVPR 2022, released code)."""
+
+    per_channel = 2
 
     def forward(self, features: BackboneOutput) -> Tensor:
         """Pool the map."""
@@ -42,6 +51,8 @@ class GeneralisedMean(nn.Module):
         p: to begin with; 1 is the mean, a large one approaches the maximum.
         eps: smaller activations, negative ones included, count as this.
     """
+
+    per_channel = 1
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()

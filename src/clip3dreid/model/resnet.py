@@ -133,6 +133,7 @@ class ResNet(Backbone):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=0 if ceil_pool else 1, ceil_mode=ceil_pool)
         out = block.expansion * width
+        self.map_channels = 8 * out
         self.layer1 = _stage(block, width, width, first, 1, ibn)
         self.layer2 = _stage(block, out, 2 * width, second, 2, ibn)
         self.layer3 = _stage(block, 2 * out, 4 * width, third, 2, ibn)

@@ -69,7 +69,7 @@ class Student(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.neck: nn.Module = nn.Identity()
-        self.channels, self.width = self._measure()
+        self.channels, self.width = self._said() or self._measure()
         if neck:
             self.neck = nn.BatchNorm1d(self.width)
             nn.init.normal_(self.neck.weight, 1.0, 0.02)
@@ -106,6 +106,13 @@ class Student(nn.Module):
             # Poolings may answer in float32. In mixed precision the network is float32, and its layers see to it.
             pooled = pooled.to(self.mean.dtype)
         return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
+
+    def _said(self) -> tuple[int, int] | None:
+        """Return C and D where backbone and pooling say them: for a run torch loads its compiler, for seconds."""
+        channels, times = self.backbone.map_channels, getattr(self.pooling, "per_channel", None)
+        if channels is None or times is None or type(self).forward is not Student.forward:
+            return None
+        return channels, channels * times
 
     def _measure(self) -> tuple[int, int]:
         """Find C and D, and freeze parameters that no output depends on, on tensors without data."""

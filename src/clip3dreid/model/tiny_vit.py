@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,6 +69,7 @@ class TinyViT(Backbone):
             stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks), downsample=down)))
         self.layers = nn.Sequential(*stages)
         self.norm_head = nn.LayerNorm(widths[-1])
+        self.map_channels = widths[-1]
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> BackboneOutput:
@@ -167,10 +169,11 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window**2))
-        row, column = torch.arange(window**2) // window, torch.arange(window**2) % window
-        apart = (row[:, None] - row).abs() * window + (column[:, None] - column).abs()
+        # Of numpy, which needs no compiler of torch's where tensors are without data.
+        row, column = np.divmod(np.arange(window**2), window)
+        rows, columns = (np.abs(np.subtract.outer(place, place)) for place in (row, column))
         self.apart: Tensor
-        self.register_buffer("apart", apart, persistent=False)
+        self.register_buffer("apart", torch.tensor(rows * window + columns), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (windows, N, C) to the same shape."""

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
@@ -408,12 +409,27 @@ def build_student(
     config = card.get("student")
     check_student(config, path, trusted)
     # First without memory: what it takes is then that of tensors that are there.
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         described = _built(config, path, trusted)
     _check_fit(described, state, path)
     student = _built(config, path, trusted)
     _fit(student, state, path)
     return student.eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they are where normal numbers are asked for; for tensors without data.
+
+    There is nothing to fill, and torch would load its compiler for it, which takes longer than all else here.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _built(config: Any, path: Path, trusted: Collection[str]) -> Student:

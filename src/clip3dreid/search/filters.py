@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import polars as pl
 import torch
@@ -61,12 +61,13 @@ class Filter:
 
     def __init__(
         self,
+        /,
         frame: int | Sequence[int | None] | None = None,
         **labels: Value | Sequence[Value] | None,
     ) -> None:
         allowed = {}
         for column, values in labels.items():
-            several = [values] if isinstance(values, str | int) else list(values or ())
+            several: list[Value] = list(_values(values))
             if wrong := [
                 value for value in several if isinstance(value, bool) or not isinstance(value, str | int)
             ]:
@@ -148,7 +149,7 @@ class Filter:
 def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | None]:
     if frame is None:
         return None, None
-    ends = (frame, frame) if isinstance(frame, int) else tuple(frame)
+    ends = tuple(frame) if isinstance(frame, Iterable) else (frame, frame)
     whole = all(end is None or type(end) is int for end in ends)
     if len(ends) != 2 or not whole:
         raise InputError(f"where.frame={frame} is no range; give [FROM,TO], null for an open end")
@@ -156,6 +157,13 @@ def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | 
     if low is not None and high is not None and low > high:
         raise InputError(f"where.frame=[{low},{high}] ends before it starts; give the smaller first")
     return low, high
+
+
+def _values(given: Any) -> Iterable[Any]:
+    """Return what is asked for as several."""
+    if given is None:
+        return ()
+    return given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _known(table: pl.DataFrame, column: str) -> pl.Series:

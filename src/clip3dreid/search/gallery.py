@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clip3dreid.errors import InputError
-from clip3dreid.inference.looking import Looking, is_named_like_a_picture, look_at
+from clip3dreid.inference.looking import Looking, look_at
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import Range, check_number, choose
@@ -21,7 +21,7 @@ from clip3dreid.io.files import identify
 from clip3dreid.io.spelling import label
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.query import MakeTeacher, person_query, queries_of, text_queries
+from clip3dreid.search.query import MakeTeacher, is_text, person_query, queries_of, text_queries
 from clip3dreid.search.search import Engine, SearchResult, answered, same_model
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import shard_facts
@@ -32,6 +32,8 @@ from clip3dreid.search.top_k import TopK, top_k, unit
 
 _KEPT = ("embedding", "joint")
 """Vectors that are searched."""
+_USUAL: Mapping[str, str | None] = MappingProxyType({})
+"""Synonyms: those that are known, and none of one's own."""
 
 
 class Gallery:
@@ -51,10 +53,10 @@ class Gallery:
 
     Example:
         >>> import clip3dreid
-        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
-        >>> gallery = clip3dreid.Gallery.from_pictures(model, "crops")  # doctest: +SKIP
-        >>> hits = gallery.search("someone.jpg", top=10, where={"camera": 2})  # doctest: +SKIP
-        >>> hits.save("found.jpg")  # doctest: +SKIP
+        >>> model = clip3dreid.load("model")
+        >>> gallery = clip3dreid.Gallery.from_pictures(model, "crops.csv")
+        >>> hits = gallery.search("someone.jpg", top=10, where={"camera": 2})
+        >>> hits.save("found.jpg")
     """
 
     def __init__(self, model: ReidModel, *, flip: bool | None = None, engine: Engine | None = None) -> None:
@@ -78,6 +80,10 @@ class Gallery:
             model: that looks at them.
             pictures: as of `add`.
             options: of `Gallery` and of `add`.
+
+        Example:
+            >>> Gallery.from_pictures(model, "crops")
+            Gallery(8 pictures; model)
         """
         own = {key: options.pop(key) for key in ("flip", "engine") if key in options}
         gallery = cls(model, **own)
@@ -95,6 +101,11 @@ class Gallery:
 
         Raises:
             InputError: if there is none, it is damaged, or of another model.
+
+        Example:
+            >>> gallery.save("kept")
+            >>> Gallery.open("kept", model)
+            Gallery(8 pictures, 2 of person, 2 of camera; model)
         """
         place = Path(folder).expanduser().resolve()
         restore(place)
@@ -169,6 +180,12 @@ class Gallery:
 
         Raises:
             InputError: if there is none, one cannot be read, or labels do not fit. Nothing is added then.
+
+        Example:
+            >>> gallery.add(["a.jpg", "b.jpg"], {"person": [7, 8], "camera": 3})
+            2
+            >>> len(gallery)
+            10
         """
         if "flip" in how:
             raise InputError("flip is the whole gallery's: Gallery(model, flip=…)")
@@ -204,6 +221,10 @@ class Gallery:
 
         Raises:
             InputError: if nothing is said, a label is unknown, or no picture has it.
+
+        Example:
+            >>> gallery.remove(person=20), len(gallery)
+            (4, 4)
         """
         gone = Filter(**labels).mask(self.labels)
         if gone is None:
@@ -221,7 +242,7 @@ class Gallery:
         top: int = 10,
         where: Mapping[str, Any] | None = None,
         person: bool = False,
-        synonyms: Mapping[str, str] | None = None,
+        synonyms: Mapping[str, str | None] | None = _USUAL,
         teacher: MakeTeacher | None = None,
     ) -> SearchResult:
         """Find people.
@@ -232,20 +253,28 @@ class Gallery:
             top: hits of each query.
             where: label -> a value or several: only pictures that have them are found.
             person: the pictures show one person, and are one query.
-            synonyms: what people say -> the word of the model's vocabulary.
+            synonyms: what people say -> the word of the model's vocabulary, beside the usual ones
+                (`language.synonyms.with_usual`).
             teacher: loads the model's teacher, for texts without a word that the model knows.
 
         Raises:
             InputError: if the gallery is empty, nothing is left by the filter, or the query cannot be read.
+
+        Example:
+            >>> hits = gallery.search("someone.jpg", top=3)
+            >>> one = gallery.search(["a.jpg", "b.jpg"], person=True, where={"camera": [1, 2]})
+            >>> described = gallery.search("a tall, heavyset man")
+            >>> [word for _, word in described.answers[0].query.understood]
+            ['tall', 'heavyset', 'masculine']
         """
         check_number("top", top, Range(1), whole=True)
         if not len(self):
             raise InputError("the gallery is empty; add pictures first")
         chosen = {key: value for key, value in (where or {}).items() if value is not None}
         allowed = Filter(**chosen)
-        if _is_text(query):
+        if is_text(query):
             column, score = "joint", "fit"
-            asked = text_queries(self.model, [query], synonyms or {}, teacher)
+            asked = text_queries(self.model, [query], synonyms, teacher)
             if not asked:
                 raise InputError("the text is empty; say what the person looks like")
         else:
@@ -268,6 +297,9 @@ class Gallery:
 
         Raises:
             InputError: if the gallery is empty, or the folder holds another model's or cannot be written.
+
+        Example:
+            >>> gallery.save("kept")
         """
         if not len(self):
             raise InputError("the gallery is empty, and is not saved; add pictures first")
@@ -347,15 +379,6 @@ class _Live:
     def search(self, query: Tensor, k: int, where: Filter) -> TopK:
         """Search as `engine.Index` does."""
         return top_k(unit(query, "query"), self._rows.all, k, "product", where.mask(self._labels))
-
-
-def _is_text(query: Any) -> bool:
-    """Return whether a query is a description and no file's name."""
-    if not isinstance(query, str):
-        return False
-    path = Path(query).expanduser()
-    # A description may be longer than a name can be, which pathlib would raise about.
-    return not is_named_like_a_picture(path) and not os.path.exists(path)  # noqa: PTH110
 
 
 def _columns(labels: Mapping[str, Any], count: int) -> list[pl.Series | pl.Expr]:

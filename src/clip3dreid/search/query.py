@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
-from clip3dreid.inference.looking import look_at
+from clip3dreid.inference.looking import is_named_like_a_picture, look_at
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.search.settings import PersonQuery, PictureQueries
@@ -93,14 +94,17 @@ def person_query(each: Sequence[Query]) -> Query:
 
 
 def text_queries(
-    model: ReidModel, texts: Sequence[str], synonyms: Mapping[str, str], teacher: MakeTeacher | None = None
+    model: ReidModel,
+    texts: Sequence[str],
+    synonyms: Mapping[str, str | None] | None,
+    teacher: MakeTeacher | None = None,
 ) -> list[Query]:
     """Read descriptions for the words that a model knows.
 
     Args:
         model: that made the gallery.
         texts: descriptions; empty ones are left out.
-        synonyms: what people say -> the word that it stands for.
+        synonyms: what people say -> the word that it stands for, as of `language.synonyms.with_usual`.
         teacher: loads the model's teacher, whose text encoder takes a text without any known word.
 
     Returns:
@@ -112,14 +116,15 @@ def text_queries(
     """
     # Not needed to search by pictures.
     from clip3dreid.language.query_parser import parse_query
+    from clip3dreid.language.synonyms import with_usual
 
     if not model.groups:
         raise InputError(
             f"{model.name} has not learnt words, which the loss term loss.local teaches; search by picture"
         )
-    queries = []
+    queries, known = [], with_usual(synonyms)
     for text in filter(None, map(str.strip, texts)):
-        reading = parse_query(text, model.groups, synonyms)
+        reading = parse_query(text, model.groups, known)
         if reading.denied:
             log.warning("%r: what is denied (%s) is left out", text, ", ".join(reading.denied))
         if reading.denied and not reading.words:
@@ -182,6 +187,15 @@ def _sentence_query(model: ReidModel, text: str, make_teacher: MakeTeacher | Non
 
 def _examples(model: ReidModel) -> str:
     return ", ".join(words[-1] for words in list(model.groups.values())[:4]) + ", …"
+
+
+def is_text(query: Any) -> bool:
+    """Return whether a query is a description: a text that is no file's name."""
+    if not isinstance(query, str):
+        return False
+    # Not of pathlib, which raises where a name is too long or a home is unknown.
+    path = os.path.expanduser(query)  # noqa: PTH111
+    return not is_named_like_a_picture(Path(path)) and not os.path.exists(path)  # noqa: PTH110
 
 
 def _files(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import tempfile
@@ -58,6 +59,14 @@ class SearchResult:
         score: what the scores are: `cosine`, or `fit` of words.
         where: the filter, without what allows everything.
         answers: one a query.
+
+    Example:
+        >>> hits = gallery.search("someone.jpg", top=2)
+        >>> hits  # doctest: +ELLIPSIS
+        1 query in 8 pictures, by cosine
+        someone.jpg
+            1.  1.000  ...020_1_c1_000001.png  person 20
+            2. ...
     """
 
     gallery: Path
@@ -69,7 +78,12 @@ class SearchResult:
     answers: Sequence[Answer]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all hits of all queries, JSON-ready."""
+        """Return all hits of all queries, JSON-ready.
+
+        Example:
+            >>> len(gallery.search("someone.jpg", top=3).as_json()["queries"][0]["hits"])
+            3
+        """
         return {
             "version": SEARCH_VERSION,
             "gallery": str(self.gallery),
@@ -88,13 +102,19 @@ class SearchResult:
         }
 
     def to_polars(self) -> pl.DataFrame:
-        """Return all hits of all queries: `query`, `rank`, `score`, and the gallery's labels."""
+        """Return all hits of all queries: `query`, `rank`, `score`, and the gallery's labels.
+
+        Example:
+            >>> gallery.search(["a.jpg", "b.jpg"], top=3).to_polars().columns
+            ['query', 'rank', 'score', 'path', 'words', 'person', 'camera']
+        """
         tables = [hits.select(pl.lit(query.name).alias("query"), pl.all()) for query, hits in self.answers]
         return pl.concat(tables)
 
     def __repr__(self) -> str:
         """Return the best hits of each query, a line each."""
-        lines = [f"{len(self.answers)} queries in {self.searched:,} pictures, by {self.score}"]
+        asked = "1 query" if len(self.answers) == 1 else f"{len(self.answers)} queries"
+        lines = [f"{asked} in {self.searched:,} pictures, by {self.score}"]
         for query, hits in self.answers[:_SHOWN]:
             lines.append(
                 f"{query.name}{': ' + ', '.join(w for _, w in query.understood) if query.understood else ''}"
@@ -110,6 +130,11 @@ class SearchResult:
 
         Raises:
             InputError: if the suffix is another, or it cannot be written.
+
+        Example:
+            >>> hits = gallery.search("someone.jpg")
+            >>> hits.save("found.jpg")
+            >>> hits.save("found.csv")
         """
         place = Path(path).expanduser()
         suffix = place.suffix.lower()
@@ -124,7 +149,12 @@ class SearchResult:
             raise InputError(f"{place} must end in {', '.join(SUFFIXES)}, .json or .csv")
 
     def picture(self) -> Image.Image:
-        """Return queries and hits as one picture."""
+        """Return queries and hits as one picture.
+
+        Example:
+            >>> gallery.search("someone.jpg").picture().mode
+            'RGB'
+        """
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "found.png"
             self.draw(place)
@@ -192,25 +222,69 @@ def search(
         >>> import clip3dreid
         >>> from clip3dreid.search.search import search
         >>> from clip3dreid.search.settings import TextQueries
-        >>> model = clip3dreid.load("runs/mine")  # doctest: +SKIP
-        >>> result = search(Path("shards/crops"), model, TextQueries(("a tall woman",)))  # doctest: +SKIP
-        >>> result.answers[0].hits.select("rank", "score", "path")  # doctest: +SKIP
+        >>> model = clip3dreid.load("model")
+        >>> result = search("shards/crops", model, TextQueries(("a tall woman",)))
+        >>> result.answers[0].hits["rank"].to_list()
+        [1, 2, 3, 4, 5, 6, 7, 8]
     """
-    settings = settings or SearchSettings()
-    shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
-    model = same_model(model, shards)
-    where = {label: value for label, value in (settings.where or {}).items() if value is not None}
-    allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
-    if isinstance(queries, TextQueries):
-        column, score = "joint", "fit"
-        asked = text_queries(model, queries.texts, settings.synonyms or {}, teacher)
-    else:
-        column, score = "embedding", "cosine"
-        asked = picture_queries(model, queries, flip=bool(shards.facts["flip"]))
-    vectors = torch.stack([query.vector for query in asked])
-    top = min(settings.top, len(shards))
-    best = engine(shards, column).search(vectors, top, allowed)
-    return answered(shards, Path(str(shards.facts["root"])), model, asked, best, score, where)
+    return Searcher(gallery, model, engine=engine, teacher=teacher).search(queries, settings)
+
+
+class Searcher:
+    """A gallery that is open, with its model: what is loaded and built for one search serves the next.
+
+    Args:
+        gallery: what `extract` has filled.
+        model: the model that filled it.
+        engine: what compares, as of `search`; made for a vector when it is first asked for.
+        teacher: as of `search`; loaded at most once.
+
+    Attributes:
+        shards: the gallery.
+        model: the same, with the gallery's feature.
+
+    Raises:
+        InputError: if there is no gallery, it is damaged, or of another model.
+
+    Example:
+        >>> from clip3dreid.search.search import Searcher
+        >>> from clip3dreid.search.settings import PictureQueries
+        >>> searcher = Searcher("shards/crops", model)
+        >>> [len(searcher.search(PictureQueries((Path(name),))).answers) for name in ("a.jpg", "b.jpg")]
+        [1, 1]
+    """
+
+    def __init__(
+        self,
+        gallery: Shards | Path | str,
+        model: ReidModel,
+        *,
+        engine: Engine = Exact,
+        teacher: MakeTeacher | None = None,
+    ) -> None:
+        self.shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
+        self.model = same_model(model, self.shards)
+        self._engine = engine
+        self._teacher = None if teacher is None else functools.cache(teacher)
+        self._indices: dict[str, Index] = {}
+
+    def search(self, queries: Queries, settings: SearchSettings | None = None) -> SearchResult:
+        """Find people, as the function `search` does."""
+        settings = settings or SearchSettings()
+        where = {label: value for label, value in (settings.where or {}).items() if value is not None}
+        allowed = Filter(**where)  # what is wrong with it is said before pictures are embedded
+        if isinstance(queries, TextQueries):
+            column, score = "joint", "fit"
+            asked = text_queries(self.model, queries.texts, settings.synonyms, self._teacher)
+        else:
+            column, score = "embedding", "cosine"
+            asked = picture_queries(self.model, queries, flip=bool(self.shards.facts["flip"]))
+        vectors = torch.stack([query.vector for query in asked])
+        if column not in self._indices:
+            self._indices[column] = self._engine(self.shards, column)
+        best = self._indices[column].search(vectors, min(settings.top, len(self.shards)), allowed)
+        root = Path(str(self.shards.facts["root"]))
+        return answered(self.shards, root, self.model, asked, best, score, where)
 
 
 def answered(

@@ -75,7 +75,8 @@ class SearchSettings:
         top: hits of each query.
         where: label -> a value or several, and `frame` -> (from, to): only pictures that have them are found
             (`search.filters.Filter`); None as a value allows everything.
-        synonyms: what people say -> the word of the model's vocabulary that it stands for.
+        synonyms: what people say -> the word of the model's vocabulary that it stands for, beside the usual ones
+            (`language.synonyms.with_usual`).
 
     Raises:
         InputError: if a value is none of these.
@@ -83,7 +84,7 @@ class SearchSettings:
 
     top: Positive = 20
     where: Mapping[str, Any] | None = None
-    synonyms: Mapping[str, str] | None = field(default_factory=dict)
+    synonyms: Mapping[str, str | None] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self)
