@@ -1,15 +1,15 @@
 """How often a public tracker confuses people, with the exported embedder and without appearance.
 
-    clip3dreid synthesize layout=ccvid out=walks seed=11 train_people=1 test_people=8 height=128 width=64 \\
-        layout.outfits=2 layout.walks=2 layout.frames=30
+    clip3dreid synthesize layout=ccvid out=walks seed=11 train_people=1 test_people=8 height=128 width=64
+               layout.outfits=2 layout.walks=2 layout.frames=30    (one line)
     clip3dreid export checkpoint=RUN out=exported
     python benchmarks/tracker.py walks exported/model.onnx out [--sequences 5]
 
-Needs `deep-sort-realtime` (MIT) and onnxruntime, not this package. Rendered walkers are laid over one another, eight in
-a frame, and cross it at speeds of their own; detections are shifted by two pixels and scaled by 3 %, one in twenty is
-missing, and so are people of whom less than 40 % shows. The walkers keep the background of their walk, which makes
-it easier than a street. Sequences are written to `out` in MOTChallenge's layout. The threshold of 0.3 was chosen on
-sequence 0, which is not among those that count.
+Needs `deep-sort-realtime` (MIT) and onnxruntime, not this package. Rendered walkers are laid over one another, eight
+in a frame, and cross it at speeds of their own; detections are shifted by two pixels and scaled by 3 %, one in twenty
+is missing, and so are people of whom less than 40 % shows. The walkers keep the background of their walk, which makes
+it easier than a street. Sequences are written to `out` in MOTChallenge's layout. The threshold of 0.3 was chosen on a
+sequence that is not among those that count.
 
 Printed for each threshold of appearance (-1: overlap alone): changes of identity, IDF1 (Ristani et al., ECCVW 2016) and
 the share of visible people that are found.
@@ -62,7 +62,8 @@ def compose(walks: list[list[Image.Image]], folder: Path, seed: int) -> None:
                 f"{time + 1},{who + 1},{left[who] + 1},{top[who] + 1},{BOX[0]},{BOX[1]},1,1,{shows:.3f}"
             )
             if shows > SEEN and rng.random() > 0.05:
-                (x, y), size = rng.normal(0, 2, 2) + (left[who] + 1, top[who] + 1), rng.normal(1, 0.03)
+                shift, size = rng.normal(0, 2, 2), rng.normal(1, 0.03)
+                x, y = left[who] + 1 + shift[0], top[who] + 1 + shift[1]
                 box = f"{x:.2f},{y:.2f},{BOX[0] * size:.2f},{BOX[1] * size:.2f}"
                 found.append(f"{time + 1},-1,{box},{min(1, 0.5 + shows / 2):.3f},-1,-1,-1")
     (folder / "gt" / "gt.txt").write_text("\n".join(truth) + "\n")
