@@ -6,10 +6,10 @@
     python benchmarks/tracker.py walks exported/model.onnx out [--sequences 5]
 
 Needs `deep-sort-realtime` (MIT) and onnxruntime, not this package. Rendered walkers are laid over one another, eight
-in a frame, and cross it at speeds of their own; detections are shifted by two pixels and scaled by 3 %, one in twenty
+in a frame, and cross it at speeds of their own; detections are shifted by two pixels and scaled by 3 %, one in 20
 is missing, and so are people of whom less than 40 % shows. The walkers keep the background of their walk, which makes
-it easier than a street. Sequences are written to `out` in MOTChallenge's layout. The threshold of 0.3 was chosen on a
-sequence that is not among those that count.
+it easier than a street. Sequences are written to `out` in MOTChallenge's layout. The threshold of 0.3 was chosen on
+another sequence.
 
 Printed for each threshold of appearance (-1: overlap alone): changes of identity, IDF1 (Ristani et al., ECCVW 2016) and
 the share of visible people that are found.
