@@ -350,6 +350,8 @@ def test_on_a_terminal_there_is_a_prompt_which_ctrl_c_ends(start: Start) -> None
     while b"understood: tall" not in said or not said.endswith(b"> "):
         said += os.read(ours, 4096)
     process.send_signal(signal.SIGINT)
+    # Between prompt and waiting a signal is heeded with the next key.
+    os.write(ours, b"\n")
     assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
     os.close(ours)
     assert b"9 pictures; a picture's path" in said
