@@ -11,8 +11,8 @@ is missing, and so are people of whom less than 40 % shows. The walkers keep the
 it easier than a street. Sequences are written to `out` in MOTChallenge's layout. The threshold of 0.3 was chosen on
 another sequence.
 
-Printed for each threshold of appearance (-1: overlap alone): changes of identity, IDF1 (Ristani et al., ECCVW 2016) and
-the share of visible people that are found.
+Printed for each threshold of appearance (-1: overlap alone): changes of identity, IDF1 (Ristani et al., 2016) and the
+share of visible people that are found.
 """
 
 import argparse
