@@ -4,9 +4,11 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -346,13 +348,17 @@ def test_on_a_terminal_there_is_a_prompt_which_ctrl_c_ends(start: Start) -> None
     process = start("top=1", stdin=theirs, stdout=theirs)
     os.close(theirs)
     os.write(ours, b"tall\n")
-    said = b""
+    said, until = b"", time.monotonic() + PATIENCE_S
     while b"understood: tall" not in said or not said.endswith(b"> "):
+        ready, _, _ = select.select([ours], [], [], until - time.monotonic())
+        assert ready, said
         said += os.read(ours, 4096)
     process.send_signal(signal.SIGINT)
-    # Between prompt and waiting a signal is heeded with the next key.
-    os.write(ours, b"\n")
-    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
+    # A signal between the prompt and the wait for a key is heeded with the next key.
+    while process.poll() is None and time.monotonic() < until:
+        os.write(ours, b"\n")
+        time.sleep(0.1)
+    assert process.wait(1) == 128 + signal.SIGINT
     os.close(ours)
     assert b"9 pictures; a picture's path" in said
     assert process.stderr is not None
