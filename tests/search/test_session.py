@@ -358,7 +358,7 @@ def test_on_a_terminal_there_is_a_prompt_which_ctrl_c_ends(start: Start) -> None
     while process.poll() is None and time.monotonic() < until:
         os.write(ours, b"\n")
         time.sleep(0.1)
-    assert process.wait(1) == 128 + signal.SIGINT
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGINT
     os.close(ours)
     assert b"9 pictures; a picture's path" in said
     assert process.stderr is not None
