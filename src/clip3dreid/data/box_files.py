@@ -10,6 +10,7 @@ from __future__ import annotations
 import configparser
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -137,13 +138,17 @@ def _holds_labels(folder: Path) -> bool:
     """Return whether a folder has texts of YOLO and no picture."""
     labelled = False
     try:
-        files = list(folder.iterdir())
+        # Not of pathlib, which lists a whole folder, perhaps of a million crops: the first picture ends it.
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if kind_of(entry.name) != "other":
+                    return False
+                path = Path(entry)
+                labelled = labelled or (
+                    path.suffix == ".txt" and _may_be_yolo(_all_numbers(_first_line(path)))
+                )
     except OSError:  # is said by whoever lists it
         return False
-    for path in files:
-        if kind_of(path.name) != "other":
-            return False
-        labelled = labelled or (path.suffix == ".txt" and _may_be_yolo(_all_numbers(_first_line(path))))
     return labelled
 
 

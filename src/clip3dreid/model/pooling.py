@@ -81,10 +81,7 @@ class WeighedPositions(nn.Module):
 
     def __init__(self, positions: int, channels: int, width: int) -> None:
         super().__init__()
-        if min(positions, channels, width) < 1:
-            raise InputError(
-                f"WeighedPositions: positions {positions}, channels {channels} and width {width} must be at least 1"
-            )
+        _check_sizes(self, positions=positions, channels=channels, width=width)
         self.weight = nn.Parameter(torch.randn(positions))
         self.reduce = nn.Linear(channels, width)
 
@@ -121,8 +118,7 @@ class FullyConnected(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        if min(channels, width) < 1:
-            raise InputError(f"FullyConnected: channels {channels} and width {width} must be at least 1")
+        _check_sizes(self, channels=channels, width=width)
         self.linear = nn.Linear(channels, width)
         self.norm = nn.BatchNorm1d(width)
         nn.init.normal_(self.linear.weight, std=0.01)
@@ -142,9 +138,7 @@ class ClassToken(nn.Module):
         Raises:
             InputError: if the backbone has none.
         """
-        if features.token is None:
-            raise InputError("pooling ClassToken needs a backbone with a class token; this one has none")
-        return features.token
+        return _token(self, features)
 
 
 class ProjectedToken(nn.Module):
@@ -163,8 +157,7 @@ class ProjectedToken(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        if min(channels, width) < 1:
-            raise InputError(f"ProjectedToken: channels {channels} and width {width} must be at least 1")
+        _check_sizes(self, channels=channels, width=width)
         self.projection = nn.Parameter(torch.randn(channels, width) * channels**-0.5)
 
     def forward(self, features: BackboneOutput) -> Tensor:
@@ -173,6 +166,18 @@ class ProjectedToken(nn.Module):
         Raises:
             InputError: if the backbone has none.
         """
-        if features.token is None:
-            raise InputError("pooling ProjectedToken needs a backbone with a class token; this one has none")
-        return torch.cat([features.token, features.token @ self.projection], 1)
+        token = _token(self, features)
+        return torch.cat([token, token @ self.projection], 1)
+
+
+def _token(pooling: nn.Module, features: BackboneOutput) -> Tensor:
+    if features.token is None:
+        name = type(pooling).__name__
+        raise InputError(f"pooling {name} needs a backbone with a class token; this one has none")
+    return features.token
+
+
+def _check_sizes(pooling: nn.Module, **sizes: int) -> None:
+    if min(sizes.values()) < 1:
+        *most, last = (f"{key} {value}" for key, value in sizes.items())
+        raise InputError(f"{type(pooling).__name__}: {', '.join(most)} and {last} must be at least 1")

@@ -79,7 +79,6 @@ _FAST_REID: _Rules = (
     (r"^heads\.(bnneck|bottleneck\.0)\.", "neck."),
     (r"^heads\.pool_layer\.", "pooling."),
 )
-_FAST_REID_LEFT_OUT = r"heads\.(classifier\.|weight$)"
 _FAST_REID_REFUSED: _Rules = (
     (r"backbone\.NL_", "has non-local blocks (AGW, SBS); convert a BoT baseline"),
     (r"backbone\..*\.se\.", "has squeeze-and-excitation; convert a BoT baseline"),
@@ -108,24 +107,23 @@ _TOKENS = ("backbone.cls_token", "backbone.pos_embed")
 _SIE = "has an embedding of the camera (SIE), and students know no cameras; convert a baseline without it"
 _CEIL_POOL = "backbone.maxpool.ceil_mode", "model.student.backbone.ceil_pool"
 
+
+def _fast_reid(version: str, neck: str, *, ceil_pool: bool) -> Layout:
+    """Return a generation of fast-reid: they differ in a name, and in what no tensor shows."""
+    return Layout(
+        f"fast-reid {version}",
+        (r"backbone\.", neck),
+        _FAST_REID,
+        r"heads\.(classifier\.|weight$)",
+        _FAST_REID_REFUSED,
+        settings=((_CEIL_POOL[0], ceil_pool, _CEIL_POOL[1]),),
+    )
+
+
 LAYOUTS = (
     Layout("torchreid's OSNet", (r"conv1\.conv\.weight$", r"conv2\.0\.gate\.fc1\."), _OSNET, r"classifier\."),
-    Layout(
-        "fast-reid before 0.3",
-        (r"backbone\.", r"heads\.bnneck\."),
-        _FAST_REID,
-        _FAST_REID_LEFT_OUT,
-        _FAST_REID_REFUSED,
-        settings=((_CEIL_POOL[0], False, _CEIL_POOL[1]),),
-    ),
-    Layout(
-        "fast-reid since 0.3",
-        (r"backbone\.", r"heads\.bottleneck\."),
-        _FAST_REID,
-        _FAST_REID_LEFT_OUT,
-        _FAST_REID_REFUSED,
-        settings=((_CEIL_POOL[0], True, _CEIL_POOL[1]),),
-    ),
+    _fast_reid("before 0.3", r"heads\.bnneck\.", ceil_pool=False),
+    _fast_reid("since 0.3", r"heads\.bottleneck\.", ceil_pool=True),
     Layout(
         "TransReID",
         (r"base\.cls_token$", r"base\.blocks\."),
