@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     packages = trusted(cfg)
     settings = objects.settings(ReportSettings, cfg, trusted=packages, **objects.texts(cfg, "baseline"))
     runs, moved = objects.paths(cfg, "run"), moved_roots(cfg)
-    published = published_scores(objects.plain(cfg.published))
+    published = published_scores(objects.plain(cfg.published_scores))
     from clip3dreid.review.report import write_report
 
     page = write_report(

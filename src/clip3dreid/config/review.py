@@ -62,7 +62,7 @@ def write_report(
     scores = []
     if published is not None:
         scores = published_scores(
-            objects.plain(composed("report", f"published_scores={published}").published)
+            objects.plain(composed("report", f"published_scores={published}").published_scores)
         )
     return report.write_report(
         runs,

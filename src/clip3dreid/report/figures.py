@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clip3dreid.report.parts import BLUE, GREY, INK
+from clip3dreid.report.parts import BLUE, GREY, INK, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,8 @@ PALETTE = (BLUE, "#c2571a", "#2e7d5b", "#8a4f9e", "#9a7b12", "#5f6773")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "os^Dv<>pPX*hd"
 _FAINT = "#e3e5e9"
+_LONGEST = 60
+"""Letters of a line's name."""
 _MOST_POINTS = 1000
 """Of a line; of more, neighbours are averaged."""
 
@@ -252,5 +254,6 @@ def _legend(axes: Axes, *, outside: bool = False) -> None:
     )
     legend = axes.legend(frameon=False, fontsize=9, handlelength=2.6, **where)
     for text in legend.get_texts():
+        text.set_text(short(text.get_text(), _LONGEST))
         text.set_parse_math(False)
         text.set_color(INK)

@@ -189,7 +189,7 @@ def _equal(one: Line, other: Line | None) -> bool:
 def words(run: ReviewedRun) -> list[Block]:
     """Return the words of the training people with their scores."""
     table = run.labels()
-    known = dict(run.environment.get("guides", {}).get("vocabulary", {}).get("groups", {}))
+    known = dict(run.machine.get("guides", {}).get("vocabulary", {}).get("groups", {}))
     found = list(dict.fromkeys(table["group"]))
     groups = {
         name: known.get(name) or sorted(set(table.filter(pl.col("group") == name)["word"])) for name in found
@@ -226,7 +226,7 @@ def words(run: ReviewedRun) -> list[Block]:
 
 def configuration(run: ReviewedRun) -> list[Block]:
     """Return what the run was asked for."""
-    asked = run.environment.get("command")
+    asked = run.machine.get("command")
     text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=110)
     lines = [" ".join(map(str, asked[1:]))] if isinstance(asked, list) else []
     return [

@@ -68,6 +68,14 @@ class ReviewedRun:
         """
         return read_json(self.folder / ENVIRONMENT, "the environment of a run", _ADVICE)
 
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """Return the environment where it can be read, for what does without it; else nothing."""
+        try:
+            return self.environment
+        except InputError:
+            return {}
+
     @cached_property
     def log(self) -> Mapping[str, Line]:
         """Return what it logged; errors as of `training_log.read_log`."""

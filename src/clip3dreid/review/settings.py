@@ -81,7 +81,7 @@ def published_scores(node: Any) -> list[PublishedScore]:
     for data, protocols in (node or {}).items():
         for protocol, rows in (protocols or {}).items():
             for row in rows or ():
-                where = f"published.{data}.{protocol}"
+                where = f"published_scores.{data}.{protocol}"
                 if not isinstance(row, Sequence) or isinstance(row, str) or len(row) != 4:
                     raise InputError(
                         f"{where}: {row} must be [method, R1, mAP, source], null for an unknown score"
