@@ -82,6 +82,18 @@ def glb(vertices: npt.NDArray[Any], faces: npt.NDArray[Any], name: str = "body")
     return struct.pack("<III", _GLB, _VERSION, 12 + len(chunks)) + chunks
 
 
+def mesh_of(content: bytes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return the vertices (V, 3) and faces (F, 3) of a file that `glb` made."""
+    size = struct.unpack_from("<I", content, 12)[0]
+    scene = json.loads(content[20 : 20 + size])
+    positions, indices = scene["accessors"]
+    start = 20 + size + 8
+    points = np.frombuffer(content, "<f4", 3 * positions["count"], start)
+    wide = indices["componentType"] == _UNSIGNED_INT
+    corners = np.frombuffer(content, "<u4" if wide else "<u2", indices["count"], start + points.nbytes)
+    return points.reshape(-1, 3), corners.reshape(-1, 3).astype(np.int64)
+
+
 def _padded(chunk: bytes, filling: bytes) -> bytes:
     """Return a chunk whose length is a multiple of four, as the format wants it."""
     return chunk + filling * (-len(chunk) % 4)

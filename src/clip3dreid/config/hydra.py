@@ -69,6 +69,12 @@ def _run_id(folder: str) -> str:
     return hashlib.sha256(folder.encode()).hexdigest()[:8]
 
 
+def _run_group(name: str, folder: str) -> str:
+    """Return what a dashboard groups a run under: its sweep, where the record of one lies above it, or a name."""
+    sweep = Path(folder).absolute().parent
+    return "/".join(sweep.parts[-2:]) if (sweep / "multirun.yaml").is_file() else name
+
+
 def _launched(now: str) -> str:
     """Return what a run's folder is called after: the scheduler's job, which all processes share, or the time."""
     return launch().name or now
@@ -80,6 +86,7 @@ def register() -> None:
     ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("run_group", _run_group, replace=True)
     OmegaConf.register_new_resolver("launched", _launched, replace=True)
 
 

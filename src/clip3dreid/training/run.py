@@ -35,7 +35,7 @@ from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults
-from clip3dreid.training.callbacks import StepTimes
+from clip3dreid.training.callbacks import AfterResults, StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
 from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
 from clip3dreid.training.data import (
@@ -56,6 +56,7 @@ from clip3dreid.training.defaults import (
     usual_callbacks,
 )
 from clip3dreid.training.evaluation_module import limits
+from clip3dreid.training.loggers import finish_dashboards, spared
 from clip3dreid.training.module import ReidModule
 from clip3dreid.training.optimizer import constant, optimise
 from clip3dreid.training.outcome import evaluate_run, record, selected
@@ -210,7 +211,12 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     results = evaluate_run(
         request.folder, trainer, module, data, request.data, request.settings, request.ranking, monitor
     )
-    return _result(request, card, trainer, results)
+    result = _result(request, card, trainer, results)
+    if trainer.is_global_zero and results is not None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AfterResults):
+                callback.on_results(trainer, module, result)
+    return result
 
 
 @contextmanager
@@ -235,7 +241,7 @@ def _own_run(request: TrainRequest) -> Iterator[StopWatch]:
             if launch().first:
                 remove_prepared(request.folder)
         finally:
-            _finish_dashboards(request.loggers)
+            finish_dashboards(request.loggers)
             forget()
 
 
@@ -280,7 +286,7 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
     try:
         trainer = request.trainer(
             callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
-            logger=list(request.loggers),
+            logger=spared(request.loggers),
             plugins=[*plugins, CheckpointFiles()],
         )
     except (TypeError, ValueError, ModuleNotFoundError, MisconfigurationException) as error:
@@ -356,12 +362,3 @@ def _result(
         card=card,
         checkpoints={name: path for name, path in files.items() if path.is_file()},
     )
-
-
-def _finish_dashboards(loggers: Sequence[Logger]) -> None:
-    """End runs of dashboards, which the next run of this process would otherwise go on writing to."""
-    for logger in loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            wandb.finish()
