@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from clip3dreid.body.gltf import glb
+from clip3dreid.body.gltf import glb, mesh_of
 
 
 def read(content: bytes) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -44,3 +44,6 @@ def test_a_mesh_comes_back_as_it_was(points: int, component: int) -> None:
     assert scene["accessors"][0]["min"] == pytest.approx(vertices.min(0), rel=1e-6)
     assert scene["accessors"][0]["max"] == pytest.approx(vertices.max(0), rel=1e-6)
     assert scene["meshes"][0]["name"] == 'a "body" <x>'
+    again, triangles = mesh_of(glb(vertices, faces, 'a "body" <x>'))
+    assert np.array_equal(again, positions)
+    assert np.array_equal(triangles, faces)
