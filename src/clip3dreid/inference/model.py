@@ -373,7 +373,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Returns:
             N times, for each group of the vocabulary its words with scores, the best first. A score is the cosine
             with the picture in standard deviations from the word's mean over the training pictures (a model favours
-            some words whatever it is shown), or the cosine alone where a model does not know those.
+            some words whatever it is shown), or the cosine alone, -1..1, where a model does not know those. `print`
+            says the best words, and how sure each is (`Description.confidences`).
 
         Raises:
             InputError: as `joint`.
@@ -384,7 +385,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             ['feminine', 'masculine']
         """
         self._words()  # refused before the work
-        return describe(self.word_scores(self.joint(images, batch_size=batch_size)), self.groups)
+        return self._described(self.joint(images, batch_size=batch_size))
 
     def describe_person(self, images: Pictures, *, batch_size: int = 64) -> Description:
         """Describe one person in words, by the mean of several pictures in the teacher's space.
@@ -407,7 +408,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         joint = self.joint(images, batch_size=batch_size)
         if not len(joint):
             raise InputError("there is no picture of the person; give one or more")
-        return describe(self.word_scores(F.normalize(joint.mean(0, keepdim=True), dim=1)), self.groups)[0]
+        return self._described(F.normalize(joint.mean(0, keepdim=True), dim=1))[0]
+
+    def _described(self, joint: Tensor) -> list[Description]:
+        calibrated = "usual" in self._words()
+        return describe(self.word_scores(joint), self.groups, calibrated=calibrated)
 
     def shape(self, images: Pictures, *, batch_size: int = 64) -> Shape:
         """Compute bodies: what the student takes people's figures to be, without pose and clothes.
