@@ -37,7 +37,9 @@ def floor(run: openvino.CompiledModel, files: list[Path]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network", type=Path)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
