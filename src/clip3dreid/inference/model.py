@@ -576,10 +576,10 @@ def load(
     Args:
         model: a folder that `save_pretrained` wrote; a folder of a training run, of which the last checkpoint is
             taken (give `checkpoints/best.ckpt` itself for the selected one); a checkpoint; safetensors of this
-            project; or the id `user/name` of a model on the Hugging Face hub, which alone is ever downloaded. A
-            folder or file of that name comes first. Or a network of others: an ONNX file, an OpenVINO IR (`.xml`), a
-            `.pt2` of torch.export, a vision model, CLIP or SigLIP in a folder of `transformers`; or a YAML file that
-            describes one (`model.network_file`).
+            project; `body_student`, which ships with the package; or the id `user/name` of a model on the Hugging
+            Face hub, which alone is ever downloaded. A folder or file of that name comes first. Or a network of
+            others: an ONNX file, an OpenVINO IR (`.xml`), a `.pt2` of torch.export, a vision model, CLIP or SigLIP
+            in a folder of `transformers`; or a YAML file that describes one (`model.network_file`).
         device: where it runs; None: on the CPU.
         dtype: `float32`, `bfloat16` or `float16`, of weights and arithmetic; None: float32. Features are float32.
         body: file of the body model, where the model knows bodies of a file that is not in the package.
