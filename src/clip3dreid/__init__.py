@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip3dreid.config.notebook import evaluate
+    from clip3dreid.config.recipe import recipe
     from clip3dreid.data.box_settings import Boxes
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load"]
+__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load", "recipe"]
 
 _HOMES = {
     "Boxes": "clip3dreid.data.box_settings",
@@ -20,6 +21,7 @@ _HOMES = {
     "RetrievalMetric": "clip3dreid.retrieval.torchmetric",
     "evaluate": "clip3dreid.config.notebook",
     "load": "clip3dreid.inference.model",
+    "recipe": "clip3dreid.config.recipe",
 }
 
 

@@ -25,7 +25,9 @@ def progress(task: str, total: int | None = None, *, keep: bool = False) -> Iter
         What is to be called as the work goes on.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=not keep) as bar:
+    # A notebook's own bar takes ipywidgets, and warns where they are not installed.
+    console = Console(stderr=True, force_jupyter=False)
+    with Progress(*columns, console=console, transient=not keep) as bar:
         line = bar.add_task(task, total=total)
 
         def update(done: int, total: int | None = total) -> None:

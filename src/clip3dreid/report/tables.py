@@ -37,7 +37,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a table as `print_table` prints it to a file, without a title and without a line break behind it."""
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    # A notebook would show what is captured, too.
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(_laid_out(header, rows))
     return captured.get().rstrip("\n")
