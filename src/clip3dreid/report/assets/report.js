@@ -102,6 +102,7 @@ function show(figure) {
     draw();
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { from = null; });
+  draw();
   new ResizeObserver(draw).observe(canvas);
 }
 const watcher = new IntersectionObserver((entries) => {
@@ -109,5 +110,8 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "50%" });
 document.querySelectorAll("figure.body").forEach((figure) => watcher.observe(figure));
 window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("figure.body").forEach((figure) => {
+    if (!figure.querySelector("canvas").dataset.drawn) { watcher.unobserve(figure); show(figure); }
+  });
   document.querySelectorAll("details").forEach((one) => { if (!one.dataset.long) one.open = true; });
 });
