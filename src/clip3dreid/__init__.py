@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clip3dreid.config.notebook import evaluate
     from clip3dreid.config.recipe import recipe
+    from clip3dreid.config.review import write_report
     from clip3dreid.data.box_settings import Boxes
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
@@ -12,7 +13,17 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load", "recipe"]
+__all__ = [
+    "Boxes",
+    "Gallery",
+    "ReidModel",
+    "RetrievalMetric",
+    "__version__",
+    "evaluate",
+    "load",
+    "recipe",
+    "write_report",
+]
 
 _HOMES = {
     "Boxes": "clip3dreid.data.box_settings",
@@ -22,6 +33,7 @@ _HOMES = {
     "evaluate": "clip3dreid.config.notebook",
     "load": "clip3dreid.inference.model",
     "recipe": "clip3dreid.config.recipe",
+    "write_report": "clip3dreid.config.review",
 }
 
 

@@ -110,7 +110,7 @@ def find_runs(
     for path in paths:
         if not path.is_dir():
             raise InputError(f"{path} is no folder; give a run's folder, or one that holds runs")
-        here = list(_run_folders(path))
+        here = list(run_folders(path))
         if not here:
             raise InputError(f"no runs in {path}: no folder with {CONFIG} and {RESULTS}; check the path")
         # A run that is given twice, by itself and inside another folder, counts once.
@@ -240,7 +240,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
+def run_folders(path: Path) -> Iterator[Path]:
     """Yield run folders at and below a path, `2` before `10`; what lies in a run is not searched."""
     for place, below, files in os.walk(path):
         # The config comes with one of the other two as soon as a run starts; worlds and dashboards have one alone.

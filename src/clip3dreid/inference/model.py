@@ -144,6 +144,16 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         return self.student.device
 
     @property
+    def body(self) -> BodyModel:
+        """Return the body model that the model's shapes are of, on its device.
+
+        Raises:
+            InputError: if the model has not learnt body shapes, or the body's file is not known.
+        """
+        self._head("shape", "body shapes", "loss.shape or loss.body")
+        return self._load_body()
+
+    @property
     def widths(self) -> dict[str, int]:
         """Return columns of each part of `Outputs` that this model gives."""
         layers = part_layers(self.feature, self.heads.state_dict())
@@ -432,8 +442,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             >>> body.betas.shape, body.vertices.shape
             (torch.Size([1, 4]), torch.Size([1, 1200, 3]))
         """
-        self._head("shape", "body shapes", "loss.shape or loss.body")
-        body = self._load_body()
+        body = self.body
         betas = self.look(images, flip=False, batch_size=batch_size).betas
         assert betas is not None
         with torch.no_grad():

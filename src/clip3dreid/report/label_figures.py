@@ -32,7 +32,17 @@ _MOST_ROWS = 900
 
 
 def draw_words(path: Path, table: pl.DataFrame, groups: Mapping[str, Sequence[str]]) -> None:
-    """Draw how often each word was chosen, a panel a group."""
+    """Draw how often each word was chosen, and write the picture; arguments as of `words_figure`."""
+    _save(words_figure(table, groups), path)
+
+
+def words_figure(table: pl.DataFrame, groups: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw how often each word was chosen, a panel a group.
+
+    Args:
+        table: of labels.
+        groups: name -> its words.
+    """
     across = min(4, len(groups))
     down = -(-len(groups) // across)
     figure = _figure(3.3 * across + 0.3, 1.75 * down + 0.5)
@@ -66,7 +76,7 @@ def draw_words(path: Path, table: pl.DataFrame, groups: Mapping[str, Sequence[st
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
     figure.suptitle(f"Words of {units} {noun_of(table, units)}", fontsize=12, x=0.01, ha="left")
-    _save(figure, path)
+    return figure
 
 
 def draw_scores(

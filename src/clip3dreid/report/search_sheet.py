@@ -16,7 +16,10 @@ from clip3dreid.report.parts import BLUE, GREY, INK, fitting_end, font, readable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Of the files that can be drawn."""
+RIGHT, WRONG = "#1a7f4b", "#b3261e"
+"""Colours of frames around hits that are right and wrong; the frames of the latter are dashed."""
 _GAP = 8
+_LINE = 15
 _TALLEST = 16_000
 """Pixels; WebP ends there, JPEG at four times as much."""
 
@@ -29,6 +32,8 @@ class ShownPicture(NamedTuple):
     """Left, top, right, bottom in pixels."""
     caption: tuple[str, ...] = ()
     """Lines below it."""
+    right: bool | None = None
+    """Whether it shows the person who was asked for: framed, unbroken where it does; None: nobody says."""
 
 
 class Row(NamedTuple):
@@ -42,6 +47,14 @@ class Row(NamedTuple):
     """Best first."""
 
 
+class DrawnSheet(NamedTuple):
+    """A drawn search."""
+
+    picture: Image.Image
+    queries: int
+    """How many there was room for."""
+
+
 def check_sheet(path: Path) -> None:
     """Check that a sheet can be drawn in the format that a file's name asks for.
 
@@ -53,7 +66,7 @@ def check_sheet(path: Path) -> None:
 
 
 def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> int:
-    """Draw queries and their hits.
+    """Draw queries and their hits, and write the picture.
 
     Args:
         path: of the picture; its suffix is one of `SUFFIXES`.
@@ -67,11 +80,18 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
     Raises:
         InputError: if it cannot be written.
     """
-    small = font(12)
+    drawn = search_sheet(rows, height=height, columns=columns)
+    with atomic(path) as temporary:
+        drawn.picture.save(temporary, quality=92)
+    return drawn.queries
+
+
+def search_sheet(rows: Sequence[Row], *, height: int = 200, columns: int = 10) -> DrawnSheet:
+    """Draw queries and their hits; arguments as of `draw_search`."""
     width = round(height * 0.55)
-    captions = max((len(hit.caption) for row in rows for hit in row.hits), default=0)
-    line = 15
-    tall = height + captions * line + _GAP
+    shown = [picture for row in rows for picture in (*row.pictures, *row.hits)]
+    captions = max((len(picture.caption) for picture in shown), default=0)
+    tall = height + captions * _LINE + _GAP
     lines = [max(1, -(-len(row.hits) // columns)) for row in rows]
     heights = itertools.accumulate(count * tall + 2 * _GAP for count in lines)
     fitting = max(1, sum(total + 2 * _GAP <= _TALLEST for total in heights))
@@ -86,29 +106,50 @@ def draw_search(path: Path, rows: Sequence[Row], *, height: int = 200, columns: 
             x = width * 2 + 3 * _GAP + place % columns * (width + _GAP)
             y = top + place // columns * tall
             _paste(sheet, draw, hit, x, y, width, height)
-            for number, caption in enumerate(hit.caption):
-                shown = fitting_end(caption, small, width)
-                draw.text(
-                    (x, y + height + 2 + number * line), shown, font=small, fill=INK if not number else GREY
-                )
+            if hit.right is not None:
+                _frame(draw, x, y, width, height, right=hit.right)
+            _write(draw, hit.caption, x, y + height + (5 if hit.right is not None else 2), width)
         top += count * tall
         draw.line((_GAP, top, across - _GAP, top), fill="#d9dce1")
         top += 2 * _GAP
-    with atomic(path) as temporary:
-        sheet.save(temporary, quality=92)
-    return fitting
+    return DrawnSheet(sheet, fitting)
 
 
 def _draw_query(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int, width: int, height: int
 ) -> None:
     for place, picture in enumerate(row.pictures[:2]):
-        _paste(sheet, draw, picture, _GAP + place * (width + _GAP), top, width, height)
+        x = _GAP + place * (width + _GAP)
+        _paste(sheet, draw, picture, x, top, width, height)
+        _write(draw, picture.caption, x, top + height + 5, width)
     if row.pictures:
         draw.rectangle((_GAP - 3, top - 3, _GAP + width + 2, top + height + 2), outline=BLUE, width=2)
     else:
         for number, line in enumerate(textwrap.wrap(row.text, 30)[: height // 18]):
             draw.text((_GAP, top + number * 18), line, font=font(14), fill=BLUE)
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, width: int) -> None:
+    """Write lines below a picture, the first one darker."""
+    small = font(12)
+    for number, line in enumerate(lines):
+        shown = fitting_end(line, small, width)
+        draw.text((x, y + number * _LINE), shown, font=small, fill=GREY if number else INK)
+
+
+def _frame(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, height: int, *, right: bool) -> None:
+    """Frame a hit: in an unbroken line where it is right, else in dashes."""
+    box = (x - 3, y - 3, x + width + 2, y + height + 2)
+    if right:
+        draw.rectangle(box, outline=RIGHT, width=3)
+        return
+    left, top, end, bottom = box
+    for start in range(left, end, 12):
+        for line in (top, bottom - 2):
+            draw.rectangle((start, line, min(start + 6, end), line + 2), fill=WRONG)
+    for start in range(top, bottom, 12):
+        for line in (left, end - 2):
+            draw.rectangle((line, start, line + 2, min(start + 6, bottom)), fill=WRONG)
 
 
 def _paste(
