@@ -30,7 +30,9 @@ def method_name(_root_: Any) -> str:
     losses = [str(name) for name in OmegaConf.select(_root_, "loss") or ()]
     method = str(hydra.runtime.choices.get("method"))
     # A term may be another of the same name, such as `local` and `local_contrastive`.
-    chosen = any(str(line).lstrip("+").startswith("loss=") for line in hydra.overrides.task)
+    # As they were typed: what they refer to is looked up where it is used, and refused there.
+    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    chosen = any(str(line).lstrip("+").startswith("loss=") for line in typed or ())
     if chosen or _losses_of(method) not in (None, set(losses)):
         return _plain("+".join(losses) or "none")
     return _plain(method)
