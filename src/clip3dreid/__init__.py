@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
     from clip3dreid.search.gallery import Gallery
+    from clip3dreid.serving.serve import serve
 
     __version__: str
 
-__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load"]
+__all__ = ["Boxes", "Gallery", "ReidModel", "RetrievalMetric", "__version__", "evaluate", "load", "serve"]
 
 _HOMES = {
     "Boxes": "clip3dreid.data.box_settings",
@@ -20,6 +21,7 @@ _HOMES = {
     "RetrievalMetric": "clip3dreid.retrieval.torchmetric",
     "evaluate": "clip3dreid.config.notebook",
     "load": "clip3dreid.inference.model",
+    "serve": "clip3dreid.serving.serve",
 }
 
 

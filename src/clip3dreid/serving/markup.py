@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from PIL import Image
+from clip3dreid.serving.question import data_url
 
-from clip3dreid.inference.heads import Description
-from clip3dreid.report.label_units import title_of
-from clip3dreid.serving.backend import Answer, Hit, data_url
+if TYPE_CHECKING:  # the page is there before torch is
+    from PIL import Image
+
+    from clip3dreid.inference.heads import Description
+    from clip3dreid.serving.answering import Answer, Hit
 
 _FIRST = ("person", "clothes", "camera")
 """Labels that stand below a hit, in this order."""
@@ -65,7 +68,7 @@ def words(description: Description | None) -> str:
         best, *rest = scored
         others = ", ".join(f"{word.word} {word.score:+.1f}" for word in rest)
         rows.append(
-            f'<tr><th scope="row">{escape(title_of(group))}</th><td>{escape(best.word)}</td>'
+            f'<tr><th scope="row">{escape(_titled(group))}</th><td>{escape(best.word)}</td>'
             f'<td class="score">{best.score:+.1f}</td><td class="rest">{escape(others)}</td></tr>'
         )
     head = '<tr><th scope="col">of</th><th scope="col">word</th><th scope="col" class="score">score</th>'
@@ -109,9 +112,13 @@ def vocabulary(groups: Mapping[str, Sequence[str]]) -> str:
     if not groups:
         return '<p class="quiet">This model has not learnt words (loss.local); search by picture.</p>'
     lines = "".join(
-        f"<li>{escape(title_of(group))}: {escape(', '.join(own))}</li>" for group, own in groups.items()
+        f"<li>{escape(_titled(group))}: {escape(', '.join(own))}</li>" for group, own in groups.items()
     )
     return f'<details class="quiet"><summary>Words that are known</summary><ul>{lines}</ul></details>'
+
+
+def _titled(group: str) -> str:
+    return group.replace("_", " ")
 
 
 def _who(hit: Hit, row: int) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from clip3dreid.errors import InputError, one_line
 from clip3dreid.io.lean import without_stubs
-from clip3dreid.search.filters import read_values
 from clip3dreid.serving import markup
-from clip3dreid.serving.backend import Answer, Backend, data_url, uploads_of
+from clip3dreid.serving.backend import Backend
+from clip3dreid.serving.question import data_url, uploads_of
+
+if TYPE_CHECKING:
+    from clip3dreid.serving.answering import Answer
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,6 @@ _SHOWN = 12
 """People of the gallery to choose from."""
 _CHOICES = ("camera", "clothes")
 """Labels with a list of their own; the others are typed."""
-_CONDITION = re.compile(r"\s*([^\s=]+)\s*=\s*(\[[^\]]*\]|[^\s,\[\]]+)\s*,?")
 _POLL_S = 0.25
 _HIDDEN = "hidden"
 """Not seen, and there: gradio's viewer never loads where it comes and is given something at once."""
@@ -107,15 +108,19 @@ def build_page(backend: Backend) -> gr.Blocks:
                 places = gr.HTML(elem_classes="ours", elem_id="places")
         filters, answers = [*chosen, more], [message, hits, words, body, places]
 
+        def among(limits: tuple[Any, ...]) -> Mapping[str, Any]:
+            *values, typed = limits
+            return backend.load().where(dict(zip(_CHOICES, values, strict=True)), typed or "")
+
         def by_pictures(payload: Any, *limits: Any) -> list[Any]:
-            return _answered(lambda: backend.ask_pictures(uploads_of(payload), _where(limits)))
+            return _answered(lambda: backend.load().ask_pictures(uploads_of(payload), among(limits)))
 
         def by_words(said: str, *limits: Any) -> list[Any]:
-            return _answered(lambda: backend.ask_text(said or "", _where(limits)))
+            return _answered(lambda: backend.load().ask_text(said or "", among(limits)))
 
         def by_row(event: gr.EventData, *limits: Any) -> list[Any]:
             try:
-                upload = backend.picture(int(event.row))
+                upload = backend.load().picture(int(event.row))
             except InputError as error:
                 return [gr.skip(), gr.skip(), *_refused(str(error))]
             one = {"name": upload.name, "data": data_url(upload.content, "image/png"), "path": upload.path}
@@ -143,7 +148,7 @@ def build_page(backend: Backend) -> gr.Blocks:
         waiting = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
         page.load(_opening(backend), None, shown, **waiting)
         others.click(
-            lambda last: [last + 1, markup.people(backend.people(_SHOWN, last + 1))],
+            lambda last: [last + 1, markup.people(backend.load().people(_SHOWN, last + 1))],
             seed,
             [seed, people],
             **how,
@@ -195,7 +200,7 @@ def _opening(backend: Backend) -> Callable[[], AsyncIterator[list[Any]]]:
         backend.start()
         nothing = [gr.skip()] * (3 + len(_CHOICES))
         last = None
-        while not backend.is_ready:
+        while backend.is_loading:
             if backend.state != last:
                 last = backend.state
                 yield [markup.title(last), *nothing]
@@ -203,12 +208,13 @@ def _opening(backend: Backend) -> Callable[[], AsyncIterator[list[Any]]]:
         if backend.has_failed:
             yield [markup.title(backend.state, wrong=True), *nothing]
             return
-        values = [backend.values(label) for label in _CHOICES]
+        answering = backend.load()
+        values = [answering.values(label) for label in _CHOICES]
         yield [
             markup.title(backend.state),
-            markup.people(backend.people(_SHOWN, 0)),
+            markup.people(answering.people(_SHOWN, 0)),
             gr.update(visible=True),
-            markup.vocabulary(backend.words()),
+            markup.vocabulary(answering.words()),
             *(gr.update(choices=own, visible=bool(own)) for own in values),
         ]
 
@@ -235,26 +241,6 @@ def _answered(ask: Callable[[], Answer]) -> list[Any]:
 
 def _refused(why: str) -> list[Any]:
     return [markup.message(why, wrong=True), "", "", gr.update(value=None, visible=_HIDDEN), ""]
-
-
-def _where(limits: tuple[Any, ...]) -> Mapping[str, Any]:
-    """Return the filter that the page's fields ask for.
-
-    Raises:
-        InputError: if what is typed is no condition.
-    """
-    *values, typed = limits
-    where: dict[str, Any] = {label: own for label, own in zip(_CHOICES, values, strict=True) if own}
-    rest = (typed or "").strip()
-    while rest:
-        condition = _CONDITION.match(rest)
-        if condition is None:
-            raise InputError(
-                f"other labels: {rest[:60]!r} is no condition; write person=[3,7] or frame=[100,900]"
-            )
-        where[condition[1].removeprefix("where.")] = read_values(condition[1], condition[2])
-        rest = rest[condition.end() :].strip()
-    return where
 
 
 def _file(name: str) -> str:

@@ -140,10 +140,18 @@ def _listen(settings: ServeSettings) -> socket.socket:
 def _kept_to_itself() -> Iterator[None]:
     """Let gradio and the hub's library ask nobody anything, and gradio have a folder of files that ends with it."""
     with tempfile.TemporaryDirectory(prefix="clip3dreid-page-") as folder:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield
+        wanted = {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": folder,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _require_gradio() -> None:
