@@ -2,31 +2,21 @@
 
 import base64
 import json
-import urllib.error
 import urllib.request
 import uuid
-from typing import Any, NamedTuple
+from typing import Any
 
 PATIENCE_S = 300
 
 
-class Told(NamedTuple):
-    """What came of a question."""
-
-    status: int
-    """Of the request that asks."""
-    data: list[Any]
-    """What each part of the page gets; empty where the question was refused."""
-
-
-def function_of(url: str, element: str, event: str) -> tuple[int, int]:
-    """Return the number of what an event calls, and how many inputs it has."""
+def function_of(url: str, element: str, event: str) -> int:
+    """Return the number of what an event calls."""
     with urllib.request.urlopen(f"{url}/config", timeout=PATIENCE_S) as answer:
         config = json.load(answer)
     (component,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == element)
     for number, call in enumerate(config["dependencies"]):
         if [component, event] in call["targets"]:
-            return call.get("id", number), len(call["inputs"])
+            return int(call.get("id", number))
     raise AssertionError((element, event))
 
 
@@ -40,24 +30,12 @@ def uploaded(*files: tuple[str, bytes]) -> dict[str, Any]:
     }
 
 
-def ask(url: str, element: str, event: str, first: Any, where: tuple[Any, ...] = ([], [], "")) -> Told:
-    """Ask, and wait for what comes of it."""
-    function, _ = function_of(url, element, event)
-    session = uuid.uuid4().hex
-    body = json.dumps({"data": [first, *where], "fn_index": function, "session_hash": session}).encode()
+def ask(url: str, element: str, event: str, first: Any, where: tuple[Any, ...] = ([], [], "")) -> list[Any]:
+    """Ask, and return what each part of the page gets."""
+    function = function_of(url, element, event)
+    body = json.dumps({"data": [first, *where], "fn_index": function, "session_hash": uuid.uuid4().hex})
     request = urllib.request.Request(
-        f"{url}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+        f"{url}/gradio_api/run/predict", body.encode(), {"Content-Type": "application/json"}
     )
-    try:
-        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
-    except urllib.error.HTTPError as error:
-        return Told(error.code, [error.read().decode()])
-    with urllib.request.urlopen(
-        f"{url}/gradio_api/queue/data?session_hash={session}", timeout=PATIENCE_S
-    ) as lines:
-        for line in lines:
-            told = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
-            if told.get("msg") == "process_completed":
-                assert told["success"], told
-                return Told(200, told["output"]["data"])
-    raise AssertionError("the connection ended without an answer")
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return json.load(answer)["data"]

@@ -183,7 +183,7 @@ def test_bad_input_is_told_in_one_line_and_the_page_goes_on(tab: Tab, rendered: 
         ("x" * 10_000, "the text has 10,000 letters, and at most 500 are read"),
         ("   ", "the text is empty"),
         ("zebra", "'zebra' has no word that this model knows"),
-        (str(rendered.queries[0]), "has no word that this model knows"),
+        (str(rendered.queries[0]), f"'{rendered.queries[0]}' has no word that this model knows"),
     ):
         tab.tab.fill("#text textarea", text)
         tab.tab.click("#search")

@@ -52,7 +52,7 @@ def answer(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/assets/index.js", "/gradio_api/queue/join", "/gradio_api/heartbeat/x"]
+    "path", ["/", "/assets/index.js", "/gradio_api/run/predict", "/gradio_api/heartbeat/x"]
 )
 def test_what_the_page_asks_for_is_answered(path: str) -> None:
     status, headers, text = answer(path, body=[b"x" * 60, b"y" * 40])
@@ -68,7 +68,8 @@ def test_what_the_page_asks_for_is_answered(path: str) -> None:
         "/gradio_api/upload",
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/proxy=http://example.org",
-        "/gradio_api/run/predict",
+        "/gradio_api/queue/join",
+        "/gradio_api/call/predict",
         "/gradio_api/process_recording",
         "/gradio_api/component_server",
         "/gradio_api/vibe-edit",
@@ -92,10 +93,10 @@ def test_the_machines_own_names_are_not(host: str) -> None:
 
 
 def test_another_page_may_not_ask() -> None:
-    assert answer("/gradio_api/queue/join", {"origin": "http://evil.example"})[0] == 403
-    assert answer("/gradio_api/queue/join", {"origin": "http://localhost:9"})[0] == 403
-    assert answer("/gradio_api/queue/join", {"origin": "null"})[0] == 403
-    assert answer("/gradio_api/queue/join", {"origin": "http://localhost:7860"})[0] == 200
+    assert answer("/gradio_api/run/predict", {"origin": "http://evil.example"})[0] == 403
+    assert answer("/gradio_api/run/predict", {"origin": "http://localhost:9"})[0] == 403
+    assert answer("/gradio_api/run/predict", {"origin": "null"})[0] == 403
+    assert answer("/gradio_api/run/predict", {"origin": "http://localhost:7860"})[0] == 200
 
 
 def test_more_than_is_taken_is_not_read() -> None:

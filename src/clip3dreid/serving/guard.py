@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api/"
-OPEN = ("queue/", "heartbeat/", "info", "cancel", "reset", "startup-events", "app_id")
+OPEN = ("run/predict", "heartbeat/", "info", "startup-events", "app_id")
 """What of gradio's API the page itself uses. The rest reads and writes files, or calls other servers."""
 
 POLICY = "; ".join(

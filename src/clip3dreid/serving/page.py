@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from clip3dreid.errors import InputError, one_line
+from clip3dreid.errors import one_line
 from clip3dreid.io.lean import without_stubs
 from clip3dreid.serving import markup
 from clip3dreid.serving.backend import Backend
 from clip3dreid.serving.question import data_url, uploads_of
+from clip3dreid.serving.settings import ServeSettings
+from clip3dreid.serving.waiting import WaitingLine
 
 if TYPE_CHECKING:
-    from clip3dreid.serving.answering import Answer
+    from clip3dreid.serving.answering import Answer, Answering
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,11 @@ _SHOWN = 12
 """People of the gallery to choose from."""
 _CHOICES = ("camera", "clothes")
 """Labels with a list of their own; the others are typed."""
-_POLL_S = 0.25
 _HIDDEN = "hidden"
 """Not seen, and there: gradio's viewer never loads where it comes and is given something at once."""
-
+_POLL_S = 0.5
+_FRAME = "<style>@media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }</style>"
+"""Beside `page.css`, which gradio keeps to what is inside its frame."""
 
 with without_stubs():
 
@@ -45,116 +47,49 @@ with without_stubs():
             return {"path": "body.glb", "orig_name": "body.glb", "url": data_url(value, "model/gltf-binary")}
 
 
+class _Parts(NamedTuple):
+    """What the page is made of."""
+
+    state: gr.HTML
+    drop: gr.HTML
+    people: gr.HTML
+    others: gr.Button
+    text: gr.Textbox
+    search: gr.Button
+    vocabulary: gr.HTML
+    chosen: list[gr.Dropdown]
+    more: gr.Textbox
+    message: gr.HTML
+    hits: gr.HTML
+    words: gr.HTML
+    body: gr.Model3D
+    places: gr.HTML
+
+    @property
+    def filters(self) -> list[Any]:
+        """Return what says among whom is searched."""
+        return [*self.chosen, self.more]
+
+    @property
+    def answers(self) -> list[Any]:
+        """Return what shows an answer."""
+        return [self.message, self.hits, self.words, self.body, self.places]
+
+    @property
+    def opened(self) -> list[Any]:
+        """Return what shows what there is to search."""
+        return [self.state, self.people, self.others, self.vocabulary, *self.chosen]
+
+
 def build_page(backend: Backend) -> gr.Blocks:
     """Return the page; it loads model and gallery when it is first looked at.
 
     Args:
         backend: what answers.
     """
-    settings = backend.settings
     with gr.Blocks(title="clip3dreid", analytics_enabled=False) as page:
-        asked = gr.State("")
-        state = gr.HTML(markup.title(backend.state), elem_classes="ours", elem_id="state")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                drop = gr.HTML(
-                    html_template=_file("drop.html"),
-                    js_on_load=_file("drop.js"),
-                    pictures=settings.pictures,
-                    megabytes=settings.megabytes,
-                    elem_classes="ours",
-                    elem_id="drop",
-                )
-                people = gr.HTML(js_on_load=_file("choose.js"), elem_classes="ours", elem_id="people")
-                others = gr.Button("Others", size="sm", visible=False, elem_id="others")
-                text = gr.Textbox(
-                    label="Or say what they look like",
-                    placeholder="a tall, heavyset man with broad shoulders",
-                    lines=2,
-                    submit_btn=False,
-                    elem_id="text",
-                )
-                search = gr.Button("Search by words", variant="primary", elem_id="search")
-                vocabulary = gr.HTML(elem_classes="ours", elem_id="vocabulary")
-                with gr.Accordion("Only among", open=False, elem_id="filters"):
-                    chosen = [
-                        gr.Dropdown([], label=label, multiselect=True, visible=False, elem_id=label)
-                        for label in _CHOICES
-                    ]
-                    more = gr.Textbox(
-                        label="other labels",
-                        placeholder="person=[3,7] frame=[100,900]",
-                        elem_id="more",
-                    )
-            with gr.Column(scale=5, min_width=300):
-                message = gr.HTML(elem_classes="ours", elem_id="message")
-                hits = gr.HTML(
-                    '<p class="quiet">Whoever is found is shown here.</p>',
-                    elem_classes="ours",
-                    elem_id="hits",
-                )
-                with gr.Row():
-                    with gr.Column(scale=3, min_width=300):
-                        words = gr.HTML(elem_classes="ours", elem_id="words")
-                    with gr.Column(scale=2, min_width=260):
-                        body = _Body(
-                            label="Body, without pose and clothes",
-                            interactive=False,
-                            visible=_HIDDEN,
-                            height=420,
-                            camera_position=(75, 85, 3.0),
-                            elem_id="body",
-                        )
-                places = gr.HTML(elem_classes="ours", elem_id="places")
-        filters, answers = [*chosen, more], [message, hits, words, body, places]
-
-        def among(limits: tuple[Any, ...]) -> Mapping[str, Any]:
-            *values, typed = limits
-            return backend.load().where(dict(zip(_CHOICES, values, strict=True)), typed or "")
-
-        def by_pictures(payload: Any, *limits: Any) -> list[Any]:
-            return _answered(lambda: backend.load().ask_pictures(uploads_of(payload), among(limits)))
-
-        def by_words(said: str, *limits: Any) -> list[Any]:
-            return _answered(lambda: backend.load().ask_text(said or "", among(limits)))
-
-        def by_row(event: gr.EventData, *limits: Any) -> list[Any]:
-            try:
-                upload = backend.load().picture(int(event.row))
-            except InputError as error:
-                return [gr.skip(), gr.skip(), *_refused(str(error))]
-            one = {"name": upload.name, "data": data_url(upload.content, "image/png"), "path": upload.path}
-            return ["pictures", {"pictures": [one]}, *by_pictures({"pictures": [one]}, *limits)]
-
-        def again(how: str, payload: Any, said: str, *limits: Any) -> list[Any]:
-            if not how:
-                return [gr.skip()] * len(answers)
-            return by_pictures(payload, *limits) if how == "pictures" else by_words(said, *limits)
-
-        how = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        busy = {**how, "show_progress_on": [hits]}
-        drop.submit(
-            lambda *given: ["pictures", *by_pictures(*given)], [drop, *filters], [asked, *answers], **busy
-        )
-        people.select(by_row, filters, [asked, drop, *answers], **busy)
-        for ask in (search.click, text.submit):
-            ask(lambda *given: ["words", *by_words(*given)], [text, *filters], [asked, *answers], **busy)
-        for label in chosen:
-            label.change(again, [asked, drop, text, *filters], answers, **busy)
-        more.submit(again, [asked, drop, text, *filters], answers, **busy)
-
-        seed = gr.State(0)
-        shown = [state, people, others, vocabulary, *chosen]
-        waiting = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
-        page.load(_opening(backend), None, shown, **waiting)
-        others.click(
-            lambda last: [last + 1, markup.people(backend.load().people(_SHOWN, last + 1))],
-            seed,
-            [seed, people],
-            **how,
-            show_progress="hidden",
-        )
-    page.queue(max_size=settings.queue)
+        parts = _lay_out(backend)
+        _join(page, parts, backend)
     return page
 
 
@@ -165,6 +100,7 @@ def mount(app: Any, page: gr.Blocks) -> None:
         page,
         "/",
         css=_file("page.css"),
+        head=_FRAME,
         theme=_theme(),
         footer_links=[],
         run_history=False,
@@ -174,6 +110,171 @@ def mount(app: Any, page: gr.Blocks) -> None:
         mcp_server=False,
         enable_monitoring=False,
     )
+
+
+def _lay_out(backend: Backend) -> _Parts:
+    """Lay out the page within the block that is open."""
+    settings: ServeSettings = backend.settings
+    made: dict[str, Any] = {"state": _html("state", markup.title(backend.state))}
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            made["drop"] = _html(
+                "drop",
+                html_template=_file("drop.html"),
+                js_on_load=_file("drop.js"),
+                pictures=settings.pictures,
+                megabytes=settings.megabytes,
+            )
+            made["people"] = _html("people", js_on_load=_file("choose.js"))
+            made["others"] = gr.Button("Others", size="sm", visible=False, elem_id="others")
+            made["text"] = gr.Textbox(
+                label="Or say what they look like",
+                placeholder="a tall, heavyset man with broad shoulders",
+                lines=2,
+                elem_id="text",
+            )
+            made["search"] = gr.Button("Search by words", variant="primary", elem_id="search")
+            made["vocabulary"] = _html("vocabulary")
+            with gr.Accordion("Only among", open=False, elem_id="filters"):
+                made["chosen"] = [
+                    gr.Dropdown([], label=label, multiselect=True, visible=False, elem_id=label)
+                    for label in _CHOICES
+                ]
+                made["more"] = gr.Textbox(
+                    label="other labels", placeholder="person=[3,7] frame=[100,900]", elem_id="more"
+                )
+        with gr.Column(scale=5, min_width=300):
+            reveal = {"js_on_load": _file("reveal.js")}
+            made["message"] = _html("message", **reveal)
+            made["hits"] = _html("hits", '<p class="quiet">Whoever is found is shown here.</p>', **reveal)
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    made["words"] = _html("words")
+                with gr.Column(scale=2, min_width=260):
+                    made["body"] = _Body(
+                        label="Body, without pose and clothes",
+                        interactive=False,
+                        visible=_HIDDEN,
+                        height=420,
+                        camera_position=(75, 85, 2.6),
+                        elem_id="body",
+                    )
+            made["places"] = _html("places")
+    return _Parts(**made)
+
+
+def _html(name: str, value: str = "", **more: Any) -> gr.HTML:
+    return gr.HTML(value or None, elem_classes="ours", elem_id=name, **more)
+
+
+def _join(page: gr.Blocks, parts: _Parts, backend: Backend) -> None:
+    """Join the parts of a page to what answers, within the block of the page."""
+    line = WaitingLine(backend.settings.queue)
+    # What was asked with last, to be asked again when the filter changes; and which people are offered.
+    asked, offered = gr.State(""), gr.State(0)
+
+    async def answered(
+        ask: Callable[[Answering, dict[str, Any]], Answer], limits: tuple[Any, ...]
+    ) -> list[Any]:
+        def work() -> list[Any]:
+            answering = backend.load()
+            *values, typed = limits
+            where = answering.where(dict(zip(_CHOICES, values, strict=True)), typed or "")
+            return _shown(ask(answering, where))
+
+        try:
+            return await line.turn(work)
+        except Exception as error:
+            return _refused(_told(error))
+
+    async def by_pictures(payload: Any, *limits: Any) -> list[Any]:
+        return await answered(lambda who, where: who.ask_pictures(uploads_of(payload), where), limits)
+
+    async def by_words(said: str | None, *limits: Any) -> list[Any]:
+        return await answered(lambda who, where: who.ask_text(said or "", where), limits)
+
+    async def pictures(*given: Any) -> list[Any]:
+        return ["pictures", *await by_pictures(*given)]
+
+    async def words(*given: Any) -> list[Any]:
+        return ["words", *await by_words(*given)]
+
+    async def somebody(event: gr.EventData, *limits: Any) -> list[Any]:
+        try:
+            upload = await line.turn(lambda: backend.load().picture(int(event.row)))
+        except Exception as error:
+            return [gr.skip(), gr.skip(), *_refused(_told(error))]
+        one = {"name": upload.name, "data": data_url(upload.content, "image/png"), "path": upload.path}
+        return ["pictures", {"pictures": [one]}, *await by_pictures({"pictures": [one]}, *limits)]
+
+    async def again(how: str, payload: Any, said: str, *limits: Any) -> list[Any]:
+        if not how:
+            return [gr.skip()] * len(parts.answers)
+        return await (by_pictures(payload, *limits) if how == "pictures" else by_words(said, *limits))
+
+    async def others(last: int) -> list[Any]:
+        return [last + 1, await line.turn(lambda: markup.people(backend.load().people(_SHOWN, last + 1)))]
+
+    # The line above is the queue. In gradio's own, two questions of one page at a time now and then lose an answer:
+    # their common stream is closed with the first.
+    plain = {"queue": False, "api_visibility": "private"}
+    busy = {**plain, "trigger_mode": "always_last", "show_progress_on": [parts.hits]}
+    filters, answers = parts.filters, parts.answers
+    parts.drop.submit(pictures, [parts.drop, *filters], [asked, *answers], **busy)
+    parts.people.select(somebody, filters, [asked, parts.drop, *answers], **busy)
+    parts.search.click(words, [parts.text, *filters], [asked, *answers], **busy)
+    parts.text.submit(words, [parts.text, *filters], [asked, *answers], **busy)
+    for changed in (*(label.change for label in parts.chosen), parts.more.submit):
+        changed(again, [asked, parts.drop, parts.text, *filters], answers, **busy)
+    parts.others.click(others, offered, [offered, parts.people], **plain, show_progress="hidden")
+
+    timer = gr.Timer(_POLL_S)
+    for looks in (page.load, timer.tick):
+        looks(lambda: _opened(backend), None, [timer, *parts.opened], **plain, show_progress="hidden")
+
+
+def _opened(backend: Backend) -> list[Any]:
+    """Return what a page shows that has just been opened: how loading goes, until there is something to ask."""
+    backend.start()
+    nothing = [gr.skip()] * (3 + len(_CHOICES))
+    if backend.is_loading:
+        return [gr.skip(), markup.title(backend.state), *nothing]
+    done = gr.Timer(active=False)
+    if backend.has_failed:
+        return [done, markup.title(backend.state, wrong=True), *nothing]
+    answering = backend.load()
+    values = [answering.values(label) for label in _CHOICES]
+    return [
+        done,
+        markup.title(backend.state),
+        markup.people(answering.people(_SHOWN, 0)),
+        gr.update(visible=True),
+        markup.vocabulary(answering.words()),
+        *(gr.update(choices=own, visible=bool(own)) for own in values),
+    ]
+
+
+def _shown(answer: Answer) -> list[Any]:
+    """Return what the parts of the page show of an answer."""
+    return [
+        markup.understood(answer),
+        markup.hits(answer),
+        markup.words(answer.words),
+        gr.update(value=answer.body, visible=answer.body is not None or _HIDDEN),
+        markup.places(answer.places, answer.words),
+    ]
+
+
+def _refused(why: str) -> list[Any]:
+    return [markup.message(why, wrong=True), "", "", gr.update(value=None, visible=_HIDDEN), ""]
+
+
+def _told(error: Exception) -> str:
+    """Return one line for an error; what is a defect is in the log with its traceback."""
+    told = one_line(error)
+    if told is None:
+        log.error("a question could not be answered", exc_info=error)
+    return told or "something went wrong here; the terminal says what"
 
 
 def _theme() -> Any:
@@ -191,56 +292,6 @@ def _theme() -> Any:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
     )
-
-
-def _opening(backend: Backend) -> Callable[[], AsyncIterator[list[Any]]]:
-    """Return what tells a page that has just been opened how loading goes, until there is something to ask."""
-
-    async def opening() -> AsyncIterator[list[Any]]:
-        backend.start()
-        nothing = [gr.skip()] * (3 + len(_CHOICES))
-        last = None
-        while backend.is_loading:
-            if backend.state != last:
-                last = backend.state
-                yield [markup.title(last), *nothing]
-            await asyncio.sleep(_POLL_S)
-        if backend.has_failed:
-            yield [markup.title(backend.state, wrong=True), *nothing]
-            return
-        answering = backend.load()
-        values = [answering.values(label) for label in _CHOICES]
-        yield [
-            markup.title(backend.state),
-            markup.people(answering.people(_SHOWN, 0)),
-            gr.update(visible=True),
-            markup.vocabulary(answering.words()),
-            *(gr.update(choices=own, visible=bool(own)) for own in values),
-        ]
-
-    return opening
-
-
-def _answered(ask: Callable[[], Answer]) -> list[Any]:
-    """Return what all parts of the page show of an answer, or of why there is none."""
-    try:
-        answer = ask()
-    except Exception as error:
-        told = one_line(error)
-        if told is None:
-            log.exception("a question could not be answered")
-        return _refused(told or "something went wrong here; the terminal says what")
-    return [
-        markup.understood(answer),
-        markup.hits(answer),
-        markup.words(answer.words),
-        gr.update(value=answer.body, visible=answer.body is not None or _HIDDEN),
-        markup.places(answer.places, answer.words),
-    ]
-
-
-def _refused(why: str) -> list[Any]:
-    return [markup.message(why, wrong=True), "", "", gr.update(value=None, visible=_HIDDEN), ""]
 
 
 def _file(name: str) -> str:
