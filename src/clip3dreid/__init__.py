@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
     from clip3dreid.search.gallery import Gallery
+    from clip3dreid.serving.serve import serve
 
     __version__: str
 
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "load",
     "recipe",
+    "serve",
     "write_report",
 ]
 
@@ -33,6 +35,7 @@ _HOMES = {
     "evaluate": "clip3dreid.config.notebook",
     "load": "clip3dreid.inference.model",
     "recipe": "clip3dreid.config.recipe",
+    "serve": "clip3dreid.serving.serve",
     "write_report": "clip3dreid.config.review",
 }
 

@@ -43,7 +43,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Shape(NamedTuple):
-    """Bodies in the rest pose, on the CPU."""
+    """Bodies, in the rest pose where no other was asked for, on the CPU."""
 
     betas: Tensor
     """(N, K) float32: shape coefficients in standard deviations of the body file's population."""
@@ -442,12 +442,35 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             >>> body.betas.shape, body.vertices.shape
             (torch.Size([1, 4]), torch.Size([1, 1200, 3]))
         """
-        body = self.body
+        _ = self.body  # refused before the work
         betas = self.look(images, flip=False, batch_size=batch_size).betas
         assert betas is not None
+        return self.bodies(betas, batch_size=batch_size)
+
+    def bodies(self, betas: Tensor, *, pose: Tensor | None = None, batch_size: int = 64) -> Shape:
+        """Compute the meshes of shape coefficients, such as the mean of several pictures of a person.
+
+        Args:
+            betas: (N, K), as `shape` and `look` give them.
+            pose: (24, 3) axis-angle in radians of all of them; None: the rest pose.
+            batch_size: bodies at a time.
+
+        Raises:
+            InputError: as `shape`, or if the coefficients are of another body.
+
+        Example:
+            >>> betas = model.look(["a.jpg", "b.jpg"]).betas
+            >>> model.bodies(betas.mean(0, keepdim=True)).vertices.shape
+            torch.Size([1, 1200, 3])
+        """
+        body = self.body
         with torch.no_grad():
             parts = [
-                body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)
+                body(
+                    part.to(self.device),
+                    None if pose is None else pose.to(self.device).expand(len(part), -1, -1),
+                ).vertices.cpu()
+                for part in torch.split(betas, batch_size)
             ]
         return Shape(betas, torch.cat(parts), body.faces.cpu())
 

@@ -32,7 +32,9 @@ function readGlb(link) {
   const length = view.getUint32(12, true);
   const scene = JSON.parse(new TextDecoder().decode(bytes.subarray(20, 20 + length)));
   const start = 20 + length + 8;
-  const [positions, indices] = scene.accessors.map((accessor) => {
+  const mesh = scene.meshes[0].primitives[0];
+  const [positions, indices] = [mesh.attributes.POSITION, mesh.indices].map((place) => {
+    const accessor = scene.accessors[place];
     const part = scene.bufferViews[accessor.bufferView];
     const kind = { 5126: Float32Array, 5123: Uint16Array, 5125: Uint32Array }[accessor.componentType];
     return new kind(bytes.slice(start + part.byteOffset, start + part.byteOffset + part.byteLength).buffer);
