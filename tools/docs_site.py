@@ -14,7 +14,15 @@ PAGES = (
     "src/clip3dreid/*/assets/*.md",
     "src/clip3dreid/*/assets/*/*.md",
 )
-OTHERS = ("docs/*.jpg", "docs/*.png", "docs/*.svg", "docs/site/*", "CITATION.cff", "LICENSE")
+OTHERS = (
+    "notebooks/*.ipynb",
+    "docs/*.jpg",
+    "docs/*.png",
+    "docs/*.svg",
+    "docs/site/*",
+    "CITATION.cff",
+    "LICENSE",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
