@@ -143,7 +143,7 @@ def test_the_readmes_first_lines_find_people_where_only_the_wheel_is_installed(
     assert head == "1 query in 8 pictures, by cosine"
     assert first.split()[:2] == ["1.", "1.000"]
     assert first.endswith("020_1_c1_000001.png")
-    assert len(others) == 7
+    assert len(others) == 4  # of the ten, the first five are printed
     with Image.open(tmp_path / "found.jpg") as sheet:
         assert sheet.format == "JPEG"
         assert min(sheet.size) > 100
