@@ -4,6 +4,8 @@
 #   make test                      set up .venv, run the tests
 #   make test-all                  and the slow ones
 #   make lint                      ruff, mypy, import rules
+#   make docs                      the pages as a site, in build/site
+#   make notebooks                 run the notebooks anew, outputs and all
 #   make install-smpl              add smplx, which reads official SMPL files; its licence: non-commercial research
 #   make install TORCH_INDEX=URL   choose a build of torch: the --index-url that pytorch.org's selector prints
 #   make PYTHON=python3.12 test    choose the interpreter
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 # Another index is another installation: its stamp is another one.
 STAMP := $(VENV)/.installed$(if $(TORCH_INDEX),-$(subst :,_,$(subst /,_,$(TORCH_INDEX))))
 
-.PHONY: help install install-smpl demo test test-all lint format clean
+.PHONY: help install install-smpl demo test test-all lint format docs notebooks clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +60,12 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP)
+	$(BIN)/python tools/run_notebooks.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -98,9 +98,9 @@ class Killer:
         while not (run / "results.json").exists():
             going_on = any((run / "checkpoints" / file).exists() for file in ("last.ckpt", "previous.ckpt"))
             arguments = [f"resume={name}"] if going_on else [*self.arguments, f"hydra.run.dir={name}"]
-            seen = log.read_bytes().count(b"Epoch ")
+            seen = log.read_bytes().count(b"folder ")
             process = self.start(*arguments, log=f"{name}.log")
-            while process.poll() is None and log.read_bytes().count(b"Epoch ") <= seen:
+            while process.poll() is None and log.read_bytes().count(b"folder ") <= seen:
                 time.sleep(0.01)
             time.sleep(self.rng.random() * span)
             if self.kills < kills and process.poll() is None:

@@ -18,7 +18,7 @@ from clip3dreid.search.search import SearchResult
 from tests.conftest import write_ltcc
 
 ROOT = Path(__file__).parents[1]
-RUN = "runs/ltcc/2026-11-24_18-00-00_seed1"
+RUN = "runs/ltcc/2026-11-24_18-00-00_clip3dreid_resnet50_seed1"
 """A run that the README loads."""
 
 

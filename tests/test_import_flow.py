@@ -35,6 +35,18 @@ def test_albumentations_is_imported_in_one_file() -> None:
     assert users == ["images.py"]
 
 
+def test_gradio_is_imported_in_one_file() -> None:
+    users = [
+        path.name
+        for path in (ROOT / "src").rglob("*.py")
+        if any(
+            line.strip().startswith(("import gradio", "from gradio"))
+            for line in path.read_text().splitlines()
+        )
+    ]
+    assert users == ["page.py"]
+
+
 def test_nothing_needs_torchvision_or_timm() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""The README's project in Python calls runs as it stands, and never touches Hydra."""
+"""The project in Python calls of docs/api.md runs as it stands, and never touches Hydra."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.processes import PATIENCE_S
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs/api.md").read_text(encoding="utf-8")
 
 FACTS = """
 import json, sys
@@ -28,7 +28,7 @@ print("facts", json.dumps({
 
 
 def test_a_project_from_world_to_export_is_python_calls_without_hydra(tmp_path: Path) -> None:
-    section = README.split("## From Python")[1].split("\n## ")[0]
+    section = PAGE.split("## A whole project")[1].split("\n## ")[0]
     (code,) = re.findall(r"^```python\n(.*?)^```$", section, flags=re.M | re.S)
     (tmp_path / "notebook.py").write_text(code + FACTS, encoding="utf-8")
     done = subprocess.run(

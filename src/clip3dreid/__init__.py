@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip3dreid.config.notebook import evaluate
+    from clip3dreid.config.recipe import recipe
     from clip3dreid.config.review import write_report
     from clip3dreid.data.box_settings import Boxes
     from clip3dreid.inference.model import ReidModel, load
     from clip3dreid.retrieval.torchmetric import RetrievalMetric
     from clip3dreid.search.gallery import Gallery
+    from clip3dreid.serving.serve import serve
 
     __version__: str
 
@@ -20,6 +22,8 @@ __all__ = [
     "__version__",
     "evaluate",
     "load",
+    "recipe",
+    "serve",
     "write_report",
 ]
 
@@ -30,6 +34,8 @@ _HOMES = {
     "RetrievalMetric": "clip3dreid.retrieval.torchmetric",
     "evaluate": "clip3dreid.config.notebook",
     "load": "clip3dreid.inference.model",
+    "recipe": "clip3dreid.config.recipe",
+    "serve": "clip3dreid.serving.serve",
     "write_report": "clip3dreid.config.review",
 }
 

@@ -1,49 +1,105 @@
 import json
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clip3dreid.body.gltf import glb, mesh_of
+from clip3dreid.body.smpl import load_body
+from clip3dreid.errors import InputError
+
+SIZES = {5126: "<f4", 5123: "<u2", 5125: "<u4"}
+PARTS = {"VEC3": 3, "SCALAR": 1}
 
 
-def read(content: bytes) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Read a GLB as its specification says it is laid out."""
-    magic, version, length = struct.unpack_from("<4sII", content)
-    assert (magic, version, length) == (b"glTF", 2, len(content))
-    size, kind = struct.unpack_from("<I4s", content, 12)
-    assert kind == b"JSON"
-    assert size % 4 == 0
-    scene = json.loads(content[20 : 20 + size])
-    binary_size, kind = struct.unpack_from("<I4s", content, 20 + size)
-    assert kind == b"BIN\0"
-    assert binary_size % 4 == 0
-    binary = content[28 + size :]
-    assert len(binary) == binary_size == scene["buffers"][0]["byteLength"]
-    arrays = []
-    for accessor in scene["accessors"]:
-        view = scene["bufferViews"][accessor["bufferView"]]
-        kinds = {5126: "<f4", 5123: "<u2", 5125: "<u4"}
-        part = binary[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
-        array = np.frombuffer(part, kinds[accessor["componentType"]])
-        assert view["byteOffset"] % array.itemsize == 0
-        assert accessor["count"] == len(array) // {"VEC3": 3, "SCALAR": 1}[accessor["type"]]
-        arrays.append(array)
-    return scene, arrays[0].reshape(-1, 3), arrays[1].reshape(-1, 3)
+def read(file: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Read a GLB file by the specification alone: its JSON, and what its accessors hold."""
+    magic, version, length = struct.unpack_from("<4sII", file)
+    assert (magic, version, length) == (b"glTF", 2, len(file))
+    chunks, place = [], 12
+    while place < len(file):
+        size, kind = struct.unpack_from("<I4s", file, place)
+        assert size % 4 == 0
+        chunks.append((kind, file[place + 8 : place + 8 + size]))
+        place += 8 + size
+    assert [kind for kind, _ in chunks] == [b"JSON", b"BIN\0"]
+    described, binary = json.loads(chunks[0][1]), chunks[1][1]
+    assert 0 <= len(binary) - described["buffers"][0]["byteLength"] < 4
+    held = []
+    for accessor in described["accessors"]:
+        view = described["bufferViews"][accessor["bufferView"]]
+        kind = SIZES[accessor["componentType"]]
+        assert view["byteOffset"] % np.dtype(kind).itemsize == 0
+        content = binary[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
+        values = np.frombuffer(content, kind).reshape(-1, PARTS[accessor["type"]])
+        assert len(values) == accessor["count"]
+        held.append(values)
+    return described, held
 
 
-@pytest.mark.parametrize(("points", "component"), [(5, 5123), (65_535, 5123), (65_536, 5125)])
-def test_a_mesh_comes_back_as_it_was(points: int, component: int) -> None:
-    rng = np.random.default_rng(points)
-    vertices, faces = rng.normal(size=(points, 3)), rng.integers(0, points, (7, 3))
-    faces[0, 0] = points - 1
-    scene, positions, corners = read(glb(vertices, faces, 'a "body" <x>'))
-    assert np.array_equal(positions, vertices.astype(np.float32))
-    assert np.array_equal(corners, faces)
-    assert scene["accessors"][1]["componentType"] == component
-    assert scene["accessors"][0]["min"] == pytest.approx(vertices.min(0), rel=1e-6)
-    assert scene["accessors"][0]["max"] == pytest.approx(vertices.max(0), rel=1e-6)
-    assert scene["meshes"][0]["name"] == 'a "body" <x>'
-    again, triangles = mesh_of(glb(vertices, faces, 'a "body" <x>'))
-    assert np.array_equal(again, positions)
-    assert np.array_equal(triangles, faces)
+TETRAHEDRON = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+SIDES = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+
+
+def test_a_mesh_is_read_back_as_it_was() -> None:
+    described, (points, normals, index) = read(glb(TETRAHEDRON, SIDES, name="four"))
+    np.testing.assert_array_equal(points, TETRAHEDRON.numpy())
+    np.testing.assert_array_equal(index.reshape(-1, 3), SIDES.numpy())
+    assert described["meshes"][0]["name"] == "four"
+    assert described["meshes"][0]["primitives"][0]["attributes"] == {"POSITION": 0, "NORMAL": 1}
+    assert (described["accessors"][0]["min"], described["accessors"][0]["max"]) == ([0, 0, 0], [1, 1, 1])
+    # The corner at the origin has the three square sides: its normal points away from all of them.
+    np.testing.assert_allclose(normals[0], -np.ones(3) / np.sqrt(3), atol=1e-6)
+
+
+def test_a_body_is_closed_and_its_normals_point_out() -> None:
+    body = load_body("anny_light")
+    _, (points, normals, index) = read(glb(body.rest(torch.zeros(1, 10)).vertices[0], body.faces))
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+    corners = points[index.reshape(-1, 3)]
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    # A volume is positive where faces are counter-clockwise from outside, and normals then go with the faces.
+    assert np.einsum("fc,fc->", corners[:, 0], cross) > 0
+    assert (np.einsum("fc,fc->f", normals[index.reshape(-1, 3)].mean(1), cross) > 0).mean() > 0.97
+
+
+def test_a_mesh_beyond_sixteen_bits_has_wider_numbers() -> None:
+    points = torch.rand(65_536, 3)
+    faces = torch.tensor([[0, 1, 65_535]])
+    described, (_, _, index) = read(glb(points, faces))
+    assert described["accessors"][2]["componentType"] == 5125
+    assert index.ravel().tolist() == [0, 1, 65_535]
+
+
+@pytest.mark.parametrize("count", [4, 5, 65_536])
+def test_a_mesh_is_had_back_from_its_file(count: int) -> None:
+    points, faces = torch.rand(count, 3), torch.randint(count, (7, 3))
+    vertices, corners = mesh_of(glb(points, faces))
+    assert torch.equal(vertices, points)
+    assert torch.equal(corners, faces)
+
+
+@given(st.text(max_size=20))
+def test_any_name_leaves_the_file_whole(name: str) -> None:
+    described, _ = read(glb(TETRAHEDRON, SIDES, name=name))
+    assert described["nodes"][0]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("vertices", "faces"),
+    [
+        (TETRAHEDRON[:, :2], SIDES),
+        (TETRAHEDRON, SIDES[:, :2]),
+        (TETRAHEDRON, SIDES[:0]),
+        (TETRAHEDRON, SIDES + 1),
+        (TETRAHEDRON, SIDES - 1),
+        (TETRAHEDRON / 0, SIDES),
+    ],
+)
+def test_what_is_no_mesh_is_refused(vertices: torch.Tensor, faces: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="mesh"):
+        glb(vertices, faces)

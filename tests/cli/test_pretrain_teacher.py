@@ -91,7 +91,7 @@ def test_a_killed_training_goes_on_to_the_same_teacher(
     monkeypatch.setattr(TeacherPretrainingModule, "training_step", killed)
     stopped = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert "stopped by SIGTERM in epoch 1 after batch 5 of 8, saved" in stopped.stdout
+    assert "stopped by SIGTERM in epoch 2 after batch 5 of 8, saved" in stopped.stdout
     assert not (tmp_path / "parts" / "teacher").exists()
     monkeypatch.setattr(TeacherPretrainingModule, "training_step", step)
     again = invoke("pretrain_teacher", f"worlds={world}", "out=parts", *TINY)

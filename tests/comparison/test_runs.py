@@ -543,3 +543,16 @@ def test_runs_of_one_variant_by_several_features_are_told_apart(tmp_path: Path) 
     ):
         compare([tmp_path], CompareSettings(resamples=50))
     assert compare([tmp_path], CompareSettings(resamples=50, feature="embedding")).variants
+
+
+def test_a_comparison_prints_its_scores_without_times_and_draws_itself(tmp_path: Path) -> None:
+    found = compare([write_ablation(tmp_path)], CompareSettings(resamples=50))
+    header, lines = found.table
+    assert header[-2:] == ["step, x", "picture, x"]
+    assert [line[0] for line in lines] == [variant.name for variant in found.variants]
+    text, page = repr(found), found._repr_html_()
+    for said in (found.title, *header[:-2], *(cell for line in lines for cell in line[:-2])):
+        assert said in text, said
+        assert said in page, said
+    assert "step, x" not in text + page
+    assert found.draw().get_suptitle() == found.title

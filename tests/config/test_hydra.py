@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from clip3dreid.config.folder import conf_dir
-from clip3dreid.config.hydra import foreseen, register
+from clip3dreid.config.hydra import foreseen
 from clip3dreid.errors import InputError
 from tests.processes import PATIENCE_S
 
@@ -175,14 +175,3 @@ def test_an_override_that_cannot_be_parsed_is_one_line_and_status_two(command: o
 def test_what_may_not_be_read_is_told_in_one_line() -> None:
     line = foreseen(PermissionError(13, "Permission denied", "/somebody/else"))
     assert line == "no access to /somebody/else: Permission denied; choose another place, or ask its owner"
-
-
-def test_dashboards_group_the_runs_of_a_sweep_and_others_by_their_name(tmp_path: Path) -> None:
-    register()
-    run = tmp_path / "sweeps" / "2026-11-24_18-00-00" / "3"
-    node = OmegaConf.create({"group": "${run_group:ltcc,${folder}}", "folder": str(run)})
-    assert node.group == "ltcc"
-    run.mkdir(parents=True)
-    # Hydra writes it before the first run of a sweep begins; a run that is resumed later finds it too.
-    (run.parent / "multirun.yaml").touch()
-    assert node.group == "sweeps/2026-11-24_18-00-00"

@@ -28,7 +28,7 @@ CARD = ShapeCard(
 def guide(said: torch.Tensor, card: ShapeCard = CARD, **settings: object) -> ShapeTargets:
     teacher = SimpleNamespace(card=card, name="t", fingerprint="f")
     pictures = SimpleNamespace(labels=SimpleNamespace(person=PERSON), table=range(len(PERSON)))
-    asked = SimpleNamespace(teacher=teacher, pictures=pictures, cache=MemoryCache(said))
+    asked = SimpleNamespace(teacher=teacher, pictures=pictures, cache=MemoryCache(said), lines=())
     given = ShapeGuide(ShapeSettings(**settings), asked, seed=1).prepare()()  # type: ignore[arg-type]
     assert isinstance(given.says, ShapeTargets)
     assert given.facts["shape_teacher"] == {"name": "t", "fingerprint": "f"}

@@ -1,5 +1,7 @@
 """A run's folder is one run's, whoever asks for it at the same time."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from clip3dreid.errors import InputError
 from clip3dreid.io import claims
 from clip3dreid.io.claims import Claim
+from clip3dreid.io.launch import launch
 from tests.config.test_resumed import a_run
 
 
@@ -26,6 +29,64 @@ def test_of_many_that_ask_for_the_same_new_folder_at_once_each_gets_its_own(tmp_
         thread.join()
     assert len({claim.folder for claim in found}) == 8
     assert all(claim.folder.is_dir() for claim in found)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from clip3dreid.io.claims import hold
+print("ready", flush=True)
+sys.stdin.readline()
+held = hold(Path("runs/now_seed1"), "a run", [], next_free=True)
+print(held.folder, flush=True)
+sys.stdin.read()
+held.release(False)
+"""
+
+
+def test_processes_that_start_in_the_same_second_hold_a_folder_each(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    pipes = [(one.stdin, one.stdout) for one in started]
+    assert all(
+        there is not None and back is not None and back.readline() == "ready\n" for there, back in pipes
+    )
+    for there, _ in pipes:
+        assert there is not None
+        there.write("now\n")
+        there.flush()
+    found = [back.readline().strip() for _, back in pipes if back is not None]
+    assert [one.communicate()[1] for one in started] == [None] * 6
+    name = "runs/now_seed1"
+    assert sorted(found) == [name, *(f"{name}_{number}" for number in range(2, 7))]
+
+
+def test_a_run_that_a_scheduler_starts_again_is_found_by_whatever_name_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    launch.cache_clear()
+    try:
+        claims.hold(tmp_path / "job-77_seed1", "a run", ["data=ltcc"], next_free=True).release(False)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        launch.cache_clear()
+        now = tmp_path / "job-77_ce_resnet50_seed1"
+        for arguments, folder in ((["data=ltcc"], tmp_path / "job-77_seed1"), (["data=prcc"], now)):
+            again = claims.hold(now, "a run", arguments, next_free=True)
+            again.release(False)
+            assert again.folder == folder
+    finally:
+        launch.cache_clear()
 
 
 def test_a_claim_that_nothing_came_of_is_taken_back_and_nobody_else_s_is(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -57,7 +58,16 @@ def test_jpeg_data_under_a_png_name_is_read_as_what_it_is(tmp_path):
     assert np.abs(read_rgb(tmp_path / "a.png").astype(int) - picture).mean() < 5
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+# Pillow before 13 cannot read what it writes as YCbCr: it takes the three bytes of a pixel for four.
+YCBCR = pytest.param(
+    "YCbCr",
+    marks=pytest.mark.xfail(
+        int(PIL.__version__.split(".")[0]) < 13, raises=UnreadablePicture, strict=True, reason="Pillow < 13"
+    ),
+)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", YCBCR])
 def test_every_mode_becomes_three_channels_of_the_same_colour(tmp_path, mode):
     # Black, white and a grey survive every mode but the two-level one, where grey may be either.
     grey = 0 if mode == "1" else 128

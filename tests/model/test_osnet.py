@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from clip3dreid.errors import InputError
 from clip3dreid.model.normalisation import GhostBatchNorm1d, GhostBatchNorm2d
 from clip3dreid.model.osnet import OSNet, _Block, _Gate, _LightConvolution
+from clip3dreid.model.pooling import FullyConnected
+from clip3dreid.model.student import Student
 from tests.conftest import student_config
 
 # Millions of parameters at test time (Zhou et al., ICCV 2019 and TPAMI 2021; torchreid's model zoo).
@@ -121,3 +123,13 @@ def test_ghost_groups_reach_every_batch_norm_the_poolings_too() -> None:
 def test_a_width_that_cannot_be_is_refused_in_one_line(width: float, said: str) -> None:
     with pytest.raises(InputError, match=said):
         OSNet(width)  # type: ignore[arg-type]
+
+
+def test_its_sizes_are_said_as_trying_finds_them_and_a_pooling_for_another_map_is_refused() -> None:
+    def student(channels: int) -> Student:
+        return Student(OSNet(16), FullyConnected(channels, 24), mean=[0.5] * 3, std=[0.5] * 3, neck=False)
+
+    made = student(128)
+    assert made._said() == made._measure() == (128, 24)
+    with pytest.raises(RuntimeError, match="128"):
+        student(130)

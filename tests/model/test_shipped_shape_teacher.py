@@ -10,8 +10,8 @@ import torch
 from clip3dreid.body.smpl import body_digest
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.checked_folder import check_sums
+from clip3dreid.model.places import packaged
 from clip3dreid.model.shape_teacher import ShapeTeacher, answers_of
-from clip3dreid.model.teacher_files import packaged
 
 FOLDER = packaged("package:body_shape")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clip3dreid.body.gltf import glb
@@ -35,11 +36,11 @@ def document(folder: Path, text: str = NASTY) -> Document:
     right = ShownPicture(folder / "a <b>.png", caption=("1. at 0.1", text), right=True)
     wrong = ShownPicture(folder / "gone.png", caption=(text,), right=False)
     tetrahedron = (
-        np.array([[0, 0, 0], [0, 2, 0], [1, 0, 0], [0, 0, 1.0]]),
-        np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]),
+        torch.tensor([[0, 0, 0], [0, 2, 0], [1, 0, 0], [0, 0, 1.0]]),
+        torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]),
     )
     crop = Image.new("RGB", (32, 64), "grey")
-    body = TurnableBody("body-1", text, crop, glb(*tetrahedron, text), [text])
+    body = TurnableBody("body-1", text, crop, glb(*tetrahedron, name=text), [text])
     blocks = [
         Text([text]),
         Text([text, "b"], listed=True),

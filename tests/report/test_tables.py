@@ -13,6 +13,13 @@ def test_a_table_as_text_is_the_one_that_is_printed(capsys):
     assert capsys.readouterr().out == f"title\n{text_table(header, rows)}\n"
 
 
+def test_a_table_as_text_shows_nothing_by_itself_in_a_notebook(capsys, monkeypatch):
+    plain = text_table(["rank"], [[1]])
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert text_table(["rank"], [[1]]) == plain
+    assert capsys.readouterr().out == ""
+
+
 def test_a_table_for_a_notebook_takes_nothing_for_markup():
     page = html_table("a <b>", ["<i>"], [["&"], [1.25]], ["note <u>"])
     assert page == (

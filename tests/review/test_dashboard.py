@@ -228,8 +228,8 @@ def test_bodies_are_those_that_the_model_reads_out_of_the_pictures(shown: Shown)
         f"camera {table['camera'][row]}"
     )
     shape = shown.looked.test.model.shape([shown.looked.file("query", row)])
-    assert np.allclose(vertices, shape.vertices[0], atol=1e-5)
-    assert np.array_equal(faces, shape.faces)
+    assert torch.allclose(vertices, shape.vertices[0], atol=1e-5)
+    assert torch.equal(faces, shape.faces)
     (event,) = shown.events.Tensors("bodies/1_VERTEX")
     assert np.allclose(np.reshape(event.tensor_proto.float_val, vertices.shape), vertices, atol=1e-5)
 
@@ -300,7 +300,7 @@ def test_every_kind_of_panel_can_be_shown_and_left_out(shown: Shown) -> None:
 def test_a_body_is_drawn_upright_on_white_and_a_wider_one_wider() -> None:
     body = load_body("anny_light")
     drawn = [
-        np.asarray(drawn_body(body.rest(betas).vertices[0].numpy(), body.faces.numpy()))
+        np.asarray(drawn_body(body.rest(betas).vertices[0], body.faces))
         for betas in (torch.zeros(1, body.num_betas), torch.eye(body.num_betas)[1:2] * 3)
     ]
     inside = [(picture < 250).any(2) for picture in drawn]

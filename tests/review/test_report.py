@@ -208,12 +208,14 @@ def test_damaged_parts_are_left_out_and_named(finished: Path, invoke: Command, t
     (run / "per_query" / "last_ltcc_general.parquet").write_bytes(b"PAR1")
     (run / "csv" / "metrics.csv").write_text("a,b\n1,2\n")
     (run / "config.yaml").write_text("- a\n")
+    (run / "environment.json").write_text('{"packages": [1]}')
     done = invoke("report", "run=run", *QUICK)
     assert done.returncode == 0, done.stderr
     reasons = left_out(tmp_path / "report" / "report.html")
     assert "last_ltcc_general.parquet" in reasons["cmc"]
     assert "metrics.csv" in reasons["training"]
     assert "config.yaml" in reasons["configuration"]
+    assert "environment.json is damaged (its packages holds no keys)" in reasons["environment"]
     assert "scores" not in reasons
 
 

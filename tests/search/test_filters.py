@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
-from clip3dreid.search.filters import Filter
+from clip3dreid.search.filters import Filter, read_values
 
 TABLE = pl.DataFrame(
     {
@@ -110,3 +110,18 @@ def test_labels_are_found_in_any_spelling_on_either_side():
         assert where.mask(table).nonzero()[:, 0].tolist() == [0, 1, 2]
         assert where.sql(table) == "`camera` IN ('1', '01', '1.0')"
     assert Filter(camera="7").sql(table) == "1 = 0"
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "values"),
+    [
+        ("camera", "3", ["3"]),
+        ("camera", " [1, 2]", ["1", "2"]),
+        ("frame", "[100,null]", [100, None]),
+        ("frame", "soon", ["soon"]),
+        ("clothes", "null", None),
+        ("clothes", "", [""]),
+    ],
+)
+def test_what_is_typed_is_read_as_values(column, text, values):
+    assert read_values(column, text) == values

@@ -148,6 +148,17 @@ def test_words_find_people(reid: ReidModel, crops: Path) -> None:
         gallery.search("a man", synonyms=None)
 
 
+def test_a_text_that_is_a_files_name_can_be_searched_for_without_opening_the_file(
+    reid: ReidModel, crops: Path
+) -> None:
+    gallery = Gallery.from_pictures(reid, crops)
+    name = str(next(crops.rglob("*.png")))
+    assert gallery.search(name).score == "cosine"
+    with pytest.raises(InputError, match="has no word that this model knows"):
+        gallery.search_text(name)
+    assert repr(gallery.search_text("tall", top=2)) == repr(gallery.search("tall", top=2))
+
+
 def test_a_gallery_is_kept_and_is_what_the_commands_search(
     reid: ReidModel, crops: Path, table: Path, tmp_path: Path
 ) -> None:

@@ -207,6 +207,19 @@ def test_ltcc_lists_tell_who_changes_clothes() -> None:
             assert made.side_files[f"info/cloth-{other}_id_{split}.txt"] == ""
 
 
+def test_a_share_of_ltccs_training_people_keeps_its_clothes() -> None:
+    made = plan("ltcc", outfits=2, unchanged=1 / 3)
+    worn = {
+        (p.split, p.person): {q.outfit for q in made.pictures if q.person == p.person} for p in made.pictures
+    }
+    assert [len(outfits) for (split, _), outfits in sorted(worn.items()) if split == "train"] == [1, 2, 2]
+    assert all(len(outfits) == 2 for (split, _), outfits in worn.items() if split == "test")
+    assert len(made.side_files["info/cloth-unchange_id_train.txt"].split()) == 1
+    assert plan("ltcc", outfits=2, unchanged=0) == plan("ltcc", outfits=2)
+    with pytest.raises(InputError, match=r"layout.unchanged=1.5 must be a number from 0 to 1"):
+        plan("ltcc", unchanged=1.5)
+
+
 def test_ccvid_walks_are_sequences_past_one_camera_in_one_outfit() -> None:
     pictures = plan("ccvid", walks=2, frames=5).pictures
     sequences: dict[int, list[Any]] = {}

@@ -1,6 +1,7 @@
 """Two processes train on, and report, what one does."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,12 @@ def test_two_processes_give_the_losses_weights_and_metrics_of_one(
         for protocol, scores in single["results"].items():
             for key in ("r1", "r5", "map", "minp", "valid_queries"):
                 assert double["results"][protocol][key] == pytest.approx(scores[key], abs=1e-6)
-    # Tables and files are written once, by the first process.
+    # Tables and files are written once, by the first process, which alone talks.
     assert two.stdout.count("last checkpoint") == 1
+    assert two.stdout.count("device   cpu, 32-true, 2 processes\n") == 1
+    assert re.findall(r"^epoch (\d) of 3; loss ", two.stdout, re.M) == ["1", "2", "3"]
+    assert "GLOBAL_RANK" not in two.stderr
+    assert "epoch" not in (tmp_path / "two" / "train_1.log").read_text()
 
 
 def test_two_processes_are_guided_as_one_is(
@@ -146,6 +151,6 @@ def test_a_sweep_over_two_processes_a_run_launches_each_run_anew(
         "model.student.ghost_group=4", "trainer.devices=2", "trainer.strategy=ddp", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for job, seed in (("0", 1), ("1", 2)):
-        assert json.loads((tmp_path / "sweep" / job / "results.json").read_text())["seed"] == seed
+    for seed, job in enumerate(sorted((tmp_path / "sweep").glob("?_*")), start=1):
+        assert json.loads((job / "results.json").read_text())["seed"] == seed
     assert not (tmp_path / "runs").exists()

@@ -1,5 +1,6 @@
 """The report on a data set, by a call as a notebook makes it."""
 
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_a_data_set_is_inspected_by_a_call(ltcc_root: Path) -> None:
     assert report.to_dict()["protocols"][0]["description"] == "Drops nothing."
     assert [title for title, *_ in report.tables()][-2:] == ["Protocols", ""]
     assert report.remarks() == []
+
+
+def test_a_report_prints_as_its_tables_and_a_notebook_shows_them(ltcc_root: Path) -> None:
+    report = inspect(DataSpec("ltcc", ltcc_root, ltcc.read), {"test": PROTOCOLS}, workers=0)
+    text, page = repr(report), report._repr_html_()
+    for title, header, rows in report.tables():
+        for said in (title, *header, *(str(row[0]) for row in rows)):
+            assert said in text, said
+            assert escape(said) in page, said
+    assert page.count("<table>") == len(report.tables())
 
 
 def test_a_manifest_is_inspected_as_it_is_and_without_protocols(ltcc_root: Path) -> None:

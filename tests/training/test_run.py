@@ -202,9 +202,8 @@ def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, command: Command, 
         *TINY,
     )
     assert done.returncode == 0, done.stderr
-    seeds = [
-        json.loads((tmp_path / "sweep" / job / "results.json").read_text())["seed"] for job in ("0", "1")
-    ]
+    jobs = ["0_ltcc_ce_resnet18_seed1", "1_ltcc_ce_resnet18_seed2"]
+    seeds = [json.loads((tmp_path / "sweep" / job / "results.json").read_text())["seed"] for job in jobs]
     assert seeds == [1, 2]
 
 
@@ -213,18 +212,19 @@ def test_a_sweep_that_meets_the_runs_of_another_leaves_their_records_as_they_are
 ) -> None:
     sweep = ["-m", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.sweep.dir=sweep", *TINY]
     assert invoke("train", *sweep, "seed=1,2").returncode == 0
-    record = tmp_path / "sweep" / "0" / ".hydra"
+    job = "0_ltcc_ce_resnet18_seed1"
+    record = tmp_path / "sweep" / job / ".hydra"
     before = {path.name: path.read_bytes() for path in record.iterdir()}
     assert sorted(before) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
-    done = invoke("train", *sweep, "seed=3,4")
+    done = invoke("train", *sweep, "seed=1,3")
     assert done.returncode == 2
-    assert "0 holds a run already" in done.stderr
+    assert f"{job} holds a run already" in done.stderr
     assert {path.name: path.read_bytes() for path in record.iterdir()} == before
-    assert "going on after 1 epoch" in invoke("train", "resume=sweep/0", "epochs=2").stdout
+    assert "going on after 1 epoch" in invoke("train", f"resume=sweep/{job}", "epochs=2").stdout
     # Two that are named after the same second.
     monkeypatch.setattr("clip3dreid.config.run_folder._asked", lambda *_: False)
     assert invoke("train", *sweep, "seed=5,6").returncode == 0
-    assert (tmp_path / "sweep_2" / "1" / "results.json").is_file()
+    assert (tmp_path / "sweep_2" / "1_ltcc_ce_resnet18_seed6" / "results.json").is_file()
 
 
 def test_two_data_sets_train_together_with_disjoint_people(
@@ -302,6 +302,33 @@ def test_two_runs_that_are_started_at_once_have_a_folder_each(ltcc_root: Path, t
     facts = json.loads((tmp_path / "runs" / "twins" / "now" / "results.json").read_text())
     overrides = (tmp_path / "runs" / "twins" / "now" / ".hydra" / "overrides.yaml").read_text()
     assert f"variant={facts['variant']}" in overrides
+
+
+@pytest.mark.slow
+def test_runs_that_are_named_after_the_same_second_have_a_folder_each(
+    ltcc_root: Path, tmp_path: Path
+) -> None:
+    """Single ones, and those of two sweeps, which have the same names in each."""
+    same = "2026-11-27_09-00-00"
+    (tmp_path / "conf" / "clock").mkdir(parents=True)
+    (tmp_path / "conf" / "clock" / "second.yaml").write_text(
+        "# @package _global_\nhydra:\n  run:\n    dir: runs/${run_name}/"
+        f"{same}_${{method_name:}}_${{student_name:}}_seed${{seed}}\n  sweep:\n    dir: runs/sweeps/{same}\n"
+    )
+    command = [
+        sys.executable, "-m", "clip3dreid", "train", "--config-dir", str(tmp_path / "conf"), "+clock=second",
+        "data=ltcc", f"data.root={ltcc_root}", "epochs=1", *TINY,
+    ]  # fmt: skip
+    started = [
+        subprocess.Popen([*command, *more], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for more in ([], [], ["-m"], ["-m"])
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, errors
+    name = f"{same}_ce_resnet18_seed1"
+    assert sorted(path.name for path in (tmp_path / "runs" / "ltcc").iterdir()) == [name, f"{name}_2"]
+    assert sorted(path.name for path in (tmp_path / "runs" / "sweeps").iterdir()) == [same, f"{same}_2"]
+    assert len(list((tmp_path / "runs").rglob("results.json"))) == 4
 
 
 def test_a_wrong_argument_costs_nobody_s_files(invoke: Command, tmp_path: Path) -> None:

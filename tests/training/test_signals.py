@@ -260,7 +260,7 @@ def test_whichever_process_is_told_both_end_with_a_checkpoint(
 ) -> None:
     pair = Pair(tmp_path, ltcc_root, "hydra.run.dir=run")
     try:
-        pair.wait_for("Epoch 2")
+        pair.wait_for("epoch 2 of")
         os.kill(pair.ranks()[rank], signum)
         assert pair.ended_within(LIMIT) == 128 + signum
         assert "saved; go on with clip3dreid train resume=" in pair.log.read_text(errors="replace")
@@ -274,7 +274,7 @@ def test_whichever_process_is_told_both_end_with_a_checkpoint(
 def test_whichever_process_dies_the_other_ends_too(rank: int, ltcc_root: Path, tmp_path: Path) -> None:
     pair = Pair(tmp_path, ltcc_root, "hydra.run.dir=run")
     try:
-        pair.wait_for("Epoch 2")
+        pair.wait_for("epoch 2 of")
         os.kill(pair.ranks()[rank], signal.SIGKILL)
         assert pair.ended_within(LIMIT) != 0
     finally:
@@ -302,7 +302,7 @@ def test_under_torchrun_all_processes_use_one_folder_and_a_restart_goes_on_there
 ) -> None:
     pair = Pair(tmp_path, ltcc_root, "run_name=together", launcher="torchrun")
     try:
-        pair.wait_for("Epoch 2")
+        pair.wait_for("epoch 2 of")
         runs = list((tmp_path / "runs" / "together").iterdir())
         assert len(runs) == 1
         # The first process alone lists the data, and leaves its listing to the others.
@@ -351,7 +351,7 @@ def test_slurm_s_signal_saves_and_requeues_and_the_restart_goes_on_in_the_same_f
         return (tmp_path / f"{log}0").read_text(errors="replace")
 
     tasks = srun(0, "first", 2000)
-    while "Epoch 2" not in said("first"):
+    while "epoch 2 of" not in said("first"):
         assert {task.poll() for task in tasks} == {None}, said("first")[-3000:]
         time.sleep(0.05)
     tasks[1].send_signal(signal.SIGUSR1)
@@ -359,10 +359,10 @@ def test_slurm_s_signal_saves_and_requeues_and_the_restart_goes_on_in_the_same_f
     assert (tmp_path / "asked").read_text() == "requeue 4242\n"
     # The same command, as SLURM repeats it: it goes on without being told.
     tasks = srun(1, "second", 2000)
-    while "Epoch 3" not in said("second"):
+    while "epoch " not in said("second").partition("folder ")[2]:
         assert {task.poll() for task in tasks} == {None}, said("second")[-3000:]
         time.sleep(0.05)
     assert "going on after" in said("second")
     tasks[0].send_signal(signal.SIGTERM)
     assert [task.wait(LIMIT) for task in tasks] == [128 + signal.SIGTERM] * 2
-    assert [path.name for path in (tmp_path / "runs" / "job").iterdir()] == ["job-4242_seed1"]
+    assert [path.name for path in (tmp_path / "runs" / "job").iterdir()] == ["job-4242_ce_resnet18_seed1"]

@@ -56,6 +56,13 @@ def _arms_down(pose: Array, left: float = 1.28, right: float = 1.28) -> None:
     pose[L_SHOULDER, 2], pose[R_SHOULDER, 2] = -left, right
 
 
+def at_ease() -> Array:
+    """Return (24, 3): upright, the arms hanging a little off the body, so that all of its outline is seen."""
+    pose = np.zeros((24, 3), np.float32)
+    _arms_down(pose, 1.05, 1.05)
+    return pose
+
+
 def standing(rng: np.random.Generator) -> Array:
     """Return (24, 3): upright, the weight on one leg or both, elbows a little bent."""
     pose = np.zeros((24, 3), np.float32)

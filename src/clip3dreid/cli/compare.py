@@ -28,13 +28,11 @@ def main(cfg: DictConfig) -> None:
     runs = objects.paths(cfg, "runs")
     from clip3dreid.comparison.compare import compare
     from clip3dreid.comparison.page import write
-    from clip3dreid.report.ablation import header, rows
     from clip3dreid.report.tables import print_table
-    from clip3dreid.retrieval.bootstrap import LEVEL
 
     found = compare(runs, settings)
     page = write(found, Path(str(cfg.out)).expanduser())
-    print_table(found.title, header(found.variants, settings.baseline, LEVEL), rows(found.variants))
+    print_table(found.title, *found.table)
     for note in found.notes:
         log.warning("%s", note)
     log.info("table, numbers and figure: %s, compare.json and compare.png beside it", page)

@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
         settings,
         data=partial(run_source, moved=moved, trusted=packages),
         published=published,
+        progress=True,
     )
     log.info("report: %s, %.1f MB", page, page.stat().st_size / 1e6)
 

@@ -15,6 +15,7 @@ from clip3dreid.config.resumed import in_order, resumed
 from clip3dreid.config.run_folder import job_folder
 from clip3dreid.io.launch import launch
 from clip3dreid.io.lean import import_lightning
+from clip3dreid.io.talk import talking
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> float | None:
     """Train, print the scores, and return the headline's R1 for Hydra's sweepers that look for the best."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with job_folder(folder):
+    with talking(cfg.output), job_folder(folder):
         require_data(cfg)
         first = launch().first
         if first and cfg.resume is None:
@@ -38,7 +39,8 @@ def main(cfg: DictConfig) -> float | None:
 
         result = train(**train_arguments(cfg, folder))
         if first and result.results is not None:
-            print_results(result.results)
+            if cfg.output != "json":
+                print_results(result.results)
             log.info("results, checkpoints and logs are in %s", folder)
         return result.headline
 

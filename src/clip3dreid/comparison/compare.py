@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,13 +13,18 @@ from clip3dreid.comparison.runs import check_comparable, find_runs, headline, or
 from clip3dreid.comparison.settings import CompareSettings
 from clip3dreid.comparison.statistics import Runs, variant_of, without_partner
 from clip3dreid.io.checks import weighed
-from clip3dreid.report.ablation import Variant
+from clip3dreid.report.ablation import Variant, draw, header, rows
 from clip3dreid.report.results import ALONE
+from clip3dreid.report.tables import html_table, text_table
+from clip3dreid.retrieval.bootstrap import LEVEL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ComparisonResult:
-    """What came of a comparison.
+    """What came of a comparison, which prints as a table.
 
     Attributes:
         settings: that it was made with.
@@ -42,6 +47,27 @@ class ComparisonResult:
         """Return what is compared, in one line."""
         data, protocol, checkpoint = (self.facts[key] for key in ("data", "protocol", "checkpoint"))
         return f"{data}, {protocol}, {checkpoint} checkpoint: difference to {self.settings.baseline}"
+
+    @property
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows: scores in per cent, differences in points, what is not known blank."""
+        return header(self.variants, self.settings.baseline, LEVEL), rows(self.variants)
+
+    def draw(self) -> Figure:
+        """Draw the differences with their intervals, a row a variant."""
+        return draw(self.variants, self.settings.baseline, level=LEVEL, title=self.title)
+
+    def __repr__(self) -> str:
+        """Return the table but for times, which compare on equal machines alone, and what the reader must know."""
+        return "\n".join([self.title, text_table(*self._scores()), *(f"  {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook."""
+        return html_table(self.title, *self._scores(), self.notes)
+
+    def _scores(self) -> tuple[list[str], list[list[str]]]:
+        names, cells = self.table
+        return names[:-2], [row[:-2] for row in cells]
 
 
 def compare(runs: Sequence[Path], settings: CompareSettings) -> ComparisonResult:

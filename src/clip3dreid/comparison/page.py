@@ -9,7 +9,7 @@ from clip3dreid.comparison.compare import ComparisonResult
 from clip3dreid.comparison.runs import SCORES, Run
 from clip3dreid.comparison.statistics import Runs
 from clip3dreid.io.files import atomic, write_json, write_text
-from clip3dreid.report.ablation import Variant, draw, page
+from clip3dreid.report.ablation import Variant, page
 from clip3dreid.retrieval.bootstrap import LEVEL
 
 COMPARE_VERSION = 2
@@ -30,9 +30,8 @@ def write(comparison: ComparisonResult, folder: Path) -> Path:
         InputError: if they cannot be written.
     """
     settings, chance = comparison.settings, comparison.chance_r1
-    figure = draw(comparison.variants, settings.baseline, level=LEVEL, title=comparison.title)
     with atomic(folder / FIGURE) as temporary:
-        figure.savefig(temporary, dpi=130)
+        comparison.draw().savefig(temporary, dpi=130)
     write_json(folder / NUMBERS, as_json(comparison))
     text = page(
         comparison.variants,

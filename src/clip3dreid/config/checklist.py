@@ -224,7 +224,8 @@ def _student(cfg: DictConfig, sums: bool) -> Iterator[Item]:
 
 
 def _teacher(node: DictConfig | None, *, words: bool) -> Iterator[Item]:
-    from clip3dreid.model.teacher_files import PACKAGED, lacking, on_hub, packaged
+    from clip3dreid.model.places import PACKAGED, packaged
+    from clip3dreid.model.teacher_files import lacking, on_hub
 
     key = "model.teacher.path"
     if node is None:
@@ -267,7 +268,7 @@ def _teacher(node: DictConfig | None, *, words: bool) -> Iterator[Item]:
 
 def _shape_teacher(node: DictConfig | None) -> Item:
     from clip3dreid.model.checked_folder import CARD
-    from clip3dreid.model.teacher_files import PACKAGED, packaged
+    from clip3dreid.model.places import PACKAGED, packaged
 
     key = "model.shape_teacher.path"
     if node is None or "path" not in node:

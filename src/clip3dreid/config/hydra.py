@@ -27,6 +27,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
+from clip3dreid.config.run_names import method_name, run_group, student_name
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
 from clip3dreid.errors import causes, one_line
@@ -38,6 +39,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # The library sets the level of the first anew when it is imported, but not of the one that most is said by.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # Of two processes each says that they have met.
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A resumed run's own; what they warn of is kept, and the batches that are left are the right ones.
@@ -64,15 +67,14 @@ def _wandb_offline() -> bool:
     return not (os.environ.get("WANDB_API_KEY") or known)
 
 
+def _wandb_settings(output: str) -> dict[str, Any] | None:
+    """Return what keeps W&B off the terminal; None: it may talk."""
+    return None if output == "auto" else {"silent": True}
+
+
 def _run_id(folder: str) -> str:
     """Return the same eight letters for the same run folder, so that a resumed run goes on in its dashboard."""
     return hashlib.sha256(folder.encode()).hexdigest()[:8]
-
-
-def _run_group(name: str, folder: str) -> str:
-    """Return what a dashboard groups a run under: its sweep, where the record of one lies above it, or a name."""
-    sweep = Path(folder).absolute().parent
-    return "/".join(sweep.parts[-2:]) if (sweep / "multirun.yaml").is_file() else name
 
 
 def _launched(now: str) -> str:
@@ -85,9 +87,12 @@ def register() -> None:
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
+    OmegaConf.register_new_resolver("wandb_settings", _wandb_settings, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-    OmegaConf.register_new_resolver("run_group", _run_group, replace=True)
+    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("launched", _launched, replace=True)
+    OmegaConf.register_new_resolver("method_name", method_name, replace=True)
+    OmegaConf.register_new_resolver("student_name", student_name, replace=True)
 
 
 def foreseen(error: BaseException) -> str | None:

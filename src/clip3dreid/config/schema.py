@@ -23,6 +23,7 @@ class TrainConfig:
     weights_dir: str = MISSING
     run_name: str = MISSING
     variant: str | None = None
+    output: str = "auto"
     teacher_cache: str = "disk"
     teacher_shuffled: bool = False
     channels_last: bool = False

@@ -17,6 +17,7 @@ from clip3dreid.config.hydra import foreseen
 from clip3dreid.config.processes import further_processes
 from clip3dreid.config.renamed import renamed_config
 from clip3dreid.config.resumed import record_overrides
+from clip3dreid.config.run_names import student_name
 from clip3dreid.config.trust import trusted
 from clip3dreid.io.run_folder import resume_argument
 from clip3dreid.review.dashboard_settings import DashboardSettings
@@ -179,10 +180,11 @@ def guides(
     ]
 
 
-def invocation(folder: Path) -> Invocation:
+def invocation(cfg: DictConfig, folder: Path) -> Invocation:
     """Say how the run that Hydra is at was started.
 
     Args:
+        cfg: `conf/train.yaml`, composed.
         folder: of the run.
     """
     return Invocation(
@@ -192,6 +194,7 @@ def invocation(folder: Path) -> Invocation:
         foreseen=foreseen,
         renamed=renamed_config,
         accepted=lambda: record_overrides(folder),
+        student=student_name(cfg),
     )
 
 
@@ -227,5 +230,5 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "callbacks": steps,
         "best": best,
         "config": objects.plain(cfg),
-        "invocation": invocation(folder),
+        "invocation": invocation(cfg, folder),
     }

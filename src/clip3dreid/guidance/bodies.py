@@ -78,6 +78,7 @@ class BodyGuide:
             says=body_space(body, table),
             facts=self._facts(body, table),
             bodies=BodyStream(table, self._settings.batch, self._checked_view()),
+            lines=(f"{table.bodies:,} bodies from {self._settings.root}",),
         )
         return lambda: given
 

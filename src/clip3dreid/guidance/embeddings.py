@@ -90,6 +90,19 @@ class TrainingEmbeddings:
         self._load, self._device = load, device
         self._batch, self._workers = batch, workers
         self._shared = shared
+        self._found: list[int] = []
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return what there is to say of the embeddings, in a few words; nothing where none were asked for."""
+        if "cache" not in self.__dict__:
+            return ()
+        count = f"{self.teacher.name}: {len(self.pictures.table):,} pictures embedded"
+        if self.use.cache in FRESH:
+            return (f"{count}, and each anew at every step",)
+        if self.use.cache == "memory":
+            return (f"{count}, for this run",)
+        return (f"{count}, {sum(self._found):,} of them before, in {self.use.cache_dir}",)
 
     @cached_property
     def teacher(self) -> FrozenNetwork:
@@ -126,6 +139,7 @@ class TrainingEmbeddings:
                     progress=update,
                 )
             caches.append(embeddings)
+            self._found.append(embeddings.found if isinstance(embeddings, EmbeddingCache) else 0)
             counts.append(len(table))
         return caches[0] if len(caches) == 1 else JoinedCache(caches, counts)
 

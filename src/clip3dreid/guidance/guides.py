@@ -45,6 +45,8 @@ class Given(NamedTuple):
     """Whether training views must keep the picture as it is before erasing (`Batch.view`)."""
     labels: WordLabels | None = None
     """The labels that words come from, before any shuffling."""
+    lines: tuple[str, ...] = ()
+    """What a run says of the guide when it begins, each a few words; what two guides share is said once."""
 
 
 class Guide(Protocol):
@@ -79,6 +81,7 @@ class Guides:
         labels: the labels that the words come from, before any shuffling; None without words.
         facts: what a checkpoint must say of its guides, as plain values.
         same: what a resumed run must find again, also of guides that no loss needs now.
+        lines: what a run says of them when it begins, each a few words.
     """
 
     says: tuple[object, ...] = ()
@@ -88,6 +91,7 @@ class Guides:
     labels: WordLabels | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     same: Same = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
 
 def guide(needs: frozenset[Need], guides: Sequence[Guide]) -> Guides:
@@ -118,6 +122,7 @@ def guide(needs: frozenset[Need], guides: Sequence[Guide]) -> Guides:
         labels=next((one.labels for one in given if one.labels is not None), None),
         facts={name: fact for one in given for name, fact in one.facts.items()},
         same={place: where for one in guides for place, where in one.same.items()},
+        lines=tuple(dict.fromkeys(line for one in given for line in one.lines)),
     )
 
 

@@ -48,7 +48,10 @@ class ShapeGuide:
                 "shape_teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint},
                 **({"body": dict(teacher.card.body)} if teacher.card.coefficients else {}),
             }
-            return Given(says=self._targets(teacher), facts=facts)
+            says = self._targets(teacher)
+            whose = "person" if self._settings.level == "person" else "picture"
+            lines = (f"{teacher.name}'s shape of each {whose}", *self._embeddings.lines)
+            return Given(says=says, facts=facts, lines=lines)
 
         return finish
 

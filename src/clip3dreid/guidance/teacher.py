@@ -60,6 +60,7 @@ class TeacherGuide:
                 facts=teacher_facts(teacher),
                 targets={"teacher": TeacherEmbeddings(cache=cache) if kept else TeacherEmbeddings(teacher)},
                 keep_view=self._embeddings.use.cache == "off",
+                lines=(f"{teacher.name}'s view of each picture", *self._embeddings.lines),
             )
 
         return finish

@@ -75,11 +75,13 @@ class WordGuide:
         def finish() -> Given:
             labels = self._labelled(vocabulary) if read is None else read
             groups = {name: list(members) for name, members in vocabulary.groups.items()}
+            whose = "person" if labels.level == "person" else "picture"
             return Given(
                 says=self._targets(labels, chosen or self._chosen(labels, vocabulary), vocabulary),
                 facts=teacher_facts(teacher)
                 | {"vocabulary": {"digest": vocabulary.digest, "groups": groups}},
                 labels=labels,
+                lines=(f"{len(groups)} words a {whose} by {labels.teacher}", *self._embeddings.lines),
             )
 
         return finish

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import exp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,16 +21,51 @@ if TYPE_CHECKING:
 _MOST_BETAS = 1000
 
 
+CONFIDENCE_TEMPERATURE = 2.0
+"""What margins are divided by before they become confidences: with it, words of two development worlds were as likely
+right as they said (`benchmarks/description_confidence.py`)."""
+
+
 class ScoredWord(NamedTuple):
     """One word of a description."""
 
     word: str
     score: float
-    """Cosine, -1..1, of the picture and the word in the teacher's space; comparable within a group."""
+    """Comparable within a group: as `ReidModel.describe` says."""
 
 
-Description = dict[str, list[ScoredWord]]
-"""Group of words -> its words, the best first."""
+class Description(dict[str, list[ScoredWord]]):
+    """Say a person in words: group of words -> its words, the best first. Prints as one line.
+
+    Attributes:
+        calibrated: whether scores are standard deviations, so that margins say how sure a word is.
+    """
+
+    def __init__(self, words: Mapping[str, list[ScoredWord]], *, calibrated: bool = False) -> None:
+        super().__init__(words)
+        self.calibrated = calibrated
+
+    def confidences(self) -> dict[str, float]:
+        """Return group -> how likely its best word is right, 1/n..1 of n words; empty where margins say nothing.
+
+        The softmax of the group's scores by `CONFIDENCE_TEMPERATURE`: of two words, the logistic function of half
+        their margin.
+        """
+        if not self.calibrated:
+            return {}
+        found = {}
+        for group, words in self.items():
+            behind = (exp((word.score - words[0].score) / CONFIDENCE_TEMPERATURE) for word in words)
+            found[group] = 1 / sum(behind)
+        return found
+
+    def __str__(self) -> str:
+        """Say the best words, the surest first, each with its confidence in per cent."""
+        sure = self.confidences()
+        said = sorted(self, key=lambda group: -sure.get(group, 0.0))
+        return ", ".join(
+            f"{self[group][0].word} ({sure[group]:.0%})" if sure else self[group][0].word for group in said
+        )
 
 
 class Head(nn.Module):
@@ -66,14 +102,19 @@ class Head(nn.Module):
         return scores
 
 
-def describe(scores: Tensor, groups: Mapping[str, Sequence[str]]) -> list[Description]:
+def describe(
+    scores: Tensor, groups: Mapping[str, Sequence[str]], *, calibrated: bool = False
+) -> list[Description]:
     """Return N descriptions of scores (N, W), whose words are those of the groups in order."""
     sizes = [len(words) for words in groups.values()]
     return [
-        {
-            group: sorted(map(ScoredWord, words, part.tolist()), key=lambda word: -word.score)
-            for (group, words), part in zip(groups.items(), row.split(sizes), strict=True)
-        }
+        Description(
+            {
+                group: sorted(map(ScoredWord, words, part.tolist()), key=lambda word: -word.score)
+                for (group, words), part in zip(groups.items(), row.split(sizes), strict=True)
+            },
+            calibrated=calibrated,
+        )
         for row in scores
     ]
 

@@ -43,7 +43,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Shape(NamedTuple):
-    """Bodies in the rest pose, on the CPU."""
+    """Bodies, in the rest pose where no other was asked for, on the CPU."""
 
     betas: Tensor
     """(N, K) float32: shape coefficients in standard deviations of the body file's population."""
@@ -383,7 +383,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Returns:
             N times, for each group of the vocabulary its words with scores, the best first. A score is the cosine
             with the picture in standard deviations from the word's mean over the training pictures (a model favours
-            some words whatever it is shown), or the cosine alone where a model does not know those.
+            some words whatever it is shown), or the cosine alone, -1..1, where a model does not know those. `print`
+            says the best words, and how sure each is (`Description.confidences`).
 
         Raises:
             InputError: as `joint`.
@@ -394,7 +395,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             ['feminine', 'masculine']
         """
         self._words()  # refused before the work
-        return describe(self.word_scores(self.joint(images, batch_size=batch_size)), self.groups)
+        return self._described(self.joint(images, batch_size=batch_size))
 
     def describe_person(self, images: Pictures, *, batch_size: int = 64) -> Description:
         """Describe one person in words, by the mean of several pictures in the teacher's space.
@@ -417,7 +418,11 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         joint = self.joint(images, batch_size=batch_size)
         if not len(joint):
             raise InputError("there is no picture of the person; give one or more")
-        return describe(self.word_scores(F.normalize(joint.mean(0, keepdim=True), dim=1)), self.groups)[0]
+        return self._described(F.normalize(joint.mean(0, keepdim=True), dim=1))[0]
+
+    def _described(self, joint: Tensor) -> list[Description]:
+        calibrated = "usual" in self._words()
+        return describe(self.word_scores(joint), self.groups, calibrated=calibrated)
 
     def shape(self, images: Pictures, *, batch_size: int = 64) -> Shape:
         """Compute bodies: what the student takes people's figures to be, without pose and clothes.
@@ -437,12 +442,35 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             >>> body.betas.shape, body.vertices.shape
             (torch.Size([1, 4]), torch.Size([1, 1200, 3]))
         """
-        body = self.body
+        _ = self.body  # refused before the work
         betas = self.look(images, flip=False, batch_size=batch_size).betas
         assert betas is not None
+        return self.bodies(betas, batch_size=batch_size)
+
+    def bodies(self, betas: Tensor, *, pose: Tensor | None = None, batch_size: int = 64) -> Shape:
+        """Compute the meshes of shape coefficients, such as the mean of several pictures of a person.
+
+        Args:
+            betas: (N, K), as `shape` and `look` give them.
+            pose: (24, 3) axis-angle in radians of all of them; None: the rest pose.
+            batch_size: bodies at a time.
+
+        Raises:
+            InputError: as `shape`, or if the coefficients are of another body.
+
+        Example:
+            >>> betas = model.look(["a.jpg", "b.jpg"]).betas
+            >>> model.bodies(betas.mean(0, keepdim=True)).vertices.shape
+            torch.Size([1, 1200, 3])
+        """
+        body = self.body
         with torch.no_grad():
             parts = [
-                body.rest(part.to(self.device)).vertices.cpu() for part in torch.split(betas, batch_size)
+                body(
+                    part.to(self.device),
+                    None if pose is None else pose.to(self.device).expand(len(part), -1, -1),
+                ).vertices.cpu()
+                for part in torch.split(betas, batch_size)
             ]
         return Shape(betas, torch.cat(parts), body.faces.cpu())
 
@@ -580,10 +608,10 @@ def load(
     Args:
         model: a folder that `save_pretrained` wrote; a folder of a training run, of which the last checkpoint is
             taken (give `checkpoints/best.ckpt` itself for the selected one); a checkpoint; safetensors of this
-            project; or the id `user/name` of a model on the Hugging Face hub, which alone is ever downloaded. A
-            folder or file of that name comes first. Or a network of others: an ONNX file, an OpenVINO IR (`.xml`), a
-            `.pt2` of torch.export, a vision model, CLIP or SigLIP in a folder of `transformers`; or a YAML file that
-            describes one (`model.network_file`).
+            project; `body_student`, which ships with the package; or the id `user/name` of a model on the Hugging
+            Face hub, which alone is ever downloaded. A folder or file of that name comes first. Or a network of
+            others: an ONNX file, an OpenVINO IR (`.xml`), a `.pt2` of torch.export, a vision model, CLIP or SigLIP
+            in a folder of `transformers`; or a YAML file that describes one (`model.network_file`).
         device: where it runs; None: on the CPU.
         dtype: `float32`, `bfloat16` or `float16`, of weights and arithmetic; None: float32. Features are float32.
         body: file of the body model, where the model knows bodies of a file that is not in the package.

@@ -231,8 +231,12 @@ def _names(folder: Path) -> frozenset[Path]:
 
 
 def _claims(wanted: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield folders of a name, or of the names that follow it, and who claimed them."""
-    for folder in (wanted, *sorted(wanted.parent.glob(f"{wanted.name}_*"))):
+    """Yield folders of a name, or of the names that follow it, and who claimed them.
+
+    Where a scheduler starts a run again all folders beside it count: it may have been named otherwise when it began.
+    """
+    others = wanted.parent.glob("*" if launch().attempt else f"{wanted.name}_*")
+    for folder in (wanted, *sorted(others)):
         claim = peek_json(folder / CLAIM)
         if claim is not None and claim.get("version") == _VERSION:
             yield folder, claim

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import Distribution, PackageNotFoundError
+from typing import Any
 
 
 def import_lightning() -> None:
@@ -27,3 +31,35 @@ def import_lightning() -> None:
         importlib.import_module("lightning.pytorch")
     finally:
         Distribution.from_name = from_name  # type: ignore[method-assign]
+
+
+def import_gradio() -> None:
+    """Import gradio without its stubs, which take half of the time.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    if "gradio" not in sys.modules:
+        with without_stubs():
+            importlib.import_module("gradio")
+
+
+@contextmanager
+def without_stubs() -> Iterator[None]:
+    """Keep gradio from writing a stub beside the source of each component whose class is made in the block.
+
+    It reads and parses the source for that, to tell editors of events, and leaves it out where a class has no file:
+    while this lasts none has.
+    """
+    getfile = inspect.getfile
+
+    def without(thing: Any) -> str:
+        if type(thing).__name__ == "ComponentMeta":
+            raise OSError("not looked for")
+        return getfile(thing)
+
+    inspect.getfile = without  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = getfile

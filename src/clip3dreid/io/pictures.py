@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import IO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -181,11 +181,11 @@ def _printable(name: str) -> str:
 
 
 @contextmanager
-def open_picture(path: Path | str) -> Iterator[Image.Image]:
+def open_picture(path: Path | str | IO[bytes]) -> Iterator[Image.Image]:
     """Open a picture's header; nothing is decoded yet.
 
     Args:
-        path: a file in one of `FORMATS`.
+        path: a file in one of `FORMATS`, or its content as a stream.
 
     Raises:
         UnreadablePicture: if it is in no such format or has more than `MOST_PIXELS` pixels.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clip3dreid.io.talk import bars_wanted
 
 Update = Callable[..., None]
 """`update(done)` or `update(done, total)`: how many are done, and of how many."""
@@ -25,7 +28,16 @@ def progress(task: str, total: int | None = None, *, keep: bool = False) -> Iter
         What is to be called as the work goes on.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=not keep) as bar:
+    # A notebook's own bar takes ipywidgets, and warns where they are not installed.
+    console = Console(stderr=True, force_jupyter=False)
+    with Progress(
+        *columns,
+        console=console,
+        transient=not keep,
+        # What is printed meanwhile belongs to stdout, wherever that goes.
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not bars_wanted() or not (keep or console.is_terminal),
+    ) as bar:
         line = bar.add_task(task, total=total)
 
         def update(done: int, total: int | None = total) -> None:

@@ -151,6 +151,8 @@ class EmbeddingCache:
         """Of the usable parts."""
         self._cuts = cut(len(self), self.rows_per_part)
         self._parts = Parts(folder, EMBEDDINGS, self._cuts, self._is_usable)
+        self.found = len(self) - sum(map(len, self.missing()))
+        """Rows that were there when it was opened."""
 
     def __len__(self) -> int:
         return len(self.identities)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,14 @@ from clip3dreid.io.run_folder import LAST_CHECKPOINT
 
 LIBRARY = "clip3dreid"
 """What `config.json` of a saved folder says of itself, under `library`."""
-TAKEN = "a run's folder, a checkpoint, safetensors of this project, or a folder that save_pretrained wrote"
+PACKAGED = "package:"
+"""Before the name of a network in the package, where any other place may stand."""
+SHIPPED = ("body_student",)
+"""Names of the models in the package. A file or folder that is called so comes first."""
+TAKEN = (
+    "a run's folder, a checkpoint, safetensors of this project, a folder that save_pretrained wrote, or "
+    f"{' or '.join(SHIPPED)}, which ships with the package"
+)
 """What `find_weights` takes, for messages."""
 
 # Beside what it is in a run's folder: in that folder's `checkpoints`.
@@ -37,15 +45,15 @@ def find_weights(place: Path | str) -> ModelPlace:
     """Find the files that a place on this disk stands for.
 
     Args:
-        place: a file, which is itself; a run's folder or its `checkpoints`, of which the last checkpoint is taken; or
-            a folder that `save_pretrained` wrote.
+        place: a file, which is itself; a run's folder or its `checkpoints`, of which the last checkpoint is taken; a
+            folder that `save_pretrained` wrote; or one of `SHIPPED`.
 
     Raises:
         InputError: if it is not there, or a folder that holds none of these.
     """
     if place == "":  # which is the working folder to `Path`
         raise InputError(f"the model's place is empty; give {TAKEN}")
-    path = Path(place).expanduser()
+    path = _shipped(Path(place).expanduser())
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{place} is not there; give {TAKEN}")
@@ -61,11 +69,21 @@ def find_weights(place: Path | str) -> ModelPlace:
     )
 
 
+def packaged(path: str) -> Path:
+    """Return where `NAME` or `package:NAME` lies in the package; not whether it is there."""
+    return Path(str(resources.files("clip3dreid.model"))) / "assets" / path.removeprefix(PACKAGED)
+
+
+def _shipped(place: Path) -> Path:
+    return packaged(place.name) if str(place) in SHIPPED and not place.exists() else place
+
+
 def own_weights(place: Path) -> Path:
     """Return the file of weights in a folder of this project; any other path as it is.
 
     For what may as well be a model of others, whose folders have a `config.json` too.
     """
+    place = _shipped(place)
     if not place.is_dir():
         return place
     config = place / CONFIG_NAME

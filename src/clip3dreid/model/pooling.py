@@ -1,6 +1,7 @@
 """From a feature map (B, C, h, w) to one feature a picture (B, D).
 
-A pooling that says `per_channel` has that many features for each channel, whatever the size of the map.
+A pooling that says `per_channel` has that many features for each channel, whatever the size of the map; one that says
+`channels` and `features` makes so many of that many.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class FullyConnected(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         _check_sizes(self, channels=channels, width=width)
+        self.channels, self.features = channels, width
         self.linear = nn.Linear(channels, width)
         self.norm = nn.BatchNorm1d(width)
         nn.init.normal_(self.linear.weight, std=0.01)

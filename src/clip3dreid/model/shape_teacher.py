@@ -23,8 +23,8 @@ from clip3dreid.model.backbone import exactly
 from clip3dreid.model.build import build
 from clip3dreid.model.checked_folder import CARD, WEIGHTS, check_sums, write_folder, write_plain
 from clip3dreid.model.frozen import FrozenNetwork
+from clip3dreid.model.places import PACKAGED, packaged
 from clip3dreid.model.student import Student
-from clip3dreid.model.teacher_files import PACKAGED, packaged
 from clip3dreid.model.teacher_view import Native
 
 SHAPE_CARD_VERSION = 1

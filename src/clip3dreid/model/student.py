@@ -109,10 +109,18 @@ class Student(nn.Module):
 
     def _said(self) -> tuple[int, int] | None:
         """Return C and D where backbone and pooling say them: for a run torch loads its compiler, for seconds."""
-        channels, times = self.backbone.map_channels, getattr(self.pooling, "per_channel", None)
-        if channels is None or times is None or type(self).forward is not Student.forward:
+        channels, pooling = self.backbone.map_channels, self.pooling
+        if channels is None or type(self).forward is not Student.forward:
             return None
-        return channels, channels * times
+        if isinstance(times := getattr(pooling, "per_channel", None), int):
+            return channels, channels * times
+        # One that was made for another map is found out by trying.
+        fits = getattr(pooling, "channels", None) == channels
+        return (
+            (channels, width)
+            if fits and isinstance(width := getattr(pooling, "features", None), int)
+            else None
+        )
 
     def _measure(self) -> tuple[int, int]:
         """Find C and D, and freeze parameters that no output depends on, on tensors without data."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,7 @@ from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.pickle_scan import scan_torch_file
 from clip3dreid.model.backbone import quiet
 from clip3dreid.model.checked_folder import check_sums
-
-PACKAGED = "package:"
+from clip3dreid.model.places import PACKAGED, packaged
 
 PIXELS = "preprocessor_config.json"
 
@@ -125,11 +123,6 @@ def locate(path: str, name: str, fetch: str | None = None) -> Path:
         )
     check_sums(folder)
     return folder
-
-
-def packaged(path: str) -> Path:
-    """Return where `package:NAME` lies; not whether it is there."""
-    return Path(str(resources.files("clip3dreid.model"))) / "assets" / path.removeprefix(PACKAGED)
 
 
 def on_hub(path: str, fetch: str | None = None) -> bool:

@@ -110,17 +110,11 @@ def draw_lines(
         marker = "o" if len(across) == 1 else None
         axes.plot(across, up, color=colour, ls=dash, lw=1.4, label=name, marker=marker, **how)
     if log and all((line.y > 0).all() for line in lines.values()):
-        from matplotlib.ticker import LogFormatter
-
-        axes.set_yscale("log")
-        plain = LogFormatter(labelOnlyBase=False, minor_thresholds=(1.2, 0.5))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(plain)
-        axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9)
+        _log_scale(axes)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if legend:
-        _legend(axes, outside=len(lines) > 4)
+        _legend(axes, outside=len(lines) > 2)
     return figure
 
 
@@ -246,6 +240,19 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.grid(color=_FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _log_scale(axes: Axes) -> None:
+    """Put values on a logarithmic scale with plain numbers beside it, of which there are more where it is short."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axes.yaxis.set_minor_formatter(plain if high < 20 * low else NullFormatter())
+    axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9)
 
 
 def _legend(axes: Axes, *, outside: bool = False) -> None:

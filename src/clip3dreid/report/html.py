@@ -7,7 +7,6 @@ import io
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -54,7 +53,7 @@ def as_html(document: Document) -> str:
         css=Markup(css),
         script=Markup(script),
         kind_of=lambda block: type(block).__name__,
-        numeric=_is_numeric,
+        numeric=_numeric,
         svg=_svg,
         thumbnail=_thumbnail,
         data_uri=data_uri,
@@ -82,6 +81,7 @@ def _svg(drawing: Drawing) -> Markup:
     return Markup(as_svg(drawing.figure, drawing.name))
 
 
-def _is_numeric(table: Table, column: int) -> bool:
-    cells: list[Any] = [row[column] for row in table.rows if row[column]]
-    return bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells)
+def _numeric(table: Table) -> list[bool]:
+    """Return for each column whether all of its cells that are not blank begin with a number."""
+    columns = ([row[place] for row in table.rows if row[place]] for place in range(len(table.header)))
+    return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in columns]

@@ -73,7 +73,7 @@ def _written(block: Block, folder: Path) -> Iterator[str]:
         case RankedLists():
             yield f"### {cell(block.title)}"
             yield ""
-            sheet = search_sheet(block.rows)
+            sheet = search_sheet(block.rows, columns=min(10, max(len(row.hits) for row in block.rows)))
             yield _picture(block.title, _saved(sheet.picture, folder, f"{block.name}.jpg"))
             yield ""
             yield "Right hits have an unbroken frame, wrong ones a dashed one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json
 from clip3dreid.io.formats import decoding, read_json
 from clip3dreid.io.run_folder import RESULTS
-from clip3dreid.report.tables import print_scores
+from clip3dreid.report.tables import print_scores, text_scores
 
 RESULTS_VERSION = 3
 READS = (2, 3)
@@ -130,12 +130,22 @@ def write_scores(path: Path, scores: Mapping[str, Any]) -> None:
 
 def print_results(results: RunResults) -> None:
     """Print the scores of a run, a table for each checkpoint, data set and feature."""
+    for title, one in _titled(results):
+        print_scores(title, one.results, results.notes.get(one.data, ()))
+
+
+def results_text(results: RunResults) -> str:
+    """Return the scores of a run as `print_results` prints them to a file."""
+    return "\n".join(
+        text_scores(title, one.results, results.notes.get(one.data, ())) for title, one in _titled(results)
+    )
+
+
+def _titled(results: RunResults) -> Iterator[tuple[str, CheckpointResults]]:
     several = any(dict(one.feature) != ALONE for one in results.evaluations)
     for one in results.evaluations:
         title = f"{one.data}, {one.checkpoint} checkpoint ({one.selected_by})"
-        if several:
-            title += f", by {weighed(one.feature)}"
-        print_scores(title, one.results, results.notes.get(one.data, ()))
+        yield (f"{title}, by {weighed(one.feature)}" if several else title), one
 
 
 def _checkpoint(facts: Mapping[str, Any]) -> CheckpointResults:

@@ -37,7 +37,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a table as `print_table` prints it to a file, without a title and without a line break behind it."""
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+    # A notebook would show what is captured, too.
+    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(_laid_out(header, rows))
     return captured.get().rstrip("\n")
@@ -109,8 +110,22 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
             each of which may be None.
         notes: what must be known of the data, printed below.
     """
-    header = ["protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery"]
-    rows = [
+    print_table(title, _SCORES, _score_rows(results))
+    for line in score_notes(results, notes):
+        print(f"  {line}")  # noqa: T201
+
+
+def text_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+    """Return the scores of every protocol as `print_scores`, whose arguments these are, prints them to a file."""
+    lines = (f"  {line}" for line in score_notes(results, notes))
+    return "\n".join([title, text_table(_SCORES, _score_rows(results)), *lines])
+
+
+_SCORES = ("protocol", "R1", "R5", "R10", "R20", "mAP", "mINP", "chance R1", "queries", "valid", "gallery")
+
+
+def _score_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
+    return [
         [
             name,
             *(100.0 * scores[key] for key in ("r1", "r5", "r10", "r20", "map", "minp", "chance_r1")),
@@ -120,9 +135,6 @@ def print_scores(title: str, results: Mapping[str, Mapping[str, Any]], notes: Se
         ]
         for name, scores in results.items()
     ]
-    print_table(title, header, rows)
-    for line in score_notes(results, notes):
-        print(f"  {line}")  # noqa: T201
 
 
 def score_notes(

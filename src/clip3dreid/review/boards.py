@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from torch import Tensor
 
 from clip3dreid.body.gltf import glb
 from clip3dreid.io.files import reason_of
@@ -61,7 +62,7 @@ class Board(ABC):
         """Show counts (N,) of values in bins, between edges (N + 1,)."""
 
     @abstractmethod
-    def mesh(self, name: str, vertices: Values, faces: Values, caption: str = "") -> None:
+    def mesh(self, name: str, vertices: Tensor, faces: Tensor, caption: str = "") -> None:
         """Show a body that can be turned: vertices (V, 3) in metres, y up, and faces (F, 3)."""
 
     @abstractmethod
@@ -122,14 +123,14 @@ class WandbBoard(Board):
 
         self._log(name, wandb.Histogram(np_histogram=(counts, edges)))
 
-    def mesh(self, name: str, vertices: Values, faces: Values, caption: str = "") -> None:
+    def mesh(self, name: str, vertices: Tensor, faces: Tensor, caption: str = "") -> None:
         """Show a body as an `Object3D`, in glTF."""
         import wandb
 
         with tempfile.TemporaryDirectory() as folder:
             # The library takes meshes as files alone, and has copied this one once it is logged.
             path = Path(folder, "body.glb")
-            path.write_bytes(glb(vertices, faces, caption or "body"))
+            path.write_bytes(glb(vertices, faces, name=caption or "body"))
             self._log(name, wandb.Object3D(str(path), caption=caption or None))
 
     def artifact(self, name: str, files: Sequence[Path]) -> None:
@@ -209,16 +210,9 @@ class TensorBoard(Board):
             global_step=self._step,
         )
 
-    def mesh(self, name: str, vertices: Values, faces: Values, caption: str = "") -> None:
+    def mesh(self, name: str, vertices: Tensor, faces: Tensor, caption: str = "") -> None:
         """Show a body in the MESH tab."""
-        import torch
-
-        self._writer.add_mesh(
-            name,
-            torch.tensor(vertices, dtype=torch.float32)[None],
-            faces=torch.tensor(faces, dtype=torch.int32)[None],
-            global_step=self._step,
-        )
+        self._writer.add_mesh(name, vertices[None], faces=faces[None], global_step=self._step)
 
     def artifact(self, name: str, files: Sequence[Path]) -> None:
         """Say where the files are: TensorBoard keeps none."""
@@ -269,7 +263,7 @@ class Boards(Board):
         """Show it on each."""
         self._show(lambda board: board.histogram(name, counts, edges))
 
-    def mesh(self, name: str, vertices: Values, faces: Values, caption: str = "") -> None:
+    def mesh(self, name: str, vertices: Tensor, faces: Tensor, caption: str = "") -> None:
         """Show it on each."""
         self._show(lambda board: board.mesh(name, vertices, faces, caption))
 

@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,6 +21,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.model import Outputs, load
 from clip3dreid.io.checks import weighed
 from clip3dreid.io.files import reason_of
+from clip3dreid.io.talk import say
 from clip3dreid.report.document import Block, Bodies, Drawing, RankedLists, Sheet, Table
 from clip3dreid.report.figures import draw_distances
 from clip3dreid.report.overlays import scaled, tile_sheet
@@ -89,14 +88,18 @@ class Dashboard(AfterResults):
             return
         if self.settings.checkpoint:
             boards.artifact("checkpoint", list(result.checkpoints.values()))
-        size = (boards.bytes_written() - before) / 1e6
-        seconds = time.perf_counter() - start
-        log.info(
-            "dashboards: %d panels in %.1f s, %.1f MB%s",
-            boards.panels,
-            seconds,
-            size,
-            f"; without {', '.join(left_out)}" if left_out else "",
+        size, seconds = (boards.bytes_written() - before) / 1e6, time.perf_counter() - start
+        missing = f"; without {', '.join(left_out)}" if left_out else ""
+        say(
+            log,
+            f"dashboards: {boards.panels} panels in {seconds:.1f} s, {size:.1f} MB{missing}",
+            {
+                "event": "dashboards",
+                "panels": boards.panels,
+                "seconds": seconds,
+                "megabytes": size,
+                "without": left_out,
+            },
         )
 
     def _looked(self, module: ReidModule, result: TrainResult, run: ReviewedRun) -> Looked:
@@ -261,14 +264,14 @@ def _show_bodies(board: Board, kind: str, shown: Bodies) -> None:
     )
 
 
-def drawn_body(vertices: npt.NDArray[np.floating[Any]], faces: npt.NDArray[np.integer[Any]]) -> Image.Image:
+def drawn_body(vertices: Tensor, faces: Tensor) -> Image.Image:
     """Return a body seen from the front, on white.
 
     Args:
         vertices: (V, 3) metres, y up, facing +z.
         faces: (F, 3).
     """
-    points = torch.tensor(vertices, dtype=torch.float32)[None]
+    points = vertices[None]
     low, high = points.amin(1), points.amax(1)
     # Far enough away that heights can be compared between bodies.
     camera = Camera(
@@ -282,9 +285,7 @@ def drawn_body(vertices: npt.NDArray[np.floating[Any]], faces: npt.NDArray[np.in
         torch.tensor([[0.4, 0.7, 1.0]]), torch.tensor([0.45]), torch.tensor([0.6]), torch.ones(1, 3)
     )
     colours = torch.full((1, 3), 0.78).expand(points.shape[1], 3)
-    drawn = render(
-        points, torch.tensor(faces), colours, camera, light, _TALL, _TALL, background=torch.ones(3)
-    )
+    drawn = render(points, faces, colours, camera, light, _TALL, _TALL, background=torch.ones(3))
     return Image.fromarray((255 * drawn.colour[0].clamp(0, 1)).round().byte().numpy())
 
 

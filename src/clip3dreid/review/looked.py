@@ -326,7 +326,7 @@ def bodies(looked: Looked) -> list[Block]:
             ),
             f"betas {', '.join(f'{value:+.2f}' for value in shape.betas[place].tolist())}",
         ]
-        mesh = glb(shape.vertices[place].numpy(), shape.faces.numpy(), name)
+        mesh = glb(shape.vertices[place], shape.faces, name=name)
         crop = scaled(looked.test.crop(looked.file("query", row)), 240)
         shown.append(TurnableBody(f"body-{place + 1}", name, crop, mesh, facts))
     return [

@@ -225,13 +225,16 @@ class TestPictures:
         return list(zip(chosen, shaped, strict=True))
 
 
-def look_at_test(run: ReviewedRun, data: RunData, settings: ReportSettings) -> TestPictures:
+def look_at_test(
+    run: ReviewedRun, data: RunData, settings: ReportSettings, progress: bool = False
+) -> TestPictures:
     """Look at all test pictures of a run with its checkpoint.
 
     Args:
         run: the run.
         data: its data set proper.
         settings: of the report.
+        progress: show a bar.
 
     Raises:
         InputError: if checkpoint or pictures are not there or cannot be read.
@@ -246,7 +249,11 @@ def look_at_test(run: ReviewedRun, data: RunData, settings: ReportSettings) -> T
     if not sets:
         raise InputError(f"{manifest.root} has no test pictures")
     seen = model.look(
-        sets[0].files, flip=run.results.flip, batch_size=settings.batch, workers=settings.workers
+        sets[0].files,
+        flip=run.results.flip,
+        batch_size=settings.batch,
+        workers=settings.workers,
+        progress=progress,
     )
     return TestPictures(model, sets[0], data.test, run.results.metric or "cosine", seen)
 

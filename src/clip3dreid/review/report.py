@@ -54,6 +54,7 @@ def write_report(
     *,
     data: Sources | RunData | None = None,
     published: Sequence[PublishedScore] = (),
+    progress: bool = False,
 ) -> Path:
     """Report one finished run, or several side by side.
 
@@ -67,6 +68,7 @@ def write_report(
         data: the run's data set proper with its protocols, or what makes it of the run's config; None: pictures are
             not looked at.
         published: scores of others, shown beside those of the same data set and protocol.
+        progress: show a bar while pictures are looked at.
 
     Returns:
         The page.
@@ -81,7 +83,8 @@ def write_report(
     settings = settings or ReportSettings()
     given = [runs] if isinstance(runs, Path | str) else list(runs)
     read = [read_run(folder, settings.checkpoint) for folder in _folders([Path(one) for one in given])]
-    made = _of_one(read[0], settings, data, published) if len(read) == 1 else _of_several(read, settings)
+    single = len(read) == 1
+    made = _of_one(read[0], settings, data, published, progress) if single else _of_several(read, settings)
     write = write_html if settings.format == "html" else write_markdown
     return write(made, Path(out).expanduser())
 
@@ -108,12 +111,13 @@ def _of_one(
     settings: ReportSettings,
     data: Sources | RunData | None,
     published: Sequence[PublishedScore],
+    progress: bool,
 ) -> Document:
     @cache
     def reason_or_looked() -> Looked | str:
         # Each part says why it is left out; pictures are looked at once.
         try:
-            return _looked(run, settings, data)
+            return _looked(run, settings, data, progress)
         except InputError as reason:
             return str(reason)
 
@@ -151,7 +155,9 @@ def _of_one(
     )
 
 
-def _looked(run: ReviewedRun, settings: ReportSettings, data: Sources | RunData | None) -> Looked:
+def _looked(
+    run: ReviewedRun, settings: ReportSettings, data: Sources | RunData | None, progress: bool
+) -> Looked:
     if data is None:
         raise InputError("no data set was given, so no picture was looked at")
     source = data(run.config) if callable(data) else data
@@ -160,7 +166,7 @@ def _looked(run: ReviewedRun, settings: ReportSettings, data: Sources | RunData 
 
     if source.name != run.evaluation.data:
         raise InputError(f"the data set is {source.name}, and the run was tested on {run.evaluation.data}")
-    return Looked(run, look_at_test(run, source, settings), settings)
+    return Looked(run, look_at_test(run, source, settings, progress), settings)
 
 
 def _of_several(runs: Sequence[ReviewedRun], settings: ReportSettings) -> Document:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.formats import decoding, read_json, read_table, read_yaml
+from clip3dreid.io.formats import damaged, decoding, read_json, read_table, read_yaml
 from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, RESULTS
 from clip3dreid.report.figures import Line
 from clip3dreid.report.results import CheckpointResults, RunResults, read_results
@@ -66,7 +66,12 @@ class ReviewedRun:
         Raises:
             InputError: if it is missing or damaged.
         """
-        return read_json(self.folder / ENVIRONMENT, "the environment of a run", _ADVICE)
+        path = self.folder / ENVIRONMENT
+        found = read_json(path, "the environment of a run", _ADVICE)
+        for key in ("git", "packages", "data", "guides"):
+            if not isinstance(found.get(key) or {}, dict):
+                raise damaged(path, f"its {key} holds no keys", _ADVICE)
+        return found
 
     @property
     def machine(self) -> Mapping[str, Any]:

@@ -146,6 +146,20 @@ class Filter:
             )
 
 
+def read_values(column: str, text: str) -> list[Value | None] | None:
+    """Read what somebody types as the values of a label: `3`, `[1,2]`, `[100,null]`; None for `null`, everything.
+
+    Args:
+        column: the label; those of `frame` are numbers.
+        text: as typed.
+    """
+    typed = [one.strip() for one in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    values: list[Value | None] = [None if value == "null" else value for value in typed]
+    if column == FRAME:
+        values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
+    return None if values == [None] else values
+
+
 def _range(frame: int | Sequence[int | None] | None) -> tuple[int | None, int | None]:
     if frame is None:
         return None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack
@@ -21,7 +21,7 @@ from clip3dreid.io.files import identify
 from clip3dreid.io.spelling import label
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.query import MakeTeacher, is_text, person_query, queries_of, text_queries
+from clip3dreid.search.query import MakeTeacher, Query, is_text, person_query, queries_of, text_queries
 from clip3dreid.search.search import Engine, SearchResult, answered, same_model
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import shard_facts
@@ -267,21 +267,62 @@ class Gallery:
             >>> [word for _, word in described.answers[0].query.understood]
             ['tall', 'heavyset', 'masculine']
         """
+        if is_text(query):
+            return self.search_text(query, top=top, where=where, synonyms=synonyms, teacher=teacher)
+        chosen, allowed = self._asked_among(top, where)
+        asked = queries_of(self.model, query, flip=self._flip)
+        if person:
+            asked = [person_query(asked)]
+        return self._find(asked, "embedding", "cosine", top, chosen, allowed)
+
+    def search_text(
+        self,
+        text: str,
+        *,
+        top: int = 10,
+        where: Mapping[str, Any] | None = None,
+        synonyms: Mapping[str, str | None] | None = _USUAL,
+        teacher: MakeTeacher | None = None,
+    ) -> SearchResult:
+        """Find people by a description, also where a file is called so: no file is opened.
+
+        Args:
+            text: the description.
+            top: as of `search`, like all that follow.
+            where: likewise.
+            synonyms: likewise.
+            teacher: likewise.
+
+        Raises:
+            InputError: as `search`, or if the text is empty.
+
+        Example:
+            >>> len(gallery.search_text("a tall man", top=3).answers[0].hits)
+            3
+        """
+        chosen, allowed = self._asked_among(top, where)
+        asked = text_queries(self.model, [text], synonyms, teacher)
+        if not asked:
+            raise InputError("the text is empty; say what the person looks like")
+        return self._find(asked, "joint", "fit", top, chosen, allowed)
+
+    def _asked_among(self, top: int, where: Mapping[str, Any] | None) -> tuple[dict[str, Any], Filter]:
+        """Return the filter without what allows everything, and the same as one; what is wrong is said first."""
         check_number("top", top, Range(1), whole=True)
         if not len(self):
             raise InputError("the gallery is empty; add pictures first")
         chosen = {key: value for key, value in (where or {}).items() if value is not None}
-        allowed = Filter(**chosen)
-        if is_text(query):
-            column, score = "joint", "fit"
-            asked = text_queries(self.model, [query], synonyms, teacher)
-            if not asked:
-                raise InputError("the text is empty; say what the person looks like")
-        else:
-            column, score = "embedding", "cosine"
-            asked = queries_of(self.model, query, flip=self._flip)
-            if person:
-                asked = [person_query(asked)]
+        return chosen, Filter(**chosen)
+
+    def _find(
+        self,
+        asked: Sequence[Query],
+        column: str,
+        score: str,
+        top: int,
+        chosen: Mapping[str, Any],
+        allowed: Filter,
+    ) -> SearchResult:
         vectors = torch.stack([one.vector for one in asked])
         best = self._index(column).search(vectors, min(top, len(self)), allowed)
         return answered(self, Path(), self.model, asked, best, score, chosen)

@@ -18,7 +18,7 @@ from clip3dreid.io.checks import hint
 from clip3dreid.io.formats import decoding
 from clip3dreid.report.search_sheet import check_sheet
 from clip3dreid.report.tables import print_hits
-from clip3dreid.search.filters import FRAME, Filter
+from clip3dreid.search.filters import Filter, read_values
 from clip3dreid.search.query import is_text
 from clip3dreid.search.search import Searcher, SearchResult
 from clip3dreid.search.settings import PersonQuery, PictureQueries, Queries, SearchSettings, TextQueries
@@ -191,10 +191,7 @@ def _set(searcher: Searcher, settings: SearchSettings, key: str, text: str) -> S
         top: Any = int(text) if text.isdecimal() else text
         return replace(settings, top=top)
     column = key.removeprefix("where.")
-    values: list[Any] = [None if value == "null" else value for value in _list(text)]
-    if column == FRAME:
-        values = [int(value) if isinstance(value, str) and value.isdecimal() else value for value in values]
-    where = {**(settings.where or {}), column: None if values == [None] else values}
+    where = {**(settings.where or {}), column: read_values(column, text)}
     # What is wrong with it is said now.
     Filter(**{name: value for name, value in where.items() if value is not None}).mask(searcher.shards.labels)
     return replace(settings, where=where)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import check_number, choose
+from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.synthetic.plan import PeopleCounts, Plan, PlannedPicture
 
 DISTRACTOR, JUNK = "0", "-1"
@@ -72,6 +72,7 @@ def ltcc(
     seen: int,
     pictures: int,
     test_pictures: int,
+    unchanged: float = 0,
 ) -> Plan:
     """Plan LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
 
@@ -85,17 +86,20 @@ def ltcc(
         seen: how many of the cameras see an outfit.
         pictures: of a training person in an outfit under a camera.
         test_pictures: the same for test people, queries included.
+        unchanged: share of training people who are seen in their first outfit alone, 0..1.
 
     Raises:
         InputError: if a query would have no positive.
     """
+    check_number("layout.unchanged", unchanged, Range(0, 1))
     _at_least(1, "everybody wears something and is seen", outfits=outfits, pictures=pictures)
     _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
     _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
     numbers = rng.permutation(people.train + people.test)
+    staying = round(unchanged * people.train)
     planned: list[PlannedPicture] = []
     for split, person in _people(people):
-        for outfit in range(outfits):
+        for outfit in range(1 if person < staying else outfits):
             for camera in _seen_by(rng, cameras, seen):
                 for _, role in _shots(split, pictures, test_pictures):
                     folder = "test" if role == "gallery" else role

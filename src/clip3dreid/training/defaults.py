@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from clip3dreid.data.datamodule import ReidDataModule
@@ -18,6 +18,7 @@ from clip3dreid.data.sources import DataSpec
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
 from clip3dreid.loss.weighted import LossEntry
 from clip3dreid.training.data import RunData
+from clip3dreid.training.progress import TrainingProgress
 from clip3dreid.training.settings import RankingSettings, TrainSettings
 
 BATCHES = partial(ReidDataModule)
@@ -51,7 +52,7 @@ def csv_logger(folder: Path) -> CSVLogger:
 
 def usual_callbacks(folder: Path) -> list[Callback]:
     """Make what saves the last checkpoint of a run after each epoch, and what shows its progress."""
-    return [_saves(folder, "last", save_on_train_epoch_end=True), TQDMProgressBar(refresh_rate=5)]
+    return [_saves(folder, "last", save_on_train_epoch_end=True), TrainingProgress()]
 
 
 def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:

@@ -18,6 +18,7 @@ from clip3dreid.data.selection import hold_out
 from clip3dreid.data.sources import DataSpec, read_manifest
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
+from clip3dreid.report.tables import html_table, text_table
 from clip3dreid.retrieval.protocol import ProtocolSet
 from clip3dreid.retrieval.protocol_counts import count
 
@@ -41,9 +42,9 @@ class ProtocolReport:
         return {key: facts[key] for key in facts if key != "counts"} | dict(self.counts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
-    """What was found out about a data set."""
+    """What was found out about a data set, which prints as tables."""
 
     manifest: Manifest
     """With people held out, where that was asked for."""
@@ -80,6 +81,17 @@ class Inspection:
             tables.append(("Protocols", ["split", "protocol", *columns, *shares], rows))
             tables.append(("", ["protocol", "what it does"], [list(pair) for pair in described.items()]))
         return tables
+
+    def __repr__(self) -> str:
+        """Return the tables and remarks."""
+        tables = [f"{title}\n{text_table(header, rows)}".strip() for title, header, rows in self.tables()]
+        return "\n".join([*tables, *self.remarks()])
+
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook."""
+        *tables, (title, header, rows) = self.tables()
+        parts = [html_table(*table, notes=()) for table in tables]
+        return "".join([*parts, html_table(title, header, rows, self.remarks())])
 
     def remarks(self) -> list[str]:
         """Return what to know of queries that find themselves, and of those that nothing can be found for."""

@@ -248,7 +248,7 @@ class ReidModule(EvaluationModule):
             # Batch norm's running statistics have seen the batch, the weights have not.
             kept = f"the weights before this batch are in {rescue} (init_from= starts from them)"
         raise FloatingPointError(
-            f"{what} at epoch {self.current_epoch}, batch {batch_idx}; {kept}; files: {files}"
+            f"{what} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; {kept}; files: {files}"
         ) from failure
 
     def configure_optimizers(self) -> Any:

@@ -66,9 +66,10 @@ class PretrainingModule(pl.LightningModule):
         """
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}"
+                f"loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}"
             )
-        self.log_dict(dict(terms), prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
+        terms = {"loss/total": loss.detach(), **terms}
+        self.log_dict(terms, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -64,9 +64,12 @@ FREE = (
     "gradient_norms_every",
     "run_name",
     "variant",
+    "output",
     "resume",
 )
 """Keys that a resumed run may set anew; a star stands for any part of a key."""
+# Free, and nothing of the run.
+_UNSAID = ("resume", "output")
 # What a free group holds and is not: another state, another batch, or another picture that the teacher is shown.
 _FIXED = ("optimizer.optimizer._target_", "trainer.accumulate_grad_batches", "model.teacher.cache")
 
@@ -121,7 +124,7 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             f"a resumed run cannot change what it trains: {some(differ_in, 8, between='; ')}; start a new run "
             "(init_from= takes the student's weights along)"
         )
-    return [f"{key} {_short(there, key)} -> {_short(here, key)}" for key in differ if key != "resume"]
+    return [f"{key} {_short(there, key)} -> {_short(here, key)}" for key in differ if key not in _UNSAID]
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +31,11 @@ from clip3dreid.io.launch import forget, launch
 from clip3dreid.io.launcher import own_processes
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, resume_argument
+from clip3dreid.io.talk import say
 from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
-from clip3dreid.report.results import RunResults
+from clip3dreid.report.results import RunResults, results_text
 from clip3dreid.training.callbacks import AfterResults, StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
 from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
@@ -58,6 +59,7 @@ from clip3dreid.training.defaults import (
 from clip3dreid.training.evaluation_module import limits
 from clip3dreid.training.loggers import finish_dashboards, spared
 from clip3dreid.training.module import ReidModule
+from clip3dreid.training.opening import opening, student_name
 from clip3dreid.training.optimizer import constant, optimise
 from clip3dreid.training.outcome import evaluate_run, record, selected
 from clip3dreid.training.prepare import (
@@ -139,7 +141,7 @@ def train(
         trainer: Lightning's Trainer with what is not to be as usual filled in.
         loggers: None: a CSV file.
         callbacks: None: the last checkpoint is saved after each epoch, and the best where there is something to
-            select by; a bar shows the progress.
+            select by; a line says what came of each, and on a terminal a bar shows the progress.
         best: beside `callbacks`, makes what saves the best checkpoint, given `monitor`; None: nothing does.
         config: all that the run was asked for, as plain data: it is kept in the folder, and a run that is resumed is
             compared with it; None: what the other arguments say.
@@ -204,6 +206,8 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     trainer = _trainer(request, monitor, watch)
     _check_before_anything_is_written(request, trainer, data, module)
     _record(request, trainer, data, guides, resumed=start is not None)
+    if trainer.is_global_zero:
+        _say_opening(request, manifests, trainer, module, data, guides, start)
     _fit(trainer, module, data, start, watch)
     if data.overfit_batches:
         log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
@@ -213,6 +217,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     )
     result = _result(request, card, trainer, results)
     if trainer.is_global_zero and results is not None:
+        say(log, results_text(results), {"event": "results", **asdict(results)}, printed=True)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AfterResults):
                 callback.on_results(trainer, module, result)
@@ -332,6 +337,33 @@ def _record(
     for logger in trainer.loggers:
         logger.log_hyperparams(dict(request.config))
     rank_zero_only(record)(request.folder, request.config, data, guides, request.settings.seed)
+
+
+def _say_opening(
+    request: TrainRequest,
+    manifests: Sequence[Manifest],
+    trainer: pl.Trainer,
+    module: ReidModule,
+    data: ReidDataModule,
+    guides: Guides,
+    start: Path | None,
+) -> None:
+    settings, invocation = request.settings, request.invocation
+    said = opening(
+        manifests,
+        trainer,
+        module.student,
+        data,
+        name=student_name(request.student) if invocation is None else invocation.student,
+        start=settings.init_from or settings.pretrained,
+        guides=guides.lines,
+        folder=request.folder,
+        goes_on_from=start,
+    )
+    *first, last = said.lines()
+    for line in first:
+        say(log, line)
+    say(log, last, said.event())
 
 
 def _fit(

@@ -111,6 +111,7 @@ class Invocation:
         foreseen: whether an error is one that the command explains in a line, and ends with status 2.
         renamed: puts the config of a run that goes on under the keys of now.
         accepted: called by the first process of a run that goes on, once nothing is wrong with what is asked for.
+        student: what the command calls the student.
     """
 
     resume: str
@@ -119,3 +120,4 @@ class Invocation:
     foreseen: Callable[[BaseException], object]
     renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     accepted: Callable[[], None]
+    student: str

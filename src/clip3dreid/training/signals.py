@@ -401,7 +401,7 @@ class SaveWhenTold(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after an epoch, which has its checkpoint."""
         if self.watch.told is not None and trainer.is_global_zero and trainer.current_epoch > 0:
-            self.watch.saved(f"after epoch {trainer.current_epoch - 1}, saved")
+            self.watch.saved(f"after epoch {trainer.current_epoch}, saved")
             raise Stopped(self.watch.told)
 
     def on_train_batch_end(
@@ -417,7 +417,7 @@ class SaveWhenTold(Callback):
         path = self.watch.folder / LAST_CHECKPOINT
         trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
         of = trainer.num_training_batches
-        self.watch.saved(f"in epoch {trainer.current_epoch} after batch {batch_idx + 1} of {of}, saved")
+        self.watch.saved(f"in epoch {trainer.current_epoch + 1} after batch {batch_idx + 1} of {of}, saved")
         raise Stopped(self.watch.told)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

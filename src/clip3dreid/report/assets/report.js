@@ -32,7 +32,9 @@ function readGlb(link) {
   const length = view.getUint32(12, true);
   const scene = JSON.parse(new TextDecoder().decode(bytes.subarray(20, 20 + length)));
   const start = 20 + length + 8;
-  const [positions, indices] = scene.accessors.map((accessor) => {
+  const mesh = scene.meshes[0].primitives[0];
+  const [positions, indices] = [mesh.attributes.POSITION, mesh.indices].map((place) => {
+    const accessor = scene.accessors[place];
     const part = scene.bufferViews[accessor.bufferView];
     const kind = { 5126: Float32Array, 5123: Uint16Array, 5125: Uint32Array }[accessor.componentType];
     return new kind(bytes.slice(start + part.byteOffset, start + part.byteOffset + part.byteLength).buffer);
@@ -102,6 +104,7 @@ function show(figure) {
     draw();
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { from = null; });
+  draw();
   new ResizeObserver(draw).observe(canvas);
 }
 const watcher = new IntersectionObserver((entries) => {
@@ -109,5 +112,8 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "50%" });
 document.querySelectorAll("figure.body").forEach((figure) => watcher.observe(figure));
 window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("figure.body").forEach((figure) => {
+    if (!figure.querySelector("canvas").dataset.drawn) { watcher.unobserve(figure); show(figure); }
+  });
   document.querySelectorAll("details").forEach((one) => { if (!one.dataset.long) one.open = true; });
 });
