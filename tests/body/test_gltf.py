@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip3dreid.body.gltf import glb
+from clip3dreid.body.gltf import glb, mesh_of
 from clip3dreid.body.smpl import load_body
 from clip3dreid.errors import InputError
 
@@ -73,6 +73,14 @@ def test_a_mesh_beyond_sixteen_bits_has_wider_numbers() -> None:
     described, (_, _, index) = read(glb(points, faces))
     assert described["accessors"][2]["componentType"] == 5125
     assert index.ravel().tolist() == [0, 1, 65_535]
+
+
+@pytest.mark.parametrize("count", [4, 5, 65_536])
+def test_a_mesh_is_had_back_from_its_file(count: int) -> None:
+    points, faces = torch.rand(count, 3), torch.randint(count, (7, 3))
+    vertices, corners = mesh_of(glb(points, faces))
+    assert torch.equal(vertices, points)
+    assert torch.equal(corners, faces)
 
 
 @given(st.text(max_size=20))

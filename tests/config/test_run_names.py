@@ -1,5 +1,7 @@
 """Runs are named after data, method, student and seed."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -52,3 +54,16 @@ def test_a_run_is_named_after_what_it_trains(overrides: tuple[str, ...]) -> None
 @pytest.mark.parametrize("method", options("method"))
 def test_every_method_of_ours_is_called_by_its_name(method: str) -> None:
     assert folder(f"method={method}") == f"{method}_resnet50_seed1"
+
+
+def test_dashboards_group_the_runs_of_a_sweep_and_others_by_their_name(tmp_path: Path) -> None:
+    register()
+    run = tmp_path / "sweeps" / "2026-11-24_18-00-00" / "3"
+    node = OmegaConf.create(
+        {"group": "${run_group:ltcc-ce-resnet50}", "hydra": {"runtime": {"output_dir": str(run)}}}
+    )
+    assert node.group == "ltcc-ce-resnet50"
+    run.mkdir(parents=True)
+    # Hydra writes it before the first run of a sweep begins; a run that is resumed later finds it too.
+    (run.parent / "multirun.yaml").touch()
+    assert node.group == "sweeps/2026-11-24_18-00-00"

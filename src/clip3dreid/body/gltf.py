@@ -137,5 +137,20 @@ def _container(described: bytes, binary: bytes) -> bytes:
     return struct.pack("<III", _MAGIC, _VERSION, 12 + len(chunks)) + chunks
 
 
+def mesh_of(content: bytes) -> tuple[Tensor, Tensor]:
+    """Return the vertices (V, 3) float32 and the faces (F, 3) int64 of a file that `glb` wrote."""
+    size = struct.unpack_from("<I", content, 12)[0]
+    described = json.loads(content[20 : 20 + size])
+    start = 20 + size + 8
+    views, index = described["bufferViews"], described["accessors"][2]
+    small = index["componentType"] == _SHORT
+    points = np.frombuffer(content, "<f4", 3 * described["accessors"][0]["count"], start)
+    corners = np.frombuffer(
+        content, "<u2" if small else "<u4", index["count"], start + views[2]["byteOffset"]
+    )
+    # Copies: torch wants to be able to write to what it is given.
+    return torch.tensor(points).reshape(-1, 3), torch.tensor(corners.astype(np.int64)).reshape(-1, 3)
+
+
 def _padded(content: bytes, filling: bytes) -> bytes:
     return content + filling * (-len(content) % 4)

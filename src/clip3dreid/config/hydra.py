@@ -27,7 +27,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.refusals import refusal, yaml_refusal
-from clip3dreid.config.run_names import method_name, student_name
+from clip3dreid.config.run_names import method_name, run_group, student_name
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
 from clip3dreid.errors import causes, one_line
@@ -89,6 +89,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("wandb_settings", _wandb_settings, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("launched", _launched, replace=True)
     OmegaConf.register_new_resolver("method_name", method_name, replace=True)
     OmegaConf.register_new_resolver("student_name", student_name, replace=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +46,21 @@ def student_name(_root_: Any) -> str:
         _root_: the config that is being composed; OmegaConf fills it in.
     """
     return _plain(str(_hydra(_root_).runtime.choices.get("model/student")))
+
+
+def run_group(name: str, _root_: Any) -> str:
+    """Return what a dashboard groups a run under: its sweep, where the record of one lies above it, or a name.
+
+    Args:
+        name: of the runs that differ by their seed alone.
+        _root_: the config that is being composed; OmegaConf fills it in.
+    """
+    folder = OmegaConf.select(_hydra(_root_), "runtime.output_dir")
+    if folder is None:  # composed by itself, for no run
+        return name
+    # By what lies there, so that a run of a sweep that is resumed by itself stays in its group.
+    sweep = Path(folder).absolute().parent
+    return "/".join(sweep.parts[-2:]) if (sweep / "multirun.yaml").is_file() else name
 
 
 def _hydra(root: Any) -> Any:

@@ -31,6 +31,7 @@ class TrainConfig:
     gradient_norms_every: int = 200
     guide_share: float | None = None
     trusted: Any = MISSING
+    dashboard: Any = MISSING
     labels: Any = MISSING
     bodies: Any = MISSING
     shapes: Any = MISSING

@@ -20,6 +20,7 @@ from clip3dreid.config.resumed import record_overrides
 from clip3dreid.config.run_names import student_name
 from clip3dreid.config.trust import trusted
 from clip3dreid.io.run_folder import resume_argument
+from clip3dreid.review.dashboard_settings import DashboardSettings
 from clip3dreid.training.settings import Invocation, RankingSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -85,6 +86,17 @@ def run_data(cfg: DictConfig, *, selecting: bool = False) -> list[RunData]:
         RunData(spec, protocols["test"][spec.name], protocols["val"][spec.name])
         for spec in objects.data_specs(cfg)
     ]
+
+
+def dashboard_settings(cfg: DictConfig) -> DashboardSettings | None:
+    """Make of `dashboard` what dashboards show of a run; None: nothing but curves.
+
+    Raises:
+        InputError: if a value is none of those that there are.
+    """
+    if cfg.dashboard is None:
+        return None
+    return objects.settings(DashboardSettings, cfg.dashboard, trusted=trusted(cfg))
 
 
 def training_device(cfg: DictConfig) -> torch.device:
@@ -197,6 +209,11 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         InputError: if something is not set, or a value is none of those that there are.
     """
     steps, best = objects.callbacks(cfg)
+    dashboard = dashboard_settings(cfg)
+    if dashboard is not None and set(cfg.get("logger") or {}) - {"csv"}:
+        from clip3dreid.review.dashboard import Dashboard
+
+        steps.append(Dashboard(dashboard))
     return {
         "data": run_data(cfg, selecting=True),
         "student": objects.plain(cfg.model.student),

@@ -306,7 +306,7 @@ def maps(looked: Looked) -> list[Block]:
 def bodies(looked: Looked) -> list[Block]:
     """Return bodies that the model reads out of crops, of a few people in two outfits each."""
     table = looked.test.found.query
-    if looked.test.seen.betas is None:
+    if "betas" not in looked.test.model.widths:
         raise InputError("the model knows no body shapes: no loss taught it any")
     pairs = outfits(table) if table["clothes"].null_count() < len(table) else {}
     rows = [row for firsts in list(pairs.values())[:_BODIES] for row in firsts[:2]] or _examples(looked)[

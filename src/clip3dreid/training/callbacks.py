@@ -1,15 +1,26 @@
-"""Callbacks of our own: what a run costs."""
+"""Callbacks of our own: what a run costs, and what follows its results."""
 
 from __future__ import annotations
 
 import logging
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+if TYPE_CHECKING:  # a run calls these
+    from clip3dreid.training.module import ReidModule
+    from clip3dreid.training.run import TrainResult
+
 log = logging.getLogger(__name__)
+
+
+class AfterResults(Callback):
+    """A callback that hears of a run's results once they are written, in the first process, before loggers end."""
+
+    def on_results(self, trainer: Trainer, module: ReidModule, result: TrainResult) -> None:
+        """Do something with them; other processes do not wait for it."""
 
 
 class CostEstimate(Callback):

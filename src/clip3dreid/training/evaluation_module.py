@@ -91,6 +91,7 @@ class EvaluationModule(LightningModule):
     `queries[split][data set][protocol]` those of every valid query (see `query_table`); loggers get the scores under
     `val/…`, and under what `test_prefix` says. Where the feature is not the embedding alone, `alone` holds, of stages
     that are `refined`, the scores of the embedding beside those, which loggers get under `test_embedding/…`.
+    After a test `features[data set]` holds what was compared, (N, F) on the CPU, queries first, until the next test.
     Distributed, each process embeds a share of the pictures and ranks a share of the queries.
     """
 
@@ -127,6 +128,7 @@ class EvaluationModule(LightningModule):
         self.results: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
         self.queries: dict[str, dict[str, dict[str, pl.DataFrame]]] = {}
         self.alone: dict[str, Scored] = {}
+        self.features: dict[str, Tensor] = {}
         self._features: list[Tensor] = []
         self._embeddings: list[Tensor] = []
         self._embedded: list[Tensor] = []
@@ -165,6 +167,7 @@ class EvaluationModule(LightningModule):
         if self.trainer.world_size > 1:
             share_buffers(self.student)
         self._read_heads()
+        self.features = {}
         # Preallocated: a list of batches and its concatenation would need twice the memory.
         sizes = [len(evaluation.files) for evaluation in self.data.evaluations(split)]
         width = self.student.width
@@ -202,6 +205,8 @@ class EvaluationModule(LightningModule):
             scores, queries = self._report(evaluation, self._features[number], split, stage, prefix)
             self.results[stage][evaluation.name] = scores
             self.queries[stage][evaluation.name] = queries
+            if stage == "test":
+                self.features[evaluation.name] = self._features[number]
             if self._embeddings:
                 scores, queries = self._report(
                     evaluation, self._embeddings[number], split, stage, f"{prefix}_embedding"

@@ -49,6 +49,7 @@ FREE = (
     # What is reported, and where.
     "callbacks.*",
     "logger.*",
+    "dashboard.*",
     "retrieval.*",
     "protocol.*",
     "data.headline",

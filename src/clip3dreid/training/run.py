@@ -36,7 +36,7 @@ from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults, results_text
-from clip3dreid.training.callbacks import StepTimes
+from clip3dreid.training.callbacks import AfterResults, StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
 from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
 from clip3dreid.training.data import (
@@ -57,6 +57,7 @@ from clip3dreid.training.defaults import (
     usual_callbacks,
 )
 from clip3dreid.training.evaluation_module import limits
+from clip3dreid.training.loggers import finish_dashboards, spared
 from clip3dreid.training.module import ReidModule
 from clip3dreid.training.opening import opening, student_name
 from clip3dreid.training.optimizer import constant, optimise
@@ -214,9 +215,13 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     results = evaluate_run(
         request.folder, trainer, module, data, request.data, request.settings, request.ranking, monitor
     )
+    result = _result(request, card, trainer, results)
     if trainer.is_global_zero and results is not None:
         say(log, results_text(results), {"event": "results", **asdict(results)}, printed=True)
-    return _result(request, card, trainer, results)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AfterResults):
+                callback.on_results(trainer, module, result)
+    return result
 
 
 @contextmanager
@@ -241,7 +246,7 @@ def _own_run(request: TrainRequest) -> Iterator[StopWatch]:
             if launch().first:
                 remove_prepared(request.folder)
         finally:
-            _finish_dashboards(request.loggers)
+            finish_dashboards(request.loggers)
             forget()
 
 
@@ -286,7 +291,7 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
     try:
         trainer = request.trainer(
             callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
-            logger=list(request.loggers),
+            logger=spared(request.loggers),
             plugins=[*plugins, CheckpointFiles()],
         )
     except (TypeError, ValueError, ModuleNotFoundError, MisconfigurationException) as error:
@@ -389,12 +394,3 @@ def _result(
         card=card,
         checkpoints={name: path for name, path in files.items() if path.is_file()},
     )
-
-
-def _finish_dashboards(loggers: Sequence[Logger]) -> None:
-    """End runs of dashboards, which the next run of this process would otherwise go on writing to."""
-    for logger in loggers:
-        if type(logger).__name__ == "WandbLogger":
-            import wandb
-
-            wandb.finish()
