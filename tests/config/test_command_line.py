@@ -16,6 +16,7 @@ from clip3dreid.config.command_line import ready
 from clip3dreid.config.commands import command_names
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.help import _top
+from clip3dreid.config.hydra import register
 
 Line = Callable[..., tuple[int, str, str]]
 
@@ -344,6 +345,7 @@ def test_options_of_ones_own_are_chosen_by_name(line: Line, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("command", command_names())
 def test_every_example_of_a_commands_help_is_understood_by_it(command: str) -> None:
+    register()
     examples, _ = _top((conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"))
     assert examples
     for example in examples:
