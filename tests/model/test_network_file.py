@@ -142,6 +142,7 @@ def test_a_model_of_ours_is_told_nothing(saved_model: Path) -> None:
         clip3dreid.load(saved_model, network={"height": 5})
 
 
+@pytest.mark.slow
 def test_what_this_project_exported_says_itself_what_it_takes(saved_model: Path, tmp_path: Path) -> None:
     from clip3dreid.export.formats import Onnx, TorchExport
     from clip3dreid.export.run import export

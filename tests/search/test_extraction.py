@@ -347,6 +347,7 @@ def test_two_processes_write_what_one_writes(arguments, command, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_fewer_shards_than_processes(arguments, command, tmp_path):
     settings = [one for one in arguments if one != "trainer=cpu"]
     done = command("extract", *settings, *TWO, "rows_per_shard=1000", "out=two")

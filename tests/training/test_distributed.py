@@ -54,6 +54,7 @@ def test_two_processes_give_the_losses_weights_and_metrics_of_one(
     assert "epoch" not in (tmp_path / "two" / "train_1.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_are_guided_as_one_is(
     ltcc_root: Path, bodies_root: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_fine_tuning_starts_from_a_trained_student_on_other_people(
         assert torch.equal(before[name], after[name])
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_does(
     ltcc_root: Path, command: Command, tmp_path: Path
 ) -> None:
