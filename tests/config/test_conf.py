@@ -458,7 +458,7 @@ def test_sgd_of_the_base_code_is_nesterov_with_steps() -> None:
     assert rates == pytest.approx([1, 1, 0.1, 0.01])
 
 
-REAL = sorted(set(EXPERIMENTS) - {"demo", "pku"})
+REAL = sorted(set(EXPERIMENTS) - {"body_student", "demo", "pku"})
 """Experiments whose student starts from published weights."""
 
 
