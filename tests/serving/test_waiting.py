@@ -6,6 +6,7 @@ import pytest
 
 from clip3dreid.errors import InputError
 from clip3dreid.serving.waiting import WaitingLine
+from tests.processes import PATIENCE_S
 
 
 def test_one_at_a_time_is_answered_in_order_and_who_finds_the_line_full_is_told() -> None:
@@ -14,7 +15,7 @@ def test_one_at_a_time_is_answered_in_order_and_who_finds_the_line_full_is_told(
     threads: set[int] = set()
 
     def work(number: int) -> int:
-        go.wait(60)
+        go.wait(PATIENCE_S)
         threads.add(threading.get_ident())
         done.append(number)
         return number
