@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 import time
@@ -99,9 +100,12 @@ def _outputs(outputs: Sequence[Any]) -> list[Any]:
     return kept
 
 
+_OF_THE_MOMENT = re.compile(r"it/s\]|^(data|student|guides|device|steps|folder) {2,}|^epoch \d+ of \d+;")
+
+
 def _without_bars(text: str) -> str:
-    """Return a text without lines that were drawn over and over; empty, or ending with a line break."""
-    lines = [line for line in text.split("\n") if "\r" not in line and "it/s]" not in line]
+    """Return a text without bars and what a training says, times and folders; empty, or ending with a line break."""
+    lines = [line for line in text.split("\n") if "\r" not in line and not _OF_THE_MOMENT.search(line)]
     text = "\n".join(lines).strip("\n")
     return f"{text}\n" if text else ""
 
