@@ -120,7 +120,9 @@ def commands_of(text: str) -> Iterator[list[str]]:
     for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", text, flags=re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("clip3dreid "):
-                yield shlex.split(line, comments=True)[1:]
+                words = shlex.split(line, comments=True)[1:]
+                # What follows a pipe is another program's.
+                yield words[: words.index("|")] if "|" in words else words
 
 
 def first_of_each(words: list[str]) -> list[str]:
