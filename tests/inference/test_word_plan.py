@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import ReidModel
-from clip3dreid.inference.word_plan import word_plan
+from clip3dreid.inference.word_plan import word_plans
 from clip3dreid.loss.transport import Sinkhorn
 from clip3dreid.model.student import Student
 
@@ -20,7 +20,7 @@ def model(student: Student) -> ReidModel:
 
 def test_words_are_the_best_of_each_group_and_have_as_much_mass_each(model: ReidModel) -> None:
     picture = noise(3, 90, 41)
-    plan = word_plan(model, picture)
+    (plan,) = word_plans(model, picture)
     described = model.describe(picture)[0]
     assert plan.words == tuple((group, words[0].word) for group, words in described.items())
     assert plan.mass.shape[0] == len(GROUPS)
@@ -29,7 +29,7 @@ def test_words_are_the_best_of_each_group_and_have_as_much_mass_each(model: Reid
 
 def test_the_plan_is_that_of_another_solver(model: ReidModel) -> None:
     picture = noise(4, HEIGHT, WIDTH)
-    plan = word_plan(model, picture, solver=Sinkhorn(eps=0.1, iterations=2000, tolerance=1e-6))
+    (plan,) = word_plans(model, picture, solver=Sinkhorn(eps=0.1, iterations=2000, tolerance=1e-6))
     with torch.no_grad():
         maps = model.student(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255).map
         head = model.heads["joint"]
@@ -46,4 +46,20 @@ def test_the_plan_is_that_of_another_solver(model: ReidModel) -> None:
 
 def test_a_model_without_words_is_refused(student: Student) -> None:
     with pytest.raises(InputError, match="mute has not learnt words"):
-        word_plan(ReidModel(student, PLAIN, {}, name="mute"), noise(0, HEIGHT, WIDTH))
+        word_plans(ReidModel(student, PLAIN, {}, name="mute"), noise(0, HEIGHT, WIDTH))
+
+
+def test_several_pictures_have_the_plans_of_each_with_uniform_masses_on_both_sides(model: ReidModel) -> None:
+    pictures = [noise(number, HEIGHT, WIDTH) for number in range(3)]
+    precise = Sinkhorn(eps=0.1, iterations=200, tolerance=1e-4)
+    together = word_plans(model, pictures, solver=precise)
+    assert len(together) == 3
+    for plan, picture in zip(together, pictures, strict=True):
+        (alone,) = word_plans(model, picture, solver=precise)
+        assert plan.words == alone.words
+        torch.testing.assert_close(plan.mass, alone.mass, atol=1e-3, rtol=0)
+        length, high, wide = plan.mass.shape
+        shares = plan.mass / (length * high * wide)
+        torch.testing.assert_close(shares.sum((1, 2)), torch.full((length,), 1 / length), atol=1e-6, rtol=0)
+        even = torch.full((high, wide), 1 / (high * wide))
+        torch.testing.assert_close(shares.sum(0), even, atol=2e-4, rtol=0)

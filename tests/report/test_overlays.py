@@ -23,18 +23,19 @@ def test_a_map_of_zeros_is_drawn_without_a_box() -> None:
 
 def test_a_sheet_has_a_tile_a_word_and_one_of_the_crop() -> None:
     crop = Image.new("RGB", (64, 128), "grey")
-    plan = np.random.default_rng(1).uniform(0.1, 1, (8, 4, 16))
-    sheet = plan_sheet(crop, plan, [f"word {number}" for number in range(16)], height=120, columns=9)
+    mass = np.random.default_rng(1).uniform(0.1, 1, (16, 8, 4))
+    sheet = plan_sheet(crop, mass, [f"word {number}" for number in range(16)], height=120, columns=9)
     one = tile_sheet([(crop.resize((60, 120)), "the crop")])
     assert sheet.width == 9 * (one.width - 6) + 6
     assert sheet.height == 2 * (one.height - 6) + 6
 
 
 def test_the_strongest_of_all_words_alone_is_all_yellow() -> None:
-    plan = np.full((4, 2, 2), 0.01)
+    plan = np.full((2, 4, 2), 0.01)
     plan[0, 0, 0] = 1.0  # strong
-    plan[3, 1, 1] = 0.02  # hardly more than even
-    sheet = np.asarray(plan_sheet(Image.new("RGB", (40, 80), "grey"), plan, ["a", "b"], height=80)).astype(
+    plan[1, 3, 1] = 0.02  # hardly more than even
+    mass = plan / plan.mean((1, 2), keepdims=True)
+    sheet = np.asarray(plan_sheet(Image.new("RGB", (40, 80), "grey"), mass, ["a", "b"], height=80)).astype(
         int
     )
     tile = 112 + 6
@@ -44,6 +45,6 @@ def test_the_strongest_of_all_words_alone_is_all_yellow() -> None:
 
 
 def test_a_word_without_mass_is_shown_as_nothing() -> None:
-    plan = np.zeros((4, 2, 2))
-    plan[..., 0] = 1
-    assert plan_sheet(Image.new("RGB", (40, 80)), plan, ["a", "b"]).width > 100
+    mass = np.zeros((2, 4, 2))
+    mass[0] = 1
+    assert plan_sheet(Image.new("RGB", (40, 80)), mass, ["a", "b"]).width > 100

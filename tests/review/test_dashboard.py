@@ -175,7 +175,7 @@ def test_the_test_pictures_are_those_of_the_evaluation_and_none_was_embedded_aga
     looked = shown.looked
     assert str(shown.scores[0]["feature"]) == "{'embedding': 1.0, 'betas': 1.0}"
     for name in ("general", "same_clothes", "clothes_changing"):
-        ranked, rows = looked.test.ranker(looked.protocol(name)), looked.rows
+        ranked, rows = looked.test.ranker(looked.protocol(name)), looked.rows()
         for query in looked.run.queries(name).iter_rows(named=True):
             assert ranked(rows[query["query"]]).first_hit == query["first_hit"]
     assert (looked.test.seen.joint, looked.test.seen.betas) == (None, None)

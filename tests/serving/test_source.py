@@ -8,7 +8,7 @@ import pytest
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import write_json
 from clip3dreid.io.formats import seal
-from clip3dreid.serving import source as module
+from clip3dreid.model.places import find_model
 from clip3dreid.serving.source import SMALL_WORLD, Source, find_source
 from tests.processes import PATIENCE_S
 
@@ -30,16 +30,6 @@ def run(folder: Path) -> Path:
 
 
 @pytest.fixture
-def nothing_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHIPPED", "no_such_model")
-
-
-@pytest.fixture
-def something_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHIPPED", "body_clip")  # any folder of the package's assets
-
-
-@pytest.fixture
 def demo(tmp_path: Path) -> Path:
     """What two demos of different worlds have left, and a third that was stopped."""
     for digest, age in (("old", 100), ("new", 50), ("stopped", 10)):
@@ -54,18 +44,12 @@ def test_without_anything_it_is_what_the_newest_finished_demo_has_left(demo: Pat
     assert find_source(None, None, demo) == Source(str(demo / "clip3dreid_new"), demo / "shards_new")
 
 
-@pytest.mark.usefixtures("something_shipped")
 def test_without_a_demo_it_is_a_world_of_its_own_and_the_packages_model(tmp_path: Path) -> None:
+    # The names that the package has are those that `load` finds in it.
+    assert find_model("body_student").weights.is_file()
     found = find_source(None, None, tmp_path / "demo")
-    assert found == Source("body_clip", tmp_path / "demo" / SMALL_WORLD, is_world=True)
-    assert find_source(tmp_path, None, tmp_path / "demo") == Source("body_clip", tmp_path)
-
-
-@pytest.mark.usefixtures("nothing_shipped")
-def test_without_any_model_it_says_how_to_have_one(tmp_path: Path, demo: Path) -> None:
-    with pytest.raises(InputError, match="give checkpoint=RUN, or run clip3dreid demo"):
-        find_source(None, None, tmp_path / "elsewhere")
-    assert find_source(tmp_path, None, demo).checkpoint == str(demo / "clip3dreid_new")
+    assert found == Source("body_student", tmp_path / "demo" / SMALL_WORLD, is_world=True)
+    assert find_source(tmp_path, None, tmp_path / "demo") == Source("body_student", tmp_path)
 
 
 def test_a_model_that_is_given_looks_at_a_world_and_not_at_another_ones_shards(demo: Path) -> None:
@@ -78,6 +62,7 @@ def test_shards_bring_the_model_that_has_filled_them_if_it_is_there(tmp_path: Pa
     assert find_source(there, None, tmp_path) == Source(str(model), there)
     assert find_source(there, None, tmp_path).holds_shards
     assert find_source(gone, "mine", tmp_path).checkpoint == "mine"
+    assert find_source(shards(tmp_path / "c", "body_student"), None, tmp_path).checkpoint == "body_student"
     with pytest.raises(InputError, match="runs/gone, is not there; give its place as checkpoint=FOLDER"):
         find_source(gone, None, tmp_path)
 

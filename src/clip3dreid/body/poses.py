@@ -57,7 +57,7 @@ def _arms_down(pose: Array, left: float = 1.28, right: float = 1.28) -> None:
 
 
 def at_ease() -> Array:
-    """Return (24, 3): upright, the arms hanging a little off the body, so that all of its outline is seen."""
+    """Return (24, 3) axis-angle in radians: upright, the arms a little off the body, so that its outline is seen."""
     pose = np.zeros((24, 3), np.float32)
     _arms_down(pose, 1.05, 1.05)
     return pose

@@ -395,7 +395,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             ['feminine', 'masculine']
         """
         self._words()  # refused before the work
-        return self._described(self.joint(images, batch_size=batch_size))
+        return self.describe_joint(self.joint(images, batch_size=batch_size))
 
     def describe_person(self, images: Pictures, *, batch_size: int = 64) -> Description:
         """Describe one person in words, by the mean of several pictures in the teacher's space.
@@ -418,9 +418,25 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         joint = self.joint(images, batch_size=batch_size)
         if not len(joint):
             raise InputError("there is no picture of the person; give one or more")
-        return self._described(F.normalize(joint.mean(0, keepdim=True), dim=1))[0]
+        return self.describe_joint(F.normalize(joint.mean(0, keepdim=True), dim=1))[0]
 
-    def _described(self, joint: Tensor) -> list[Description]:
+    def describe_joint(self, joint: Tensor) -> list[Description]:
+        """Describe people in words, by what `joint` and `look` say of them.
+
+        Args:
+            joint: (N, d), as `word_scores` takes it.
+
+        Returns:
+            N descriptions, as of `describe`.
+
+        Raises:
+            InputError: as `joint`.
+
+        Example:
+            >>> seen = model.look(["a.jpg", "b.jpg"])
+            >>> model.describe_joint(seen.joint) == model.describe(["a.jpg", "b.jpg"])
+            True
+        """
         calibrated = "usual" in self._words()
         return describe(self.word_scores(joint), self.groups, calibrated=calibrated)
 

@@ -6,6 +6,7 @@ CVPR 2024 (CLIP3DReID); `loss.local`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from clip3dreid.loss.transport import Sinkhorn, Solver
 
 SOLVER = Sinkhorn(eps=0.1, iterations=50, tolerance=1e-3)
 """As `conf/loss/local.yaml` has it."""
+_BATCH = 64
 
 
 class WordPlan(NamedTuple):
@@ -33,23 +35,28 @@ class WordPlan(NamedTuple):
 
 
 @torch.no_grad()
-def word_plan(model: ReidModel, picture: PictureLike, *, solver: Solver = SOLVER) -> WordPlan:
-    """Transport the positions of a picture's feature map to the words that describe it best, one of each group.
+def word_plans(
+    model: ReidModel, pictures: PictureLike | Sequence[PictureLike], *, solver: Solver = SOLVER
+) -> list[WordPlan]:
+    """Transport the positions of each picture's feature map to the words that describe it best, one of each group.
 
     As in training, with uniform masses: all positions are handed out, and every word gets as much. Which word gets
     which positions is the model's own doing; nobody told it where a word's part of the body is.
 
     Args:
         model: that has learnt words.
-        picture: one person.
+        pictures: N of them, one person each.
         solver: of the transport.
 
+    Returns:
+        N plans.
+
     Raises:
-        InputError: if the model has not learnt words, or the picture cannot be read.
+        InputError: if the model has not learnt words, or a picture cannot be read.
 
     Example:
-        >>> from clip3dreid.inference.word_plan import word_plan
-        >>> plan = word_plan(model, "a.jpg")
+        >>> from clip3dreid.inference.word_plan import word_plans
+        >>> (plan,) = word_plans(model, "a.jpg")
         >>> plan.mass.shape[0] == len(plan.words) == len(model.groups)
         True
         >>> round(float(plan.mass.mean()), 3)
@@ -57,18 +64,23 @@ def word_plan(model: ReidModel, picture: PictureLike, *, solver: Solver = SOLVER
     """
     if not model.groups or "joint" not in model.heads:
         raise InputError(f"{model.name} has not learnt words, so none of them has a place in a picture")
-    (images,) = batches([picture], 1, model.view, model.device)
-    maps = model.student(images).map.float()
     head = model.heads["joint"]
-    best = model.best_words(joint_features(maps, head))[0]
-    words = tuple(zip(model.groups, best, strict=True))
     flat = [(group, word) for group, members in model.groups.items() for word in members]
-    chosen = [flat.index(pair) for pair in words]
-    centre = head.get_buffer("centre").float()
-    tokens = F.normalize(head.get_buffer("words").float()[chosen] - centre, dim=1)
-    positions = F.normalize(head(maps.flatten(2).mT), dim=2)  # (1, h * w, d)
-    count, words_count = positions.shape[1], len(words)
-    uniform = [positions.new_full((1, size), 1 / size) for size in (count, words_count)]
-    plan = solver(positions, tokens[None].to(positions), *uniform).plan[0]  # (h * w, G)
-    mass = plan / plan.sum(0).clamp(min=1e-12) * count
-    return WordPlan(words, mass.T.reshape(words_count, *maps.shape[2:]).cpu())
+    row_of = {word: row for row, word in enumerate(flat)}
+    tokens = F.normalize(head.get_buffer("words").float() - head.get_buffer("centre").float(), dim=1)
+    plans = []
+    for images in batches(pictures, _BATCH, model.view, model.device):
+        maps = model.student(images).map.float()
+        best = [
+            tuple(zip(model.groups, words, strict=True))
+            for words in model.best_words(joint_features(maps, head))
+        ]
+        chosen = torch.tensor([[row_of[word] for word in words] for words in best], device=tokens.device)
+        positions = F.normalize(head(maps.flatten(2).mT), dim=2)  # (B, h * w, d)
+        count, length = positions.shape[1], len(model.groups)
+        uniform = [positions.new_full((len(images), size), 1 / size) for size in (count, length)]
+        plan = solver(positions, tokens[chosen].to(positions), *uniform).plan  # (B, h * w, G)
+        mass = plan / plan.sum(1, keepdim=True).clamp(min=1e-12) * count
+        shaped = mass.mT.reshape(len(images), length, *maps.shape[2:]).cpu()
+        plans += [WordPlan(words, own) for words, own in zip(best, shaped, strict=True)]
+    return plans

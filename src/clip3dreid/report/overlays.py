@@ -55,14 +55,14 @@ def overlay(crop: Image.Image, values: Values, highest: float | None = None) -> 
 
 
 def plan_sheet(
-    crop: Image.Image, plan: Values, words: Sequence[str], *, height: int = 150, columns: int = 9
+    crop: Image.Image, mass: Values, words: Sequence[str], *, height: int = 150, columns: int = 9
 ) -> Image.Image:
     """Draw a transport plan over a crop: the crop, then a tile a word that shows which positions answer to it.
 
     Args:
         crop: RGB.
-        plan: (h, w, L), 0 or more: how much of each position goes to each word. In a tile yellow is the largest
-            share of any position and word of the sheet, relative to what the word would get everywhere alike.
+        mass: (L, h, w), 0 or more: how much of each word comes from a position, as of
+            `inference.word_plan.WordPlan`. Yellow is the most of any position and word of the sheet.
         words: L of them.
         height: of a tile, pixels.
         columns: tiles side by side, the crop among them.
@@ -70,13 +70,10 @@ def plan_sheet(
     Returns:
         RGB, white ground.
     """
-    mass = plan.sum((0, 1), keepdims=True)
-    # Of a word without mass nothing is shown.
-    share = np.divide(plan * plan.shape[0] * plan.shape[1], mass, out=np.zeros_like(plan), where=mass > 0)
-    highest = float(share.max())
+    highest = float(mass.max())
     small = scaled(crop, height)
     tiles = [(small, "the crop")]
-    tiles += [(overlay(small, share[..., place], highest), word) for place, word in enumerate(words)]
+    tiles += [(overlay(small, own, highest), word) for own, word in zip(mass, words, strict=True)]
     return tile_sheet(tiles, columns=columns)
 
 

@@ -13,6 +13,7 @@ import torch
 from clip3dreid.body.gltf import glb
 from clip3dreid.body.measure import measure
 from clip3dreid.errors import InputError
+from clip3dreid.inference.word_plan import word_plans
 from clip3dreid.report.document import Block, Bodies, Drawing, RankedLists, Sheet, Table, Text, TurnableBody
 from clip3dreid.report.figures import draw_distances, draw_map
 from clip3dreid.report.overlays import overlay, plan_sheet, scaled, tile_sheet
@@ -50,7 +51,6 @@ class Looked(NamedTuple):
             raise InputError(f"the data set of the run has no protocol {name}")
         return self.test.protocols.protocols[name]
 
-    @property
     def rows(self) -> dict[str, int]:
         """Return the row of each query by its path."""
         return {path: row for row, path in enumerate(self.test.found.query["path"])}
@@ -62,7 +62,7 @@ class Looked(NamedTuple):
             InputError: if the pictures are not those that the run was tested on.
         """
         table = self.run.queries(protocol)
-        known = self.rows
+        known = self.rows()
         if missing := [path for path in table["query"] if path not in known]:
             raise InputError(
                 f"{len(missing)} of {len(table)} queries of the run are not in the data, first {missing[0]}; the "
@@ -97,7 +97,7 @@ class Looked(NamedTuple):
 def ranked_lists(looked: Looked) -> list[Block]:
     """Return the best, median and worst queries under the headline, with what each found."""
     name = looked.run.evaluation.headline
-    protocol, known = looked.protocol(name), looked.rows
+    protocol, known = looked.protocol(name), looked.rows()
     ranked = looked.test.ranker(protocol)
     blocks: list[Block] = []
     agreeing, compared = 0, 0
@@ -158,7 +158,7 @@ def clothes_failures(looked: Looked) -> list[Block]:
     )
     if name is None:
         raise InputError(f"{looked.run.evaluation.data} has no protocol in which clothes change")
-    ranked, known = looked.test.ranker(looked.protocol(name)), looked.rows
+    ranked, known = looked.test.ranker(looked.protocol(name)), looked.rows()
     table = looked.run.queries(name)
     lost = table.filter(pl.col("first_hit") > 1).sort("ap", "query")
     same = next((one for one in results if "same_clothes" in one), None)
@@ -267,9 +267,10 @@ def plans(looked: Looked) -> list[Block]:
             ]
         )
     ]
-    for row, file, (words, plan) in zip(rows, files, looked.test.plans(files), strict=True):
-        sheet = plan_sheet(looked.test.crop(file), plan, words)
-        strongest = float((plan * plan.shape[0] * plan.shape[1] / plan.sum((0, 1))).max())
+    for row, file, plan in zip(rows, files, word_plans(looked.test.model, files), strict=True):
+        words = [word for _, word in plan.words]
+        sheet = plan_sheet(looked.test.crop(file), plan.mass.numpy(), words)
+        strongest = float(plan.mass.max())
         caption = (
             f"{looked_name(looked, row)}; words: {', '.join(words)}; strongest: {strongest:.2f} times even"
         )
@@ -280,9 +281,9 @@ def plans(looked: Looked) -> list[Block]:
 def maps(looked: Looked) -> list[Block]:
     """Return where the network answers most strongly."""
     blocks: list[Block] = []
-    name = looked.run.evaluation.headline
+    name, known = looked.run.evaluation.headline, looked.rows()
     for which, table in looked.chosen(name).items():
-        rows = [looked.rows[path] for path in table["query"]]
+        rows = [known[path] for path in table["query"]]
         files = [looked.file("query", row) for row in rows]
         tiles = []
         for row, file, values in zip(rows, files, looked.test.activations(files), strict=True):
@@ -371,7 +372,8 @@ def _examples(looked: Looked) -> list[int]:
     turns = [
         path for group in zip(*(table["query"].to_list() for table in chosen), strict=False) for path in group
     ]
-    return [looked.rows[path] for path in dict.fromkeys(turns)]
+    known = looked.rows()
+    return [known[path] for path in dict.fromkeys(turns)]
 
 
 def _people_once(table: pl.DataFrame, count: int) -> pl.DataFrame:

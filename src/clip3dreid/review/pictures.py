@@ -18,12 +18,10 @@ from torch.nn import functional as F
 
 from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets
 from clip3dreid.errors import InputError
-from clip3dreid.inference.heads import Head
 from clip3dreid.inference.model import Outputs, ReidModel, load
 from clip3dreid.inference.pictures import batches
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
-from clip3dreid.loss.transport import Sinkhorn
 from clip3dreid.retrieval.galleries import galleries
 from clip3dreid.retrieval.protocol import PictureLabels, Protocol, ProtocolSet, encode, select
 from clip3dreid.review.run import ReviewedRun
@@ -189,40 +187,6 @@ class TestPictures:
         """Return how strongly each position of pictures answers, (N, h, w): the length of its feature."""
         length: npt.NDArray[np.float32] = self.feature_maps(files).norm(dim=1).numpy()
         return length
-
-    def plans(self, files: Sequence[Path]) -> list[tuple[list[str], npt.NDArray[np.float32]]]:
-        """Return for each picture the model's best word of every group, and its plan (h, w, L).
-
-        The plan is the transport from the positions of the picture's map to these words, uniform masses on both
-        sides, as local guidance has it in training (`loss.local`).
-
-        Raises:
-            InputError: if the model knows no words.
-        """
-        head = dict(self.model.heads.named_children()).get("joint")
-        if not isinstance(head, Head) or "words" not in head:
-            raise InputError("the model knows no words: no loss of local guidance taught it any")
-        maps = self.feature_maps(files)
-        positions = head(maps.flatten(2).mT.to(self.model.device)).cpu()
-        joint = F.normalize(positions.mean(1), dim=1)
-        chosen = self.model.best_words(joint)
-        index: dict[tuple[str, str], int] = {}
-        for group, words in self.model.groups.items():
-            index |= {(group, word): len(index) + place for place, word in enumerate(words)}
-        vectors = F.normalize((head.tensor("words") - head.tensor("centre")).cpu(), dim=1)
-        places = torch.tensor(
-            [[index[one] for one in zip(self.model.groups, words, strict=True)] for words in chosen]
-        )
-        count, length = positions.shape[1], places.shape[1]
-        solver = Sinkhorn(eps=0.1, iterations=200, tolerance=1e-4)
-        plan = solver(
-            F.normalize(positions, dim=2),
-            vectors[places],
-            torch.full((len(files), count), 1 / count),
-            torch.full((len(files), length), 1 / length),
-        ).plan
-        shaped = plan.reshape(len(files), *maps.shape[2:], length).numpy()
-        return list(zip(chosen, shaped, strict=True))
 
 
 def look_at_test(

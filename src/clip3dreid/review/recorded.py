@@ -23,8 +23,7 @@ from clip3dreid.review.settings import PublishedScore
 _RANKS = 50
 _LISTED = 500
 """People in the table of words."""
-_HEADER = (
-    "protocol",
+SCORES = (
     "R1, %",
     "R5, %",
     "R10, %",
@@ -35,12 +34,14 @@ _HEADER = (
     "queries",
     "gallery",
 )
+"""Columns of `score_rows` behind the first."""
 
 
 def scores(run: ReviewedRun, published: Sequence[PublishedScore]) -> list[Block]:
     """Return the scores of all checkpoints, data sets and features, and what others published beside them."""
     blocks: list[Block] = [
-        Table(title_of_evaluation(one), _HEADER, score_rows(one.results)) for one in run.results.evaluations
+        Table(title_of_evaluation(one), ("protocol", *SCORES), score_rows(one.results))
+        for one in run.results.evaluations
     ]
     first = run.evaluation
     notes = [
@@ -130,14 +131,15 @@ def curves(run: ReviewedRun) -> list[Block]:
     headline = run.evaluation.headline
     drawn = {name: curve_of(run, name) for name in run.evaluation.per_query}
     ranks = [k for k in (1, 5, 10, 20, 50) if k <= min(map(len, drawn.values()))]
-    shown = {**drawn, f"chance ({headline})": chance_of(run, headline)}
+    chance = chance_of(run, headline)
+    shown = {**drawn, f"chance ({headline})": chance}
     rows = [[name, *(f"{100 * curve[k - 1]:.1f}" for k in ranks)] for name, curve in shown.items()]
     caption = (
         "CMC curves: the share of queries with a right picture among the first k; dotted: chance under "
         f"{headline}"
     )
     table = Table("Queries found among the first k, %", ("protocol", *(f"k = {k}" for k in ranks)), rows)
-    return [Drawing("cmc", draw_cmc(drawn, chance_of(run, headline)), caption), table]
+    return [Drawing("cmc", draw_cmc(drawn, chance), caption), table]
 
 
 def training(run: ReviewedRun) -> list[Block]:

@@ -13,7 +13,7 @@ from clip3dreid.report.ablation import draw, header, rows
 from clip3dreid.report.document import Block, Drawing, Table, Text
 from clip3dreid.report.figures import Line, draw_cmc, draw_lines
 from clip3dreid.retrieval.bootstrap import LEVEL
-from clip3dreid.review.recorded import chance_of, curve_of, score_rows
+from clip3dreid.review.recorded import SCORES, chance_of, curve_of, score_rows
 from clip3dreid.review.run import ReviewedRun
 from clip3dreid.review.settings import ReportSettings
 
@@ -50,20 +50,7 @@ def scores(runs: Sequence[ReviewedRun]) -> list[Block]:
             for run, name in zip(runs, names, strict=True)
             if protocol in run.evaluation.results
         ]
-        head = (
-            "run",
-            "data",
-            "R1, %",
-            "R5, %",
-            "R10, %",
-            "R20, %",
-            "mAP, %",
-            "mINP, %",
-            "chance R1, %",
-            "queries",
-            "gallery",
-        )
-        blocks.append(Table(f"{protocol}, {settings_of(runs[0])}", head, lines))
+        blocks.append(Table(f"{protocol}, {settings_of(runs[0])}", ("run", "data", *SCORES), lines))
     return blocks
 
 

@@ -22,15 +22,15 @@ from clip3dreid.body.gltf import glb
 from clip3dreid.body.poses import at_ease
 from clip3dreid.data.datasets import ltcc
 from clip3dreid.errors import InputError
-from clip3dreid.inference.heads import Description, describe
+from clip3dreid.inference.heads import Description
 from clip3dreid.inference.model import ReidModel, load
-from clip3dreid.inference.word_plan import word_plan
+from clip3dreid.inference.word_plan import word_plans
 from clip3dreid.io.pictures import Pixels, open_picture, unreadable, upright_rgb
 from clip3dreid.io.table_files import BOX
 from clip3dreid.language.query_parser import parse_query
 from clip3dreid.language.synonyms import with_usual
+from clip3dreid.report.overlays import overlay, scaled
 from clip3dreid.report.parts import readable, short
-from clip3dreid.report.word_maps import draw_word_map
 from clip3dreid.search.filters import read_values
 from clip3dreid.search.gallery import Gallery
 from clip3dreid.search.query import MakeTeacher
@@ -46,6 +46,8 @@ MOST_VALUES = 1000
 _CONDITION = re.compile(r"\s*([^\s=]+)\s*=\s*(\[[^\]]*\]|[^\s,\[\]]+)\s*,?")
 _THUMBNAIL = (110, 200)
 """Width and height at most, in pixels."""
+_TALL, _MUCH = 192, 4.0
+"""Pixels of a picture of where a word comes from; times an even plan's mass that are drawn as the most."""
 _SMALL_WORLD = (
     *("layout=ltcc", "seed=7", "train_people=1", "test_people=24"),
     *("layout.outfits=2", "layout.seen=2", "layout.test_pictures=2"),
@@ -198,7 +200,7 @@ class Answering:
             notes.append("This model has not learnt words (loss.local).")
         else:
             joint = F.normalize(seen.joint.mean(0, keepdim=True), dim=1)
-            words = describe(model.word_scores(joint), model.groups)[0]
+            words = model.describe_joint(joint)[0]
             places = _places(model, views[0])
         if seen.betas is None:
             notes.append("This model has not learnt bodies (loss.shape).")
@@ -301,10 +303,10 @@ def _decoded(upload: Upload) -> Pixels:
 
 
 def _places(model: ReidModel, view: Tensor) -> list[tuple[str, str, Image.Image]]:
-    plan = word_plan(model, view)
-    picture = np.ascontiguousarray(view.permute(1, 2, 0).numpy())
+    (plan,) = word_plans(model, view)
+    crop = scaled(Image.fromarray(np.ascontiguousarray(view.permute(1, 2, 0).numpy())), _TALL)
     return [
-        (group, word, draw_word_map(picture, mass.numpy()))
+        (group, word, overlay(crop, mass.numpy(), _MUCH))
         for (group, word), mass in zip(plan.words, plan.mass, strict=True)
     ]
 

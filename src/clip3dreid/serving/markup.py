@@ -92,8 +92,9 @@ def places(found: Sequence[tuple[str, str, Image.Image]], description: Descripti
     )
     return (
         f'<h2>Which part of the picture answers to which word</h2><div class="places">{figures}</div>'
-        '<p class="quiet">The transport plan between the positions of the feature map and the words. White: '
-        "nothing of the word comes from here; full red: four times an even plan's share, or more.</p>"
+        '<p class="quiet">The transport plan between the positions of the feature map and the words. Blue: '
+        "nothing of the word comes from here; yellow: four times an even plan's share, or more. A white box marks "
+        "the most of a word.</p>"
     )
 
 

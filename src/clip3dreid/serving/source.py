@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.resumable import INDEX
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
+from clip3dreid.model.places import SHIPPED
 from clip3dreid.search.shard_index import read_shard_index
 
-SHIPPED = "body_student"
-"""The model of the package, in releases that have one."""
 SMALL_WORLD = "small_world"
 """Folder below the demo's of a world that is rendered for the page alone."""
 _METHOD = "clip3dreid"
@@ -41,13 +39,12 @@ def find_source(gallery: Path | None, checkpoint: str | None, demo: Path) -> Sou
         gallery: shards, a folder of pictures, a table of them, or boxes; None: what the demo has left, else a small
             world.
         checkpoint: the model; None: the one that has filled the shards, the demo's for what it has left, otherwise
-            the one of the package or, where that has none, the demo's.
+            the one of the package.
         demo: folder of `clip3dreid demo`.
 
     Raises:
-        InputError: if the gallery is not there, or there is no model.
+        InputError: if the gallery is not there, or the model that has filled it.
     """
-    found = _demo(demo)
     if gallery is not None:
         if not gallery.exists():
             raise InputError(
@@ -56,10 +53,10 @@ def find_source(gallery: Path | None, checkpoint: str | None, demo: Path) -> Sou
             )
         if checkpoint is None and (gallery / INDEX).is_file():
             return Source(_model_of(gallery), gallery)
-        return Source(checkpoint or _default(demo, found), gallery)
-    if checkpoint is None and found is not None:
+        return Source(checkpoint or SHIPPED[0], gallery)
+    if checkpoint is None and (found := _demo(demo)) is not None:
         return found
-    return Source(checkpoint or _default(demo, found), demo / SMALL_WORLD, is_world=True)
+    return Source(checkpoint or SHIPPED[0], demo / SMALL_WORLD, is_world=True)
 
 
 def _demo(demo: Path) -> Source | None:
@@ -73,20 +70,9 @@ def _demo(demo: Path) -> Source | None:
 
 def _model_of(shards: Path) -> str:
     model = str(read_shard_index(shards).get("model"))
-    if not Path(model).expanduser().exists() and model != SHIPPED:
+    if not Path(model).expanduser().exists() and model not in SHIPPED:
         raise InputError(
             f"checkpoint is not set, and the model that made {shards}, {model}, is not there; give its place as "
             "checkpoint=FOLDER"
         )
     return model
-
-
-def _default(demo: Path, found: Source | None) -> str:
-    """Return the model that is taken where none is given."""
-    if (resources.files("clip3dreid.model") / "assets" / SHIPPED).is_dir():
-        return SHIPPED
-    if found is not None:
-        return found.checkpoint
-    raise InputError(
-        f"there is no model to try: give checkpoint=RUN, or run clip3dreid demo, whose model is taken from {demo}"
-    )
