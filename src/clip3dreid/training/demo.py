@@ -94,8 +94,8 @@ def run_demo(settings: DemoSettings) -> None:
         f"Look at them: {hits}.\n"
         "A rendered world with a wide spread of shapes (docs/world.md): its numbers compare with each other and\n"
         f"with chance, not with those of real data sets. Look at {comparison / 'compare.png'}.\n"
-        "Next: clip3dreid serve, which opens on these people in a browser; clip3dreid.load on a run's folder (docs/api.md);\n"
-        "or train on your own pictures."
+        "Next: clip3dreid serve, which opens on these people in a browser; clip3dreid.load on a run's folder\n"
+        "(docs/api.md); or train on your own pictures."
     )
 
 
