@@ -153,7 +153,7 @@ def test_the_call_of_the_documentation_exports(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "export(" in block]
+    (example,) = [block for block in blocks if "exported = export(" in block]
     (tmp_path / "model").symlink_to(saved)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -35,6 +35,7 @@ from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.hydra import register
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import identify
+from clip3dreid.model import places
 from clip3dreid.model import teacher as teacher_module
 from clip3dreid.model import teacher_files as module
 from clip3dreid.model.embedding_cache import EmbeddingCache, TeacherEmbeddings
@@ -693,7 +694,7 @@ def test_a_packaged_teacher_that_is_not_shipped_is_named():
 
 def test_a_packaged_teacher_is_found_in_the_package(published, monkeypatch, tmp_path):
     shutil.copytree(published["clip"], tmp_path / "assets" / "small_clip")
-    monkeypatch.setattr(module.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(places.resources, "files", lambda package: tmp_path)
     assert Teacher("package:small_clip", VIEWS[0], name="tiny").folder == tmp_path / "assets" / "small_clip"
 
 

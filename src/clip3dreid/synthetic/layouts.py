@@ -72,7 +72,7 @@ def ltcc(
     seen: int,
     pictures: int,
     test_pictures: int,
-    unchanged: float = 0,
+    unchanged: float | None = None,
 ) -> Plan:
     """Plan LTCC: `{train,query,test}/PERSON_CLOTHES_cCAMERA_FRAME.png`, and the lists of `info/`.
 
@@ -86,17 +86,19 @@ def ltcc(
         seen: how many of the cameras see an outfit.
         pictures: of a training person in an outfit under a camera.
         test_pictures: the same for test people, queries included.
-        unchanged: share of training people who are seen in their first outfit alone, 0..1.
+        unchanged: share of training people who are seen in their first outfit alone, 0..1; None: nobody, as in
+            worlds from before there was such a share.
 
     Raises:
         InputError: if a query would have no positive.
     """
-    check_number("layout.unchanged", unchanged, Range(0, 1))
+    if unchanged is not None:
+        check_number("layout.unchanged", unchanged, Range(0, 1))
     _at_least(1, "everybody wears something and is seen", outfits=outfits, pictures=pictures)
     _at_least(2, "a query needs its person under another camera", cameras=cameras, seen=seen)
     _at_least(2, "one is the query, the rest the gallery", test_pictures=test_pictures)
     numbers = rng.permutation(people.train + people.test)
-    staying = round(unchanged * people.train)
+    staying = round((unchanged or 0) * people.train)
     planned: list[PlannedPicture] = []
     for split, person in _people(people):
         for outfit in range(1 if person < staying else outfits):
