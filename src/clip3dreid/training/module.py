@@ -172,7 +172,7 @@ class ReidModule(EvaluationModule):
         return {name: make(batch) for name, make in ready.items()} | self.losses.ahead(batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Look at the step before; seed what is drawn in this one, so that it is drawn again if a run is resumed here.
+        """Look at the step before, and seed what is drawn in this one: it is drawn again if a run is resumed here.
 
         Raises:
             FloatingPointError: as `training_step`, of the step before.
