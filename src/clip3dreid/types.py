@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     """The second stream, where a loss asks for it; its size has nothing to do with B."""
     targets: Mapping[str, Tensor] = {}
     """What guides say of each picture, (B, ...) by the guide's name, where a loss asks for it: `teacher` (B, d)
-    float32 of length 1, the teacher's embeddings."""
+    float32 of length 1, the teacher's embeddings; and what losses count of a batch before it goes to the device."""
 
 
 class TextTargets(NamedTuple):

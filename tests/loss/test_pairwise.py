@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
-from pytorch_metric_learning.losses import NTXentLoss
-from pytorch_metric_learning.reducers import PerAnchorReducer
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.losses import CircleLoss, NTXentLoss, TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.reducers import MeanReducer, PerAnchorReducer
 
 from clip3dreid.errors import InputError
 from clip3dreid.loss.pairwise import Contrastive, PairwiseCircle, PairwiseCosFace, Triplet
@@ -68,6 +70,51 @@ def test_unit_euclidean_triplet_measures_chords_whatever_the_lengths():
     near = [(60, 90), (60, 30), (90, 30), (90, 120)]
     hinges = [max(0.0, chord(own) - chord(other) + 0.3) for own, other in near]
     assert loss.item() == pytest.approx(sum(hinges) / 4, rel=1e-9)
+
+
+LIBRARY_DISTANCES = {
+    "cosine": CosineSimilarity,
+    "euclidean": lambda: LpDistance(normalize_embeddings=False),
+    "unit_euclidean": LpDistance,
+}
+BATCHES = [
+    [0, 0, 0, 0, 1, 1, 2, 2, 2],
+    [0, 0, 0, 0, 1, 2, 3, 3, 4],  # three without a partner
+    [0, 0, 0, 0, 0, 0, 0, 0, 0],  # nobody to be told from
+]
+
+
+def value_and_gradient(loss, points):
+    points = points.clone().requires_grad_()
+    value = loss(points)
+    return value.detach(), torch.autograd.grad(value, points)[0]
+
+
+@pytest.mark.parametrize("labels", BATCHES)
+@pytest.mark.parametrize("distance", LIBRARY_DISTANCES)
+@pytest.mark.parametrize("margin", [0.3, None])
+def test_triplet_agrees_with_the_library(labels, distance, margin):
+    points, labelled = random_embedding(9, 5), batch(labels)
+    miner = BatchHardMiner(distance=LIBRARY_DISTANCES[distance]())
+    library = TripletMarginLoss(
+        margin=margin or 0,
+        smooth_loss=margin is None,
+        distance=LIBRARY_DISTANCES[distance](),
+        reducer=MeanReducer(),
+    )
+    person = labelled.person
+    theirs = value_and_gradient(lambda x: library(x, person, miner(x, person)), points)
+    term = Triplet(NONE, margin=margin, distance=distance)
+    torch.testing.assert_close(value_and_gradient(lambda x: term(features(x), labelled), points), theirs)
+
+
+@pytest.mark.parametrize("labels", BATCHES)
+def test_pairwise_circle_agrees_with_the_library(labels):
+    points, labelled = random_embedding(9, 5), batch(labels)
+    library = CircleLoss(m=0.35, gamma=48.0, reducer=MeanReducer())
+    theirs = value_and_gradient(lambda x: library(x, labelled.person), points)
+    term = PairwiseCircle(NONE, scale=48.0, margin=0.35)
+    torch.testing.assert_close(value_and_gradient(lambda x: term(features(x), labelled), points), theirs)
 
 
 def within_processes(points, person, margin):

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip3dreid.errors import InputError
 from clip3dreid.model.normalisation import freeze, statistics_kept, use_ghost
@@ -45,6 +46,100 @@ def test_groups_give_the_summed_gradients_of_separate_passes():
         plain(part).pow(3).sum().backward()
     for (name, a), (_, b) in zip(ghost.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+def norm_of(kind: type[nn.Module], **how) -> nn.Module:
+    """A norm with weights and running statistics that are not those it starts with."""
+    torch.manual_seed(0)
+    module = nn.Sequential(kind(5, **how))
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    return module
+
+
+LAYOUTS = {
+    "rows": (nn.BatchNorm1d, (13, 5)),
+    "sequences": (nn.BatchNorm1d, (13, 5, 7)),
+    "maps": (nn.BatchNorm2d, (13, 5, 4, 3)),
+    "channels last": (nn.BatchNorm2d, (13, 5, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [12, 14, 10, 6])
+@pytest.mark.parametrize("how", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
+def test_one_operation_gives_values_gradients_statistics_and_layout_of_one_a_group(layout, batch, how):
+    kind, shape = LAYOUTS[layout]
+    ghost = norm_of(kind, **how)
+    apart = copy.deepcopy(ghost)
+    use_ghost(ghost, 4)
+    images = 2 + torch.randn(batch, *shape[1:], generator=torch.Generator().manual_seed(1))
+    if layout == "channels last":
+        images = images.to(memory_format=torch.channels_last)
+    one, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+    for _ in range(2):
+        found = ghost(one)
+        groups = other.split(4)
+        first = apart(groups[0])
+        with statistics_kept(apart):
+            expected = torch.cat([first, *(apart(group) for group in groups[1:])])
+    assert found.stride() == images.stride()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-6)
+    for (name, a), (_, b) in zip(ghost.named_parameters(), apart.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6, msg=name)
+    for (name, a), (_, b) in zip(ghost.named_buffers(), apart.named_buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_half_precision_inside_autocast_stays_so_and_agrees():
+    ghost = norm_of(nn.BatchNorm2d)
+    apart = copy.deepcopy(ghost)
+    use_ghost(ghost, 4)
+    images = torch.randn(8, 5, 4, 3).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ghost(images)
+        expected = torch.cat([apart(group) for group in images.split(4)])
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not any(result.alias_info for result in func._schema.returns) or func._schema.is_mutable
+        return func(*args, **(kwargs or {}))
+
+
+def test_kernels_do_not_grow_with_the_number_of_groups():
+    counts = {}
+    for batch in (8, 16, 32, 64):
+        module = network()
+        use_ghost(module, 4)
+        with Kernels() as kernels:
+            module(pictures(batch)).pow(3).sum().backward()
+        counts[batch] = kernels.count
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_groups_compile_without_a_break_in_the_graph():
+    module = network().float()
+    use_ghost(module, 4)
+    plain = copy.deepcopy(module)
+    images = pictures(8).float()
+    found = torch.compile(module, backend="aot_eager", fullgraph=True)(images)
+    torch.testing.assert_close(found, plain(images))
+    for (name, a), (_, b) in zip(module.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
 
 
 def test_groups_differ_from_batch_statistics():

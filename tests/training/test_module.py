@@ -156,7 +156,8 @@ def test_bad_rates_are_refused_before_anything_is_embedded() -> None:
 def test_a_checkpoint_carries_the_checksum_of_what_a_model_is_loaded_from(tmp_path: Path) -> None:
     card = {"version": 1, "student": {}, "height": 32, "width": 16}
     heads = {"shape.bias": torch.tensor([0.5])}
-    module = SimpleNamespace(card=card, losses=SimpleNamespace(heads=lambda: heads))
+    losses = SimpleNamespace(heads=lambda: heads)
+    module = SimpleNamespace(card=card, losses=losses, _settle=lambda: None, _rescued_step=None)
     checkpoint = {"state_dict": {"student.a": torch.ones(2), "losses.b": torch.ones(2)}}
     ReidModule.on_save_checkpoint(module, checkpoint)  # type: ignore[arg-type]
     torch.save(checkpoint, tmp_path / "last.ckpt")

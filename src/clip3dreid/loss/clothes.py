@@ -163,20 +163,21 @@ class ClothesMemory(Term):
         return adversarial_loss(logits, batch.clothes, own & self.met, ~own & self.met, epsilon=self.epsilon)
 
     def _remember(self, embedding: Tensor, clothes: Tensor) -> None:
-        known = clothes >= 0
-        embedding, clothes = embedding[known], clothes[known]
-        alike = (clothes[:, None] == clothes).to(embedding.dtype)
+        # A row for each outfit, so that nobody waits for the device to say which pictures' are known.
+        worn = clothes == torch.arange(len(self.memory), device=clothes.device)[:, None]  # (outfits, B)
+        shares, here = worn.to(embedding.dtype), worn.any(1)
         if self.keep == "mean":
-            kept = self.momentum * self.met[clothes, None]
-            new = (1 - kept) * (alike @ embedding / alike.sum(1, keepdim=True))  # (M, D)
+            kept = (self.momentum * self.met).to(embedding.dtype)[:, None]
+            new = (1 - kept) * (shares @ embedding / shares.sum(1, keepdim=True).clamp(min=1))
         else:
             momentum = self.momentum * self.met.all().to(embedding.dtype)
             # A picture's share shrinks with each later one of its outfit; 0 to the power of 0 is 1.
-            share = (1 - momentum) * momentum ** alike.triu(1).sum(1)
-            kept, new = momentum ** alike.sum(1, keepdim=True), alike @ (share[:, None] * embedding)
-        # Rows of the same outfit are equal.
-        self.memory[clothes] = (kept * self.memory[clothes] + new).to(self.memory.dtype)
-        self.met[clothes] = True
+            later = shares.flip(1).cumsum(1).flip(1) - shares
+            kept = momentum ** shares.sum(1, keepdim=True)
+            new = ((1 - momentum) * momentum**later * shares) @ embedding
+        updated = (kept * self.memory + new).to(self.memory.dtype)
+        self.memory.copy_(torch.where(here[:, None], updated, self.memory))
+        self.met |= here
 
 
 def _accuracy(logits: Tensor, clothes: Tensor) -> Tensor:

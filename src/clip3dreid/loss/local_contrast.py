@@ -19,6 +19,8 @@ from clip3dreid.loss.word_term import (
 )
 from clip3dreid.types import Batch, Dimensions, Features
 
+PRESENT, OWN = "descriptions/present", "descriptions/own"
+"""In `Batch.targets`: which descriptions the batch has (M,), ascending, and each picture's among them (B,)."""
 COLDEST = 0.01
 """What a learnt temperature stays above: the bound that CLIP sets."""
 
@@ -91,11 +93,11 @@ class LocalContrast(WordTerm):
         self.excess = nn.Parameter(torch.tensor(math.log(temperature - least))) if learn_temperature else None
         self.descriptions: Tensor
         self.sureness: Tensor
-        self.which: Tensor
         different = descriptions(self.index, self.confidence)
         self.register_buffer("descriptions", different.tokens, persistent=False)
         self.register_buffer("sureness", different.confidence, persistent=False)
-        self.register_buffer("which", different.which, persistent=False)
+        # No buffer: it stays on the CPU, where labels are when batches are made.
+        self._which = different.which
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Return the mean over the batch, a scalar; log M where M descriptions are not told apart."""
@@ -103,16 +105,22 @@ class LocalContrast(WordTerm):
             maps = precise(features.map)
             projected = self._projected(maps)
             a = position_masses(maps, self.positions)
-            present, own = torch.unique(self.which[self._units(batch)], return_inverse=True)
+            if PRESENT not in batch.targets:
+                counted = {name: part.to(maps.device) for name, part in self.ahead(batch).items()}
+                batch = batch._replace(targets={**batch.targets, **counted})
+            present, own = batch.targets[PRESENT], batch.targets[OWN]
             x = F.normalize(projected, dim=2)
-            found = [self._transport(x, a, *self._described(len(x), one)) for one in present]
+            described = zip(self.descriptions[present], self.sureness[present], strict=True)
+            found = [self._transport(x, a, *(part.expand(len(x), -1) for part in one)) for one in described]
             costs = torch.stack([transport.value for transport in found], dim=1)  # (B, M)
             temperature = self.temperature.to(costs)
             loss = F.cross_entropy(-costs / temperature, own)
         self._observe(projected, batch)
         with torch.no_grad():
             plans = torch.stack([transport.plan for transport in found], dim=1)  # (B, M, N, L)
-            self.observed["plan_entropy"] = plan_entropy(plans[torch.arange(len(own)), own])
+            self.observed["plan_entropy"] = plan_entropy(
+                plans[torch.arange(len(own), device=own.device), own]
+            )
             self.observed["own_description"] = (costs.argmin(1) == own).to(costs.dtype).mean()
             self.observed["temperature"] = temperature
         return loss
@@ -120,7 +128,9 @@ class LocalContrast(WordTerm):
     @property
     def temperature(self) -> Tensor:
         """Return the temperature, a scalar; learnt, it is the exponential of a parameter above its bound."""
-        return torch.tensor(self._fixed) if self.excess is None else COLDEST + self.excess.exp()
+        if self.excess is None:
+            return torch.full((), self._fixed, device=self.table.device)
+        return COLDEST + self.excess.exp()
 
     @torch.no_grad()
     def plan(self, features: Features, batch: Batch) -> Tensor:
@@ -131,9 +141,10 @@ class LocalContrast(WordTerm):
             plan = self._transport(x, position_masses(maps, self.positions), *self._tokens(batch)).plan
         return plan.reshape(len(plan), *maps.shape[2:], -1)
 
-    def _described(self, count: int, description: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens and confidence of a description, a scalar number, once for each of `count` pictures."""
-        return self.descriptions[description].expand(count, -1), self.sureness[description].expand(count, -1)
+    def ahead(self, batch: Batch) -> dict[str, Tensor]:
+        """Return which descriptions a batch has: their number is the number of transports."""
+        found = torch.unique(self._which[self._units(batch).cpu()], return_inverse=True)
+        return dict(zip((PRESENT, OWN), found, strict=True))
 
     def _transport(self, x: Tensor, a: Tensor, tokens: Tensor, confidence: Tensor) -> Transport:
         """Return the transport of pictures (B, N, d) to tokens (B, L)."""

@@ -4,10 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import CosFaceLoss
-from torch import Tensor
+from torch import Tensor, nn
 
-from clip3dreid.loss.cosine import CosineClassifier, unit_rows
+from clip3dreid.loss.cosine import CosineClassifier, cosines, unit_rows
 from clip3dreid.loss.term import Term, positive
 from clip3dreid.types import Batch, Dimensions, Features
 
@@ -71,19 +70,20 @@ class CosFace(Term):
             InputError: if `scale` is not above 0.
         """
         super().__init__()
-        self.loss = CosFaceLoss(
-            num_classes=dimensions.people,
-            embedding_size=dimensions.width,
-            scale=positive("CosFace: scale", scale),
-            margin=margin,
-            # Its W is (D, people).
-            weight_init_func=lambda weight: unit_rows(weight.T),
-        )
+        self.scale = positive("CosFace: scale", scale)
+        self.margin = margin
+        # (D, people), under the name that checkpoints have.
+        self.loss = nn.ParameterDict({"W": nn.Parameter(torch.empty(dimensions.width, dimensions.people))})
+        unit_rows(self.loss["W"].T)
+
+    # pytorch-metric-learning's finds the own person's cosines by a boolean index, which waits for the device.
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Return the mean cross-entropy over the batch, a scalar."""
-        loss: Tensor = self.loss(features.embedding, batch.person)
-        return loss
+        cosine = cosines(features.embedding, self.loss["W"].T)  # (B, people)
+        rows = batch.person[:, None]
+        target = cosine.gather(1, rows) - self.margin
+        return F.cross_entropy(self.scale * cosine.scatter(1, rows, target), batch.person)
 
 
 class Circle(Term):

@@ -2,15 +2,14 @@
 
 All of them compare the embeddings of every process (`gather`), so that the number of processes changes
 neither the loss nor its gradient. Pictures without a partner of their own person, or without anybody else to
-be told from, add nothing.
+be told from, add nothing. Pairs are chosen by masks over the whole table and not by their number, which the host
+would have to wait for.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.losses import CircleLoss, TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
 from clip3dreid.io.checks import choose
@@ -19,11 +18,11 @@ from clip3dreid.loss.gather import gather
 from clip3dreid.loss.term import Term, positive
 from clip3dreid.types import Batch, Dimensions, Features
 
-_DISTANCES = {
-    "cosine": CosineSimilarity,
-    # The field's Euclidean triplet takes features of any length; the library normalises unless told not to.
-    "euclidean": lambda: LpDistance(normalize_embeddings=False),
-    "unit_euclidean": LpDistance,
+_DISTANCES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    # Less the 1, which a difference of two distances does not see.
+    "cosine": lambda embedding: -cosines(embedding, embedding),
+    "euclidean": lambda embedding: torch.cdist(embedding, embedding),
+    "unit_euclidean": lambda embedding: torch.cdist(F.normalize(embedding), F.normalize(embedding)),
 }
 
 
@@ -53,20 +52,23 @@ class Triplet(Term):
         """
         super().__init__()
         choose("Triplet: distance", distance, _DISTANCES)
-        self.miner = BatchHardMiner(distance=_DISTANCES[distance]())
-        self.loss = TripletMarginLoss(
-            margin=0 if margin is None else margin,
-            smooth_loss=margin is None,
-            distance=_DISTANCES[distance](),
-            # The library's own average leaves out triplets that are already satisfied; the field's does not.
-            reducer=MeanReducer(),
-        )
+        self.margin = margin
+        self.distance = _DISTANCES[distance]
+
+    # pytorch-metric-learning's chooses triplets by their number, which waits for the device.
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
-        """Return the mean over the pictures of the global batch, a scalar."""
-        embedding, person = gather(features.embedding), gather(batch.person)
-        loss: Tensor = self.loss(embedding, person, self.miner(embedding, person))
-        return loss
+        """Return the mean over the pictures of the global batch that have a positive and a negative, a scalar."""
+        embedding = gather(features.embedding)
+        positives, negatives = _partners(gather(batch.person))
+        distance = self.distance(embedding)
+        farthest = distance.detach().masked_fill(~positives, -torch.inf).argmax(1, keepdim=True)
+        nearest = distance.detach().masked_fill(~negatives, torch.inf).argmin(1, keepdim=True)
+        behind = (distance.gather(1, farthest) - distance.gather(1, nearest)).squeeze(1)
+        per_picture = F.softplus(behind) if self.margin is None else F.relu(behind + self.margin)
+        # Satisfied triplets count in the mean, as they do in the field.
+        whole = positives.any(1) & negatives.any(1)
+        return torch.where(whole, per_picture, 0).sum() / whole.sum().clamp(min=1)
 
 
 class PairwiseCircle(Term):
@@ -91,15 +93,18 @@ class PairwiseCircle(Term):
             InputError: if `scale` is not above 0.
         """
         super().__init__()
-        # The library's own average would leave out pictures whose loss has underflowed to 0.
-        self.loss = CircleLoss(
-            m=margin, gamma=positive("PairwiseCircle: scale", scale), reducer=MeanReducer()
-        )
+        self.scale = positive("PairwiseCircle: scale", scale)
+        self.margin = margin
+
+    # pytorch-metric-learning's chooses pairs by boolean indices, whose number waits for the device.
 
     def forward(self, features: Features, batch: Batch, bodies: Features | None = None) -> Tensor:
         """Return the mean over the pictures of the global batch, a scalar."""
-        loss: Tensor = self.loss(gather(features.embedding), gather(batch.person))
-        return loss
+        cosine, positives, negatives = _pairs(features, batch)
+        fixed, m = cosine.detach(), self.margin
+        apart = _logsumexp(self.scale * F.relu(fixed + m) * (cosine - m), negatives)
+        together = _logsumexp(-self.scale * F.relu(1 + m - fixed) * (cosine - (1 - m)), positives)
+        return F.softplus(apart + together).mean()
 
 
 class PairwiseCosFace(Term):
@@ -173,10 +178,15 @@ class Contrastive(Term):
 
 def _pairs(features: Features, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return cosines and bool masks of positive and negative pairs, (M, M) over the global batch."""
-    embedding, person = gather(features.embedding), gather(batch.person)
+    embedding = gather(features.embedding)
+    return cosines(embedding, embedding), *_partners(gather(batch.person))
+
+
+def _partners(person: Tensor) -> tuple[Tensor, Tensor]:
+    """Return bool masks (M, M) of positive and negative pairs of people (M,)."""
     same = person[:, None] == person
     itself = torch.eye(len(person), dtype=torch.bool, device=person.device)
-    return cosines(embedding, embedding), same & ~itself, ~same
+    return same & ~itself, ~same
 
 
 def _logsumexp(values: Tensor, keep: Tensor) -> Tensor:

@@ -54,6 +54,17 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
+    def ahead(self, batch: Batch) -> dict[str, Tensor]:
+        """Count what of a batch must be counted, while its labels are on the CPU: nobody waits for the device then.
+
+        Args:
+            batch: of the people's pictures, before it goes to the device.
+
+        Returns:
+            What `forward` finds in `Batch.targets`; it does without where it was called on its own.
+        """
+        return {}
+
     def connect(self, others: Mapping[str, "Term"]) -> None:
         """Connect the term to another whose head it reads; called once all terms are built.
 

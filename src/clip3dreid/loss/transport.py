@@ -24,7 +24,7 @@ from clip3dreid.loss.term import not_negative, positive
 # float32 a factor of 1e5 on either side for the latter.
 _SCALING_FROM = 0.04
 
-# Between looks at the convergence: each one makes the host wait for the device.
+# Between looks at the convergence, which a device other than the CPU is spared: each would make the host wait for it.
 _LOOK_EVERY = 10
 
 
@@ -72,7 +72,8 @@ class Sinkhorn:
             eps: weight of the entropy, above 0, in units of the cost; the larger, the more blurred the plan.
             iterations: most steps on rows and columns, 1 or more.
             tolerance: share of a picture's mass in the wrong row that is good enough to stop, in the worst picture
-                of the batch; looked at every 10 steps. 0: always all iterations, and the device is never waited for.
+                of the batch; looked at every 10 steps. 0, and on any device but the CPU, whose host would wait for
+                the answer: always all iterations.
 
         Raises:
             InputError: if a value is out of range.
@@ -214,7 +215,7 @@ def _scaled(score: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: flo
     u, v = a, b
     for step in range(iterations):
         rows = v @ turned  # (B, 1, N)
-        if tolerance and step and step % _LOOK_EVERY == 0 and _misplaced(u * rows - a) <= tolerance:
+        if _looks(step, tolerance, score) and _misplaced(u * rows - a) <= tolerance:
             break
         u = a / rows
         v = b / (u @ kernel)
@@ -234,12 +235,16 @@ def _logarithmic(
     for step in range(iterations):
         wanted = -damping[0] * (score + (g + log_b)[:, None]).logsumexp(2)
         # Without damping, exp(f - wanted) is a row's sum over its mass: the same measure as in `_scaled`.
-        look = tolerance and step and step % _LOOK_EVERY == 0
-        if look and _misplaced((a * torch.expm1(f - wanted))[:, None]) <= tolerance:
+        if _looks(step, tolerance, score) and _misplaced((a * torch.expm1(f - wanted))[:, None]) <= tolerance:
             break
         f = wanted
         g = -damping[1] * (score + (f + log_a)[:, :, None]).logsumexp(1)
     return ((f + log_a)[:, :, None] + score + (g + log_b)[:, None]).exp()
+
+
+def _looks(step: int, tolerance: float, score: Tensor) -> bool:
+    """Return whether the convergence of scores is looked at before a step."""
+    return bool(tolerance and step and step % _LOOK_EVERY == 0 and score.device.type == "cpu")
 
 
 def _misplaced(excess: Tensor) -> Tensor:

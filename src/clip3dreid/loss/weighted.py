@@ -1,6 +1,7 @@
 """The weighted sum of the loss terms that a configuration names."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
@@ -52,8 +53,17 @@ class Losses(NamedTuple):
     """Each term's gradient at weight 1, where it was to be measured."""
 
 
-class NonFiniteLoss(ArithmeticError):  # noqa: N818 - says what is wrong more plainly than NonFiniteLossError
-    """A loss became NaN or infinite; the message names the term."""
+def not_finite(total: float, raw: Mapping[str, float]) -> str | None:
+    """Return what is to be said of a loss that is NaN or infinite, with the terms that are; None where it is neither.
+
+    Args:
+        total: the sum.
+        raw: its parts by name, before weighting.
+    """
+    if math.isfinite(total):
+        return None
+    bad = ", ".join(f"{name} = {value}" for name, value in raw.items() if not math.isfinite(value))
+    return f"loss not finite ({bad or 'its parts overflow when weighted and added'})"
 
 
 def needs(terms: Mapping[str, LossEntry]) -> frozenset[Need]:
@@ -182,10 +192,9 @@ class WeightedLosses(nn.Module):
             scale: see `gradients_sent`.
 
         Returns:
-            The sum and its parts.
+            The sum and its parts, which nobody has looked at: `not_finite` does once they are on the CPU.
 
         Raises:
-            NonFiniteLoss: if a part is NaN or infinite; it is named.
             InputError: if a term with a share sends nothing there.
         """
         features = _widened(features)
@@ -201,10 +210,6 @@ class WeightedLosses(nn.Module):
             }
             raw, weighted = _flat(parts), _flat(scaled)
             total = torch.stack(list(weighted.values())).sum()
-        # One look at the sum is one synchronisation of the device; the parts are asked only when it is bad.
-        if not torch.isfinite(total):
-            bad = ", ".join(f"{k} = {v.item()}" for k, v in raw.items() if not torch.isfinite(v))
-            raise NonFiniteLoss(f"loss not finite ({bad or 'its parts overflow when weighted and added'})")
         return Losses(
             total,
             {part: loss.detach() for part, loss in raw.items()},
@@ -228,6 +233,12 @@ class WeightedLosses(nn.Module):
                 parts[name] = {f"{name}/{k}": v for k, v in value.items()} if named else {name: value}
                 observed |= {f"{name}/{key}": measured.detach() for key, measured in term.observed.items()}
         return parts, observed
+
+    def ahead(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the terms count of a batch before it goes to the device (`Term.ahead`)."""
+        return {
+            name: counted for term in self._terms().values() for name, counted in term.ahead(batch).items()
+        }
 
     def heads(self) -> dict[str, Tensor]:
         """Return tensors that the trained model is shipped with; of two terms with the same head, the later's."""

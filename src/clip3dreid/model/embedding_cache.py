@@ -331,6 +331,7 @@ class TeacherEmbeddings(nn.Module):
 
     Attributes:
         width: d.
+        ahead: whether it answers before a batch goes to the device, which has nothing to do with it: from a cache.
 
     Raises:
         ValueError: if there is neither.
@@ -344,6 +345,7 @@ class TeacherEmbeddings(nn.Module):
         self.teacher = teacher
         self.cache = cache
         self.width = source.width
+        self.ahead = cache is not None
 
     def forward(self, batch: Batch) -> Tensor:
         """Return embeddings (B, d) float32 of a batch, on its device."""

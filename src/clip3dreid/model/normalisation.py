@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,89 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 def _by_group(
     norm: GhostBatchNorm1d | GhostBatchNorm2d, plain: Callable[[Tensor], Tensor], input: Tensor
 ) -> Tensor:
+    """Normalise whole groups in one operation, and the rows that are left over, if there are any, in another."""
     if not norm.training or len(input) <= norm.group:
         return plain(input)
-    first, *others = torch.split(input, norm.group)
-    # Only the first group moves the running statistics: see `use_ghost`.
-    rest = (F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps) for x in others)
-    return torch.cat([plain(first), *rest])
+    whole = len(input) // norm.group * norm.group
+    if whole == len(input):
+        return _whole_groups(norm, input)
+    rest = F.batch_norm(input[whole:], None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    return torch.cat([_whole_groups(norm, input[:whole]), rest])
+
+
+def _whole_groups(norm: GhostBatchNorm1d | GhostBatchNorm2d, input: Tensor) -> Tensor:
+    """Normalise (G g, C, …) by groups of g: as g rows of G C channels, each of one group and channel.
+
+    The rows are brought there and back by a copy each. Torch's operation does the rest, whatever G is.
+    """
+    groups, channels = len(input) // norm.group, input.shape[1]
+    seen = None
+    if norm.track_running_stats:
+        assert norm.running_mean is not None
+        seen = norm.running_mean.new_zeros(2, groups * channels)
+    normalised = F.batch_norm(
+        _regrouped(input, groups, beside=True),
+        None if seen is None else seen[0],
+        None if seen is None else seen[1],
+        norm.weight.repeat(groups) if norm.affine else None,
+        norm.bias.repeat(groups) if norm.affine else None,
+        training=True,
+        momentum=1.0,
+        eps=norm.eps,
+    )
+    if seen is not None:
+        _follow(norm, seen[:, :channels])
+    return _regrouped(normalised, groups, beside=False)
+
+
+def _regrouped(input: Tensor, groups: int, *, beside: bool) -> Tensor:
+    moved: Tensor = _Moved.apply(input, groups, beside)  # type: ignore[no-untyped-call]
+    return moved
+
+
+class _Moved(torch.autograd.Function):
+    """Rows of G groups as rows whose channels are those of all groups, or the way back, in the layout of the input.
+
+    No view: those that an in-place operation follows are costly to go back through.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, groups: int, beside: bool) -> Tensor:
+        last = input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        last = last and not input.is_contiguous()
+        ctx.groups, ctx.beside = groups, beside
+        ctx.layout = torch.channels_last if last else torch.contiguous_format
+        return _moved(input, groups, beside, ctx.layout)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _moved(gradient, ctx.groups, not ctx.beside, ctx.layout), None, None
+
+
+def _moved(input: Tensor, groups: int, beside: bool, layout: torch.memory_format) -> Tensor:
+    """Copy (G g, C, …) to (g, G C, …), or the other way where not `beside`."""
+    rows, channels, *rest = input.shape
+    shape = (rows // groups, groups * channels) if beside else (rows * groups, channels // groups)
+    made = torch.empty((*shape, *rest), dtype=input.dtype, device=input.device, memory_format=layout)
+    apart, together = (input, made) if beside else (made, input)
+    apart = torch.unflatten(apart, 0, (groups, -1))
+    together = torch.unflatten(together, 1, (groups, -1)).transpose(0, 1)
+    (together if beside else apart).copy_(apart if beside else together)
+    return made
+
+
+@torch.no_grad()
+def _follow(norm: GhostBatchNorm1d | GhostBatchNorm2d, seen: Tensor) -> None:
+    """Move the running statistics towards the mean and variance (2, C) of the first group alone: see `use_ghost`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    running, new = [norm.running_mean, norm.running_var], list(seen.unbind())
+    if norm.momentum is None:  # a plain mean over all batches, as torch's own
+        torch._foreach_lerp_(running, new, [1 / norm.num_batches_tracked] * 2)
+    else:
+        torch._foreach_lerp_(running, new, norm.momentum)
 
 
 class FrozenBatchNorm1d(nn.BatchNorm1d):

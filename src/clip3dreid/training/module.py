@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.loss.shares import IDENTITY
-from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
+from clip3dreid.loss.weighted import Losses, WeightedLosses, not_finite
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
@@ -29,6 +29,7 @@ from clip3dreid.retrieval.evaluation import Reranking
 from clip3dreid.retrieval.protocol import Protocols
 from clip3dreid.retrieval.settings import Distance
 from clip3dreid.training.checkpoints import moved
+from clip3dreid.training.deferred import KeptState, LateLook, LossMeans
 from clip3dreid.training.evaluation_module import EvaluationModule
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.types import Batch, Features
@@ -39,8 +40,23 @@ RESCUE = "last_good.ckpt"
 """What the state before a loss that is not finite is saved as."""
 
 
+class _Looked(NamedTuple):
+    """A step whose losses are on their way to the host."""
+
+    names: tuple[str, ...]
+    """Of the values: `total`, those of each part, and where there are several processes whether any has a bad one."""
+    row: Tensor
+    """(B,) of the batch, to name its files by."""
+    epoch: int
+    batch_idx: int
+
+
 class ReidModule(EvaluationModule):
     """A student in training.
+
+    No step waits for the device: losses are added up there and read when the epoch ends. Whether a step's are finite
+    is known when the next one begins, or at once on the CPU, and before anything is saved, evaluated or said of it.
+    Until then the state before it is kept beside.
 
     Args:
         student: the model.
@@ -118,6 +134,11 @@ class ReidModule(EvaluationModule):
         self.gradient_norms_every = gradient_norms_every
         self.checkpoints = checkpoints
         self._settings: list[dict[str, Any]] = []
+        self._means = LossMeans()
+        self._late = LateLook()
+        self._looked: _Looked | None = None
+        self._before = KeptState()
+        self._rescued_step: int | None = None
         # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
         # that every process made for itself, and a table of tokens can be large.
         state = set(self.state_dict())
@@ -139,48 +160,133 @@ class ReidModule(EvaluationModule):
         schedule = cast(LambdaLR, self.lr_schedulers())
         restore_settings(schedule, self._settings, self.current_epoch)
 
+    def ahead(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what is to stand in `Batch.targets` once a training batch is on the device.
+
+        It is read and counted while the labels are on the CPU, since the host would wait for them later.
+
+        Args:
+            batch: of the people's pictures, as the loader made it.
+        """
+        ready = {name: make for name, make in self.targets.items() if getattr(make, "ahead", False)}
+        return {name: make(batch) for name, make in ready.items()} | self.losses.ahead(batch)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is drawn in this step, dropout for one, so that it is drawn again if a run is resumed here."""
+        """Look at the step before, and seed what is drawn in this one: it is drawn again if a run is resumed here.
+
+        Raises:
+            FloatingPointError: as `training_step`, of the step before.
+        """
+        self._settle()
         rank = self.trainer.global_rank
         torch.manual_seed(
             int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
         )
+        if self.device.type != "cpu":
+            constants = set(self._ddp_params_and_buffers_to_ignore)
+            altered = (buffer for name, buffer in self.named_buffers() if name not in constants)
+            self._before.keep(self, altered, self._optimizer(), self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the losses of a batch; every term is logged raw and weighted.
 
         Raises:
-            FloatingPointError: if a term is NaN or infinite, with its name and the batch's files.
+            FloatingPointError: if a term is NaN or infinite, with its name and the batch's files; on a device other
+                than the CPU the next step raises it.
         """
-        if self.targets:
-            batch = batch._replace(targets={name: make(batch) for name, make in self.targets.items()})
+        if missing := self.targets.keys() - batch.targets.keys():
+            made = {name: self.targets[name](batch) for name in sorted(missing)}
+            batch = batch._replace(targets={**batch.targets, **made})
         features, bodies = self._see(batch)
-        losses, failure = None, None
         measure = self._trained_backbone() if self._measures(batch_idx) else []
-        try:
-            losses = cast(
-                Losses,
-                self.losses(
-                    features,
-                    batch,
-                    self.current_epoch,
-                    bodies=bodies,
-                    measure=measure,
-                    scale=self._loss_scale() if measure else 1.0,
-                ),
-            )
-        except NonFiniteLoss as error:
-            failure = error
-        if self._anywhere(failure is not None) or losses is None:
-            self._stop(failure, batch, batch_idx)
-        assert losses is not None
-        self._log_mean(_measured(losses), batch)
-        self._log_mean({"loss/total": losses.total.detach()}, batch, prog_bar=True)
-        terms = {f"loss/{name}": value for name, value in losses.raw.items()}
-        terms |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
-        terms |= {f"observed/{name}": value for name, value in losses.observed.items()}
-        self._log_mean(terms, batch)
+        losses = cast(
+            Losses,
+            self.losses(
+                features,
+                batch,
+                self.current_epoch,
+                bodies=bodies,
+                measure=measure,
+                scale=self._loss_scale() if measure else 1.0,
+            ),
+        )
+        self._note(losses, batch, batch_idx)
         return losses.total
+
+    def _note(self, losses: Losses, batch: Batch, batch_idx: int) -> None:
+        """Take a batch's losses into the epoch's means, and begin to look whether they are finite."""
+        named = {"loss/total": losses.total.detach()}
+        named |= {f"loss/{name}": value for name, value in losses.raw.items()}
+        looked = len(named)
+        named |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
+        named |= {f"observed/{name}": value for name, value in losses.observed.items()}
+        named |= {
+            f"weight/{name}": weight for name, weight in losses.weights.items() if isinstance(weight, Tensor)
+        }
+        names, values = tuple(named), torch.stack(list(named.values()))
+        parts = values[:looked]
+        if self.trainer.world_size > 1:
+            # They must stop together, or the others wait for ever.
+            bad = (~parts[:1].isfinite()).to(parts.dtype)
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+            parts = torch.cat([parts, bad])
+        self._looked = _Looked(
+            tuple(name.removeprefix("loss/") for name in names[:looked]),
+            batch.row,
+            self.current_epoch,
+            batch_idx,
+        )
+        if self._late.begin(parts):
+            self._settle()
+        self._means.add(names, values, len(batch.images))
+        if measured := _measured(losses):
+            self._means.add(tuple(measured), torch.tensor(list(measured.values())), len(batch.images))
+
+    def _settle(self) -> None:
+        """Look at the last step, if nobody has yet.
+
+        Raises:
+            FloatingPointError: if its losses are not finite, in this process or another.
+        """
+        if self._looked is None:
+            return
+        looked, self._looked = self._looked, None
+        total, *others = self._late.end()
+        elsewhere = self.trainer.world_size > 1 and others.pop() > 0
+        failure = not_finite(total, dict(zip(looked.names[1:], others, strict=True)))
+        if failure is not None or elsewhere:
+            self._stop(failure or "loss not finite in another process", looked)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the epoch's means with its last batch."""
+        if self.trainer.fit_loop.epoch_loop._is_training_done:
+            self._settle()
+            self._log_means()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of an epoch that ended before its last batch, as by `max_time`."""
+        self._settle()
+        self._log_means()
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the features of weights that are finite."""
+        self._settle()
+        super().on_validation_epoch_start()
+
+    def _log_means(self) -> None:
+        means = self._means.read()
+        for shown in (True, False):
+            self.log_dict(
+                {name: mean for name, mean in means.items() if (name == "loss/total") == shown},
+                prog_bar=shown,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                sync_dist=True,
+            )
+
+    def _optimizer(self) -> Optimizer:
+        return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
 
     def _see(self, batch: Batch) -> tuple[Features, Features | None]:
         """Return the features of both streams: the people's, and the bodies', if the batch has any."""
@@ -194,16 +300,6 @@ class ReidModule(EvaluationModule):
         features = self.student(batch.images)
         with statistics_kept(self.student):
             return features, self.student(batch.bodies.images)
-
-    def _log_mean(self, values: Mapping[str, Tensor | float], batch: Batch, prog_bar: bool = False) -> None:
-        self.log_dict(
-            dict(values),
-            prog_bar=prog_bar,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch.images),
-            sync_dist=True,
-        )
 
     def _trained_backbone(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.student.backbone.parameters() if parameter.requires_grad]
@@ -233,10 +329,12 @@ class ReidModule(EvaluationModule):
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def _stop(self, failure: NonFiniteLoss | None, batch: Batch, batch_idx: int) -> NoReturn:
-        """Save the state before this step, if it is good, and end the run."""
-        files = ", ".join(str(path) for path in batch_paths(self.data, batch.row))
-        what = failure or "loss not finite in another process"
+    def _stop(self, failure: str, looked: _Looked) -> NoReturn:
+        """Save the state before a step, if it is good, and end the run."""
+        files = ", ".join(str(path) for path in batch_paths(self.data, looked.row))
+        late = self.device.type != "cpu"
+        if late:
+            self._before.restore(self._optimizer())
         state = (*self.parameters(), *self.buffers())
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in state)
         kept = "the weights are not finite either; go on from the last epoch's checkpoint with resume="
@@ -244,12 +342,13 @@ class ReidModule(EvaluationModule):
             finite = False
         if finite and self.checkpoints is not None:
             rescue = self.checkpoints / RESCUE
+            self._rescued_step = self._before.step if late else self.global_step
             self.trainer.save_checkpoint(rescue)
-            # Batch norm's running statistics have seen the batch, the weights have not.
+            # On the CPU batch norm's running statistics have seen the batch, the weights have not.
             kept = f"the weights before this batch are in {rescue} (init_from= starts from them)"
         raise FloatingPointError(
-            f"{what} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; {kept}; files: {files}"
-        ) from failure
+            f"{failure} in epoch {looked.epoch + 1}, batch {looked.batch_idx + 1}; {kept}; files: {files}"
+        )
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule stepped once an epoch."""
@@ -265,17 +364,22 @@ class ReidModule(EvaluationModule):
             moved(checkpoint, self.checkpoints)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the card, so that evaluation needs no config, and the heads that the model is shipped with."""
+        """Add the card, so that evaluation needs no config, and the heads that the model is shipped with.
+
+        Raises:
+            FloatingPointError: rather than save a step whose losses are not finite.
+        """
+        self._settle()
+        if self._rescued_step is not None:
+            checkpoint["global_step"] = self._rescued_step
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
         add_checksum(checkpoint)
 
 
-def _measured(losses: Losses) -> dict[str, Tensor | float]:
-    """Return what is logged of the gradients, where they were measured, and the weights that follow a share."""
-    found: dict[str, Tensor | float] = {
-        f"weight/{name}": weight for name, weight in losses.weights.items() if isinstance(weight, Tensor)
-    }
+def _measured(losses: Losses) -> dict[str, float]:
+    """Return what is logged of the gradients, where they were measured."""
+    found: dict[str, float] = {}
     norms = {name: one.norm * float(losses.weights[name]) for name, one in losses.sent.items()}
     found |= {f"gradient/{name}": norm for name, norm in norms.items() if math.isfinite(norm)}
     identity = norms.get(IDENTITY, 0.0)
