@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -47,25 +47,27 @@ def recompute(backbone: nn.Module) -> int:
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_unmoved(block)
+        return nullcontext(), _StatisticsUnmoved(block)
 
     if not block.training:
         return forward(*inputs, **named)
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
-@contextmanager
-def _statistics_unmoved(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics inside the block, which have seen this batch before.
+class _StatisticsUnmoved(AbstractContextManager[None]):
+    """Keeps running statistics inside the block, which have seen this batch before; entered once a backward pass.
 
     By their momentum: the same tensors must be there to be saved as in the first pass.
     """
-    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, counted) in zip(norms, kept, strict=True):
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        self._kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+
+    def __enter__(self) -> None:
+        for norm in self._norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, counted) in zip(self._norms, self._kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counted

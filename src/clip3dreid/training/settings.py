@@ -41,7 +41,7 @@ class TrainSettings:
         trusted: packages of the user's own whose classes the student may be made of.
 
     Raises:
-        InputError: if a value is none of these.
+        InputError: if a value is none of these, or two do not go together.
     """
 
     epochs: Positive = 60
@@ -66,6 +66,11 @@ class TrainSettings:
         check(self)
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema={self.ema:g} must be a number between 0 and 1, such as 0.999, or null")
+        if self.compile and self.activation_checkpointing:
+            raise InputError(
+                "compile=true and activation_checkpointing=true do not go together: the compiler cannot see into "
+                "blocks that are computed twice; choose one"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,11 @@ class DistributedStudent(DDPStrategy):
         static_graph: bool = False,
         **options: Any,
     ) -> None:
+        # Newer versions of torch call it what it does: buffers are sent once in the beginning either way.
+        takes = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
         super().__init__(
-            broadcast_buffers=broadcast_buffers,
+            **{name: broadcast_buffers},
             gradient_as_bucket_view=gradient_as_bucket_view,
             static_graph=static_graph,
             **options,
