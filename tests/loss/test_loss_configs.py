@@ -57,6 +57,24 @@ def losses(tmp_path):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dressed", [True, False])
+def test_every_parameter_of_a_loss_that_takes_part_has_a_gradient_whatever_the_batch(losses, name, dressed):
+    """Distributed training looks for parameters without one where a loss starts late, and nowhere else."""
+    own, beside = VARIANTS.get(name, name), BESIDE.get(name, [])
+    node = losses(f"loss=[{','.join([*beside, name])}]", f"loss.{own}.start_epoch=0")
+    at = guided(24, 3, [0, 0, 1, 2, 2])
+    total = WeightedLosses(instantiate(node), at)
+    pictures, bodies = seen(random_embedding(6, 24).float(), 24), guided_bodies(at)
+    for part in (*pictures, *bodies):
+        part.requires_grad_()
+    clothes = [0, 1, 2, 2, 3, 4] if dressed else [-1] * 6
+    labels = guided_batch(at, [0, 0, 1, 1, 2, 2], clothes)
+    total(pictures, labels, epoch=0, bodies=bodies).total.backward()
+    without = [key for key, one in total.named_parameters() if one.requires_grad and one.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_config_builds_a_term_of_its_own_name_that_trains(losses, name):
     own, beside = VARIANTS.get(name, name), BESIDE.get(name, [])
     node = losses(f"loss=[{','.join([*beside, name])}]", f"loss.{own}.start_epoch=0")

@@ -1,11 +1,20 @@
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.training.optimizer import cosine, multistep, optimise, step
+from clip3dreid.training.optimizer import (
+    clipped_by_scaler,
+    cosine,
+    multistep,
+    optimise,
+    restore_settings,
+    settings_of,
+    step,
+)
 
 
 def test_multistep_multiplies_at_each_milestone() -> None:
@@ -67,3 +76,32 @@ def test_without_unscheduled_parameters_there_is_one_group() -> None:
     body = nn.Parameter(torch.ones(1))
     optimizer, _ = optimise([body], [], partial(torch.optim.SGD, lr=1.0), lambda _: 1.0)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+@pytest.mark.parametrize(("before", "now", "device"), [(None, True, "meta"), (True, None, "cpu")])
+def test_a_run_goes_on_with_a_step_that_is_fused_or_not_as_it_is_told_now(
+    before: bool | None, now: bool | None, device: str
+) -> None:
+    def made(fused: bool | None, device: str) -> tuple[nn.Parameter, torch.optim.Optimizer, Any]:
+        weight = nn.Parameter(torch.ones(2, device=device))
+        build = partial(torch.optim.Adam, lr=0.1, fused=fused)
+        return weight, *optimise([weight], [], build, lambda _: 1.0)
+
+    weight, optimizer, _ = made(before, "cpu")
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    other, resumed, schedule = made(now, device)
+    own = settings_of(resumed)
+    resumed.load_state_dict(optimizer.state_dict())
+    restore_settings(schedule, own, 1)
+    assert resumed.param_groups[0]["fused"] is now
+    # A fused step reads its count of steps where the weights are: here a device that is no CPU.
+    assert resumed.state[other]["step"].device.type == device
+    other.grad = torch.ones_like(other)
+    resumed.step()
+
+
+def test_a_fused_step_leaves_no_place_for_clipping_scaled_gradients() -> None:
+    assert clipped_by_scaler({"precision": "16-mixed", "gradient_clip_val": 1.0})
+    assert not clipped_by_scaler({"precision": "16-mixed", "gradient_clip_val": None})
+    assert not clipped_by_scaler({"precision": "bf16-mixed", "gradient_clip_val": 1.0})

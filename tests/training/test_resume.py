@@ -31,6 +31,7 @@ METHODS = {
     "cal": ("method=cal", "clothes_start_epoch=1"),
     "orthogonal": ("loss=[identity,clothes_orthogonal]",),
     "full": ("loss=[identity,local,global,body,shape]", "model.teacher.cache=memory"),
+    "averaged": ("method=ce", "ema=0.9", "fused=true", "activation_checkpointing=true"),
     "shares": (
         "loss=[identity,local,global,body]",
         "model.teacher.cache=memory",
@@ -76,7 +77,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=() if name == "shares" else pytest.mark.slow) for name in METHODS]
+    "method",
+    [
+        pytest.param(name, marks=() if name in ("shares", "averaged") else pytest.mark.slow)
+        for name in METHODS
+    ],
 )
 def test_a_training_that_is_stopped_within_an_epoch_ends_with_the_bits_of_one_that_is_not(
     method: str,

@@ -30,7 +30,8 @@ def groups_of(command: str) -> dict[str, Any]:
     for entry in root(command).get("defaults", ()):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
-            if not group.startswith("override "):
+            # What follows another choice is not chosen itself.
+            if not group.startswith(("override ", "optional ")):
                 chosen[group] = option
         elif entry != "_self_" and (conf_dir() / f"{entry}.yaml").is_file():
             chosen |= groups_of(entry)

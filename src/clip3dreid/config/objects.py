@@ -314,8 +314,15 @@ def pictures(cfg: DictConfig) -> Path | Boxes | DataSpec:
 
 
 def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
-    """Return what makes the trainer of `trainer=`, given further arguments of it."""
+    """Return what makes the trainer of `trainer=`, given further arguments of it.
+
+    Raises:
+        InputError: if its devices are not there.
+    """
+    from clip3dreid.training.strategies import check_devices
+
     made: partial[lightning.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
+    check_devices(made.keywords)
     return made
 
 

@@ -28,6 +28,10 @@ class TrainConfig:
     teacher_shuffled: bool = False
     channels_last: bool = False
     compile: bool = False
+    matmul_precision: str = "highest"
+    fused: bool | None = None
+    activation_checkpointing: bool = False
+    ema: float | None = None
     gradient_norms_every: int = 200
     guide_share: float | None = None
     trusted: Any = MISSING

@@ -9,6 +9,8 @@ LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 """Where a run's folder has the checkpoint that it can go on from."""
 PREVIOUS_CHECKPOINT = LAST_CHECKPOINT.with_name("previous.ckpt")
 """The one before it, taken where that one is damaged."""
+EMA_CHECKPOINT = LAST_CHECKPOINT.with_name("ema.ckpt")
+"""The average of the weights, where the run keeps one."""
 CONFIG = "config.yaml"
 """Everything that a run was asked for, resolved."""
 ENVIRONMENT = "environment.json"

@@ -45,7 +45,7 @@ class CheckpointResults:
     """The scores of one checkpoint on one data set."""
 
     checkpoint: str
-    """`last` or `best`."""
+    """`last`, `ema` (the average of the weights) or `best`."""
     selected_by: str
     """How it was chosen, for people to read."""
     data: str

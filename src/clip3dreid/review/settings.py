@@ -22,7 +22,7 @@ class ReportSettings:
 
     Args:
         format: `html`, one page that needs nothing else; or `markdown`, with figures beside it.
-        checkpoint: `last`, or `best` where held-out people selected one.
+        checkpoint: `last`, `ema` where weights were averaged, or `best` where held-out people selected one.
         queries: how many of the best, of the median and of the worst queries are shown.
         top: gallery pictures beside each.
         people: on the embedding map.
@@ -39,7 +39,7 @@ class ReportSettings:
     """
 
     format: Literal["html", "markdown"] = "html"
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "ema", "best"] = "last"
     queries: Positive = 4
     top: Positive = 10
     people: Positive = 20

@@ -38,14 +38,15 @@ EXCHANGE_ROWS = 4096
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, in place.
+    """Give every process the first one's buffers, in place: those of the state, others are constants.
 
-    In training DistributedDataParallel does so before each step, so after the last step the processes' running
-    statistics differ by that step. Pictures embedded by different processes must come from one and the same model,
-    and it must be the one that is saved.
+    In training each process has running statistics of its own. Pictures embedded by different processes must come
+    from one and the same model, and it must be the one that is saved.
     """
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=0)
+    state = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name in state:
+            dist.broadcast(buffer, src=0)
 
 
 def limits(trainer: Any) -> list[str]:
@@ -165,7 +166,7 @@ class EvaluationModule(LightningModule):
 
     def _start(self, split: str, stage: str) -> None:
         if self.trainer.world_size > 1:
-            share_buffers(self.student)
+            share_buffers(self)
         self._read_heads()
         self.features = {}
         # Preallocated: a list of batches and its concatenation would need twice the memory.

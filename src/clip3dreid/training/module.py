@@ -19,6 +19,7 @@ from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.io.run_folder import EMA_CHECKPOINT
 from clip3dreid.loss.shares import IDENTITY
 from clip3dreid.loss.weighted import Losses, WeightedLosses, not_finite
 from clip3dreid.model.card import CARD, check_student
@@ -32,6 +33,7 @@ from clip3dreid.training.checkpoints import moved
 from clip3dreid.training.deferred import KeptState, LateLook, LossMeans
 from clip3dreid.training.evaluation_module import EvaluationModule
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
+from clip3dreid.training.strategies import share_out, whole
 from clip3dreid.types import Batch, Features
 
 log = logging.getLogger(__name__)
@@ -148,12 +150,18 @@ class ReidModule(EvaluationModule):
 
     @property
     def test_prefix(self) -> str:
-        """Return `test/last` for the weights that the training ended with, `test/best` for those of a file."""
-        return "test/last" if self.trainer.ckpt_path is None else "test/best"
+        """Return `test/last` for the weights that the training ended with, `test/best` or `test/ema` for a file's."""
+        if self.trainer.ckpt_path is None:
+            return "test/last"
+        return "test/ema" if Path(self.trainer.ckpt_path).name == EMA_CHECKPOINT.name else "test/best"
 
     def heads(self) -> dict[str, Tensor]:
         """Return what the losses have learnt until now, on the module's device."""
-        return self.losses.heads()
+        return {name: whole(tensor) for name, tensor in self.losses.heads().items()}
+
+    def configure_model(self) -> None:
+        """Share the weights out among the processes, where the trainer's strategy does so."""
+        share_out(self, (self.student, self.losses))
 
     def on_train_start(self) -> None:
         """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
@@ -373,7 +381,7 @@ class ReidModule(EvaluationModule):
         if self._rescued_step is not None:
             checkpoint["global_step"] = self._rescued_step
         checkpoint[CARD] = dict(self.card)
-        checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
+        checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.heads().items()}
         add_checksum(checkpoint)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -120,4 +120,24 @@ def restore_settings(schedule: LambdaLR, settings: Sequence[Mapping[str, Any]], 
     ):
         group.update(own)
         group["lr"] = own["initial_lr"] * multiplier(epoch)
+        _place_steps(schedule.optimizer, group)
     schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
+
+
+def _place_steps(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
+    """Put the counts of steps where the group's kind of step reads them; a checkpoint has them where its own did."""
+    on_device = bool(group.get("fused") or group.get("capturable"))
+    for parameter in group["params"]:
+        state = optimizer.state.get(parameter, {})
+        if isinstance(count := state.get("step"), Tensor):
+            state["step"] = count.to(parameter.device if on_device else "cpu")
+
+
+def clipped_by_scaler(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a trainer scales losses and clips gradients, which a fused step leaves no place for.
+
+    Args:
+        arguments: of Lightning's trainer.
+    """
+    scaled = str(arguments.get("precision")) in ("16", "16-mixed")
+    return scaled and arguments.get("gradient_clip_val") is not None

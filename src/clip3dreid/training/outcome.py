@@ -19,10 +19,11 @@ from clip3dreid.guidance.guides import Guides
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.environment import environment
 from clip3dreid.io.files import write_json, write_text
-from clip3dreid.io.run_folder import CONFIG, ENVIRONMENT, LABELS, QUERIES, RESULTS
+from clip3dreid.io.run_folder import CONFIG, EMA_CHECKPOINT, ENVIRONMENT, LABELS, QUERIES, RESULTS
 from clip3dreid.language import labels as language_labels
 from clip3dreid.report.results import CheckpointResults, RunCost, RunResults, read_results, write_results
 from clip3dreid.report.tables import save_tables
+from clip3dreid.training.averaging import WeightAverage
 from clip3dreid.training.callbacks import StepTimes
 from clip3dreid.training.data import RunData, counts, headline_of
 from clip3dreid.training.evaluation_module import Scored, limits
@@ -71,7 +72,7 @@ def evaluate_run(
     ranking: RankingSettings,
     monitor: str | None,
 ) -> RunResults | None:
-    """Evaluate the last checkpoint of a run and the selected one, and write its results.
+    """Evaluate the last weights of a run, their average and the selected checkpoint, and write its results.
 
     Args:
         folder: of the run.
@@ -91,6 +92,11 @@ def evaluate_run(
         return None
     by = "on TEST data" if settings.select_on_test else "on held-out people"
     candidates: list[tuple[str, str, str | None]] = [("last", "last epoch", None)]
+    candidates += [
+        ("ema", f"average of the weights, decay {average.decay:g}", str(folder / EMA_CHECKPOINT))
+        for average in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(average, WeightAverage) and average.save(trainer, module, folder / EMA_CHECKPOINT)
+    ]
     candidates += [("best", f"best {monitor} {by}", path) for path in selected(trainer)]
     evaluations: list[CheckpointResults] = []
     for name, selected_by, path in candidates:

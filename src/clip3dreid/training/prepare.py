@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
@@ -22,16 +24,21 @@ from clip3dreid.io.launch import launch
 from clip3dreid.io.run_folder import CONFIG, LABELS
 from clip3dreid.language import labels as language_labels
 from clip3dreid.loss.weighted import WeightedLosses, needs
+from clip3dreid.model.blocks import recompute
 from clip3dreid.model.build import build
 from clip3dreid.model.card import CARD_VERSION
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import check_same_student, load_pretrained
+from clip3dreid.training.averaging import WeightAverage
 from clip3dreid.training.checkpoints import newest_whole
 from clip3dreid.training.checks import check_starts
 from clip3dreid.training.data import read_data
+from clip3dreid.training.optimizer import clipped_by_scaler
+from clip3dreid.training.precision import MatmulPrecision
 from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
 from clip3dreid.training.settings import TrainSettings
+from clip3dreid.training.strategies import ShardedStudent
 from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
@@ -185,11 +192,58 @@ def make_losses(
 
 
 def tune(student: Student, settings: TrainSettings) -> None:
-    """Make a student faster, in place; names of weights stay as they are."""
+    """Make a student faster or smaller to train, in place; names of weights stay as they are."""
     if settings.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.activation_checkpointing and not recompute(student.backbone):
+        log.warning(
+            "activation_checkpointing=true: the backbone has no repeated blocks, nothing is computed twice"
+        )
     if settings.compile:
         if settings.gradient_norms_every:
             # A compiled backward pass may else reuse what a second one of the same step needs.
             torch._functorch.config.donated_buffer = False
         student.compile()
+
+
+def switched(settings: TrainSettings) -> list[Callback]:
+    """Make the callbacks that settings ask for; they come before what saves a step, which holds what they keep."""
+    found: list[Callback] = []
+    if settings.matmul_precision != "highest":
+        found.append(MatmulPrecision(settings.matmul_precision))
+    if settings.ema is not None:
+        found.append(WeightAverage(settings.ema))
+    return found
+
+
+def run_optimizer(request: TrainRequest) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes the optimiser of a run, without a fused step where the trainer leaves no place for one."""
+    given: Mapping[str, Any] = getattr(request.optimizer, "keywords", {})
+    if given.get("fused") and clipped_by_scaler(request.trainer.keywords):
+        log.info("the optimiser's step is not fused: gradients of scaled losses are clipped before it")
+        return partial(request.optimizer, fused=False)
+    return request.optimizer
+
+
+def check_sharding(request: TrainRequest) -> None:
+    """Refuse what a model whose weights are shared out cannot do.
+
+    Raises:
+        InputError: naming the key.
+    """
+    settings, arguments = request.settings, request.trainer.keywords
+    if not isinstance(arguments.get("strategy"), ShardedStudent):
+        return
+    for wrong, what, advice in (
+        (settings.gradient_norms_every, "gradient_norms_every", "=0: no process has a whole gradient"),
+        (settings.ema is not None, "ema", "=null: no process has all weights to average"),
+        (settings.channels_last, "channels_last", "=false: weights in that order cannot be"),
+        (settings.compile, "compile", "=false, or trainer=ddp"),
+        (
+            arguments.get("gradient_clip_val") is not None,
+            "trainer.gradient_clip_val",
+            "=null, or trainer=ddp",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"trainer=fsdp shares the weights out and needs {what}{advice}")

@@ -30,7 +30,7 @@ from clip3dreid.io.environment import keep_earlier
 from clip3dreid.io.launch import forget, launch
 from clip3dreid.io.launcher import own_processes
 from clip3dreid.io.locks import at_work
-from clip3dreid.io.run_folder import LAST_CHECKPOINT, resume_argument
+from clip3dreid.io.run_folder import EMA_CHECKPOINT, LAST_CHECKPOINT, resume_argument
 from clip3dreid.io.talk import say
 from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
@@ -64,6 +64,7 @@ from clip3dreid.training.optimizer import constant, optimise
 from clip3dreid.training.outcome import evaluate_run, record, selected
 from clip3dreid.training.prepare import (
     check_people,
+    check_sharding,
     checkpoint_to_go_on_from,
     make_card,
     make_data,
@@ -71,7 +72,9 @@ from clip3dreid.training.prepare import (
     make_losses,
     make_student,
     read_manifests,
+    run_optimizer,
     share,
+    switched,
     tune,
 )
 from clip3dreid.training.request import MakeData, MakeGuides, MakeTrainer, TrainRequest
@@ -91,7 +94,7 @@ class TrainResult:
         results: of the last checkpoint and, where one was selected, of the best, as `results.json` has them; None
             where there is nothing to test on.
         card: what the checkpoints say of themselves.
-        checkpoints: `last`, and `best` where one was selected -> its file.
+        checkpoints: `last`, `ema` where weights were averaged, and `best` where one was selected -> its file.
     """
 
     folder: Path
@@ -185,6 +188,7 @@ def train(
 
 
 def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
+    check_sharding(request)
     pl.seed_everything(request.settings.seed, workers=True, verbose=False)
     start = checkpoint_to_go_on_from(request)
     manifests = read_manifests(request)
@@ -257,7 +261,7 @@ def _module(
     return ReidModule(
         student,
         losses,
-        optimizer=request.optimizer,
+        optimizer=run_optimizer(request),
         schedule=request.schedule,
         card=card,
         seed=settings.seed,
@@ -290,7 +294,13 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
     plugins = request.trainer.keywords.get("plugins") or ()
     try:
         trainer = request.trainer(
-            callbacks=[StepTimes(), SaveWhenTold(watch), *request.callbacks, *best],
+            callbacks=[
+                StepTimes(),
+                *switched(request.settings),
+                SaveWhenTold(watch),
+                *request.callbacks,
+                *best,
+            ],
             logger=spared(request.loggers),
             plugins=[*plugins, CheckpointFiles()],
         )
@@ -384,6 +394,8 @@ def _result(
     results: RunResults | None,
 ) -> TrainResult:
     files = {"last": request.folder / LAST_CHECKPOINT}
+    if request.settings.ema is not None:
+        files["ema"] = request.folder / EMA_CHECKPOINT
     for path in selected(trainer):
         files["best"] = Path(path)
     first = None if results is None else results.evaluations[0]

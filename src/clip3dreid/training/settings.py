@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature, as_feature
 from clip3dreid.io.checks import Count, Positive, Seed, check
 from clip3dreid.io.launch import FurtherProcesses
@@ -28,6 +29,11 @@ class TrainSettings:
         variant: name of the method in comparisons; None: its losses.
         channels_last: keep feature maps channel by channel within a pixel: faster convolutions on GPUs, some CPUs.
         compile: compile the student: minutes to begin with, faster steps.
+        matmul_precision: of float32 products while it trains, as `torch.set_float32_matmul_precision` has it:
+            `highest` is float32, `high` TensorFloat-32 where a GPU has it. Evaluation ranks in float32 in any case.
+        activation_checkpointing: compute the backbone's blocks a second time in the backward pass rather than keep
+            what they saw: less memory, about a third more arithmetic.
+        ema: decay of an exponential moving average of the weights, evaluated beside the last; None: there is none.
         body_norm: of a second stream of bodies: `separate`: by its own statistics, running ones from people alone; or
             `shared`: both streams are one batch.
         gradient_norms_every: steps between measurements of the gradient that each loss sends into the backbone; 0:
@@ -35,7 +41,7 @@ class TrainSettings:
         trusted: packages of the user's own whose classes the student may be made of.
 
     Raises:
-        InputError: if a value is none of these.
+        InputError: if a value is none of these, or two do not go together.
     """
 
     epochs: Positive = 60
@@ -49,12 +55,22 @@ class TrainSettings:
     variant: str | None = None
     channels_last: bool = False
     compile: bool = False
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    activation_checkpointing: bool = False
+    ema: float | None = None
     body_norm: Literal["separate", "shared"] = "separate"
     gradient_norms_every: Count = 200
     trusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema={self.ema:g} must be a number between 0 and 1, such as 0.999, or null")
+        if self.compile and self.activation_checkpointing:
+            raise InputError(
+                "compile=true and activation_checkpointing=true do not go together: the compiler cannot see into "
+                "blocks that are computed twice; choose one"
+            )
 
 
 @dataclass(frozen=True)

@@ -413,6 +413,8 @@ class SaveWhenTold(Callback):
             return
         if loop._should_accumulate():
             return  # gradients are in no checkpoint
+        if not getattr(trainer.strategy, "saves_alone", True):
+            raise Stopped(self.watch.told)  # which goes on from the last one
         # Not Trainer.save_checkpoint, which waits for the other processes.
         path = self.watch.folder / LAST_CHECKPOINT
         trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
