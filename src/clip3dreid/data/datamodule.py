@@ -43,6 +43,7 @@ from clip3dreid.data.raw_batches import (
     finish,
 )
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.thread_loader import ThreadLoader
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
@@ -98,7 +99,7 @@ class ReidDataModule(LightningDataModule):
         people: P, people per global batch.
         pictures: K, pictures per person in a batch.
         sampler: `distinct` or `chunks`, see `IdentityBatches`.
-        workers: loader processes per rank.
+        workers: loader processes per rank; threads, where pictures are but copied out of memory or a pack.
         evaluation_batch: pictures per evaluation batch and process.
         height: H of the pictures that both views make, in pixels.
         width: W of them.
@@ -262,6 +263,12 @@ class ReidDataModule(LightningDataModule):
             **how,
         )
 
+    def _raw_loader(self, batches: Any, pictures: PictureRows, **how: Any) -> DataLoader[Any]:
+        """Load batches that are whole as they come: by processes if pictures are decoded, else by threads."""
+        if isinstance(pictures, FileRows):
+            return self._loader(batches, joined=as_it_is, **how)
+        return ThreadLoader(batches, threads=max(self.workers, 1), pinned=self._on_cuda, **how)
+
     def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:
         """Return the sampler of one process for the second stream, as long as the first.
 
@@ -280,22 +287,26 @@ class ReidDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Load batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
-        make = RawTrainPictures if self._on_device else TrainPictures
+        pictures = self._training_pictures()
         labels = np.stack([self.labels.person, self.labels.clothes, self.labels.camera], axis=1)
-        people = self._loader(
-            make(self._training_pictures(), labels, self.train_view),
-            joined=as_it_is if self._on_device else collate,
-            batch_sampler=self._batches(self.sampler(*self._place())),
-        )
+        batches = self._batches(self.sampler(*self._place()))
+        if self._on_device:
+            raw = RawTrainPictures(pictures, labels, self.train_view, self._on_cuda)
+            people = self._raw_loader(raw, pictures, batch_sampler=batches)
+        else:
+            people = self._loader(TrainPictures(pictures, labels, self.train_view), batch_sampler=batches)
         if self.bodies is None:
             return people
         table, view = self.bodies.table, self.bodies.view
-        make_bodies = RawBodyPictures if self._on_device else BodyPictures
-        bodies = self._loader(
-            make_bodies(table, view, self._kept_or_read(table.files, view, BODY_ADVICE)),
-            joined=as_it_is if self._on_device else collate_bodies,
-            batch_sampler=self._batches(self.body_sampler(*self._place())),
-        )
+        pictures = self._kept_or_read(table.files, view, BODY_ADVICE)
+        batches = self._batches(self.body_sampler(*self._place()))
+        if self._on_device:
+            raw_bodies = RawBodyPictures(table, view, pictures, self._on_cuda)
+            bodies = self._raw_loader(raw_bodies, pictures, batch_sampler=batches)
+        else:
+            bodies = self._loader(
+                BodyPictures(table, view, pictures), joined=collate_bodies, batch_sampler=batches
+            )
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
     def _training_pictures(self) -> PictureRows:
@@ -327,16 +338,17 @@ class ReidDataModule(LightningDataModule):
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
         rank, world_size = self._place()
-        loaders = []
+        loaders: list[DataLoader[Any]] = []
         for evaluation in self.evaluations(split):
-            count = len(evaluation.files)
+            mine = share(len(evaluation.files), rank, world_size)
+            size = self.evaluation_batch
             if self._whole_pack is None:
-                pictures: Any = EvaluationPictures(evaluation.files, self.test_view)
+                pictures = EvaluationPictures(evaluation.files, self.test_view)
+                loaders.append(self._loader(Subset(pictures, mine), batch_size=size))
             else:
-                pictures = RawEvaluationPictures(self._packed_evaluation(evaluation), count, self.test_view)
-            mine = Subset(pictures, share(count, rank, world_size))
-            joined = collate if self._pack is None else as_it_is
-            loaders.append(self._loader(mine, joined=joined, batch_size=self.evaluation_batch))
+                packed = self._packed_evaluation(evaluation)
+                raw = RawEvaluationPictures(packed, len(evaluation.files), self.test_view, self._on_cuda)
+                loaders.append(self._raw_loader(Subset(raw, mine), packed, batch_size=size))
         return loaders
 
     def _packed_evaluation(self, evaluation: EvaluationSet) -> PackedRows:

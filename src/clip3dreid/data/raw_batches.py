@@ -9,8 +9,8 @@ OpenCV interpolates with weights of 11 bits. No step of it waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,17 @@ class RawBatch(NamedTuple):
     draws: Tensor | None
     """(B, 8) int32: a `Draw` for each; None: nothing is done to them."""
 
+    def pin_memory(self) -> RawBatch:
+        """Return the batch with all tensors pinned: a copy of any other waits for what the device has still to do."""
+        pinned = {name: _pinned(value) for name, value in self.batch._asdict().items()}
+        return RawBatch(self.batch._replace(**pinned), _pinned(self.draws))
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _pinned(one) for name, one in value.items()}
+    return value.pin_memory() if isinstance(value, Tensor) else value
+
 
 def check_on_device(view: TrainView, key: str = "datamodule.train_view") -> None:
     """Check that a device can do all that a view does.
@@ -53,23 +64,27 @@ def check_on_device(view: TrainView, key: str = "datamodule.train_view") -> None
         )
 
 
-def gather(pictures: PictureRows, rows: Sequence[int], view: TestView | TrainView) -> Tensor:
+def gather(
+    pictures: PictureRows, rows: Sequence[int], view: TestView | TrainView, pinned: bool = False
+) -> Tensor:
     """Copy pictures into one tensor, once: in a loader's worker to memory that the training process sees too.
 
     Args:
         pictures: of any size.
         rows: B of them.
         view: whose size they get; nothing else is done to them.
+        pinned: to memory that a CUDA device copies from by itself.
 
     Returns:
         (B, H, W, 3) uint8.
     """
     shape = (len(rows), view.height, view.width, 3)
-    images = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
+    if get_worker_info() is None:
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    else:
         # As torch's own collation does it: what is not shared is copied once more to be sent.
-        images.set_(torch.UntypedStorage._new_shared(math.prod(shape)))  # type: ignore[no-untyped-call]
-    images.resize_(shape)
+        shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+        images = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
     filled = images.numpy()
     with one_thread:
         for place, row in enumerate(rows):
@@ -89,14 +104,17 @@ class RawTrainPictures(Dataset[RawBatch]):
         pictures: N of them.
         labels: (N, 3) int64: person, clothes and camera of each.
         view: augmentation.
+        pinned: as of `gather`.
 
     Raises:
         InputError: as `check_on_device`.
     """
 
-    def __init__(self, pictures: PictureRows, labels: npt.NDArray[np.int64], view: TrainView) -> None:
+    def __init__(
+        self, pictures: PictureRows, labels: npt.NDArray[np.int64], view: TrainView, pinned: bool = False
+    ) -> None:
         check_on_device(view)
-        self._pictures, self._labels, self._view = pictures, labels, view
+        self._pictures, self._labels, self._view, self._pinned = pictures, labels, view, pinned
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -105,7 +123,7 @@ class RawTrainPictures(Dataset[RawBatch]):
         rows, seeds = map(list, zip(*indices, strict=True))
         # Columns of their own: workers send each tensor by itself.
         person, clothes, camera = (torch.from_numpy(self._labels[rows, column]) for column in range(3))
-        images = gather(self._pictures, rows, self._view)
+        images = gather(self._pictures, rows, self._view, self._pinned)
         return RawBatch(Batch(images, person, clothes, camera, torch.tensor(rows)), draw(self._view, seeds))
 
 
@@ -116,14 +134,17 @@ class RawBodyPictures(Dataset[RawBatch]):
         table: whose bodies they show.
         view: augmentation.
         pictures: N of them.
+        pinned: as of `gather`.
 
     Raises:
         InputError: as `check_on_device`.
     """
 
-    def __init__(self, table: BodyTable, view: TrainView, pictures: PictureRows) -> None:
+    def __init__(
+        self, table: BodyTable, view: TrainView, pictures: PictureRows, pinned: bool = False
+    ) -> None:
         check_on_device(view, "bodies.view")
-        self._pictures, self._view = pictures, view
+        self._pictures, self._view, self._pinned = pictures, view, pinned
         self._betas, self._body = table.betas, table.body
 
     def __len__(self) -> int:
@@ -132,7 +153,7 @@ class RawBodyPictures(Dataset[RawBatch]):
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> RawBatch:
         rows, seeds = map(list, zip(*indices, strict=True))
         betas, body = torch.from_numpy(self._betas[rows]), torch.from_numpy(self._body[rows])
-        images = gather(self._pictures, rows, self._view)
+        images = gather(self._pictures, rows, self._view, self._pinned)
         return RawBatch(BodyBatch(images, betas, body), draw(self._view, seeds))
 
 
@@ -143,17 +164,18 @@ class RawEvaluationPictures(Dataset[RawBatch]):
         pictures: N of them.
         count: N.
         view: resizing.
+        pinned: as of `gather`.
     """
 
-    def __init__(self, pictures: PictureRows, count: int, view: TestView) -> None:
-        self._pictures, self._count, self._view = pictures, count, view
+    def __init__(self, pictures: PictureRows, count: int, view: TestView, pinned: bool = False) -> None:
+        self._pictures, self._count, self._view, self._pinned = pictures, count, view, pinned
 
     def __len__(self) -> int:
         return self._count
 
     def __getitems__(self, rows: Sequence[int]) -> RawBatch:
         unknown = torch.full((len(rows),), -1)
-        images = gather(self._pictures, rows, self._view)
+        images = gather(self._pictures, rows, self._view, self._pinned)
         return RawBatch(Batch(images, unknown, unknown, unknown, torch.tensor(rows)), None)
 
 
