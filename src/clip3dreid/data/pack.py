@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Positive, some
@@ -89,7 +89,9 @@ class _PartHeader(NamedTuple):
 def write_part(path: Path, pictures: Pixels, identity: npt.NDArray[np.int64]) -> None:
     """Write a part: (n, H, W, 3) uint8 and hashes (n,) of their files."""
     tensors: dict[str, npt.NDArray[Any]] = {"pictures": pictures, "identity": identity}
-    save_file(tensors, path, {"version": str(PACK_VERSION), "checksum": _checksum(pictures, identity)})
+    # One value: of several the order is drawn anew each time, and a pack would not be the same twice. Not by
+    # save_file, which leaves a file of its own beside this one when it is killed.
+    path.write_bytes(save(tensors, {"checksum": _checksum(pictures, identity)}))
 
 
 def is_usable(path: Path, size: PackSize, identity: npt.NDArray[np.int64]) -> bool:
@@ -257,7 +259,7 @@ class PackedRows:
 
 
 def _checksum(pictures: Pixels, identity: npt.NDArray[np.int64]) -> str:
-    return checksum(None, [("identity", identity), ("pictures", pictures)])
+    return checksum(PACK_VERSION, [("identity", identity), ("pictures", pictures)])
 
 
 def _header(path: Path, size: PackSize, rows: int) -> _PartHeader | None:
@@ -268,11 +270,8 @@ def _header(path: Path, size: PackSize, rows: int) -> _PartHeader | None:
             shape, kind, identity = pictures.get_shape(), pictures.get_dtype(), file.get_tensor("identity")
     except InputError:
         return None
-    if (
-        card.get("version") != str(PACK_VERSION)
-        or (tuple(shape), kind) != ((rows, size.height, size.width, 3), "U8")
-        or (identity.shape, identity.dtype) != ((rows,), np.int64)
-    ):
+    there = (tuple(shape), kind, identity.shape, identity.dtype)
+    if there != ((rows, size.height, size.width, 3), "U8", (rows,), np.int64):
         return None
     return _PartHeader(_start(path), identity, str(card.get("checksum")))
 
