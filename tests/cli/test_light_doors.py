@@ -20,6 +20,8 @@ HEAVY = {"torch", "lightning", "transformers"}
         ("inspect_data", [], "no data set: give data=NAME"),
         ("inspect_data", ["data=ltcc"], "data.root is not set"),
         ("inspect_data", ["data=ltcc", "data.root=.", "workers=few"], "workers=few"),
+        ("pack", ["out=p"], "no data set: give data=NAME"),
+        ("pack", ["data=ltcc", "data.root=.", "out=p", "height=tall"], "height=tall"),
         ("blur_faces", ["source=.", "out=b", "workers=-1"], "workers=-1"),
         ("blur_faces", ["source=.", "out=b", "on_error=ignore"], "on_error=ignore is unknown"),
     ],

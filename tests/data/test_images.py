@@ -18,14 +18,15 @@ from torch.utils.data import DataLoader
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.images import (
     EvaluationPictures,
+    FileRows,
     TestView,
     TrainPictures,
     TrainView,
     collate,
     keep,
-    squared,
     to_unit,
 )
+from clip3dreid.data.resizing import squared
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 from tests.random_pictures import noise, smooth
@@ -263,7 +264,7 @@ def files(tmp_path):
 def train_pictures(files, **changes):
     rows = np.arange(len(files))
     augment = train_view(enlarge_probability=0.5, flip_probability=0.5, erase_probability=0.5, **changes)
-    return TrainPictures(files, rows // 4, rows // 2, rows % 3 - 1, view=augment)
+    return TrainPictures(FileRows(files), np.stack([rows // 4, rows // 2, rows % 3 - 1], 1), augment)
 
 
 class TestLoading:

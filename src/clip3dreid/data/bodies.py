@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +12,12 @@ import polars as pl
 import torch
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import TrainView, pack_paths
+from clip3dreid.data.images import FileRows, PictureRows, TrainView
 from clip3dreid.data.sampling import ResumableBatches, exchanged
 from clip3dreid.data.truth_file import TRUTH, has_truth, read_truth, shows_clothes
 from clip3dreid.errors import InputError
 from clip3dreid.io.formats import decoding
-from clip3dreid.io.pictures import Pixels, read_rgb
+from clip3dreid.io.pictures import Pixels
 from clip3dreid.types import BodyBatch
 
 COMMAND_MB = 49.0
@@ -115,24 +114,22 @@ class BodyPictures(Dataset[BodySample]):
     """Augmented pictures of bodies, indexed by `(row, seed)` as `BodyBatches` yields them.
 
     Args:
-        table: the pictures.
+        table: whose bodies they show.
         view: augmentation.
-        kept: (N, H, W, 3) what `images.keep` made of the files; None: they are read each time.
+        pictures: N of them, such as `images.keep` made of the files; None: they are read each time.
     """
 
-    def __init__(self, table: BodyTable, view: TrainView, kept: Pixels | None = None) -> None:
-        self._paths = pack_paths(table.files)
+    def __init__(self, table: BodyTable, view: TrainView, pictures: PictureRows | None = None) -> None:
+        self._pictures = FileRows(table.files, ADVICE) if pictures is None else pictures
         self._betas, self._body = table.betas, table.body
         self._view = view
-        self._kept = kept
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._body)
 
     def __getitem__(self, index: tuple[int, int]) -> BodySample:
         row, seed = index
-        rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
-        image, _ = self._view(rgb, seed)
+        image, _ = self._view(self._pictures[row], seed)
         return BodySample(image, self._betas[row], int(self._body[row]))
 
 

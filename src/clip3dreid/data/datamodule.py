@@ -8,6 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
@@ -19,6 +22,8 @@ from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets, shar
 from clip3dreid.data.images import (
     ADVICE,
     EvaluationPictures,
+    FileRows,
+    PictureRows,
     TestView,
     TrainPictures,
     TrainView,
@@ -27,12 +32,24 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.pack import Pack, PackedRows, PackSize
+from clip3dreid.data.raw_batches import (
+    RawBatch,
+    RawBodyPictures,
+    RawEvaluationPictures,
+    RawTrainPictures,
+    as_it_is,
+    check_on_device,
+    finish,
+)
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.thread_loader import ThreadLoader
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Range, check_number
-from clip3dreid.io.pictures import Pixels
-from clip3dreid.types import Batch, BodyBatch
+from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.io.files import identify
+from clip3dreid.io.launch import launch
+from clip3dreid.types import Batch
 
 
 class _SameBatches(Sampler[list[tuple[int, int]]]):
@@ -82,7 +99,7 @@ class ReidDataModule(LightningDataModule):
         people: P, people per global batch.
         pictures: K, pictures per person in a batch.
         sampler: `distinct` or `chunks`, see `IdentityBatches`.
-        workers: loader processes per rank.
+        workers: loader processes per rank; threads, where pictures are but copied out of memory or a pack.
         evaluation_batch: pictures per evaluation batch and process.
         height: H of the pictures that both views make, in pixels.
         width: W of them.
@@ -91,6 +108,10 @@ class ReidDataModule(LightningDataModule):
         train_view: augmentation of training pictures; None: the base recipe's.
         test_view: resizing of evaluation pictures; None: nothing beside.
         keep_pictures: keep training pictures in memory, decoded and resized, 3 H W bytes each.
+        pack: folder of `clip3dreid pack` that people's pictures are mapped from, to train and to evaluate; None: they
+            are read from their files. The pictures are the same to the bit.
+        augment_on: `worker`, picture by picture, or `device`, whole batches where they are trained on; what is drawn
+            is the same, and a picture that is enlarged may differ by a grey level.
         overfit_batches: train on this many batches again and again; 0 for all of them.
         keep_view: keep training pictures as they are before erasing beside them, for a teacher.
         validation_split: `test` only where the field's habit of selecting checkpoints on test data is asked for.
@@ -114,6 +135,8 @@ class ReidDataModule(LightningDataModule):
         train_view: TrainView | None = None,
         test_view: TestView | None = None,
         keep_pictures: bool = False,
+        pack: Path | str | None = None,
+        augment_on: Literal["worker", "device"] = "worker",
         overfit_batches: int = 0,
         square: bool = False,
         bodies: BodyStream | None = None,
@@ -131,6 +154,9 @@ class ReidDataModule(LightningDataModule):
         test_view = test_view or TestView(height, width, square)
         for view in (train_view, test_view):
             check_view(type(view).__name__, view, height, width, square, "set it in datamodule alone")
+        choose("datamodule.augment_on", augment_on, ("worker", "device"))
+        if augment_on == "device":
+            check_on_device(train_view)
         self.manifests = list(manifests)
         self.seed = seed
         self.people_per_batch = people
@@ -141,6 +167,10 @@ class ReidDataModule(LightningDataModule):
         self.train_view = train_view.keeping_view() if keep_view else train_view
         self.test_view = test_view
         self.keep_pictures = keep_pictures
+        self._pack = None if pack is None else Pack(Path(pack).expanduser())
+        if self._pack is not None:
+            self._pack.check_size(PackSize(height, width, square))
+        self._on_device = augment_on == "device"
         self.overfit_batches = overfit_batches
         self.height, self.width, self.square = height, width, square
         self.bodies = bodies
@@ -155,6 +185,34 @@ class ReidDataModule(LightningDataModule):
     def train_files(self) -> list[Path]:
         """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
         return self.training.joined.files(self.train_table)
+
+    @cached_property
+    def _packed_training(self) -> PackedRows | None:
+        """Return the training pictures in the pack, if there is one."""
+        if self._pack is None:
+            return None
+        rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
+        return PackedRows(self._pack, np.concatenate(rows))
+
+    def _packed(self, manifest: Manifest, table: pl.DataFrame) -> npt.NDArray[np.int64]:
+        """Return the rows in the pack of a table's pictures."""
+        assert self._pack is not None
+        return self._pack.rows_of(identify(manifest.root, table["path"]), manifest.name)
+
+    def check_pack(self) -> None:
+        """Check that the pack, if there is one, holds the training pictures as they are on disk.
+
+        Raises:
+            InputError: if it is of another version of the data.
+        """
+        _ = self._packed_training
+
+    @cached_property
+    def _whole_pack(self) -> Pack | None:
+        """Return the pack, every byte of it compared with its checksums by the first process of a run."""
+        if self._pack is not None and launch().first:
+            self._pack.check_whole()
+        return self._pack
 
     @property
     def person_of_clothes(self) -> torch.Tensor:
@@ -205,6 +263,12 @@ class ReidDataModule(LightningDataModule):
             **how,
         )
 
+    def _raw_loader(self, batches: Any, pictures: PictureRows, **how: Any) -> DataLoader[Any]:
+        """Load batches that are whole as they come: by processes if pictures are decoded, else by threads."""
+        if isinstance(pictures, FileRows):
+            return self._loader(batches, joined=as_it_is, **how)
+        return ThreadLoader(batches, threads=max(self.workers, 1), pinned=self._on_cuda, **how)
+
     def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:
         """Return the sampler of one process for the second stream, as long as the first.
 
@@ -223,32 +287,36 @@ class ReidDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Load batches of P x K pictures, this process's share of them; with `bodies`, both streams side by side."""
-        labels = self.labels
-        pictures = TrainPictures(
-            self.train_files,
-            labels.person,
-            labels.clothes,
-            labels.camera,
-            view=self.train_view,
-            kept=self._kept(self.train_files, self.train_view),
-        )
-        people = self._loader(pictures, batch_sampler=self._batches(self.sampler(*self._place())))
+        pictures = self._training_pictures()
+        labels = np.stack([self.labels.person, self.labels.clothes, self.labels.camera], axis=1)
+        batches = self._batches(self.sampler(*self._place()))
+        if self._on_device:
+            raw = RawTrainPictures(pictures, labels, self.train_view, self._on_cuda)
+            people = self._raw_loader(raw, pictures, batch_sampler=batches)
+        else:
+            people = self._loader(TrainPictures(pictures, labels, self.train_view), batch_sampler=batches)
         if self.bodies is None:
             return people
-        bodies = self._loader(
-            BodyPictures(
-                self.bodies.table,
-                self.bodies.view,
-                kept=self._kept(self.bodies.table.files, self.bodies.view, BODY_ADVICE),
-            ),
-            joined=collate_bodies,
-            batch_sampler=self._batches(self.body_sampler(*self._place())),
-        )
+        table, view = self.bodies.table, self.bodies.view
+        pictures = self._kept_or_read(table.files, view, BODY_ADVICE)
+        batches = self._batches(self.body_sampler(*self._place()))
+        if self._on_device:
+            raw_bodies = RawBodyPictures(table, view, pictures, self._on_cuda)
+            bodies = self._raw_loader(raw_bodies, pictures, batch_sampler=batches)
+        else:
+            bodies = self._loader(
+                BodyPictures(table, view, pictures), joined=collate_bodies, batch_sampler=batches
+            )
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
-    def _kept(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> Pixels | None:
+    def _training_pictures(self) -> PictureRows:
+        if self._whole_pack is not None and self._packed_training is not None:
+            return self._packed_training
+        return self._kept_or_read(self.train_files, self.train_view)
+
+    def _kept_or_read(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> PictureRows:
         if not self.keep_pictures:
-            return None
+            return FileRows(files, advice)
         return keep(files, view.height, view.width, self.workers or 1, view.square, advice)
 
     def _batches(self, all_of_them: ResumableBatches) -> Sampler[Any]:
@@ -270,12 +338,24 @@ class ReidDataModule(LightningDataModule):
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
         rank, world_size = self._place()
-        loaders = []
+        loaders: list[DataLoader[Any]] = []
         for evaluation in self.evaluations(split):
-            pictures = EvaluationPictures(evaluation.files, self.test_view)
-            mine = Subset(pictures, share(len(evaluation.files), rank, world_size))
-            loaders.append(self._loader(mine, batch_size=self.evaluation_batch))
+            mine = share(len(evaluation.files), rank, world_size)
+            size = self.evaluation_batch
+            if self._whole_pack is None:
+                pictures = EvaluationPictures(evaluation.files, self.test_view)
+                loaders.append(self._loader(Subset(pictures, mine), batch_size=size))
+            else:
+                packed = self._packed_evaluation(evaluation)
+                raw = RawEvaluationPictures(packed, len(evaluation.files), self.test_view, self._on_cuda)
+                loaders.append(self._raw_loader(Subset(raw, mine), packed, batch_size=size))
         return loaders
+
+    def _packed_evaluation(self, evaluation: EvaluationSet) -> PackedRows:
+        assert self._pack is not None
+        manifest = next(one for one in self.manifests if one.name == evaluation.name)
+        tables = (evaluation.query, evaluation.gallery)
+        return PackedRows(self._pack, np.concatenate([self._packed(manifest, table) for table in tables]))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each evaluation set of the split that `validation_split` names."""
@@ -301,12 +381,23 @@ class ReidDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Turn bytes into floats on the device, a quarter of the traffic of sending floats; join the streams."""
+        bodies = None
         if isinstance(batch, dict):
-            bodies: BodyBatch = batch["bodies"]
-            batch = batch["people"]._replace(bodies=bodies._replace(images=to_unit(bodies.images)))
-        view = None if batch.view is None else to_unit(batch.view)
-        joined: Batch = batch._replace(images=to_unit(batch.images), view=view)
-        return joined
+            assert self.bodies is not None
+            bodies = _finished(batch["bodies"], self.bodies.view)
+            batch = batch["people"]
+        finished: Batch = _finished(batch, self.train_view)
+        return finished._replace(bodies=bodies)
+
+
+def _finished(batch: Any, view: TrainView) -> Any:
+    """Return a batch with its pictures as floats, augmented now if they were not before."""
+    if isinstance(batch, RawBatch):
+        return finish(batch, view)
+    batch = batch._replace(images=to_unit(batch.images))
+    if isinstance(batch, Batch) and batch.view is not None:
+        batch = batch._replace(view=to_unit(batch.view))
+    return batch
 
 
 def batch_paths(module: ReidDataModule, rows: torch.Tensor) -> list[Path]:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from copy import copy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clip3dreid.data.resizing import fit, resize
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.opencv import one_thread
@@ -38,34 +38,57 @@ ADVICE = "replace it, or leave it out with data.on_error=skip"
 """What a run on a data set can do about a picture that cannot be read."""
 
 
-def resize(rgb: Pixels, height: int, width: int) -> Pixels:
-    """Resize (h, w, 3) uint8 as Pillow does, antialiased and bilinear, which published numbers rest on.
+class Draw(NamedTuple):
+    """What `TrainView` does to one picture once it is resized, in this order; whole numbers, in pixels."""
 
-    Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
-    (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
+    enlarged: bool
+    """Whether it is enlarged, and a window cut out of that."""
+    down: int
+    """The window's first row."""
+    right: int
+    """The window's first column."""
+    flipped: bool
+    """Whether it is mirrored left and right."""
+    top: int
+    """Of the rectangle that is erased."""
+    left: int
+    height: int
+    """0: nothing is erased."""
+    width: int
+
+
+class PictureRows(Protocol):
+    """Pictures by row: an array of them, files, or a pack."""
+
+    def __getitem__(self, row: int, /) -> Pixels:
+        """Return (h, w, 3) uint8 RGB, which is not to be changed."""
+        ...
+
+
+def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
+    """Pack paths into one array: a forked worker that touches 100,000 objects copies all of their memory."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+
+class FileRows:
+    """Pictures that are read from their files each time.
+
+    Args:
+        paths: N files.
+        advice: what to do about a picture that cannot be read, for the message.
     """
-    if rgb.shape[:2] == (height, width):
-        return rgb
-    if height >= rgb.shape[0] and width >= rgb.shape[1]:
-        enlarged: Pixels = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
-        return enlarged
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
 
+    def __init__(self, paths: Sequence[Path], advice: str = ADVICE) -> None:
+        self._paths = pack_paths(paths)
+        self._advice = advice
 
-def squared(rgb: Pixels) -> Pixels:
-    """Pad (h, w, 3) with black to a square, the picture in its middle; an odd pixel goes right or below."""
-    height, width = rgb.shape[:2]
-    down, right = max(width - height, 0), max(height - width, 0)
-    if not (down or right):
-        return rgb
-    square = np.zeros((height + down, width + right, 3), np.uint8)
-    square[down // 2 : down // 2 + height, right // 2 : right // 2 + width] = rgb
-    return square
+    def __getitem__(self, row: int) -> Pixels:
+        """Return (h, w, 3) uint8 RGB.
 
-
-def fit(rgb: Pixels, height: int, width: int, square: bool) -> Pixels:
-    """Resize (h, w, 3) to (height, width, 3), padded to a square before if so asked."""
-    return resize(squared(rgb) if square else rgb, height, width)
+        Raises:
+            UnreadablePicture: if it cannot be read.
+        """
+        return read_rgb(os.fsdecode(self._paths[row]), self._advice)
 
 
 def _check_size(square: bool, height: int, width: int) -> None:
@@ -216,6 +239,11 @@ class TrainView:
         self.fill = np.rint(np.multiply(erase_fill, 255)).astype(np.uint8)[:, None, None]
         self._extra = _compose(extra, height, width) if extra else None
 
+    @property
+    def has_extra(self) -> bool:
+        """Return whether there are transforms beside the recipe's, which are a CPU's to do."""
+        return self._extra is not None
+
     def keeping_view(self) -> TrainView:
         """Return the same augmentation that also returns the picture before erasing."""
         view = copy(self)
@@ -236,28 +264,40 @@ class TrainView:
             return self._augmented(rgb, seed)
 
     def _augmented(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
-        rng = np.random.default_rng(seed)
-        # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
-        enlarge, down, right, flip, erase = rng.random(5)
-        enlarge_probability, flip_probability, erase_probability = self.probability
+        draw = self.draw(seed)
         rgb = fit(rgb, self.height, self.width, self.square)
-        if enlarge < enlarge_probability:
+        if draw.enlarged:
             height, width = self.enlarged
-            top = int(down * (height - self.height + 1))
-            left = int(right * (width - self.width + 1))
+            top, left = draw.down, draw.right
             rgb = resize(rgb, height, width)[top : top + self.height, left : left + self.width]
-        if flip < flip_probability:
+        if draw.flipped:
             rgb = cv2.flip(rgb, 1)
         if self._extra is not None:
             self._extra.set_random_seed(seed)
             rgb = self._extra(image=np.ascontiguousarray(rgb))["image"]
         picture = _planes(rgb)
-        if erase >= erase_probability:
+        if not draw.height:
             return picture, picture if self.keep_view else None
         view = picture.copy() if self.keep_view else None
-        top, left, height, width = self._rectangle(rng)
+        _, _, _, _, top, left, height, width = draw
         picture[:, top : top + height, left : left + width] = self.fill
         return picture, view
+
+    def draw(self, seed: int) -> Draw:
+        """Draw what is done to a picture; the same seed draws the same in every process."""
+        rng = np.random.default_rng(seed)
+        # All are drawn whether used or not, so that changing one probability leaves the other draws alone.
+        enlarge, down, right, flip, erase = rng.random(5).tolist()
+        enlarge_probability, flip_probability, erase_probability = self.probability
+        height, width = self.enlarged
+        rectangle = self._rectangle(rng) if erase < erase_probability else (0, 0, 0, 0)
+        return Draw(
+            enlarge < enlarge_probability,
+            int(down * (height - self.height + 1)),
+            int(right * (width - self.width + 1)),
+            flip < flip_probability,
+            *rectangle,
+        )
 
     def _rectangle(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Return top, left, height and width of what is erased; empty if no draw fitted into the picture."""
@@ -305,47 +345,29 @@ class PictureSample(NamedTuple):
     """(3, H, W): the picture before erasing, or None."""
 
 
-def pack_paths(paths: Sequence[Path]) -> npt.NDArray[np.bytes_]:
-    """Pack paths into one array: a forked worker that touches 100,000 objects copies all of their memory."""
-    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-
-
 class TrainPictures(Dataset[PictureSample]):
     """Augmented pictures with their class indices.
 
     Args:
-        paths: N files.
-        person: (N,) int64 class indices.
-        clothes: (N,) int64 class indices, -1 unknown.
-        camera: (N,) int64, -1 unknown.
+        pictures: N of them.
+        labels: (N, 3) int64: person, clothes (-1 unknown) and camera (-1 unknown) of each.
         view: augmentation.
-        kept: (N, H, W, 3) what `keep` made of the files; None: they are read each time.
 
     It is indexed by `(row, seed)`, as `IdentityBatches` yields them, so that what is drawn never depends on
     which worker draws.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        person: npt.NDArray[np.int64],
-        clothes: npt.NDArray[np.int64],
-        camera: npt.NDArray[np.int64],
-        view: TrainView,
-        kept: Pixels | None = None,
-    ) -> None:
-        self._paths = pack_paths(paths)
-        self._labels = np.stack([person, clothes, camera], axis=1)
+    def __init__(self, pictures: PictureRows, labels: npt.NDArray[np.int64], view: TrainView) -> None:
+        self._pictures = pictures
+        self._labels = labels
         self._view = view
-        self._kept = kept
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._labels)
 
     def __getitem__(self, index: tuple[int, int]) -> PictureSample:
         row, seed = index
-        rgb = read_rgb(os.fsdecode(self._paths[row]), ADVICE) if self._kept is None else self._kept[row]
-        image, view = self._view(rgb, seed)
+        image, view = self._view(self._pictures[row], seed)
         person, clothes, camera = self._labels[row].tolist()
         return PictureSample(image, person, clothes, camera, row, view)
 
@@ -359,16 +381,15 @@ class EvaluationPictures(Dataset[PictureSample]):
     """
 
     def __init__(self, paths: Sequence[Path], view: TestView) -> None:
-        self._paths = pack_paths(paths)
+        self._pictures = FileRows(paths)
+        self._count = len(paths)
         self._view = view
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self._count
 
     def __getitem__(self, row: int) -> PictureSample:
-        return PictureSample(
-            self._view(read_rgb(os.fsdecode(self._paths[row]), ADVICE)), -1, -1, -1, row, None
-        )
+        return PictureSample(self._view(self._pictures[row]), -1, -1, -1, row, None)
 
 
 def collate(samples: Sequence[PictureSample]) -> Batch:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip3dreid.errors import InputError
+from clip3dreid.io import jpeg
 from clip3dreid.io.checks import some
 from clip3dreid.io.files import reason_of
 
@@ -217,10 +218,19 @@ def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
             range that could be told.
     """
     try:
+        if (plain := _plain_jpeg(path)) is not None:
+            return plain
         with open_picture(path) as image:
             return upright_rgb(image, own=True)
     except Exception as error:  # decoders raise a dozen types on broken data
         raise unreadable(path, error, advice) from error
+
+
+def _plain_jpeg(path: Path | str) -> Pixels | None:
+    """Decode the kind of file that most crops are; None of any other."""
+    with open(path, "rb") as file:  # noqa: PTH123 - a path may be a text
+        start = file.read(len(jpeg.START))
+        return jpeg.decode(start + file.read(), MOST_PIXELS) if start == jpeg.START else None
 
 
 def unreadable(path: Path | str, error: BaseException, advice: str = "replace it") -> UnreadablePicture:

@@ -111,7 +111,9 @@ def make_student(request: TrainRequest, start: Path | None) -> Student:
 def check_people(request: TrainRequest, pictures: TrainingSet) -> None:
     """Refuse people that no batch can be made of, and losses that never take part, before a teacher's long look."""
     pictures.check()
-    request.batches(pictures.manifests, seed=request.settings.seed).sampler()
+    data = request.batches(pictures.manifests, seed=request.settings.seed)
+    data.sampler()
+    data.check_pack()
     if missing := pictures.labels.without_clothes:
         log.info(
             "%d of %d training pictures have no clothes label: clothes are left alone",

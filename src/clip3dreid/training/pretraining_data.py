@@ -11,7 +11,8 @@ import numpy.typing as npt
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip3dreid.data.images import TrainView, fit
+from clip3dreid.data.images import TrainView
+from clip3dreid.data.resizing import fit
 from clip3dreid.data.sampling import share
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import read_rgb

@@ -46,6 +46,8 @@ FREE = (
     "datamodule.workers",
     "datamodule.evaluation_batch",
     "datamodule.keep_pictures",
+    "datamodule.pack",
+    "datamodule.augment_on",
     "model.student.ghost_group",
     # Said anew on every command line, and by no file.
     "trusted",
