@@ -24,7 +24,7 @@ from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import HEADS, add_checksum
+from clip3dreid.model.weights import HEADS
 from clip3dreid.retrieval.evaluation import Reranking
 from clip3dreid.retrieval.protocol import Protocols
 from clip3dreid.retrieval.settings import Distance
@@ -268,7 +268,6 @@ class ReidModule(EvaluationModule):
         """Add the card, so that evaluation needs no config, and the heads that the model is shipped with."""
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.losses.heads().items()}
-        add_checksum(checkpoint)
 
 
 def _measured(losses: Losses) -> dict[str, Tensor | float]:
