@@ -473,13 +473,14 @@ def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_
         check_norms(
             parts[student],
             parts[losses],
-            processes=2,
-            people=pictures,
+            rows=[pictures // 2] * 2,
             pictures=1,
             bodies=bodies,
             body_norm="shared" if shared else "separate",
             # Groups refuse streams that are one batch, whatever their size.
             ghost_group=None if shared else group,
+            # Else one person alone is refused for that.
+            synchronised=True,
         )
 
 

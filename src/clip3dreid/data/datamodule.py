@@ -27,7 +27,7 @@ from clip3dreid.data.images import (
     to_unit,
 )
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, people_shares, share
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number
@@ -95,8 +95,10 @@ class ReidDataModule(LightningDataModule):
         keep_view: keep training pictures as they are before erasing beside them, for a teacher.
         validation_split: `test` only where the field's habit of selecting checkpoints on test data is asked for.
         shared: folder where another process of the run has put the evaluation sets; None: they are made here.
+        norm_group: see `sampling.people_shares`.
 
-    The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each.
+    The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each, or as near
+    to that as may be.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class ReidDataModule(LightningDataModule):
         keep_view: bool = False,
         validation_split: Literal["val", "test"] = "val",
         shared: Path | None = None,
+        norm_group: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {"people": people, "pictures": pictures, "height": height, "width": width}
@@ -148,6 +151,7 @@ class ReidDataModule(LightningDataModule):
         self.train_table, self.labels = self.training.table, self.training.labels
         self.validation_split = validation_split
         self._shared = shared
+        self.norm_group = norm_group
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
 
@@ -187,7 +191,17 @@ class ReidDataModule(LightningDataModule):
             sampler=self._sampler,
             rank=rank,
             world_size=world_size,
+            norm_group=self.norm_group,
         )
+
+    def rows(self, world_size: int) -> list[int]:
+        """Return how many of a global batch's pictures each process trains on.
+
+        Raises:
+            InputError: if there are more processes than people in a batch.
+        """
+        shares = people_shares(self.people_per_batch, self.pictures_per_person, world_size, self.norm_group)
+        return [len(part) * self.pictures_per_person for part in shares]
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:

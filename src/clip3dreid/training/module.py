@@ -19,6 +19,7 @@ from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
+from clip3dreid.loss.gather import part_of_mean, uneven
 from clip3dreid.loss.shares import IDENTITY
 from clip3dreid.loss.weighted import Losses, NonFiniteLoss, WeightedLosses
 from clip3dreid.model.card import CARD, check_student
@@ -118,6 +119,8 @@ class ReidModule(EvaluationModule):
         self.gradient_norms_every = gradient_norms_every
         self.checkpoints = checkpoints
         self._settings: list[dict[str, Any]] = []
+        self._rows: list[int] | None = None
+        self._part = 1.0
         # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
         # that every process made for itself, and a table of tokens can be large.
         state = set(self.state_dict())
@@ -135,7 +138,13 @@ class ReidModule(EvaluationModule):
         return self.losses.heads()
 
     def on_train_start(self) -> None:
-        """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
+        """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it.
+
+        Processes with more of the batch than others count as much more in the mean of gradients.
+        """
+        rows = self.data.rows(self.trainer.world_size)
+        if len(set(rows)) > 1:
+            self._rows, self._part = rows, part_of_mean(rows, self.trainer.global_rank)
         schedule = cast(LambdaLR, self.lr_schedulers())
         restore_settings(schedule, self._settings, self.current_epoch)
 
@@ -158,17 +167,19 @@ class ReidModule(EvaluationModule):
         losses, failure = None, None
         measure = self._trained_backbone() if self._measures(batch_idx) else []
         try:
-            losses = cast(
-                Losses,
-                self.losses(
-                    features,
-                    batch,
-                    self.current_epoch,
-                    bodies=bodies,
-                    measure=measure,
-                    scale=self._loss_scale() if measure else 1.0,
-                ),
-            )
+            with uneven(self._rows):
+                losses = cast(
+                    Losses,
+                    self.losses(
+                        features,
+                        batch,
+                        self.current_epoch,
+                        bodies=bodies,
+                        measure=measure,
+                        scale=self._loss_scale() if measure else 1.0,
+                        part=self._part,
+                    ),
+                )
         except NonFiniteLoss as error:
             failure = error
         if self._anywhere(failure is not None) or losses is None:
@@ -180,7 +191,7 @@ class ReidModule(EvaluationModule):
         terms |= {f"weighted/{name}": value for name, value in losses.weighted.items()}
         terms |= {f"observed/{name}": value for name, value in losses.observed.items()}
         self._log_mean(terms, batch)
-        return losses.total
+        return losses.total if self._rows is None else self._part * losses.total
 
     def _see(self, batch: Batch) -> tuple[Features, Features | None]:
         """Return the features of both streams: the people's, and the bodies', if the batch has any."""

@@ -132,6 +132,7 @@ def make_data(request: TrainRequest, manifests: Sequence[Manifest], guides: Guid
         bodies=guides.bodies,
         keep_view=guides.keep_view,
         validation_split=request.selecting,
+        norm_group=request.student.get("ghost_group"),
         shared=prepared(request.folder) if request.several and not launch().first else None,
     )
 

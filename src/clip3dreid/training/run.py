@@ -321,12 +321,12 @@ def _check_before_anything_is_written(
     check_norms(
         module.student,
         module.losses,
-        processes=trainer.world_size,
-        people=data.people_per_batch,
+        rows=data.rows(trainer.world_size),
         pictures=data.pictures_per_person,
         bodies=0 if data.bodies is None else data.bodies.batch,
         body_norm=request.settings.body_norm,
         ghost_group=request.student.get("ghost_group"),
+        synchronised=bool(request.trainer.keywords.get("sync_batchnorm")),
     )
 
 
