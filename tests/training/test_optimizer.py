@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.training.optimizer import cosine, multistep, optimise, step
+from clip3dreid.training.optimizer import by_rule, cosine, multistep, optimise, step
 
 
 def test_multistep_multiplies_at_each_milestone() -> None:
@@ -67,3 +67,18 @@ def test_without_unscheduled_parameters_there_is_one_group() -> None:
     body = nn.Parameter(torch.ones(1))
     optimizer, _ = optimise([body], [], partial(torch.optim.SGD, lr=1.0), lambda _: 1.0)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("linear", 0.8), ("sqrt", 0.1 * 8**0.5), (None, 0.1)])
+def test_the_rate_follows_the_batch_by_the_rule_that_is_asked_for(rule: str | None, rate: float) -> None:
+    make = by_rule(partial(torch.optim.SGD, lr=0.1, momentum=0.9), rule, batch=512, base_batch=64)
+    (group,) = make([nn.Parameter(torch.ones(1))]).param_groups
+    assert group["lr"] == pytest.approx(rate)
+    assert group["momentum"] == 0.9
+
+
+def test_a_rule_without_a_rate_to_start_from_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lr_rule=sqrt needs .*optimizer\.optimizer\.lr"):
+        by_rule(partial(torch.optim.Adam), "sqrt", batch=128, base_batch=64)
+    with pytest.raises(InputError, match="lr_rule=cubic is unknown; choose linear or sqrt"):
+        by_rule(partial(torch.optim.Adam, lr=0.1), "cubic", batch=128, base_batch=64)

@@ -30,6 +30,8 @@ class TrainConfig:
     compile: bool = False
     gradient_norms_every: int = 200
     guide_share: float | None = None
+    lr_rule: str | None = None
+    base_batch: int = 64
     trusted: Any = MISSING
     dashboard: Any = MISSING
     labels: Any = MISSING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from clip3dreid.model.weights import check_same_student, load_pretrained
 from clip3dreid.training.checkpoints import newest_whole
 from clip3dreid.training.checks import check_starts
 from clip3dreid.training.data import read_data
+from clip3dreid.training.optimizer import by_rule
 from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
 from clip3dreid.training.settings import TrainSettings
@@ -183,6 +184,18 @@ def make_losses(
             guides=guides.says,
         ),
     )
+
+
+def make_optimizer(request: TrainRequest, data: ReidDataModule) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes the optimiser, at the rate that the batch asks for.
+
+    Raises:
+        InputError: as `optimizer.by_rule`.
+    """
+    pictures = data.people_per_batch * data.pictures_per_person
+    steps = int(request.trainer.keywords.get("accumulate_grad_batches") or 1)
+    rule, base = request.settings.lr_rule, request.settings.base_batch
+    return by_rule(request.optimizer, rule, batch=pictures * steps, base_batch=base)
 
 
 def tune(student: Student, settings: TrainSettings) -> None:

@@ -69,6 +69,7 @@ from clip3dreid.training.prepare import (
     make_data,
     make_guides,
     make_losses,
+    make_optimizer,
     make_student,
     read_manifests,
     share,
@@ -200,6 +201,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
         if request.several:
             share(request.folder, manifests, guides, data, start)
     losses = make_losses(request, student, data, guides)
+    request = replace(request, optimizer=make_optimizer(request, data))
     tune(student, request.settings)
     module = _module(request, student, losses, guides, card)
     monitor = _monitor(request, data)
