@@ -16,6 +16,7 @@ from clip3dreid.data.sampling import (
     exchanged,
     exchanged_rows,
     most_batches,
+    people_shares,
     share,
 )
 from clip3dreid.errors import InputError
@@ -147,6 +148,44 @@ def test_shares_of_the_ranks_make_up_the_batches_of_one_process(kind):
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize(("group", "sizes"), [(None, [3, 3, 6]), (6, [6, 6])])
+def test_uneven_shares_make_up_the_batches_of_one_process_too(kind, group, sizes):
+    person = labels(COUNTS)
+    world = len(sizes)
+    alone = batches(person, sampler=kind, people=4, pictures=3)
+    ranks = [
+        batches(person, sampler=kind, people=4, pictures=3, rank=rank, world_size=world, norm_group=group)
+        for rank in range(world)
+    ]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert [len(part) for part in parts] == sizes
+        assert [pair for part in parts for pair in part] == whole
+
+
+@pytest.mark.parametrize(
+    ("people", "pictures", "processes", "group", "sizes"),
+    [
+        (8, 8, 2, 32, [4, 4]),
+        # Equal shares, as ever, though groups of 32 would be others than in one process.
+        (12, 8, 2, 32, [6, 6]),
+        # Eight groups: two, three and three, each whole.
+        (8, 8, 3, 8, [2, 3, 3]),
+        (8, 8, 3, 16, [2, 2, 4]),
+        # 3 pictures each and groups of 4: whole groups and whole people are 4 people.
+        (16, 3, 3, 4, [4, 4, 8]),
+        # Two groups cannot be had by three, nor whole ones of what is left over.
+        (8, 8, 3, 32, [2, 3, 3]),
+        (7, 8, 2, 16, [3, 4]),
+        (8, 8, 3, None, [2, 3, 3]),
+    ],
+)
+def test_shares_are_equal_or_of_whole_groups_or_differ_by_one(people, pictures, processes, group, sizes):
+    parts = people_shares(people, pictures, processes, group)
+    assert [len(part) for part in parts] == sizes
+    assert [place for part in parts for place in part] == list(range(people))
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
 def test_epochs_differ_and_a_seed_repeats_itself(kind):
     def drawn(seed, epoch):
         sampler = batches(labels(COUNTS), seed=seed, sampler=kind)
@@ -197,7 +236,10 @@ def test_lightning_reaches_the_epoch_through_a_loader():
     [
         ({"people": 9}, "8 people.* takes 9"),
         ({"people": 9, "sampler": "chunks"}, "8 people.* takes 9"),
-        ({"people": 4, "world_size": 3}, "people=4 cannot be divided among 3"),
+        (
+            {"people": 4, "world_size": 5},
+            "people=4 cannot be shared out among 5 processes; raise it, or start",
+        ),
         ({"people": 0}, r"datamodule\.people=0 must be a whole number, 1 or more"),
         ({"sampler": "random"}, "sampler=random is unknown; choose distinct or chunks"),
     ],

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clip3dreid.loss.clothes import ClothesAdversarial, ClothesMemory
-from clip3dreid.loss.gather import gather
+from clip3dreid.loss.gather import gather, part_of_mean, uneven
 from clip3dreid.loss.identity import CrossEntropy
 from clip3dreid.loss.margin_heads import ArcFace, Circle, CosFace
 from clip3dreid.loss.orthogonal import ClothesOrthogonal
@@ -65,12 +65,16 @@ class Network(nn.Module):
         return losses.total, losses.raw
 
 
-def step(network: nn.Module, rows: slice):
+THIRDS = [2, 2, 4]
+"""Rows of three processes of which one has more than the others."""
+
+
+def step(network: nn.Module, rows: slice, part: float = 1.0):
     """Losses, gradients and buffers after two backward passes (the second sees a memory that is filled)."""
     for _ in range(2):
         network.zero_grad()
         total, raw = network(rows)
-        total.backward()
+        (part * total).backward()
     inner = network.module if isinstance(network, DistributedDataParallel) else network
     return {
         "raw": {name: value.detach().clone() for name, value in raw.items()},
@@ -85,6 +89,24 @@ def process(rank: int, folder: str) -> None:
     network = DistributedDataParallel(Network().double(), find_unused_parameters=True)
     torch.save(step(network, slice(4 * rank, 4 * rank + 4)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def uneven_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=3)
+    network = DistributedDataParallel(Network().double(), find_unused_parameters=True)
+    start = sum(THIRDS[:rank])
+    with uneven(THIRDS):
+        done = step(network, slice(start, start + THIRDS[rank]), part_of_mean(THIRDS, rank))
+    torch.save(done, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(uneven_process, args=(str(folder),), nprocs=3)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +137,21 @@ def test_two_processes_give_the_gradients_of_one(one, two):
     for name, gradient in one["gradients"].items():
         for process_ in two:
             torch.testing.assert_close(process_["gradients"][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_three_processes_of_which_one_has_more_give_losses_gradients_and_memory_of_one(one, three):
+    for name, value in one["raw"].items():
+        parts = [rows * there["raw"][name] / 8 for rows, there in zip(THIRDS, three, strict=True)]
+        torch.testing.assert_close(sum(parts), value, rtol=1e-10, atol=1e-12, msg=name)
+    for process_ in three:
+        for kind in ("gradients", "buffers"):
+            for name, value in one[kind].items():
+                torch.testing.assert_close(process_[kind][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_parts_of_the_mean_are_those_of_the_rows():
+    assert [part_of_mean(THIRDS, rank) for rank in range(3)] == [0.75, 0.75, 1.5]
+    assert part_of_mean([5, 5], 1) == 1
 
 
 def test_two_processes_remember_the_same_outfits_as_one(one, two):

@@ -1,6 +1,10 @@
 """Checkpoints survive kills, full disks and damage."""
 
 import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,10 @@ import torch
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.run_folder import PREVIOUS_CHECKPOINT
+from clip3dreid.model.weights import read_checkpoint
 from clip3dreid.training import checkpoints
-from clip3dreid.training.checkpoints import CheckpointFiles, damage, moved, newest_whole
+from clip3dreid.training.checkpoints import CheckpointFiles, damage, moved, newest_whole, snapshot
+from tests.processes import PATIENCE_S
 from tests.small_disk import small_disk
 
 PREVIOUS = PREVIOUS_CHECKPOINT.name
@@ -157,3 +163,118 @@ def test_a_checkpoint_that_was_moved_knows_its_selected_one_by_the_new_place(tmp
     (tmp_path / "best.ckpt").unlink()
     moved(checkpoint, tmp_path)
     assert state["best_model_path"] == ""
+
+
+def test_a_snapshot_keeps_what_training_changes_afterwards() -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = OrderedDict(a=weight, tied=weight.view(2, 3), turned=weight.T)
+    state._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]
+    checkpoint = {"state_dict": state, "optimizer_states": [{"state": {0: (weight + 1, "text")}}], "epoch": 3}
+    kept = snapshot(checkpoint)
+    weight.zero_()
+    state["new"] = weight
+    assert list(kept["state_dict"]) == ["a", "tied", "turned"]
+    assert kept["state_dict"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    # One memory has one copy, as in the file.
+    assert kept["state_dict"]["tied"].data_ptr() == kept["state_dict"]["a"].data_ptr()
+    assert kept["state_dict"]["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert kept["state_dict"]._metadata == state._metadata  # type: ignore[attr-defined]
+    assert kept["optimizer_states"][0]["state"][0][0].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert kept["epoch"] == 3
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, written = threading.Event(), []
+    real = checkpoints._write
+
+    def slow(content: dict[str, Any], path: Path) -> None:
+        assert go.wait(PATIENCE_S)
+        real(content, path)
+        written.append(content["global_step"])
+
+    monkeypatch.setattr(checkpoints, "_write", slow)
+    files, path = CheckpointFiles(asynchronous=True), tmp_path / "last.ckpt"
+    first = content(1)
+    files.save_checkpoint(first, path)
+    # It is not there yet, and what it is made of may change.
+    assert not path.exists()
+    first["weights"].zero_()
+    files.check()
+    assert written == []
+    threading.Timer(0.1, go.set).start()
+    files.save_checkpoint(content(2), path)
+    assert written[:1] == [1]
+    files.wait()
+    assert written == [1, 2]
+    assert files.step == 2
+    previous = files.load_checkpoint(path.with_name(PREVIOUS))
+    assert previous["weights"].eq(1).all()
+    assert files.load_checkpoint(path)["global_step"] == 2
+
+
+def test_what_went_wrong_while_training_went_on_is_said_once_in_one_line(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 500) as disk:
+        path = write(disk, 1)
+        files = CheckpointFiles(asynchronous=True)
+        files.save_checkpoint(content(2) | {"more": torch.zeros(90_000)}, path)
+        with pytest.raises(InputError, match=r"step 2 cannot be written .*the one before it stays"):
+            files.wait()
+        files.wait()
+        files.teardown()
+        assert newest_whole(disk).path == path
+        assert files.load_checkpoint(path)["global_step"] == 1
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from clip3dreid.training.checkpoints import CheckpointFiles
+from tests.training.test_checkpoints import content
+path = Path(sys.argv[1]) / "checkpoints" / "last.ckpt"
+files = CheckpointFiles(asynchronous=True)
+files.save_checkpoint(content(1), path)
+files.wait()
+
+def slow(handle):
+    print("writing", flush=True)
+    time.sleep(1000)
+
+os.fsync = slow
+files.save_checkpoint(content(2), path)
+"""
+
+
+def test_a_kill_in_the_middle_of_an_asynchronous_write_leaves_the_checkpoint_before_it_whole(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.kill()
+    path = newest_whole(tmp_path).path
+    assert path.name == "last.ckpt"
+    assert CheckpointFiles().load_checkpoint(path)["global_step"] == 1
+    # What is left of the other is written over.
+    assert [file.name for file in path.parent.iterdir() if file.name != "last.ckpt"] == [".last.ckpt.part"]
+    write(tmp_path, 3)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.ckpt", PREVIOUS]
+
+
+def test_a_checkpoint_carries_the_checksum_of_what_a_model_is_loaded_from(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    saved = {
+        "state_dict": {"student.a": torch.ones(2), "losses.b": torch.ones(2)},
+        "clip3dreid": {"version": 1, "student": {}, "height": 32, "width": 16},
+        "clip3dreid_heads": {"shape.bias": torch.tensor([0.5])},
+    }
+    CheckpointFiles().save_checkpoint(saved, path)
+    assert read_checkpoint(path).state.keys() == {"a"}
+    changed = CheckpointFiles().load_checkpoint(path)
+    changed["state_dict"]["student.a"][0] = 2
+    torch.save(changed, path)
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged \(its checksum is another\)"):
+        read_checkpoint(path)

@@ -18,9 +18,29 @@ from tests.conftest import TINY, Command
 from tests.processes import PATIENCE_S
 from tests.training.test_run import column, weights
 
+# Groups of 4 pictures in batches of 8: one process normalises as two with 4 pictures each. In double precision, since
+# Adam makes a whole step of whatever sign noise gives a gradient that is next to nothing.
+GHOST = (
+    "model.student.ghost_group=4", "method=cal", "clothes_start_epoch=1", "epochs=6", "trainer.precision=64-true",
+)  # fmt: skip
+PAIR = ("trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true")
+
+
+def assert_same_training(one: Path, two: Path, terms: Sequence[str], epochs: int) -> None:
+    """Two runs had the same losses, and ended with the same weights, after twenty steps at least."""
+    for term in terms:
+        expected, found = column(one, term), column(two, term)
+        assert len(expected) >= epochs - 1
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9), term
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)]
+    assert states[0]["global_step"] == states[1]["global_step"] >= 20
+    for name, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(states[1]["state_dict"][name], tensor, rtol=1e-8, atol=1e-9, msg=name)
+
+
 # Groups of 4 pictures in batches of 8: one process normalises as two with 4 pictures each. 5 epochs of 4 steps, at a
 # rate at which the last bits of a gradient, which groups so small multiply, are not the run's fate.
-GHOST = (
+GHOST_SINGLE = (
     "model.student.ghost_group=4", "method=cal", "clothes_start_epoch=1", "epochs=5", "optimizer.optimizer.lr=1e-5",
 )  # fmt: skip
 TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true")
@@ -56,19 +76,41 @@ TERMS = ("loss/total", "loss/identity", "loss/clothes_adversarial/adversarial")
 def test_two_processes_give_the_losses_weights_and_metrics_of_one(
     ltcc_root: Path, command: Command, tmp_path: Path
 ) -> None:
-    shared = ["data=ltcc", f"data.root={ltcc_root}", "data.val_people=2", "evaluate_every=5", *TINY, *GHOST]
+    shared = [
+        "data=ltcc", f"data.root={ltcc_root}", "data.val_people=2", "evaluate_every=1", *TINY, *GHOST,
+    ]  # fmt: skip
+    one = command("train", *shared, "hydra.run.dir=one")
+    assert one.returncode == 0, one.stderr
+    two = command("train", *shared, "hydra.run.dir=two", *PAIR)
+    assert two.returncode == 0, two.stderr
+    terms = ("loss/total", "loss/identity", "loss/clothes_adversarial/adversarial")
+    assert_same_training(tmp_path / "one", tmp_path / "two", terms, epochs=6)
+    both = [
+        json.loads((tmp_path / run / "results.json").read_text())["evaluations"] for run in ("one", "two")
+    ]
+    assert len(both[0]) == len(both[1]) == 2
+    for single, double in zip(*both, strict=True):
+        for protocol, scores in single["results"].items():
+            for key in ("r1", "r5", "map", "minp", "valid_queries"):
+                assert double["results"][protocol][key] == pytest.approx(scores[key], abs=1e-6)
+    # Tables and files are written once, by the first process, which alone talks.
+    assert two.stdout.count("last checkpoint") == 1
+    assert two.stdout.count("device   cpu, 64-true, 2 processes\n") == 1
+    assert re.findall(r"^epoch (\d) of 6; loss ", two.stdout, re.M) == list("123456")
+    assert "GLOBAL_RANK" not in two.stderr
+    assert "epoch" not in (tmp_path / "two" / "train_1.log").read_text()
+
+
+def test_replicas_and_shared_out_weights_train_as_one_process_does(
+    ltcc_root: Path, command: Command, tmp_path: Path
+) -> None:
+    shared = ["data=ltcc", f"data.root={ltcc_root}", "data.val_people=2", "evaluate_every=5", *TINY, *GHOST_SINGLE]
     one = command("train", *shared, "ema=0.9", "hydra.run.dir=one")
     assert one.returncode == 0, one.stderr
     two = command("train", *distributed(shared, "ddp"), "ema=0.9", "hydra.run.dir=two")
     assert two.returncode == 0, two.stderr
     assert_trained_alike(tmp_path / "one", tmp_path / "two", TERMS, 5)
     assert [line["checkpoint"] for line in evaluations(tmp_path / "two")] == ["last", "ema", "best"]
-    # Tables and files are written once, by the first process, which alone talks.
-    assert two.stdout.count("last checkpoint") == 1
-    assert two.stdout.count("device   cpu, 32-true, 2 processes\n") == 1
-    assert re.findall(r"^epoch (\d) of 5; loss ", two.stdout, re.M) == ["1", "2", "3", "4", "5"]
-    assert "GLOBAL_RANK" not in two.stderr
-    assert "epoch" not in (tmp_path / "two" / "train_1.log").read_text()
     # A whole model: the weights of two processes are shared out, and those of one are not, nor are those on disk.
     shards = command("train", *distributed(shared, "fsdp"), "hydra.run.dir=three")
     assert shards.returncode == 0, shards.stderr
@@ -86,7 +128,7 @@ def test_two_processes_give_the_losses_weights_and_metrics_of_one(
 def test_a_model_whose_weights_are_shared_out_goes_on_with_the_bits_that_it_would_have_had(
     ltcc_root: Path, command: Command, tmp_path: Path
 ) -> None:
-    shared = distributed(["data=ltcc", f"data.root={ltcc_root}", *TINY, *GHOST], "fsdp")
+    shared = distributed(["data=ltcc", f"data.root={ltcc_root}", *TINY, *GHOST_SINGLE], "fsdp")
     more = ["model/student=swin_t", "model.student.backbone.config.embed_dim=12", "datamodule.height=64",
             "model.student.backbone.config.depths=[1,1]", "model.student.backbone.config.num_heads=[2,2]",
             "model.student.ghost_group=4", "activation_checkpointing=true"]  # fmt: skip
@@ -133,15 +175,51 @@ def test_two_processes_are_guided_as_one_is(
     assert queries[0]["query"].to_list() == queries[1]["query"].to_list()
 
 
-def test_people_that_cannot_be_divided_among_the_processes_are_refused_in_one_line(
-    ltcc_root: Path, command: Command
+@pytest.mark.slow
+def test_two_processes_share_five_people_and_train_as_one_does(
+    ltcc_root: Path, command: Command, tmp_path: Path
 ) -> None:
+    """Two groups of batch norm in one process, three in the other; terms that gather, and measured gradients."""
+    shared = [
+        "data=ltcc", f"data.root={ltcc_root}", *[one for one in TINY if "method" not in one], *GHOST[:1],
+        "loss=[identity,triplet,clothes_orthogonal]", "clothes_start_epoch=1", "epochs=12", "milestones=[3]",
+        "datamodule.people=5", "datamodule.pictures=4", "gradient_norms_every=5", "trainer.precision=64-true",
+    ]  # fmt: skip
+    for name, more in (("one", ()), ("two", PAIR)):
+        done = command("train", *shared, f"hydra.run.dir={name}", *more)
+        assert done.returncode == 0, done.stderr
+    terms = ("loss/total", "loss/triplet", "share/triplet", "gradient/clothes_orthogonal")
+    assert_same_training(tmp_path / "one", tmp_path / "two", terms, epochs=12)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["datamodule.people=3"], "datamodule.people=3 on 2 processes leaves one of them a single person"),
+        pytest.param(
+            ["datamodule.people=1"],
+            "datamodule.people=1 cannot be shared out among 2 processes",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["datamodule.people=5", "loss=[identity,body]", "method=null"],
+            "datamodule.people=5 cannot be divided among 2 processes, which a run with a stream of bodies has to",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_processes_that_cannot_hold_the_batch_are_refused_in_one_line(
+    more: list[str], said: str, ltcc_root: Path, bodies_root: Path, command: Command
+) -> None:
+    tiny = [one for one in TINY if "people" not in one and "method" not in one]
+    method = [] if "method=null" in more else ["method=ce"]
     done = command(
-        "train", "data=ltcc", f"data.root={ltcc_root}", "trainer.devices=2", "trainer.strategy=ddp",
-        *[override for override in TINY if "people" not in override], "datamodule.people=3",
+        "train", "data=ltcc", f"data.root={ltcc_root}", "trainer.devices=2", "trainer.strategy=ddp", *tiny, *method,
+        f"bodies.root={bodies_root}", "bodies.batch=8", *[one for one in more if one != "method=null"],
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "multiple of 2" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line
 
 
 WAYS = {

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from clip3dreid.errors import InputError
-from clip3dreid.model.weights import read_checkpoint
 from clip3dreid.retrieval.protocol import Protocol, nothing
 from clip3dreid.retrieval.rerank import QueryExpansion
 from clip3dreid.training.evaluation_module import EvaluationModule, limits, share_buffers
@@ -151,18 +150,3 @@ def test_losses_are_scaled_up_for_measuring_where_the_trainer_does_so() -> None:
 def test_bad_rates_are_refused_before_anything_is_embedded() -> None:
     with pytest.raises(InputError, match="open_set"):
         EvaluationModule(nn.Identity(), protocols={}, metric="cosine", flip=False, open_set=[2])
-
-
-def test_a_checkpoint_carries_the_checksum_of_what_a_model_is_loaded_from(tmp_path: Path) -> None:
-    card = {"version": 1, "student": {}, "height": 32, "width": 16}
-    heads = {"shape.bias": torch.tensor([0.5])}
-    losses = SimpleNamespace(heads=lambda: heads)
-    module = SimpleNamespace(card=card, losses=losses, _settle=lambda: None, _rescued_step=None)
-    checkpoint = {"state_dict": {"student.a": torch.ones(2), "losses.b": torch.ones(2)}}
-    ReidModule.on_save_checkpoint(module, checkpoint)  # type: ignore[arg-type]
-    torch.save(checkpoint, tmp_path / "last.ckpt")
-    assert read_checkpoint(tmp_path / "last.ckpt").state.keys() == {"a"}
-    checkpoint["state_dict"]["student.a"][0] = 2
-    torch.save(checkpoint, tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is damaged \(its checksum is another\)"):
-        read_checkpoint(tmp_path / "last.ckpt")

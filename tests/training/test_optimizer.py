@@ -7,6 +7,7 @@ from torch import nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.training.optimizer import (
+    by_rule,
     clipped_by_scaler,
     cosine,
     multistep,
@@ -105,3 +106,18 @@ def test_a_fused_step_leaves_no_place_for_clipping_scaled_gradients() -> None:
     assert clipped_by_scaler({"precision": "16-mixed", "gradient_clip_val": 1.0})
     assert not clipped_by_scaler({"precision": "16-mixed", "gradient_clip_val": None})
     assert not clipped_by_scaler({"precision": "bf16-mixed", "gradient_clip_val": 1.0})
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("linear", 0.8), ("sqrt", 0.1 * 8**0.5), (None, 0.1)])
+def test_the_rate_follows_the_batch_by_the_rule_that_is_asked_for(rule: str | None, rate: float) -> None:
+    make = by_rule(partial(torch.optim.SGD, lr=0.1, momentum=0.9), rule, batch=512, base_batch=64)
+    (group,) = make([nn.Parameter(torch.ones(1))]).param_groups
+    assert group["lr"] == pytest.approx(rate)
+    assert group["momentum"] == 0.9
+
+
+def test_a_rule_without_a_rate_to_start_from_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lr_rule=sqrt needs .*optimizer\.optimizer\.lr"):
+        by_rule(partial(torch.optim.Adam), "sqrt", batch=128, base_batch=64)
+    with pytest.raises(InputError, match="lr_rule=cubic is unknown; choose linear or sqrt"):
+        by_rule(partial(torch.optim.Adam, lr=0.1), "cubic", batch=128, base_batch=64)

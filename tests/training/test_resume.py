@@ -138,6 +138,26 @@ def test_whenever_it_is_stopped_it_goes_on_to_the_same_end(
     assert_same(whole, tmp_path / "stopped")
 
 
+def test_a_run_that_fails_within_an_epoch_goes_on_from_what_was_saved_a_moment_before(
+    whole: Path, ltcc_root: Path, invoke: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Saved after every batch, by the clock, in a thread; and never at the end of an epoch."""
+
+    def fails(self: SaveWhenTold, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step == 9:
+            raise ZeroDivisionError
+
+    often = ["callbacks.last.every_epochs=null", "callbacks.last.every_minutes=1e-9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveWhenTold, "on_train_batch_end", fails)
+        done = invoke("train", *overrides("ce", ltcc_root, ()), *often, "hydra.run.dir=stopped")
+    assert done.returncode == 1, done.stderr + done.stdout
+    done = invoke("train", "resume=stopped")
+    assert done.returncode == 0, done.stderr
+    assert "going on after 2 epochs" in done.stdout
+    assert_same(whole, tmp_path / "stopped")
+
+
 @pytest.mark.slow
 def test_a_run_that_was_moved_goes_on_with_what_it_had_selected(
     whole: Path, ltcc_root: Path, invoke: Command, at_step: Callable[..., None], tmp_path: Path

@@ -473,14 +473,28 @@ def test_one_picture_a_process_is_refused_where_a_norm_of_features_would_see_it_
         check_norms(
             parts[student],
             parts[losses],
-            processes=2,
-            people=pictures,
+            rows=[pictures // 2] * 2,
             pictures=1,
             bodies=bodies,
             body_norm="shared" if shared else "separate",
             # Groups refuse streams that are one batch, whatever their size.
             ghost_group=None if shared else group,
+            # Else one person alone is refused for that.
+            synchronised=True,
         )
+
+
+def test_a_rule_for_the_rate_sees_the_global_batch_and_the_batches_that_a_step_adds_up(
+    ltcc_root: Path, invoke: Command, tmp_path: Path
+) -> None:
+    done = invoke(
+        "train", "data=ltcc", f"data.root={ltcc_root}", "epochs=1", "hydra.run.dir=run", *TINY, "lr=1e-3",
+        "lr_rule=sqrt", "base_batch=4", "trainer.accumulate_grad_batches=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # 4 people, 2 pictures of each, two batches: 16 pictures, 4 times 4.
+    assert "lr_rule=sqrt: 0.001 for batches of 4 is 0.002 for batches of 16" in done.stdout
+    assert column(tmp_path / "run", "lr-Adam") == [pytest.approx(2e-3)]
 
 
 def test_a_student_without_a_neck_trains_on_one_picture_at_a_time(

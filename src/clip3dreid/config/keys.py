@@ -32,7 +32,7 @@ OPEN = ("where", "synonyms", "engine.connection", "hydra")
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 NO_TEXTS = (
     *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share"),
-    *("least_confidence", "least_size", "first_frame"),
+    *("least_confidence", "least_size", "first_frame", "every_minutes"),
     *("ema", "fused"),
 )
 """Last parts of keys that are null by default and hold numbers or switches otherwise: `1e-3` is no name there."""

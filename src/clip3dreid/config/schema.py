@@ -34,6 +34,8 @@ class TrainConfig:
     ema: float | None = None
     gradient_norms_every: int = 200
     guide_share: float | None = None
+    lr_rule: str | None = None
+    base_batch: int = 64
     trusted: Any = MISSING
     dashboard: Any = MISSING
     labels: Any = MISSING

@@ -42,7 +42,7 @@ from clip3dreid.data.raw_batches import (
     check_on_device,
     finish,
 )
-from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, people_shares, share
 from clip3dreid.data.thread_loader import ThreadLoader
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
@@ -116,8 +116,10 @@ class ReidDataModule(LightningDataModule):
         keep_view: keep training pictures as they are before erasing beside them, for a teacher.
         validation_split: `test` only where the field's habit of selecting checkpoints on test data is asked for.
         shared: folder where another process of the run has put the evaluation sets; None: they are made here.
+        norm_group: see `sampling.people_shares`.
 
-    The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each.
+    The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each, or as near
+    to that as may be.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class ReidDataModule(LightningDataModule):
         keep_view: bool = False,
         validation_split: Literal["val", "test"] = "val",
         shared: Path | None = None,
+        norm_group: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {"people": people, "pictures": pictures, "height": height, "width": width}
@@ -178,6 +181,7 @@ class ReidDataModule(LightningDataModule):
         self.train_table, self.labels = self.training.table, self.training.labels
         self.validation_split = validation_split
         self._shared = shared
+        self.norm_group = norm_group
         self._on_cuda = False
         self._evaluations: dict[str, list[EvaluationSet]] = {}
 
@@ -245,7 +249,17 @@ class ReidDataModule(LightningDataModule):
             sampler=self._sampler,
             rank=rank,
             world_size=world_size,
+            norm_group=self.norm_group,
         )
+
+    def rows(self, world_size: int) -> list[int]:
+        """Return how many of a global batch's pictures each process trains on.
+
+        Raises:
+            InputError: if there are more processes than people in a batch.
+        """
+        shares = people_shares(self.people_per_batch, self.pictures_per_person, world_size, self.norm_group)
+        return [len(part) * self.pictures_per_person for part in shares]
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -372,11 +386,13 @@ class ReidDataModule(LightningDataModule):
         ahead = getattr(self.trainer.lightning_module, "ahead", None)
         if ahead is None:
             return batch
-        people: Batch = batch["people"] if isinstance(batch, dict) else batch
-        found: dict[str, torch.Tensor] = ahead(people)
-        if people.row.is_pinned():
+        people = batch["people"] if isinstance(batch, dict) else batch
+        labelled: Batch = people.batch if isinstance(people, RawBatch) else people
+        found: dict[str, torch.Tensor] = ahead(labelled)
+        if labelled.row.is_pinned():
             found = {name: made.pin_memory() for name, made in found.items()}
-        people = people._replace(targets={**people.targets, **found})
+        labelled = labelled._replace(targets={**labelled.targets, **found})
+        people = people._replace(batch=labelled) if isinstance(people, RawBatch) else labelled
         return {**batch, "people": people} if isinstance(batch, dict) else people
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:

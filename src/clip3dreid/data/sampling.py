@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
+from math import lcm
 from typing import Self
 
 import numpy as np
@@ -77,8 +78,8 @@ class IdentityBatches(ResumableBatches):
     An epoch shows T P K of the N pictures. Where everybody has at least K pictures and nobody holds more than
     1/P of the chunks, both rules show the same share: on average all but (K - 1) / 2 pictures a person.
 
-    A global batch depends on `seed`, the epoch and the labels alone; processes take contiguous slices of it,
-    an equal number of people each, so they train on the very batches that one process would.
+    A global batch depends on `seed`, the epoch and the labels alone; processes take contiguous slices of it
+    (`people_shares`), so they train on the very batches that one process would.
 
     Args:
         person: (N,) int64, person of each row.
@@ -88,10 +89,11 @@ class IdentityBatches(ResumableBatches):
         sampler: `distinct` or `chunks`.
         rank: this process, 0..world_size-1.
         world_size: number of processes.
+        norm_group: see `people_shares`.
 
     Raises:
-        InputError: if the sampler is unknown, P or K is not positive, P cannot be divided among the processes,
-            or there are fewer people than P.
+        InputError: if the sampler is unknown, P or K is not positive, there are more processes than P, or fewer
+            people than P.
     """
 
     def __init__(
@@ -104,21 +106,17 @@ class IdentityBatches(ResumableBatches):
         sampler: str = "distinct",
         rank: int = 0,
         world_size: int = 1,
+        norm_group: int | None = None,
     ) -> None:
         super().__init__()
         choose("datamodule.sampler", sampler, SAMPLERS)
         for key, value in {"people": people, "pictures": pictures}.items():
             check_number(f"datamodule.{key}", value, Range(1), whole=True)
-        if people % world_size:
-            raise InputError(
-                f"datamodule.people={people} cannot be divided among {world_size} processes; "
-                f"make it a multiple of {world_size}, or change the number of processes"
-            )
+        mine = people_shares(people, pictures, world_size, norm_group)[rank]
+        self._mine = slice(mine.start * pictures, mine.stop * pictures)
         self.people = people
         self.pictures = pictures
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self._distinct = sampler == "distinct"
         self._person = np.unique(person, return_inverse=True)[1]
         self._count = np.bincount(self._person)
@@ -140,9 +138,7 @@ class IdentityBatches(ResumableBatches):
         rows = self._rows()
         # Drawn apart from the plan, so that a draw's seed follows from seed, epoch and position alone.
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(2**63, size=rows.shape)
-        size = rows.shape[1] // self.world_size
-        mine = slice(self.rank * size, (self.rank + 1) * size)
-        for batch, seed in zip(rows[:, mine], seeds[:, mine], strict=True):
+        for batch, seed in zip(rows[:, self._mine], seeds[:, self._mine], strict=True):
             yield list(zip(batch.tolist(), seed.tolist(), strict=True))
 
     def _rows(self) -> Ints:
@@ -199,6 +195,37 @@ def most_batches(chunks: Ints, people: int) -> int:
         else:
             above = middle
     return feasible
+
+
+def people_shares(
+    people: int, pictures: int, processes: int, norm_group: int | None = None
+) -> tuple[range, ...]:
+    """Return which places among the P people of a global batch each process takes.
+
+    Equal numbers where P can be divided among the processes. Else whole groups of batch norm, if there are enough of
+    them: each group then holds the pictures that it would in one process, at the price of a process that may have a
+    group more than another. Else numbers that differ by one, of which batch norm sees other groups.
+
+    Args:
+        people: P.
+        pictures: K, of each.
+        processes: how many there are.
+        norm_group: pictures that a batch norm sees at a time (`model.normalisation.use_ghost`); None: all.
+
+    Raises:
+        InputError: if there are more processes than people.
+    """
+    if processes > people:
+        raise InputError(
+            f"datamodule.people={people} cannot be shared out among {processes} processes; raise it, or start fewer"
+        )
+    together = 1
+    if people % processes and norm_group is not None:
+        together = lcm(norm_group, pictures) // pictures
+        if people % together or people // together < processes:
+            together = 1
+    parts = (share(people // together, rank, processes) for rank in range(processes))
+    return tuple(range(together * part.start, together * part.stop) for part in parts)
 
 
 def share(count: int, rank: int, world_size: int) -> range:

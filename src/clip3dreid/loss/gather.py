@@ -1,22 +1,61 @@
 """Gathering over processes, so that a pairwise loss sees the whole global batch."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ROWS: ContextVar[tuple[int, ...] | None] = ContextVar("rows", default=None)
+
+
+@contextmanager
+def uneven(rows: Sequence[int] | None) -> Iterator[None]:
+    """Have `gather` know inside the block how many rows each process has; nobody has to be asked at every step.
+
+    Args:
+        rows: in rank order; None: all have the same number.
+    """
+    token = _ROWS.set(None if rows is None else tuple(rows))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+def part_of_mean(rows: Sequence[int], rank: int) -> float:
+    """Return what a process's mean over its own rows is to be multiplied by before it is back-propagated.
+
+    DistributedDataParallel takes the plain mean of the N processes' gradients, in which a row of a process with few
+    of them counts more than another's. Times N b_r / B, b_r of B rows, every row counts 1 / B, as in one process. A
+    loss that all processes compute of the gathered rows stays what it is: the factors have a mean of 1.
+
+    Args:
+        rows: b of each process, in rank order.
+        rank: this process.
+    """
+    return len(rows) * rows[rank] / sum(rows)
+
 
 def _everyone(local: Tensor) -> Tensor:
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    rows = _ROWS.get() or (len(local),) * dist.get_world_size()
+    most = max(rows)
+    if len(local) < most:
+        local = torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
+    parts = [torch.empty_like(local) for _ in rows]
     dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+    return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
-        ctx.rows = len(local)
+        ctx.rows, rows = len(local), _ROWS.get()
+        rank = dist.get_rank()
+        ctx.start = rank * len(local) if rows is None else sum(rows[:rank])
         return _everyone(local)
 
     @staticmethod
@@ -25,8 +64,7 @@ class _Gather(torch.autograd.Function):
         # DistributedDataParallel divides by N: what remains is the gradient of the one global loss.
         gradient = gradient.clone()
         dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
+        return gradient[ctx.start : ctx.start + ctx.rows]
 
 
 def gather(local: Tensor) -> Tensor:
@@ -37,7 +75,7 @@ def gather(local: Tensor) -> Tensor:
     of gradients, the gradient it would have in one process with the whole batch.
 
     Args:
-        local: (B, ...) this process's rows; the same shape in every process.
+        local: (B, ...) this process's rows; the same shape in every process, but for the rows inside `uneven`.
 
     Returns:
         (N * B, ...) the rows of all N processes.

@@ -175,6 +175,7 @@ class WeightedLosses(nn.Module):
         bodies: Features | None = None,
         measure: Sequence[nn.Parameter] = (),
         scale: float = 1.0,
+        part: float = 1.0,
     ) -> Losses:
         """Compute the terms that take part in `epoch`, and add them up.
 
@@ -190,6 +191,8 @@ class WeightedLosses(nn.Module):
             measure: the backbone's parameters, if the gradient that each term sends into them is to be measured;
                 terms with a share have their new weights in this very sum.
             scale: see `gradients_sent`.
+            part: what this process's losses count in the mean over processes, as `gather.part_of_mean` has it; for
+                what is measured. The sum is without it.
 
         Returns:
             The sum and its parts, which nobody has looked at: `not_finite` does once they are on the CPU.
@@ -201,7 +204,8 @@ class WeightedLosses(nn.Module):
         bodies = None if bodies is None else _widened(bodies)
         with torch.autocast(features.embedding.device.type, enabled=False):
             parts, observed = self._parts(features, batch, epoch, bodies)
-            sent = gradients_sent(_sums(parts), measure, scale) if measure else {}
+            counted = {name: part * loss for name, loss in _sums(parts).items()}
+            sent = gradients_sent(counted, measure, scale) if measure else {}
             if self.shares is not None:
                 self.shares.update(sent)
             weights = {name: self._weight(name, epoch) for name in parts}

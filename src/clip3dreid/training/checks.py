@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature
+from clip3dreid.io.checks import alternatives
 from clip3dreid.loss.weighted import LossEntry, WeightedLosses, compares, needs, teaches
 
 log = logging.getLogger(__name__)
+
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d
+"""What sees the batch of its own process alone."""
 
 
 def check_starts(losses: Mapping[str, LossEntry], epochs: int) -> None:
@@ -100,37 +104,51 @@ def check_norms(
     student: nn.Module,
     losses: nn.Module,
     *,
-    processes: int,
-    people: int,
+    rows: Sequence[int],
     pictures: int,
     bodies: int,
     body_norm: Literal["separate", "shared"],
     ghost_group: int | None,
+    synchronised: bool = False,
 ) -> None:
     """Refuse batches of which a norm sees one picture, and say where it sees others than one process would show it.
 
     Args:
         student: with its norms.
         losses: likewise.
-        processes: of the run.
-        people: P, people of a global batch.
-        pictures: K, pictures of each.
+        rows: pictures of people of a global batch that each process has.
+        pictures: K, pictures of each person.
         bodies: S, bodies of a global batch; 0: there are none.
         body_norm: whether bodies are normalised with the people.
         ghost_group: pictures that a norm of the student sees at a time; None: all of a process.
+        synchronised: whether norms of all processes see the global batch (`trainer.sync_batchnorm`).
 
     Raises:
-        InputError: naming the sizes.
+        InputError: naming the sizes; also where batch norm would see pictures of one person and no others.
     """
-    batch, mine = people * pictures // processes, bodies // processes
+    processes, least = len(rows), min(rows)
+    people = sum(rows) // pictures
+    if bodies and len(set(rows)) > 1:
+        raise InputError(
+            f"datamodule.people={people} cannot be divided among {processes} processes, which a run with a stream of "
+            f"bodies has to; make it a multiple of {processes}, or change the number of processes"
+        )
+    mine = bodies // processes
     shared = mine if body_norm == "shared" else 0
-    for part, seen in ((student, batch + shared), (losses, batch)):
+    for part, seen in ((student, least + shared), (losses, least)):
         # Norms of maps have a picture's positions to go by.
         if seen == 1 and any(isinstance(norm, nn.BatchNorm1d) and norm.training for norm in part.modules()):
             raise InputError(
                 f"datamodule.people={people} and datamodule.pictures={pictures} in {processes} process(es) leave "
                 "batch norm one picture at a time, which has no variance; raise one of the two"
             )
+    trained = any(isinstance(norm, BATCH_NORMS) and norm.training for norm in student.modules())
+    if processes > 1 and least <= pictures and trained and not synchronised:
+        raise InputError(
+            f"datamodule.people={people} on {processes} processes leaves one of them a single person, of whom alone "
+            f"batch norm would make its statistics; give datamodule.people={2 * processes} or more, or at most "
+            f"{max(1, people // 2)} process(es)"
+        )
     if bodies and (mine == 1 or (ghost_group is not None and mine > ghost_group and mine % ghost_group == 1)):
         raise InputError(
             f"{mine} bodies a process leave a batch-norm group of one picture, which has no variance; "
@@ -143,15 +161,16 @@ def check_norms(
             f"bodies.batch_norm=shared needs model.student.ghost_group=null: groups of {ghost_group} pictures would "
             "hold people or bodies, never both"
         )
-    if batch > ghost_group and batch % ghost_group == 1:
-        raise InputError(
-            f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
-            f"{ghost_group}), which has no variance; change datamodule.people, datamodule.pictures or the group"
-        )
-    if processes > 1 and batch % ghost_group:
+    for batch in rows:
+        if batch > ghost_group and batch % ghost_group == 1:
+            raise InputError(
+                f"{batch} pictures a process leave a batch-norm group of one picture (model.student.ghost_group="
+                f"{ghost_group}), which has no variance; change datamodule.people, datamodule.pictures or the group"
+            )
+    if processes > 1 and any(batch % ghost_group for batch in rows):
         log.warning(
-            "batch norm sees %d pictures a process, no multiple of model.student.ghost_group=%d: another number "
+            "batch norm sees %s pictures a process, no multiple of model.student.ghost_group=%d: another number "
             "of processes would not train the same model",
-            batch,
+            alternatives(sorted(set(rows))),
             ghost_group,
         )

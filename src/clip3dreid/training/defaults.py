@@ -17,6 +17,7 @@ from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.sources import DataSpec
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
 from clip3dreid.loss.weighted import LossEntry
+from clip3dreid.training.callbacks import LastCheckpoint
 from clip3dreid.training.data import RunData
 from clip3dreid.training.progress import TrainingProgress
 from clip3dreid.training.settings import RankingSettings, TrainSettings
@@ -52,17 +53,19 @@ def csv_logger(folder: Path) -> CSVLogger:
 
 def usual_callbacks(folder: Path) -> list[Callback]:
     """Make what saves the last checkpoint of a run after each epoch, and what shows its progress."""
-    return [_saves(folder, "last", save_on_train_epoch_end=True), TrainingProgress()]
+    return [LastCheckpoint(folder / LAST_CHECKPOINT.parent), TrainingProgress()]
 
 
 def best_checkpoint(folder: Path, monitor: str) -> ModelCheckpoint:
     """Make what saves the checkpoint with the best score of a name."""
-    return _saves(folder, "best", monitor=monitor, mode="max", save_on_train_epoch_end=False)
-
-
-def _saves(folder: Path, name: str, **keys: Any) -> ModelCheckpoint:
-    place = folder / LAST_CHECKPOINT.parent
-    return ModelCheckpoint(dirpath=place, filename=name, enable_version_counter=False, **keys)
+    return ModelCheckpoint(
+        dirpath=folder / LAST_CHECKPOINT.parent,
+        filename="best",
+        monitor=monitor,
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
 
 
 def described(

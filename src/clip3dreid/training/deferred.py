@@ -29,8 +29,11 @@ class LossMeans:
         self._sums[names] = self._sums[names] + weighted if names in self._sums else weighted
         self._counts[names] = self._counts.get(names, 0) + count
 
-    def read(self) -> dict[str, float]:
-        """Return the means by name, and begin anew; waits for the device."""
+    def read(self) -> list[tuple[dict[str, float], int]]:
+        """Return the means by name, with the pictures that they are of, and begin anew; waits for the device.
+
+        Names that came in some batches alone have fewer pictures.
+        """
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for names, total in self._sums.items():
@@ -38,7 +41,10 @@ class LossMeans:
                 sums[name] = sums[name] + value if name in sums else value
                 counts[name] = counts.get(name, 0) + self._counts[names]
         self._sums, self._counts = {}, {}
-        return {name: float(value / counts[name]) for name, value in sums.items()}
+        return [
+            ({name: float(sums[name] / count) for name in sums if counts[name] == count}, count)
+            for count in sorted(set(counts.values()), reverse=True)
+        ]
 
 
 class LateLook:

@@ -20,12 +20,13 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.run_folder import EMA_CHECKPOINT
+from clip3dreid.loss.gather import part_of_mean, uneven
 from clip3dreid.loss.shares import IDENTITY
 from clip3dreid.loss.weighted import Losses, WeightedLosses, not_finite
 from clip3dreid.model.card import CARD, check_student
 from clip3dreid.model.normalisation import statistics_kept
 from clip3dreid.model.student import Student
-from clip3dreid.model.weights import HEADS, add_checksum
+from clip3dreid.model.weights import HEADS
 from clip3dreid.retrieval.evaluation import Reranking
 from clip3dreid.retrieval.protocol import Protocols
 from clip3dreid.retrieval.settings import Distance
@@ -141,6 +142,8 @@ class ReidModule(EvaluationModule):
         self._looked: _Looked | None = None
         self._before = KeptState()
         self._rescued_step: int | None = None
+        self._rows: list[int] | None = None
+        self._part = 1.0
         # DistributedDataParallel would send all buffers anew before every step; those outside the state are constants
         # that every process made for itself, and a table of tokens can be large.
         state = set(self.state_dict())
@@ -164,7 +167,13 @@ class ReidModule(EvaluationModule):
         share_out(self, (self.student, self.losses))
 
     def on_train_start(self) -> None:
-        """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it."""
+        """Give a resumed run the rate of its own schedule; a checkpoint brings that of the run that wrote it.
+
+        Processes with more of the batch than others count as much more in the mean of gradients.
+        """
+        rows = self.data.rows(self.trainer.world_size)
+        if len(set(rows)) > 1:
+            self._rows, self._part = rows, part_of_mean(rows, self.trainer.global_rank)
         schedule = cast(LambdaLR, self.lr_schedulers())
         restore_settings(schedule, self._settings, self.current_epoch)
 
@@ -207,19 +216,21 @@ class ReidModule(EvaluationModule):
             batch = batch._replace(targets={**batch.targets, **made})
         features, bodies = self._see(batch)
         measure = self._trained_backbone() if self._measures(batch_idx) else []
-        losses = cast(
-            Losses,
-            self.losses(
-                features,
-                batch,
-                self.current_epoch,
-                bodies=bodies,
-                measure=measure,
-                scale=self._loss_scale() if measure else 1.0,
-            ),
-        )
+        with uneven(self._rows):
+            losses = cast(
+                Losses,
+                self.losses(
+                    features,
+                    batch,
+                    self.current_epoch,
+                    bodies=bodies,
+                    measure=measure,
+                    scale=self._loss_scale() if measure else 1.0,
+                    part=self._part,
+                ),
+            )
         self._note(losses, batch, batch_idx)
-        return losses.total
+        return losses.total if self._rows is None else self._part * losses.total
 
     def _note(self, losses: Losses, batch: Batch, batch_idx: int) -> None:
         """Take a batch's losses into the epoch's means, and begin to look whether they are finite."""
@@ -282,16 +293,17 @@ class ReidModule(EvaluationModule):
         super().on_validation_epoch_start()
 
     def _log_means(self) -> None:
-        means = self._means.read()
-        for shown in (True, False):
-            self.log_dict(
-                {name: mean for name, mean in means.items() if (name == "loss/total") == shown},
-                prog_bar=shown,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                sync_dist=True,
-            )
+        """Log the epoch's means; those of several processes count by their pictures."""
+        for means, pictures in self._means.read():
+            for shown in (True, False):
+                self.log_dict(
+                    {name: mean for name, mean in means.items() if (name == "loss/total") == shown},
+                    prog_bar=shown,
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=pictures,
+                    sync_dist=True,
+                )
 
     def _optimizer(self) -> Optimizer:
         return cast(Optimizer, self.optimizers(use_pl_optimizer=False))
@@ -382,7 +394,6 @@ class ReidModule(EvaluationModule):
             checkpoint["global_step"] = self._rescued_step
         checkpoint[CARD] = dict(self.card)
         checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.heads().items()}
-        add_checksum(checkpoint)
 
 
 def _measured(losses: Losses) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """Make learning-rate schedules, functions of the epoch, and parameter groups."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import Range, check_number
+from clip3dreid.io.checks import Range, check_number, choose
+
+log = logging.getLogger(__name__)
 
 
 def constant(epoch: int) -> float:
@@ -61,6 +65,42 @@ def cosine(epoch: int, *, epochs: int, warmup_epochs: int = 0, floor: float = 0.
         return (epoch + 1) / warmup_epochs
     progress = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+RULES: dict[str, Callable[[float], float]] = {"linear": lambda times: times, "sqrt": math.sqrt}
+"""Rule -> what the learning rate is multiplied by where the batch is so many times as large."""
+
+
+def by_rule(
+    optimizer: Callable[..., Optimizer], rule: str | None, *, batch: int, base_batch: int
+) -> Callable[..., Optimizer]:
+    """Return an optimiser whose learning rate follows the batch.
+
+    Args:
+        optimizer: makes the optimiser; a `partial` with the rate for `base_batch` pictures as `lr`.
+        rule: `linear`: the rate is as many times larger as the batch, for SGD; `sqrt`: the square root of that, for
+            Adam, whose betas and epsilon stay as they are; None: the rate stays.
+        batch: pictures to a step of the optimiser.
+        base_batch: those that the rate was found for.
+
+    Raises:
+        InputError: if the rule is unknown, or the optimiser has no `lr` filled in.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1 (which has a warm-up with it, section 2.2);
+    Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022, whose rule moves
+    Adam's betas and epsilon too.
+    """
+    if rule is None:
+        return optimizer
+    choose("lr_rule", rule, RULES)
+    rate = getattr(optimizer, "keywords", {}).get("lr")
+    if rate is None:
+        raise InputError(f"lr_rule={rule} needs the rate that it starts from; give optimizer.optimizer.lr")
+    scaled = rate * RULES[rule](batch / base_batch)
+    log.info(
+        "lr_rule=%s: %g for batches of %d is %.4g for batches of %d", rule, rate, base_batch, scaled, batch
+    )
+    return partial(optimizer, lr=scaled)
 
 
 def optimise(

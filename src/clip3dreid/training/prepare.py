@@ -33,7 +33,7 @@ from clip3dreid.training.averaging import WeightAverage
 from clip3dreid.training.checkpoints import newest_whole
 from clip3dreid.training.checks import check_starts
 from clip3dreid.training.data import read_data
-from clip3dreid.training.optimizer import clipped_by_scaler
+from clip3dreid.training.optimizer import by_rule, clipped_by_scaler
 from clip3dreid.training.precision import MatmulPrecision
 from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
@@ -141,6 +141,7 @@ def make_data(request: TrainRequest, manifests: Sequence[Manifest], guides: Guid
         bodies=guides.bodies,
         keep_view=guides.keep_view,
         validation_split=request.selecting,
+        norm_group=request.student.get("ghost_group"),
         shared=prepared(request.folder) if request.several and not launch().first else None,
     )
 
@@ -191,6 +192,18 @@ def make_losses(
             guides=guides.says,
         ),
     )
+
+
+def make_optimizer(request: TrainRequest, data: ReidDataModule) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes the optimiser, at the rate that the batch asks for.
+
+    Raises:
+        InputError: as `optimizer.by_rule`.
+    """
+    pictures = data.people_per_batch * data.pictures_per_person
+    steps = int(request.trainer.keywords.get("accumulate_grad_batches") or 1)
+    rule, base = request.settings.lr_rule, request.settings.base_batch
+    return by_rule(request.optimizer, rule, batch=pictures * steps, base_batch=base)
 
 
 def tune(student: Student, settings: TrainSettings) -> None:

@@ -22,6 +22,8 @@ FREE = (
     "loss.*.start_epoch",
     "loss.*.warmup_epochs",
     "optimizer.*",
+    "lr_rule",
+    "base_batch",
     # Where things lie; what lies there is compared by its checksum.
     "weights_dir",
     "data.root",

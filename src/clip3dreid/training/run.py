@@ -36,7 +36,7 @@ from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults, results_text
-from clip3dreid.training.callbacks import AfterResults, StepTimes
+from clip3dreid.training.callbacks import AfterResults, LastCheckpoint, StepTimes
 from clip3dreid.training.checkpoints import CheckpointFiles
 from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
 from clip3dreid.training.data import (
@@ -70,6 +70,7 @@ from clip3dreid.training.prepare import (
     make_data,
     make_guides,
     make_losses,
+    make_optimizer,
     make_student,
     read_manifests,
     run_optimizer,
@@ -204,6 +205,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
         if request.several:
             share(request.folder, manifests, guides, data, start)
     losses = make_losses(request, student, data, guides)
+    request = replace(request, optimizer=make_optimizer(request, data))
     tune(student, request.settings)
     module = _module(request, student, losses, guides, card)
     monitor = _monitor(request, data)
@@ -302,13 +304,18 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
                 *best,
             ],
             logger=spared(request.loggers),
-            plugins=[*plugins, CheckpointFiles()],
+            plugins=[*plugins, CheckpointFiles(asynchronous=_asynchronous(request.callbacks))],
         )
     except (TypeError, ValueError, ModuleNotFoundError, MisconfigurationException) as error:
         # Lightning alone knows which precisions, devices and strategies go together.
         raise InputError(f"trainer: Lightning refuses its settings: {error}") from error
     watch.take_over(trainer, None if request.invocation is None else request.invocation.processes)
     return trainer
+
+
+def _asynchronous(callbacks: Sequence[Callback]) -> bool:
+    """Return whether checkpoints are written while training goes on."""
+    return any(one.asynchronous for one in callbacks if isinstance(one, LastCheckpoint))
 
 
 def _check_before_anything_is_written(
@@ -326,12 +333,12 @@ def _check_before_anything_is_written(
     check_norms(
         module.student,
         module.losses,
-        processes=trainer.world_size,
-        people=data.people_per_batch,
+        rows=data.rows(trainer.world_size),
         pictures=data.pictures_per_person,
         bodies=0 if data.bodies is None else data.bodies.batch,
         body_norm=request.settings.body_norm,
         ghost_group=request.student.get("ghost_group"),
+        synchronised=bool(request.trainer.keywords.get("sync_batchnorm")),
     )
 
 

@@ -39,6 +39,8 @@ class TrainSettings:
         gradient_norms_every: steps between measurements of the gradient that each loss sends into the backbone; 0:
             never, and no loss may have a share.
         trusted: packages of the user's own whose classes the student may be made of.
+        lr_rule: how the optimiser's rate follows the batch, see `optimizer.by_rule`; None: it does not.
+        base_batch: pictures of the batch that the rate is meant for, where there is a rule.
 
     Raises:
         InputError: if a value is none of these, or two do not go together.
@@ -61,6 +63,8 @@ class TrainSettings:
     body_norm: Literal["separate", "shared"] = "separate"
     gradient_norms_every: Count = 200
     trusted: tuple[str, ...] = ()
+    lr_rule: Literal["linear", "sqrt"] | None = None
+    base_batch: Positive = 64
 
     def __post_init__(self) -> None:
         check(self)

@@ -33,6 +33,7 @@ from clip3dreid.errors import one_line
 from clip3dreid.io.launch import FurtherProcesses, launch
 from clip3dreid.io.launcher import start_by
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
+from clip3dreid.training.checkpoints import files_of, save_at_once
 
 log = logging.getLogger(__name__)
 
@@ -399,8 +400,12 @@ class SaveWhenTold(Callback):
         self.watch.training_begins()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop after an epoch, which has its checkpoint."""
-        if self.watch.told is not None and trainer.is_global_zero and trainer.current_epoch > 0:
+        """Stop after an epoch, if it has its checkpoint; else after the next batch."""
+        if self.watch.told is None or not trainer.is_global_zero or trainer.current_epoch == 0:
+            return
+        files = files_of(trainer)
+        if files.step == trainer.global_step:
+            files.wait()
             self.watch.saved(f"after epoch {trainer.current_epoch}, saved")
             raise Stopped(self.watch.told)
 
@@ -408,22 +413,26 @@ class SaveWhenTold(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop in the middle of an epoch; after its last batch the epoch is ended first."""
+        if self.watch.told is None or not trainer.is_global_zero:
+            return
         loop = trainer.fit_loop.epoch_loop
-        if self.watch.told is None or not trainer.is_global_zero or loop.batch_progress.is_last_batch:
+        if loop.batch_progress.is_last_batch:
+            files_of(trainer).wanted = True
             return
         if loop._should_accumulate():
             return  # gradients are in no checkpoint
         if not getattr(trainer.strategy, "saves_alone", True):
             raise Stopped(self.watch.told)  # which goes on from the last one
-        # Not Trainer.save_checkpoint, which waits for the other processes.
-        path = self.watch.folder / LAST_CHECKPOINT
-        trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
+        save_at_once(trainer, self.watch.folder / LAST_CHECKPOINT)
+        files_of(trainer).wait()
         of = trainer.num_training_batches
         self.watch.saved(f"in epoch {trainer.current_epoch + 1} after batch {batch_idx + 1} of {of}, saved")
         raise Stopped(self.watch.told)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a signal end the process at once from here on: all of the training is saved."""
+        if trainer.is_global_zero:
+            files_of(trainer).wait()
         self.watch.training_ended()
         if self.watch.told is not None:
             self.watch.saved("after the last epoch, saved")
