@@ -33,6 +33,7 @@ SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 NO_TEXTS = (
     *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share"),
     *("least_confidence", "least_size", "first_frame"),
+    *("memory", "neck_dim"),
 )
 """Last parts of keys that are null by default and hold numbers or switches otherwise: `1e-3` is no name there."""
 SHORT = {
