@@ -41,7 +41,8 @@ from clip3dreid.retrieval.protocol import (
     same_camera,
     same_camera_or_clothes,
     same_camera_or_other_clothes,
-)from clip3dreid.retrieval.protocol_counts import prepare
+)
+from clip3dreid.retrieval.protocol_counts import prepare
 from clip3dreid.search import top_k as top
 
 SIZES = {  # queries, gallery, people
@@ -198,7 +199,9 @@ def elapsed(call, device, repeats):
 def on_device(options):
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype)
-    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {options.dtype}; ms a query (product's)")
+    print(
+        f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {options.dtype}; ms a query (product's)"
+    )
     for size in options.sizes:
         queries, items, people = SIZES[size]
         queries = min(queries, options.queries or queries)
@@ -210,7 +213,9 @@ def on_device(options):
                 )
                 query, gallery = query.to(device), gallery.to(device)
                 rows = ranking.block_rows(items, 2 * items // people, 4, ranking.DEVICE_MEMORY)
-                blocks = [torch.arange(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+                blocks = [
+                    torch.arange(start, min(start + rows, queries)) for start in range(0, queries, rows)
+                ]
                 source = similarity.SimilarityBlocks(query, gallery)
                 parts = {
                     "product": lambda: [source.tensor(block) for block in blocks],
@@ -220,14 +225,21 @@ def on_device(options):
                 }
                 report(f"{size} {width} {model}", parts, queries, device, options)
                 found = evaluate(query, query_table, gallery, gallery_table, ONE)["general"].result()
-                on_cpu = evaluate(query[:100].cpu(), query_table[:100], gallery.cpu(), gallery_table, ONE)["general"]
+                on_cpu = evaluate(query[:100].cpu(), query_table[:100], gallery.cpu(), gallery_table, ONE)[
+                    "general"
+                ]
                 here = evaluate(query[:100], query_table[:100], gallery, gallery_table, ONE)["general"]
                 same = (on_cpu.per_query.first_hit == here.per_query.first_hit).double().mean().item()
-                print(f"  mAP {found['map']:.4f}; first hits of 100 queries as on the CPU: {same:.0%}", flush=True)
+                print(
+                    f"  mAP {found['map']:.4f}; first hits of 100 queries as on the CPU: {same:.0%}",
+                    flush=True,
+                )
     generator = torch.Generator(device).manual_seed(0)
     gallery = torch.randn(options.rows, 512, device=device, generator=generator)
     gallery = torch.nn.functional.normalize(gallery).to(dtype)
-    query = torch.nn.functional.normalize(gallery[:1024].float() + 0.05 * torch.randn(1024, 512, device=device))
+    query = torch.nn.functional.normalize(
+        gallery[:1024].float() + 0.05 * torch.randn(1024, 512, device=device)
+    )
     width = min(top.ROWS, top.DEVICE_MEMORY // 4 // 1024)
     scores = torch.empty(1024, width, device=device)
 
@@ -239,7 +251,9 @@ def on_device(options):
     report(f"search in {options.rows:,} x 512", parts, len(query), device, options)
     found = top.top_k(query[:20], gallery, 50, "product")
     plain = (query[:20] @ gallery.float().T).topk(50)
-    print(f"  scores as of one whole product: {(found.scores - plain.values).abs().max().item():.1e} apart at most")
+    print(
+        f"  scores as of one whole product: {(found.scores - plain.values).abs().max().item():.1e} apart at most"
+    )
 
 
 def ranked(source, query_table, gallery_table, device):
