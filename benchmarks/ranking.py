@@ -196,44 +196,44 @@ def elapsed(call, device, repeats):
     return min(times[1:])
 
 
+def evaluation_on_device(size, width, model, noise, options):
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    queries, items, people = SIZES[size]
+    queries = min(queries, options.queries or queries)
+    query, query_table = side(queries, people, width, noise, 1, dtype)
+    gallery, gallery_table = side(items, people, width, noise, 2, dtype)
+    some = evaluate(query[:100], query_table[:100], gallery, gallery_table, ONE)["general"].per_query
+    query, gallery = query.to(device), gallery.to(device)
+    rows = ranking.block_rows(items, 2 * items // people, 4, ranking.DEVICE_MEMORY)
+    blocks = [torch.arange(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+    source = similarity.SimilarityBlocks(query, gallery)
+
+    def evaluation(protocols=ONE, count=queries):
+        return evaluate(query[:count], query_table[:count], gallery, gallery_table, protocols)
+
+    pairs = ranking.SamePerson(*encode(query_table, gallery_table))
+    jobs = [prepare(ONE["general"], pairs, query_table, gallery_table)[0]]
+    parts = {
+        "product": lambda: [source.tensor(block) for block in blocks],
+        "ranking": lambda: ranking.rank(source, pairs, jobs, device=device),
+        "evaluation": evaluation,
+        "three": lambda: evaluation(THREE),
+    }
+    report(f"{size} {width} {model}", parts, queries, device, options)
+    here = evaluation(count=100)["general"].per_query
+    same = (some.first_hit == here.first_hit).double().mean().item()
+    score = evaluation()["general"].result()["map"]
+    print(f"  mAP {score:.4f}; first hits of 100 queries as on the CPU: {same:.0%}", flush=True)
+
+
 def on_device(options):
-    device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype)
-    print(
-        f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {options.dtype}; ms a query (product's)"
-    )
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    name = torch.cuda.get_device_name(device)
+    print(f"{name}, torch {torch.__version__}, {options.dtype}; ms a query (share of the product's)")
     for size in options.sizes:
-        queries, items, people = SIZES[size]
-        queries = min(queries, options.queries or queries)
         for width in options.width:
             for model, noise in (("good", 1.0), ("untrained", 40.0)):
-                (query, query_table), (gallery, gallery_table) = (
-                    side(count, people, width, noise, seed, dtype)
-                    for seed, count in ((1, queries), (2, items))
-                )
-                query, gallery = query.to(device), gallery.to(device)
-                rows = ranking.block_rows(items, 2 * items // people, 4, ranking.DEVICE_MEMORY)
-                blocks = [
-                    torch.arange(start, min(start + rows, queries)) for start in range(0, queries, rows)
-                ]
-                source = similarity.SimilarityBlocks(query, gallery)
-                parts = {
-                    "product": lambda: [source.tensor(block) for block in blocks],
-                    "evaluation": lambda: evaluate(query, query_table, gallery, gallery_table, ONE),
-                    "three": lambda: evaluate(query, query_table, gallery, gallery_table, THREE),
-                    "ranking alone": ranked(source, query_table, gallery_table, device),
-                }
-                report(f"{size} {width} {model}", parts, queries, device, options)
-                found = evaluate(query, query_table, gallery, gallery_table, ONE)["general"].result()
-                on_cpu = evaluate(query[:100].cpu(), query_table[:100], gallery.cpu(), gallery_table, ONE)[
-                    "general"
-                ]
-                here = evaluate(query[:100], query_table[:100], gallery, gallery_table, ONE)["general"]
-                same = (on_cpu.per_query.first_hit == here.per_query.first_hit).double().mean().item()
-                print(
-                    f"  mAP {found['map']:.4f}; first hits of 100 queries as on the CPU: {same:.0%}",
-                    flush=True,
-                )
+                evaluation_on_device(size, width, model, noise, options)
     generator = torch.Generator(device).manual_seed(0)
     gallery = torch.randn(options.rows, 512, device=device, generator=generator)
     gallery = torch.nn.functional.normalize(gallery).to(dtype)
@@ -254,13 +254,6 @@ def on_device(options):
     print(
         f"  scores as of one whole product: {(found.scores - plain.values).abs().max().item():.1e} apart at most"
     )
-
-
-def ranked(source, query_table, gallery_table, device):
-    """What ranks ready features and labels, without the coding of labels."""
-    pairs = ranking.SamePerson(*encode(query_table, gallery_table))
-    jobs = [prepare(ONE["general"], pairs, query_table, gallery_table)[0]]
-    return lambda: ranking.rank(source, pairs, jobs, device=device)
 
 
 def report(what, parts, queries, device, options):
