@@ -31,16 +31,17 @@ def main(cfg: DictConfig) -> None:
     from clip3dreid.io.files import write_json
     from clip3dreid.report.search_sheet import check_sheet
     from clip3dreid.report.tables import print_hits
+    from clip3dreid.search.engine import holds_labels
     from clip3dreid.search.search import Searcher
     from clip3dreid.search.session import answer_input
     from clip3dreid.search.shards import Shards
 
     if sheet is not None:
         check_sheet(sheet)
-    shards = Shards(gallery)
+    engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
+    shards = Shards(gallery, lazy=holds_labels(engine))
     device, about = chosen_device(str(cfg.device)), objects.network(cfg)
     model = load(objects.checkpoint(cfg), trusted=trusted(cfg), network=about, device=device)
-    engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
     searcher = Searcher(shards, model, engine=engine, teacher=teacher)
     if queries is None:
         answer_input(searcher, settings)

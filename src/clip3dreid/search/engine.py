@@ -7,9 +7,9 @@ cosines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 import torch
@@ -57,6 +57,32 @@ class Index(Protocol):
         Raises:
             InputError: if the filter leaves nothing, or the features do not fit.
         """
+
+
+@runtime_checkable
+class LabelledIndex(Index, Protocol):
+    """An index that holds the labels too, so that a search of it reads nothing of the gallery.
+
+    Its engine says so beforehand, by an attribute `holds_labels` that is true.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of gallery rows."""
+
+    def labels_at(self, rows: Sequence[int]) -> pl.DataFrame:
+        """Return the labels of gallery rows, as the gallery has them, in the order in which they are asked for."""
+
+    def check(self, where: Filter) -> None:
+        """Refuse a filter that names a label that is not there, or leaves nothing.
+
+        Raises:
+            InputError: naming what is wrong with it.
+        """
+
+
+def holds_labels(engine: object) -> bool:
+    """Return whether what an engine makes is a `LabelledIndex`."""
+    return bool(getattr(getattr(engine, "func", engine), "holds_labels", False))
 
 
 class Exact:
