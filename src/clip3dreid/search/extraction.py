@@ -114,7 +114,7 @@ def extract(
         writer = ShardWriter(
             folder,
             listing.table,
-            identify(listing.root, listing.table["path"].to_list(), missing_ok=True),
+            identify(listing.root, listing.table["path"], missing_ok=True),
             facts,
             settings,
             notes={"model": model.name, "root": str(listing.root.absolute())},
@@ -232,7 +232,6 @@ def _fill(
     outputs: tuple[str, ...],
 ) -> ExtractionResult:
     """Make the shards that are missing, and the list of what could not be read."""
-    paths = listing.table["path"].to_list()
     numbers = writer.missing()
     batches = [
         batch
@@ -262,12 +261,12 @@ def _fill(
     skipped = unreadable(writer.folder)
     if trainer.is_global_zero:
         _list_unreadable(writer.folder, skipped)
-    if len(skipped) == len(paths):
+    if len(skipped) == len(listing.table):
         raise InputError(
-            f"none of {len(paths)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
+            f"none of {len(skipped)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
         )
     computed = sum(map(len, batches))
-    return ExtractionResult(writer.folder, len(paths) - len(skipped), len(skipped), seconds, computed)
+    return ExtractionResult(writer.folder, len(listing.table) - len(skipped), len(skipped), seconds, computed)
 
 
 def _list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:
