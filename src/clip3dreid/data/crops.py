@@ -117,7 +117,7 @@ class CropBatches(Dataset[CropBatch]):
         for row in self._batches[index]:
             try:
                 if (here := self._path(row)) != path:
-                    path, rgb = here, read_rgb(here, self._advice)
+                    path, rgb = here, self._decoded(row)
                 images.append(self._view(self._crop(row, rgb)))
                 rows.append(row)
             except UnreadablePicture as error:
@@ -130,6 +130,9 @@ class CropBatches(Dataset[CropBatch]):
 
     def _path(self, row: int) -> str:
         return str(self._root / self._paths[row])
+
+    def _decoded(self, row: int) -> Pixels:
+        return read_rgb(self._path(row), self._advice)
 
     def _crop(self, row: int, rgb: Pixels) -> Pixels:
         if self._boxes is None:

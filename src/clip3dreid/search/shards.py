@@ -149,7 +149,7 @@ def unreadable(folder: Path) -> pl.DataFrame:
     """Return the pictures that were skipped when a folder was filled: `path`, `reason`, in the order of the list."""
     pairs = []
     for number in range(len(read_shard_index(folder)["shards"])):
-        pairs += _card(shard_stem(folder, number))["skipped"]
+        pairs += read_shard_card(shard_stem(folder, number))["skipped"]
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
 
 
@@ -180,7 +180,7 @@ def save_shard(parts: Parts, number: int, form: str, shard: Shard) -> None:
             save_file(shard.vectors, temporary, metadata)
 
 
-def _card(stem: Path) -> dict[str, Any]:
+def read_shard_card(stem: Path) -> dict[str, Any]:
     """Read what a shard says of itself.
 
     Raises:
@@ -197,7 +197,7 @@ def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
         return None
     try:
         with decoding(stem, _KIND, _AGAIN):
-            if _card(stem)["identity"] != identity:
+            if read_shard_card(stem)["identity"] != identity:
                 return None
             columns = [
                 name for name in pl.scan_parquet(path, glob=False).collect_schema() if name not in VECTORS
@@ -215,7 +215,7 @@ def load_shard(stem: Path, form: str) -> Shard:
     """
     path = stem.with_suffix(".parquet")
     with decoding(stem, _KIND, _AGAIN):
-        card = _card(stem)
+        card = read_shard_card(stem)
         table = pl.read_parquet(path, glob=False)
         if form == "parquet":
             vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}
