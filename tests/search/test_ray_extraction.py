@@ -46,6 +46,7 @@ def parts_of(folder: Path, ltcc_root: Path, encoded: bool = False) -> Path:
 class Inline:
     """What `ray` is to the module, in this process."""
 
+    ActorPoolStrategy = SimpleNamespace
     exceptions = SimpleNamespace(RayTaskError=type("RayTaskError", (Exception,), {}))
 
     def __init__(self) -> None:
@@ -144,7 +145,7 @@ def test_what_cannot_be_read_is_listed(inline, saved_model, ltcc_root, tmp_path)
 def test_what_is_no_table_in_parts_is_refused(inline, saved_model, ltcc_root, tmp_path):
     make = functools.partial(clip3dreid.load, saved_model)
     for place in (ltcc_root / "query", tmp_path / "nowhere"):
-        with pytest.raises(InputError, match="is no folder of Parquet files; engine=ray"):
+        with pytest.raises(InputError, match="is no folder of Parquet files; backend=ray"):
             extract_parts(make, place, SETTINGS, tmp_path / "shards")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "a.parquet").write_bytes(b"nothing")
@@ -168,7 +169,7 @@ def test_ray_itself_fills_shards_and_a_killed_run_goes_on(saved_model, ltcc_root
     place = parts_of(tmp_path / "parts", ltcc_root)
     command = [
         *(sys.executable, "-m", "clip3dreid", "extract", f"checkpoint={saved_model}", f"pictures={place}"),
-        *(f"out={tmp_path / 'shards'}", "engine=ray", "ray.actors=1", "batch=3"),
+        *(f"out={tmp_path / 'shards'}", "backend=ray", "ray.actors=1", "batch=3"),
     ]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -23,17 +23,17 @@ def main(cfg: DictConfig) -> None:
     settings = objects.settings(ExtractSettings, cfg)
     checkpoint = objects.checkpoint(cfg)
     pictures = objects.pictures(cfg)
-    choose("engine", cfg.engine, ("local", "ray"))
-    if cfg.engine == "ray" and not isinstance(pictures, Path):
+    choose("backend", cfg.backend, ("local", "ray"))
+    if cfg.backend == "ray" and not isinstance(pictures, Path):
         raise InputError(
-            "engine=ray looks at pictures=FOLDER of Parquet files; a data set or boxes are engine=local"
+            "backend=ray looks at pictures=FOLDER of Parquet files; a data set or boxes are backend=local"
         )
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
     from clip3dreid.inference.model import load
 
     folder = Path(str(cfg.out)).expanduser()
     make = partial(load, checkpoint, trusted=trusted(cfg), network=objects.network(cfg))
-    if cfg.engine == "ray" and isinstance(pictures, Path):
+    if cfg.backend == "ray" and isinstance(pictures, Path):
         from clip3dreid.search.ray_extraction import RaySettings, extract_parts
 
         ray = objects.settings(RaySettings, cfg.ray)

@@ -202,9 +202,9 @@ def _limits(settings: SizeSettings, features: int) -> list[Limit]:
     told = {
         "a list of crops in every process": (
             crops > 5 * MILLION,
-            "extract from a table in shards: engine=ray",
+            "extract from a table in shards: backend=ray",
         ),
-        "a file a crop": (crops > 20 * MILLION, "keep crops in Parquet or tar shards: engine=ray"),
+        "a file a crop": (crops > 20 * MILLION, "keep crops in Parquet or tar shards: backend=ray"),
         f"{settings.columns:,} columns": (
             settings.columns > 1024 and crops > MILLION,
             "train with model.student.neck_dim=512",

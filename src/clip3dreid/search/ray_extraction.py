@@ -157,7 +157,7 @@ def _client() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise InputError(
-            "engine=ray needs Ray, which is not installed; pip install 'clip3dreid[ray]'"
+            "backend=ray needs Ray, which is not installed; pip install 'clip3dreid[ray]'"
         ) from error
 
 
@@ -176,7 +176,7 @@ def _parts(place: Path) -> tuple[list[_Part], int]:
     files = sorted(place.glob("*.parquet")) if place.is_dir() else []
     if not files:
         raise InputError(
-            f"pictures={place} is no folder of Parquet files; engine=ray takes a table in parts, engine=local "
+            f"pictures={place} is no folder of Parquet files; backend=ray takes a table in parts, backend=local "
             "anything else"
         )
     parts: list[_Part] = []
@@ -198,13 +198,13 @@ def _work(client: Any, ray: RaySettings, parts: list[_Part], looker: Mapping[str
         # Nothing is told to anybody: no usage is reported, no page is opened.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         alone = {"include_dashboard": False} if ray.address is None else {}
-        client.init(address=ray.address, log_to_driver=False, **alone)
+        client.init(address=ray.address, log_to_driver=False, logging_level=logging.WARNING, **alone)
     try:
         made = client.data.from_items([part._asdict() for part in parts]).map_batches(
             _Looker,
             fn_constructor_kwargs=dict(looker),
             batch_size=1,
-            concurrency=ray.actors,
+            compute=client.data.ActorPoolStrategy(size=ray.actors),
             num_gpus=ray.gpus,
             num_cpus=ray.cpus,
         )
