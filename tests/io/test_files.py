@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,18 @@ from hypothesis import given
 from safetensors.torch import save_file
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.files import atomic, inside, remove, sweep, why_not_written, write_json, write_text
+from clip3dreid.io.files import (
+    FileIdentity,
+    atomic,
+    identify,
+    identity_hashes,
+    inside,
+    remove,
+    sweep,
+    why_not_written,
+    write_json,
+    write_text,
+)
 from clip3dreid.io.staging import open_stage, staged
 
 
@@ -157,3 +169,28 @@ def test_the_systems_reason_is_found_in_what_libraries_make_of_it(write, tmp_pat
     assert names(tmp_path) == ["target"]
     assert target.read_text() == "old"
     assert why_not_written(ValueError("no system")) is None
+
+
+def test_states_of_a_series_are_those_of_a_list_and_made_when_they_are_asked_for(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name * 7)
+    listed = ["a", "b", "gone", "a"]
+    states = identify(tmp_path, pl.Series(listed), missing_ok=True)
+    assert list(states) == list(identify(tmp_path, listed, missing_ok=True))
+    assert [states[0], states[-1]] == [states[3], states[0]]
+    assert states[0] == ("a", 7, (tmp_path / "a").stat().st_mtime_ns)
+    assert states[2] == ("gone", -1, 0)
+    assert list(states[1:3]) == [states[1], states[2]]
+    plain = list(states)
+    assert (
+        identity_hashes(states).tolist()
+        == identity_hashes(plain).tolist()
+        == identity_hashes(states[:4]).tolist()
+    )
+    with pytest.raises(InputError, match="gone cannot be read"):
+        identify(tmp_path, pl.Series(listed))
+
+
+def test_the_hash_of_a_state_is_the_one_that_folders_on_disk_hold():
+    digest = hashlib.blake2b("p/ä.jpg\x0012\x0034".encode(), digest_size=8).digest()
+    assert identity_hashes([FileIdentity("p/ä.jpg", 12, 34)]).tobytes() == digest

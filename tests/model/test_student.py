@@ -180,6 +180,40 @@ def test_every_configured_student_says_how_to_get_the_very_file_it_expects(name)
         assert len(node.sha256) == 64
 
 
+@pytest.mark.parametrize("neck_dim", [None, 12])
+@torch.no_grad()
+def test_mixed_precision_does_not_round_what_is_ranked(neck_dim: int | None) -> None:
+    student = small(neck_dim=neck_dim).eval()
+    images = torch.rand(4, 3, 64, 32)
+    exact = student(images).embedding
+    with torch.autocast("cpu", torch.bfloat16):
+        found = student(images)
+        pooled = student.pooling(student.backbone((images - student.mean) / student.std)).float()
+        assert found.map.dtype == torch.bfloat16
+    assert found.embedding.dtype == torch.float32
+    # Nothing but what the layers before have rounded differs: the last step is that of float32.
+    torch.testing.assert_close(found.embedding, student.neck(student.reduction(pooled)))
+    torch.testing.assert_close(found.embedding, exact, atol=0.05 * float(exact.abs().max()), rtol=0)
+    assert not torch.equal(found.embedding.bfloat16().float(), found.embedding)
+
+
+@pytest.mark.parametrize("neck", [True, False])
+def test_a_reduction_gives_the_embedding_another_width(neck: bool) -> None:
+    student = small(neck_dim=12, neck=neck, ghost_group=4)
+    features = student(torch.rand(6, 3, 64, 32))
+    assert student.width == 12
+    assert features.pooled.shape == features.embedding.shape == (6, 12)
+    assert student.reduction.weight.shape == (12, 128)
+    assert small().reduction.state_dict() == {}
+    features.embedding.square().sum().backward()
+    assert student.reduction.weight.grad is not None
+
+
+def test_a_reduction_to_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="neck_dim=0"):
+        small(neck_dim=0)
+
+
 @pytest.mark.parametrize("pooling", ["Average", "Maximum", "MaximumAverage", "GeneralisedMean"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @torch.no_grad()

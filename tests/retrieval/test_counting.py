@@ -5,9 +5,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from clip3dreid.retrieval import counting
-from clip3dreid.retrieval.counting import SortBuffer, negatives_ranked_above
+from clip3dreid.retrieval.counting import (
+    SortBuffer,
+    negatives_ranked_above,
+    negatives_ranked_above_on_device,
+)
+
+
+class Waits(TorchFunctionMode):
+    """Counts what would make the host wait for a device: reading numbers, and finding where something is true."""
+
+    NAMES = ("__bool__", "__int__", "__float__", "item", "tolist", "nonzero", "cpu", "numpy")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.count += getattr(function, "__name__", "") in self.NAMES
+        return function(*arguments, **(options or {}))
 
 
 def example(seed, rows=7, gallery=40, matches=3, levels=6):
@@ -82,3 +101,29 @@ def test_a_sort_buffer_serves_blocks_of_any_size_and_type():
             np.testing.assert_array_equal(buffer.sorted(scores, rows, None), np.sort(scores[rows]))
             items = np.array([0, 2])
             np.testing.assert_array_equal(buffer.sorted(scores, rows, items), np.sort(scores[rows][:, items]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([2, 6, 1000]), st.booleans(), st.sampled_from([1, 3, 9]))
+def test_what_an_accelerator_does_counts_ties_and_all_as_one_after_another(seed, levels, some, positives):
+    scores, matches, columns, needed = example(seed, matches=positives, levels=levels)
+    items = np.flatnonzero(np.random.default_rng(seed).random(40) < 0.6) if some else None
+    given = (torch.from_numpy(one) for one in (scores, matches, columns, needed))
+    negatives, *rest = given
+    at = None if items is None else torch.from_numpy(items)
+    found = negatives_ranked_above_on_device(negatives, at, *rest).numpy()
+    expected = plain(scores, items, matches, columns, needed)
+    np.testing.assert_array_equal(found[needed], expected[needed])
+
+
+@pytest.mark.parametrize("rivals", [1, 900])
+def test_an_accelerator_picks_few_rivals_out_and_compares_many(rivals):
+    """Both ways give the count that stands there: so many negatives above the one positive."""
+    scores = torch.zeros(2, 1000)
+    scores[:, 1 : rivals + 1] = 2
+    matches, columns, needed = torch.ones(2, 1), torch.zeros(2, 1).long(), torch.ones(2, 1, dtype=torch.bool)
+    scores[:, 0] = -torch.inf
+    with Waits() as waits:
+        found = negatives_ranked_above_on_device(scores, None, matches, columns, needed)
+    assert found.tolist() == [[rivals]] * 2
+    assert waits.count == 2

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval import protocol as rules
+from clip3dreid.retrieval import ranking
+from clip3dreid.retrieval.counting import negatives_ranked_above_on_device
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
 from clip3dreid.retrieval.ranking import block_rows
 from tests.retrieval.plain import JUNK, evaluate_plain, score_matrix
+from tests.retrieval.test_counting import Waits
 from tests.retrieval.worlds import PROTOCOLS, RULES, run, world
 
 
@@ -301,3 +304,34 @@ def test_the_number_of_threads_changes_nothing(threads):
         torch.set_num_threads(before)
     for name in PROTOCOLS:
         assert all(map(torch.equal, found[name].per_query, expected[name].per_query))
+
+
+class TestOnADevice:
+    """The CPU stands for one: all that differs is what counts."""
+
+    @pytest.fixture(autouse=True)
+    def _device(self, monkeypatch):
+        monkeypatch.setattr(ranking, "_counting", lambda device, buffer: negatives_ranked_above_on_device)
+
+    @pytest.mark.parametrize("kind", ["random", "signs"])
+    @pytest.mark.parametrize("memory", [None, 3000])
+    @pytest.mark.parametrize("draws", [0, 3])
+    def test_every_rule_equals_a_plain_loop(self, kind, memory, draws):
+        query, query_rows, gallery, gallery_rows = data = world(seed=6, width=4, kind=kind)
+        scores = score_matrix(query, gallery, "cosine")
+        for name, rule in RULES.items():
+            options = {"draws": draws, "seed": 5} if draws else {}
+            found = run(*data, protocols={name: Protocol(name, rule, "", **options)}, memory=memory)[name]
+            expected = evaluate_plain(scores, query_rows, gallery_rows, JUNK[name], **options)
+            assert_equals_plain(found, expected, 1e-6)
+
+    def test_the_host_waits_twice_a_block(self):
+        data = world(seed=6)
+        few, many = Waits(), Waits()
+        with few:
+            run(*data, protocols={"general": PROTOCOLS["general"]})
+        with many:
+            run(*data, protocols={"general": PROTOCOLS["general"]}, memory=1)
+        blocks = int(run(*data)["general"].per_query.valid.sum())
+        # Beside the two a block's width, which is looked up beforehand, and what makes an array of the CPU's scores.
+        assert many.count - few.count == (2 + 3) * (blocks - 1)

@@ -82,3 +82,17 @@ def test_the_defaults_of_the_configs_are_those_of_the_code(path):
     parameters = inspect.signature(get_class(node["_target_"])).parameters
     options = {name: own.default for name, own in parameters.items() if own.kind is own.KEYWORD_ONLY}
     assert {key: value for key, value in node.items() if not key.startswith("_")} == options
+
+
+def test_half_of_the_memory_is_enough_for_cosines_of_three_digits(tmp_path):
+    gallery = MemoryGallery(tmp_path)
+    whole, half = (Exact(gallery, "embedding", half=half) for half in (False, True))
+    assert half._vectors.dtype == torch.float16
+    first, second = (index.search(gallery.vectors[:9], 5, Filter()) for index in (whole, half))
+    torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=2e-3)
+    assert torch.equal(first.rows[:, 0], second.rows[:, 0])
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="device=cuda:63 cannot be used"):
+        Exact(MemoryGallery(tmp_path), "embedding", device="cuda:63")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.spelling import label
 from clip3dreid.search.filters import Filter, read_values
 
 TABLE = pl.DataFrame(
@@ -45,7 +46,7 @@ def test_only_rows_with_all_the_labels_are_left(where, rows):
 )
 def test_a_filter_that_asks_for_nothing_allows_everything(where):
     assert Filter(**where).mask(TABLE) is None
-    assert Filter(**where).sql(TABLE) is None
+    assert list(Filter(**where).clauses({})) == []
 
 
 @pytest.mark.parametrize(
@@ -92,10 +93,13 @@ def test_sql_selects_what_the_mask_does_whatever_is_in_the_labels(values, data):
     column = "my `label'\""
     table = pl.DataFrame({column: values, "frame": list(range(len(values)))})
     where = Filter(frame=[None, len(values)], **{column: asked})
+    asked_for = where.clauses({column: column, "frame": "frame"})
+    condition = " AND ".join(clause.sql for clause in asked_for)
     database = sqlite3.connect(":memory:")
     database.execute("CREATE TABLE gallery (`my ``label'\"` TEXT, frame INTEGER)")
-    database.executemany("INSERT INTO gallery VALUES (?, ?)", table.rows())
-    found = database.execute(f"SELECT frame FROM gallery WHERE {where.sql(table)} ORDER BY frame").fetchall()
+    spelled = [(label(text), frame) for text, frame in table.rows()]
+    database.executemany("INSERT INTO gallery VALUES (?, ?)", spelled)
+    found = database.execute(f"SELECT frame FROM gallery WHERE {condition} ORDER BY frame").fetchall()
     assert [row for (row,) in found] == where.mask(table).nonzero()[:, 0].tolist()
 
 
@@ -108,8 +112,10 @@ def test_labels_are_found_in_any_spelling_on_either_side():
     for asked in (1, "1", "001", " 1 "):
         where = Filter(camera=asked)
         assert where.mask(table).nonzero()[:, 0].tolist() == [0, 1, 2]
-        assert where.sql(table) == "`camera` IN ('1', '01', '1.0')"
-    assert Filter(camera="7").sql(table) == "1 = 0"
+        (clause,) = where.clauses({"camera": "spelled"})
+        assert clause == ("camera", "where.camera=[1]", "`spelled` IN ('1')")
+    with pytest.raises(InputError, match=r"where\.mood: the gallery has no such label; it has camera"):
+        list(Filter(mood="glad").clauses({"camera": "spelled"}))
 
 
 @pytest.mark.parametrize(

@@ -266,3 +266,49 @@ class TestWithLanceDB:
         gallery.vectors = gallery.vectors[:200]
         with pytest.raises(InputError, match="other numbers of vectors and labels"):
             Lance(gallery, "embedding")
+
+    @pytest.mark.parametrize("index_from", [1, 20_000])
+    def test_it_has_the_labels_as_the_gallery_has_them(self, gallery, index_from):
+        gallery.labels = gallery.labels.with_columns(
+            site=pl.Series(range(300), dtype=pl.Int32), share=pl.Series([0.1] * 300, dtype=pl.Float32)
+        )
+        index = Lance(gallery, "embedding", index_from=index_from, lists=4)
+        assert len(index) == 300
+        for rows in ([299, 3, 17, 3], []):
+            assert index.labels_at(rows).equals(gallery.labels[rows])
+
+    @pytest.mark.parametrize(
+        "where", [{"camera": 1}, {"camera": ["01", 2], "site": 7}, {"frame": [40, None]}, {"frame": 0}]
+    )
+    def test_labels_are_found_in_any_spelling(self, gallery, where):
+        cameras = ["1", "01", "1.0", "2", None] * 60
+        frames = pl.Series([str(row % 90) for row in range(300)])
+        site = pl.Series([row % 9 for row in range(300)], dtype=pl.Int64)
+        gallery.labels = gallery.labels.with_columns(camera=pl.Series(cameras), site=site, frame=frames)
+        found = Lance(gallery, "embedding").search(queries(gallery), 300, Filter(**where))
+        allowed = Filter(**where).mask(gallery.labels).nonzero()[:, 0].tolist()
+        assert sorted(found.rows[0][found.rows[0] >= 0].tolist()) == allowed
+
+    @pytest.mark.parametrize(
+        "where",
+        [
+            {"camera": 9},
+            {"camera": 1, "frame": [2000, None]},
+            {"clothes": 1},
+            {"camera": 1, "person": 60},
+            {"words": "tall"},
+            {"mood": "glad"},
+        ],
+    )
+    def test_what_a_filter_leaves_empty_is_said_as_of_the_gallery(self, gallery, where):
+        with pytest.raises(InputError) as expected:
+            Filter(**where).mask(gallery.labels)
+        index = Lance(gallery, "embedding")
+        for asked in (index.check, lambda where: index.search(queries(gallery), 3, where)):
+            with pytest.raises(InputError) as found:
+                asked(Filter(**where))
+            if "frame" not in where:
+                assert str(found.value) == str(expected.value)
+            assert (
+                str(found.value).partition("; there is")[0] == str(expected.value).partition("; there is")[0]
+            )

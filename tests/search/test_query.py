@@ -1,6 +1,8 @@
 """`search` as it is used: shards of a tiny data set, asked by picture, by person and by words."""
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clip3dreid
+from clip3dreid.search.filters import Filter
+from clip3dreid.search.lance import Lance
 from clip3dreid.search.query import words_query
+from clip3dreid.search.search import Searcher
+from clip3dreid.search.settings import PictureQueries, SearchSettings
 from clip3dreid.search.shards import Shards
 from tests.conftest import Command
 
@@ -237,3 +243,51 @@ def test_an_engine_finds_what_comparing_with_everything_finds(search, ltcc_root,
             for facts in (exact, other)
         ]
         assert hits[0] == hits[1]
+
+
+def test_an_index_with_the_labels_is_searched_without_a_look_at_the_shards(
+    invoke, gallery, saved_model, ltcc_root, tmp_path
+):
+    """The shards are away: nothing could be read of them."""
+    pytest.importorskip("lancedb")
+    shutil.copytree(gallery, tmp_path / "copy")
+    picture = next((ltcc_root / "query").glob("*.png"))
+    asked = ("search", "gallery=copy", f"checkpoint={saved_model}", f"picture={picture}", "top=5")
+    answers = {}
+    for name, engine in (("exact", "exact"), ("built", "lance"), ("again", "lance")):
+        done = invoke(*asked, f"engine={engine}", "where.camera=[1,2,3]", f"out={name}.json")
+        assert done.returncode == 0, done.stderr
+        answers[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        if name == "built":
+            for shard in (tmp_path / "copy").glob("shard-*"):
+                shard.unlink()
+    for name in ("built", "again"):
+        for side in answers.values():
+            for hit in side["queries"][0]["hits"]:
+                hit["score"] = round(hit["score"], 4)
+        assert answers[name] == answers["exact"]
+
+
+def test_no_parquet_is_opened_where_the_index_has_the_labels(gallery, saved_model, ltcc_root, monkeypatch):
+    pytest.importorskip("lancedb")
+    opened = []
+    for name in ("read_parquet", "scan_parquet", "read_parquet_metadata"):
+        real = getattr(pl, name)
+
+        def counting(path, *rest, real=real, **how):
+            opened.append(path)
+            return real(path, *rest, **how)
+
+        monkeypatch.setattr(pl, name, counting)
+    model = clip3dreid.load(saved_model)
+    engine = functools.partial(Lance, uri=str(gallery.parent / "kept"))
+    asked = PictureQueries((next((ltcc_root / "query").glob("*.png")),))
+    Searcher(gallery, model, engine=engine).search(asked)
+    assert opened
+    opened.clear()
+    searcher = Searcher(gallery, model, engine=engine)
+    found = searcher.search(asked, SearchSettings(where={"camera": [1, 2]}))
+    assert len(found.answers[0].hits)
+    assert len(searcher) == found.searched
+    searcher.check(Filter(camera=1))
+    assert not opened

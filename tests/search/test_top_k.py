@@ -3,15 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clip3dreid.search.top_k as module
 from clip3dreid.errors import InputError
 from clip3dreid.search.top_k import top_k
+from tests.retrieval.test_counting import Waits
 
 METRICS = ["cosine", "product", "euclidean"]
 WHOLE = {"cosine": "signs", "product": "whole", "euclidean": "whole"}
+
+
+@pytest.fixture(autouse=True, params=["cpu", "accelerator"])
+def _way(request, monkeypatch):
+    """The CPU stands for an accelerator: all that differs is how a block's best are found."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(module, "_Best", module._BestOnDevice)
 
 
 def features(rows, width=16, seed=0, kind="random", dtype=torch.float64):
@@ -118,7 +126,7 @@ def test_only_allowed_rows_are_found(metric, share):
     assert_plain(found, query, gallery, 20, metric, allowed)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     sizes=st.lists(st.integers(0, 300), max_size=6),
@@ -204,3 +212,17 @@ def test_a_broken_gallery_feature_is_named_wherever_it_is(metric, value):
     gallery[3001, 2] = value
     with pytest.raises(InputError, match="gallery feature 3001 gives scores that are NaN or infinite"):
         top_k(features(20, seed=2), gallery, 5, metric, memory=2**15)
+
+
+def test_an_accelerator_waits_once_a_block(request):
+    if "cpu" in request.node.name:
+        pytest.skip("the CPU waits for nobody")
+    gallery = features(4000, seed=3, dtype=torch.float32)
+    few, many = Waits(), Waits()
+    with few:
+        top_k(gallery[:5], gallery, 9, "product", memory=2**17)
+    with many:
+        top_k(gallery[:5], gallery, 9, "product", memory=2**13)
+    size = 2**13 // 4 // 5 // module.SEGMENT * module.SEGMENT
+    blocks = -(-4000 // size)
+    assert many.count - few.count == blocks - 1

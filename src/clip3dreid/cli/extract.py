@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,6 +12,8 @@ from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.processes import further_processes
 from clip3dreid.config.trust import trusted
+from clip3dreid.errors import InputError
+from clip3dreid.io.checks import choose
 from clip3dreid.search.settings import ExtractSettings
 
 
@@ -20,14 +23,26 @@ def main(cfg: DictConfig) -> None:
     settings = objects.settings(ExtractSettings, cfg)
     checkpoint = objects.checkpoint(cfg)
     pictures = objects.pictures(cfg)
+    choose("backend", cfg.backend, ("local", "ray"))
+    if cfg.backend == "ray" and not isinstance(pictures, Path):
+        raise InputError(
+            "backend=ray looks at pictures=FOLDER of Parquet files; a data set or boxes are backend=local"
+        )
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
     from clip3dreid.inference.model import load
-    from clip3dreid.search.extraction import extract
 
-    model = load(checkpoint, trusted=trusted(cfg), network=objects.network(cfg))
     folder = Path(str(cfg.out)).expanduser()
-    others = further_processes("extract")
-    result = extract(model, pictures, settings, folder, objects.trainer_factory(cfg), others)
+    make = partial(load, checkpoint, trusted=trusted(cfg), network=objects.network(cfg))
+    if cfg.backend == "ray" and isinstance(pictures, Path):
+        from clip3dreid.search.ray_extraction import RaySettings, extract_parts
+
+        ray = objects.settings(RaySettings, cfg.ray)
+        result = extract_parts(make, pictures, settings, folder, ray)
+    else:
+        from clip3dreid.search.extraction import extract
+
+        others = further_processes("extract")
+        result = extract(make(), pictures, settings, folder, objects.trainer_factory(cfg), others)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         rate = (
             f"{result.computed / result.seconds:.0f} a second"

@@ -27,18 +27,21 @@ def main(cfg: DictConfig) -> None:
         raise InputError(f"checkpoint is not set; give the model that made {gallery}: {index['model']}")
     # Imported here, so that --help, a mistyped key and a folder without shards are answered before torch is loaded.
     from clip3dreid.inference.model import load
+    from clip3dreid.io.devices import chosen_device
     from clip3dreid.io.files import write_json
     from clip3dreid.report.search_sheet import check_sheet
     from clip3dreid.report.tables import print_hits
+    from clip3dreid.search.engine import holds_labels
     from clip3dreid.search.search import Searcher
     from clip3dreid.search.session import answer_input
     from clip3dreid.search.shards import Shards
 
     if sheet is not None:
         check_sheet(sheet)
-    shards = Shards(gallery)
-    model = load(objects.checkpoint(cfg), trusted=trusted(cfg), network=objects.network(cfg))
     engine, teacher = objects.engine(cfg), objects.teacher_factory(cfg)
+    shards = Shards(gallery, lazy=holds_labels(engine))
+    device, about = chosen_device(str(cfg.device)), objects.network(cfg)
+    model = load(objects.checkpoint(cfg), trusted=trusted(cfg), network=about, device=device)
     searcher = Searcher(shards, model, engine=engine, teacher=teacher)
     if queries is None:
         answer_input(searcher, settings)

@@ -15,7 +15,7 @@ SECTIONS = {
     "Use a model": ("extract", "search", "export", "serve"),
     "Data": ("inspect_data", "label", "synthesize", "blur_faces", "pack"),
     "Weights": ("weights", "pretrain_teacher", "pretrain_shape_teacher"),
-    "Begin here": ("doctor", "demo"),
+    "Begin here": ("doctor", "demo", "size"),
 }
 """Heading -> commands below it; those that are not there are left out, and new ones come last."""
 

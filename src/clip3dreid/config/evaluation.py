@@ -40,6 +40,11 @@ def check_request(cfg: DictConfig) -> None:
                 "feature names parts of a checkpoint's, and features=FILE has none; leave feature out"
             )
         return
+    if cfg.device is not None:
+        raise InputError(
+            f"device={cfg.device} is of features=FILE; a checkpoint is evaluated where trainer= says: trainer=cpu, "
+            "or trainer=gpu with trainer.devices=[1]"
+        )
     objects.require_data(cfg)
     # Under the key of the training the checkpoint's own would quietly win.
     for side in ("height", "width"):
@@ -73,7 +78,8 @@ def evaluated(cfg: DictConfig) -> Evaluated:
         # Nothing is selected here, so that any of them may stand for all.
         first = next(iter(cfg.protocol), None)
         protocols = objects.protocol_set(cfg.protocol, first, "protocol") if first is not None else None
-        return evaluate_features(Path(str(cfg.features)), protocols, ranking=ranking)
+        device = str(cfg.device or "auto")
+        return evaluate_features(Path(str(cfg.features)), protocols, ranking=ranking, device=device)
     return evaluate_model(
         _student(cfg),
         run_data(cfg),

@@ -34,6 +34,9 @@ NO_TEXTS = (
     *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share"),
     *("least_confidence", "least_size", "first_frame", "every_minutes"),
     *("ema", "fused"),
+    *("memory", "neck_dim", "pictures", "people"),
+    *("train", "extract", "decode", "list_seconds", "list_mib"),
+    *("exact_ms", "exact_one_ms", "lance_one_ms", "lance_mib", "lance_build_s"),
 )
 """Last parts of keys that are null by default and hold numbers or switches otherwise: `1e-3` is no name there."""
 SHORT = {

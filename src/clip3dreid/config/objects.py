@@ -359,8 +359,9 @@ def queries(cfg: DictConfig) -> Queries | None:
 
 
 def engine(cfg: DictConfig) -> Engine:
-    """Make what searches a gallery, as `search.search` takes it."""
-    return cast("Engine", instantiate(cfg.engine))
+    """Make what searches a gallery, as `search.search` takes it, on the command's device where it has one."""
+    here = cfg.get("device") is not None and cfg.engine.get("device", "its own") is None
+    return cast("Engine", instantiate(cfg.engine, **({"device": str(cfg.device)} if here else {})))
 
 
 def teacher_factory(cfg: DictConfig) -> Callable[[], Teacher] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import TestView, pack_paths
+from clip3dreid.data.images import TestView
 from clip3dreid.data.listing import Listing
+from clip3dreid.io.files import in_turn
 from clip3dreid.io.pictures import Pixels, UnreadablePicture, read_rgb
 from clip3dreid.io.table_files import BOX
 
@@ -58,11 +58,26 @@ def cut_between_pictures(paths: pl.Series, rows: range, size: int) -> list[range
     return cuts
 
 
+class _PackedTexts:
+    """Texts (N,) in one piece of memory: forked workers that touch a million objects copy all of their memory."""
+
+    def __init__(self, texts: pl.Series) -> None:
+        self._ends = np.cumsum(texts.str.len_bytes().to_numpy(), dtype=np.int64)
+        self._bytes = bytearray(0)
+        for text in in_turn(texts):
+            self._bytes += text.encode()
+
+    def __getitem__(self, row: int) -> str:
+        return self._bytes[self._ends[row - 1] if row else 0 : self._ends[row]].decode()
+
+
 class CropBatches(Dataset[CropBatch]):
     """Batches of crops; the dataset's items are whole batches, so that they are the same however they are shared out.
 
     Args:
-        paths: N files; one that stands in several rows of a batch, one after the other, is decoded once.
+        root: of the files.
+        paths: (N,) of them, relative to it; one that stands in several rows of a batch, one after the other, is
+            decoded once.
         boxes: (N, 4) left, top, right and bottom in pixels of the upright picture; None: whole pictures.
         batches: rows of each batch.
         view: resizing.
@@ -72,14 +87,16 @@ class CropBatches(Dataset[CropBatch]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        root: Path,
+        paths: pl.Series,
         boxes: npt.NDArray[np.int32] | None,
         batches: Sequence[range],
         view: TestView,
         skip: bool,
         advice: str = ADVICE,
     ) -> None:
-        self._paths, self._boxes, self._batches = pack_paths(paths), boxes, batches
+        self._root, self._paths = root, _PackedTexts(paths)
+        self._boxes, self._batches = boxes, batches
         self._view, self._skip, self._advice = view, skip, advice
 
     @classmethod
@@ -89,18 +106,18 @@ class CropBatches(Dataset[CropBatch]):
         """Return the crops of a list of pictures, with the boxes that it may have; arguments as of the class."""
         table = listing.table
         boxes = table.select(BOX).to_numpy() if BOX[0] in table.columns else None
-        return cls([listing.root / path for path in table["path"]], boxes, batches, view, skip, advice)
+        return cls(listing.root, table["path"], boxes, batches, view, skip, advice)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> CropBatch:
         images, rows, skipped = [], [], []
-        path, rgb = b"", np.empty(0, np.uint8)
+        path, rgb = "", np.empty(0, np.uint8)
         for row in self._batches[index]:
             try:
-                if self._paths[row] != path:
-                    path, rgb = self._paths[row], read_rgb(os.fsdecode(self._paths[row]), self._advice)
+                if (here := self._path(row)) != path:
+                    path, rgb = here, self._decoded(row)
                 images.append(self._view(self._crop(row, rgb)))
                 rows.append(row)
             except UnreadablePicture as error:
@@ -111,13 +128,18 @@ class CropBatches(Dataset[CropBatch]):
         planes = np.stack(images) if images else np.empty(shape, np.uint8)
         return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)
 
+    def _path(self, row: int) -> str:
+        return str(self._root / self._paths[row])
+
+    def _decoded(self, row: int) -> Pixels:
+        return read_rgb(self._path(row), self._advice)
+
     def _crop(self, row: int, rgb: Pixels) -> Pixels:
         if self._boxes is None:
             return rgb
         left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
         if left >= right or top >= bottom:
             size = f"{rgb.shape[1]} x {rgb.shape[0]}"
-            path = os.fsdecode(self._paths[row])
-            reason = f"the box {self._boxes[row].tolist()} lies outside {path}, {size} pixels"
+            reason = f"the box {self._boxes[row].tolist()} lies outside {self._path(row)}, {size} pixels"
             raise UnreadablePicture(f"{reason}; correct it, or leave it out with on_error=skip", reason)
         return np.ascontiguousarray(rgb[top:bottom, left:right])

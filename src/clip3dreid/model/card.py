@@ -179,6 +179,7 @@ _STUDENT: dict[str, _Part] = {
         "std": _several(3, _number(1e-6, 1e3)),
         "neck": _flag,
         "neck_bias": _flag,
+        "neck_dim": _optional(_whole(1, 2**16)),
         "ghost_group": _optional(_whole(2, 2**20)),
         "freeze_batch_norm": _flag,
     }

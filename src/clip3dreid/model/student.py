@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import Range, check_number
 from clip3dreid.model.backbone import Backbone, BackboneOutput
 from clip3dreid.model.normalisation import freeze, use_ghost
 from clip3dreid.types import Features
 
 
+def _own_precision(features: Tensor) -> AbstractContextManager[object]:
+    """Return what switches mixed precision off where there is any: without data there is not."""
+    kind = features.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 class Student(nn.Module):
-    """Pictures to retrieval features: normalisation, backbone, pooling, batch-norm neck.
+    """Pictures to retrieval features: normalisation, backbone, pooling, reduction if any, batch-norm neck.
 
     The embedding is the neck's output, if there is one, for losses and retrieval alike (Gu et al., CVPR 2022,
     released code: scale drawn from N(1, 0.02), shift 0 and trained).
@@ -27,6 +35,8 @@ class Student(nn.Module):
         std: likewise.
         neck_bias: train the neck's shift; without it the neck is that of Luo et al., CVPRW 2019, whose
             shift stays 0.
+        neck_dim: width of the embedding, by a linear layer without shift between pooling and neck, for galleries of
+            many millions; None: that of the pooling.
         neck: False leaves the neck out: embedding and pooled feature are one and the same, for losses and
             retrieval (the partial release of Liu et al., CVPR 2024, builds a neck and never calls it).
         ghost_group: normalise over groups of this many pictures (see `normalisation.use_ghost`); None: over
@@ -36,13 +46,14 @@ class Student(nn.Module):
 
     Attributes:
         channels: C, of the map.
-        width: D, of the pooled feature and the embedding.
+        width: D, of the pooled feature (reduced, where it is) and the embedding.
 
     Parameters that neither map nor embedding depends on (a published model's own pooling head, say) are
     frozen: distributed training stops at a parameter without a gradient.
 
     Raises:
-        InputError: if mean or std is not three numbers, or the pooling does not suit the backbone.
+        InputError: if mean or std is not three numbers, `neck_dim` is below 1, or the pooling does not suit the
+            backbone.
     """
 
     mean: Tensor
@@ -58,6 +69,7 @@ class Student(nn.Module):
         ghost_group: int | None = None,
         freeze_batch_norm: bool = False,
         neck: bool = True,
+        neck_dim: int | None = None,
     ) -> None:
         super().__init__()
         numbers = all(isinstance(one, int | float) for one in (*mean, *std))
@@ -69,7 +81,13 @@ class Student(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.neck: nn.Module = nn.Identity()
+        self.reduction: nn.Module = nn.Identity()
         self.channels, self.width = self._said() or self._measure()
+        if neck_dim is not None:
+            check_number("neck_dim", neck_dim, Range(1), whole=True)
+            self.reduction = nn.Linear(self.width, neck_dim, bias=False)
+            nn.init.kaiming_normal_(self.reduction.weight, mode="fan_out")
+            self.width = neck_dim
         if neck:
             self.neck = nn.BatchNorm1d(self.width)
             nn.init.normal_(self.neck.weight, 1.0, 0.02)
@@ -92,7 +110,8 @@ class Student(nn.Module):
                 network's.
 
         Returns:
-            In the network's precision the map (B, C, h, w), the pooled feature (B, D) and the embedding (B, D).
+            In the network's precision the map (B, C, h, w), the pooled feature (B, D) and the embedding (B, D); in
+            mixed precision the map alone may be in another.
 
         Raises:
             TypeError: if the pictures are still bytes 0..255.
@@ -102,10 +121,11 @@ class Student(nn.Module):
         # Normalised first: half precision tells neighbouring values of a bright picture no longer apart.
         features: BackboneOutput = self.backbone(((images - self.mean) / self.std).to(self.mean.dtype))
         pooled = self.pooling(features)
-        if self.mean.dtype != torch.float32:
-            # Poolings may answer in float32. In mixed precision the network is float32, and its layers see to it.
-            pooled = pooled.to(self.mean.dtype)
-        return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
+        # Poolings may answer in float32, and under autocast in half precision. What follows is made in the network's
+        # own: a rounded embedding would rank other pictures first.
+        with _own_precision(pooled):
+            pooled = self.reduction(pooled.to(self.mean.dtype))
+            return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
 
     def _said(self) -> tuple[int, int] | None:
         """Return C and D where backbone and pooling say them: for a run torch loads its compiler, for seconds."""

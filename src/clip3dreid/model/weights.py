@@ -230,8 +230,8 @@ def _translate(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tenso
 def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> frozenset[str]:
     """Start a student from weights on this disk; nothing is ever downloaded.
 
-    The backbone must be there as a whole. Pooling and neck may be absent, as in ImageNet's files; they then
-    stay as they were.
+    The backbone must be there as a whole. Pooling, reduction and neck may be absent, as in ImageNet's files; they
+    then stay as they were.
 
     Args:
         student: gets the weights, in place.
@@ -256,7 +256,7 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
             # Where the test feature is taken before a part, and the student has none, it is no part of the feature.
             unneeded = [part for part in origin.layout.optional if not _has(student, part)]
             state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in unneeded}
-        return _fit(student, state, path, ("pooling", "neck"), program)
+        return _fit(student, state, path, ("pooling", "reduction", "neck"), program)
     try:
         student.backbone.load_published(str(path))
     except FileNotFoundError as error:

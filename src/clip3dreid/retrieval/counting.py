@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from clip3dreid.retrieval.similarity import Scores
 
@@ -20,6 +21,10 @@ _SAMPLE = 1024
 """Negatives by which that share is judged."""
 _TILE = 2**20
 """Bytes that are copied and sorted at a time: they should fit into a core's cache."""
+_AT_ONCE = 4
+"""Positives that an accelerator compares with every negative at a time: a byte each beside the four of a score."""
+_RIVAL = 24
+"""Bytes that an accelerator takes for a rival and a positive."""
 
 
 class SortBuffer:
@@ -118,3 +123,49 @@ def _earlier(
         asked = value == score
         earlier[asked] = np.searchsorted(equal if items is None else items[equal], column[asked])
     return earlier
+
+
+def negatives_ranked_above_on_device(
+    negatives: Tensor, items: Tensor | None, matches: Tensor, columns: Tensor, needed: Tensor
+) -> Tensor:
+    """Count as `negatives_ranked_above` does, where the scores are; nothing is sorted.
+
+    Each negative that scores no less than the query's worst positive is compared with all its positives. Where these
+    are too many to be picked out, all negatives are, a few positives at a time: reading scores is nearly free there.
+    The host waits twice: for how many are to be picked out, and for picking them.
+
+    Args:
+        negatives: (R, G) scores, -inf where an item shows the query's own person.
+        items: gallery columns that take part, ascending; None: all of them.
+        matches: (R, P) scores of items of the query's own person.
+        columns: (R, P) gallery columns of these items.
+        needed: (R, P) which of them to count for.
+
+    Returns:
+        (R, P) int64: negatives with a higher score, or the same one and an earlier column, where `needed`.
+    """
+    if items is not None:
+        negatives = negatives[:, items]
+    worst = torch.where(needed, matches, torch.inf).amin(1, keepdim=True)
+    rivals = negatives >= worst
+    above = torch.zeros_like(columns)
+    if int(rivals.sum()) * matches.shape[1] * _RIVAL <= negatives.nbytes:
+        row, place = rivals.nonzero(as_tuple=True)
+        score = negatives[row, place][:, None]
+        column = (place if items is None else items[place])[:, None]
+        ahead = (score > matches[row]) | ((score == matches[row]) & (column < columns[row]))
+        return above.index_add_(0, row, ahead.long())
+    del rivals
+    column = torch.arange(negatives.shape[1], device=negatives.device) if items is None else items
+    equal = torch.zeros_like(columns)
+    for start in range(0, matches.shape[1], _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        score = matches[:, part, None]
+        above[:, part] = (negatives[:, None] > score).sum(2)
+        equal[:, part] = (negatives[:, None] >= score).sum(2)
+    row, place = (needed & (equal > above)).nonzero(as_tuple=True)
+    for start in range(0, len(row), len(negatives)):
+        some, at = row[start : start + len(negatives)], place[start : start + len(negatives)]
+        tied = negatives[some] == matches[some, at][:, None]
+        above[some, at] += (tied & (column < columns[some, at][:, None])).sum(1)
+    return above

@@ -20,7 +20,7 @@ from clip3dreid.retrieval.metrics import NUMBERS, PerQuery, intervals, numbers, 
 from clip3dreid.retrieval.open_set import OpenSet
 from clip3dreid.retrieval.protocol import Protocol, encode, labels_of
 from clip3dreid.retrieval.protocol_counts import ProtocolCounts, count, name_of, prepare, ranked_pictures
-from clip3dreid.retrieval.ranking import MEMORY, Job, SamePerson, ScoreSource, rank
+from clip3dreid.retrieval.ranking import CPU, Job, SamePerson, ScoreSource, rank
 from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.retrieval.similarity import SimilarityBlocks, full_precision
 
@@ -120,11 +120,11 @@ def evaluate(
     *,
     metric: Distance = "cosine",
     share: tuple[int, int] = (0, 1),
-    memory: int = MEMORY,
+    memory: int | None = None,
     rerank: Reranking | None = None,
     open_set: Sequence[float] | None = None,
 ) -> dict[str, Evaluation]:
-    """Rank the gallery for every query under each protocol.
+    """Rank the gallery for every query under each protocol, where the features are.
 
     A re-ranking is made once, of all query and gallery pictures; each protocol then ranks by its scores the
     gallery pictures that it leaves.
@@ -139,7 +139,7 @@ def evaluate(
         share: (process, processes): rank each `processes`-th query only. Every process still counts all of
             them, so `Evaluation.counts` and errors are the same everywhere; `distributed.gather_evaluation`
             puts the rest together.
-        memory: bytes that a block of queries may take beside the features.
+        memory: bytes that a block of queries may take beside the features; None: as `ranking.rank`.
         rerank: what makes scores of the features; None: their plain cosines or distances.
         open_set: false positive rates at which to report the true positive rate; None: none.
 
@@ -191,7 +191,9 @@ def evaluate(
         similarity = SimilarityBlocks(query, gallery, metric)
         source = similarity if rerank is None else rerank(query, gallery, metric)
         observers = {} if rates is None else _observers(rates, jobs, pairs, similarity)
-        ranked = rank(source, pairs, jobs, rows, memory, similarity.dtype.itemsize, observers)
+        # A re-ranking's scores are on the CPU; MPS has no float64 to add ranks up in.
+        device = query.device if rerank is None and query.device.type != "mps" else CPU
+        ranked = rank(source, pairs, jobs, rows, memory, similarity.dtype.itemsize, observers, device)
     evaluations = {}
     for index, ((name, protocol), (job, counts)) in enumerate(zip(protocols.items(), prepared, strict=True)):
         asked = job.queries[rows]

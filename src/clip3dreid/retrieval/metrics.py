@@ -78,7 +78,7 @@ def score_ranks(ranks: Tensor, kept: Tensor, average_precision: AveragePrecision
     average = torch.where(kept, precision, 0.0).sum(1) / count.clamp(min=1)
     last = torch.where(kept, rank, 0.0).amax(1)
     first = torch.where(kept, rank, torch.inf).amin(1)
-    hits = (first[:, None] <= torch.tensor(RANKS)).to(torch.float64)
+    hits = (first[:, None] <= torch.tensor(RANKS, device=first.device)).to(torch.float64)
     valid = count > 0
     return first.where(valid, 0.0), hits, average, (count / last).where(valid, 0.0)
 

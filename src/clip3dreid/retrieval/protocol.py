@@ -39,6 +39,13 @@ class PictureLabels(NamedTuple):
         """Return the labels at `index`, in the shape of `index`."""
         return PictureLabels(*(column[index] if column.ndim else column for column in self))
 
+    def to(self, device: torch.device) -> PictureLabels:
+        """Return the same on a device."""
+        return PictureLabels(*(column.to(device) for column in self))
+
+
+_FEW = 4
+"""Where a label stands on more than so many pictures, to sort labels is faster than to sort pictures."""
 
 Rule: TypeAlias = Callable[[PictureLabels, PictureLabels], Tensor]
 
@@ -223,13 +230,19 @@ def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Pict
 
 
 def _codes(query_table: pl.DataFrame, gallery_table: pl.DataFrame, column: str) -> tuple[Tensor, Tensor]:
-    both = pl.concat(
-        [
-            labels_of(table, "data_set").fill_null("") + "\0" + labels_of(table, column)
-            for table in (query_table, gallery_table)
-        ]
-    )
-    codes = _tensor(both.rank("dense").cast(pl.Int64) - 1)
+    tables = query_table, gallery_table
+    both = pl.concat([labels_of(table, column) for table in tables])
+    if both.null_count() == len(both):
+        return tuple(torch.full((len(table),), -1) for table in tables)  # type: ignore[return-value]
+    sets = pl.concat([labels_of(table, "data_set").fill_null("") for table in tables])
+    if not (sets == sets[0]).all():
+        both = sets + "\0" + both
+    distinct = both.drop_nulls().unique()
+    if len(distinct) * _FEW < len(both):
+        ordered = both.cast(pl.Enum(distinct.sort())).to_physical().cast(pl.Int64)
+    else:
+        ordered = both.rank("dense").cast(pl.Int64) - 1
+    codes = _tensor(ordered)
     return codes[: len(query_table)], codes[len(query_table) :]
 
 

@@ -9,6 +9,9 @@ rank
 its place in a stable sort by falling score. So a model that gives every pair the same score is at chance, and
 results depend on nothing but features, labels and gallery order. Junk is never counted.
 
+On an accelerator all of it happens where the scores are, and the host waits a few times a block
+(`counting.negatives_ranked_above_on_device`); on the CPU it is done as follows.
+
 No row is sorted with its indices. Of the kept items ahead of a positive, those of the query's own person are
 few and known by label. The negatives are counted by looking the positive's score up among the sorted values
 of those negatives that score no less than the query's worst positive; where these are most of them, among all.
@@ -24,23 +27,34 @@ ranks.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clip3dreid.retrieval.counting import Items, SortBuffer, negatives_ranked_above
+from clip3dreid.retrieval.counting import (
+    Items,
+    SortBuffer,
+    negatives_ranked_above,
+    negatives_ranked_above_on_device,
+)
 from clip3dreid.retrieval.metrics import RANKS, PerQuery, score_ranks
 from clip3dreid.retrieval.protocol import PictureLabels, Protocol, ProtocolRows, same_picture
 from clip3dreid.retrieval.similarity import Scores
 
 MEMORY = 128 * 2**20
 """Bytes that a block of queries may take."""
+Counting: TypeAlias = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
+"""As `counting.negatives_ranked_above_on_device`."""
+DEVICE_MEMORY = 2**30
+"""The same on an accelerator, which is idle between blocks."""
+CPU = torch.device("cpu")
 
 
 class ScoreSource(typing.Protocol):
@@ -56,6 +70,14 @@ class ScoreSource(typing.Protocol):
             (R, G), finite, higher is nearer, comparable within a row. It may be overwritten by the caller, and
             be the same memory at the next call.
         """
+        ...  # pragma: no cover
+
+
+class DeviceScores(ScoreSource, typing.Protocol):
+    """A source whose scores are on a device."""
+
+    def tensor(self, rows: Tensor) -> Tensor:
+        """Return what `block` does as a tensor, where it is."""
         ...  # pragma: no cover
 
 
@@ -88,34 +110,62 @@ class SamePerson:
     Args:
         query: labels (Q,), on the CPU.
         gallery: labels (G,), on the CPU, G > 0.
+        device: where the look-up takes place.
+
+    Attributes:
+        query, gallery: the labels, on that device; a label that nobody knows is a single -1.
     """
 
-    def __init__(self, query: PictureLabels, gallery: PictureLabels) -> None:
-        self.query, self.gallery = query, gallery
+    def __init__(self, query: PictureLabels, gallery: PictureLabels, device: torch.device = CPU) -> None:
         # Stable, so that the items of a person stay in gallery order: ties rely on it.
-        self._order = torch.argsort(gallery.person, stable=True)
-        people = gallery.person[self._order]
-        self._start = torch.searchsorted(people, query.person)
-        self._count = torch.searchsorted(people, query.person, right=True) - self._start
+        order = torch.argsort(gallery.person, stable=True)
+        people = gallery.person[order]
+        start = torch.searchsorted(people, query.person)
+        self._count = torch.searchsorted(people, query.person, right=True) - start
+        self._order, self._start, self._counts = (part.to(device) for part in (order, start, self._count))
+        known = [
+            bool((one >= 0).any() or (other >= 0).any()) for one, other in zip(query, gallery, strict=True)
+        ]
+        self.query, self.gallery = (_known(labels, known).to(device) for labels in (query, gallery))
 
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def on(self, device: torch.device) -> SamePerson:
+        """Return the same on a device."""
+        return self if device == self._order.device else copy(self)._move(device)
+
+    def _move(self, device: torch.device) -> SamePerson:
+        self._order, self._start, self._counts = (
+            part.to(device) for part in (self._order, self._start, self._counts)
+        )
+        self.query, self.gallery = self.query.to(device), self.gallery.to(device)
+        return self
+
+    def of(self, rows: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the gallery columns of the people of some queries.
 
         Args:
             rows: (R,) row numbers of queries.
+            width: of these, P, where it is known.
 
         Returns:
             columns (R, P) int64, ascending, and (R, P) bool: which of them are real. The others are padding:
             the person's last item again, or any item where the person has none.
         """
-        count = self._count[rows, None]
-        offset = torch.arange(self.width(rows))
+        width = self.width(rows) if width is None else width
+        rows = rows.to(self._order.device)
+        count = self._counts[rows, None]
+        offset = torch.arange(width, device=rows.device)
         place = self._start[rows, None] + torch.minimum(offset, count - 1).clamp(min=0)
         return self._order[place.clamp(max=len(self._order) - 1)], offset < count
 
     def width(self, rows: Tensor) -> int:
-        """Return P, the most gallery items that a person of these queries has, at least 1."""
+        """Return P, the most gallery items that a person of these queries has, at least 1; rows are on the CPU."""
         return max(1, int(self._count[rows].amax())) if len(rows) else 1
+
+
+def _known(labels: PictureLabels, known: Sequence[bool]) -> PictureLabels:
+    return PictureLabels(
+        *(column if there else torch.tensor(-1) for column, there in zip(labels, known, strict=True))
+    )
 
 
 class Job(NamedTuple):
@@ -183,46 +233,74 @@ def rank(
     pairs: SamePerson,
     jobs: Sequence[Job],
     rows: Tensor | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     itemsize: int = 4,
     observers: Mapping[int, Observer] = MappingProxyType({}),
+    device: torch.device = CPU,
 ) -> list[PerQuery]:
     """Rank the gallery for queries, under several protocols at once.
 
-    Counting is done on the CPU, with as many threads as torch uses.
+    On the CPU counting takes as many threads as torch uses.
 
     Args:
         source: what scores gallery items.
-        pairs: labels of queries and gallery.
+        pairs: labels of queries and gallery, on the CPU.
         jobs: protocols, from `plan` on the same labels.
         rows: (R,) queries to rank, by default all: a process's share.
-        memory: bytes that a block of queries may take beside what the source holds.
+        memory: bytes that a block of queries may take beside what the source holds; None: `MEMORY`, on an accelerator
+            `DEVICE_MEMORY`.
         itemsize: bytes of one of the source's scores.
         observers: what is shown the scores, by the number of their job.
+        device: where scores are looked at; if it is not the CPU, the source has its scores there (`DeviceScores`).
 
     Returns:
-        For each job, results of the queries in `rows`, in that order.
+        For each job, results of the queries in `rows`, in that order, on the CPU.
     """
+    if memory is None:
+        memory = MEMORY if device.type == "cpu" else DEVICE_MEMORY
     rows = torch.arange(len(pairs.query.person)) if rows is None else rows
-    results = [_Result(job, len(rows)) for job in jobs]
-    passes = _passes(jobs, pairs.gallery.person)
     asked = torch.stack([job.valid[rows] for job in jobs]).any(0).nonzero()[:, 0]
     size = block_rows(len(pairs.gallery.person), pairs.width(rows[asked]), itemsize, memory)
+    results = [_Result(job, len(rows), device) for job in jobs]
+    passes = _passes(jobs, pairs.gallery.person, device)
+    widths = [pairs.width(rows[block]) for block in _blocks(asked, size)]
+    pairs = pairs.on(device)
     with torch.no_grad(), ThreadPoolExecutor(torch.get_num_threads()) as workers:
-        buffer = SortBuffer(workers)
-        for block in _blocks(asked, size):
-            scores = source.block(rows[block])
-            _rank_block(scores, rows[block], block, pairs, results, passes, buffer, observers)
+        count = _counting(device, SortBuffer(workers))
+        # What is where the scores are need not wait for them.
+        places, queries = asked.to(device), rows[asked].to(device)
+        for block, at, width in zip(_blocks(queries, size), _blocks(places, size), widths, strict=True):
+            if device.type == "cpu":
+                scores = torch.from_numpy(source.block(block))
+            else:
+                scores = typing.cast(DeviceScores, source).tensor(block)
+            _rank_block(scores, block, at, width, pairs, results, passes, count, observers)
     return [result.per_query(rows) for result in results]
+
+
+def _counting(device: torch.device, buffer: SortBuffer) -> Counting:
+    """Return what counts negatives above positives on a device."""
+    if device.type != "cpu":
+        return negatives_ranked_above_on_device
+
+    def count(
+        negatives: Tensor, items: Tensor | None, matches: Tensor, columns: Tensor, needed: Tensor
+    ) -> Tensor:
+        at = None if items is None else items.numpy()
+        arrays = negatives.numpy(), at, matches.numpy(), columns.numpy(), needed.numpy()
+        return torch.from_numpy(negatives_ranked_above(*arrays, buffer))
+
+    return count
 
 
 class _Result:
     """The results of a job, summed over blocks and draws."""
 
-    def __init__(self, job: Job, size: int) -> None:
+    def __init__(self, job: Job, size: int, device: torch.device) -> None:
         self.job = job
+        self.queries, self.gallery = job.queries.to(device), job.gallery.to(device)
         shapes = ((size,), (size, len(RANKS)), (size,), (size,))
-        self.scores = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        self.scores = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
 
     def add(self, places: Tensor, ranks: Tensor, kept: Tensor) -> None:
         scores = score_ranks(ranks, kept, self.job.protocol.average_precision)
@@ -231,21 +309,22 @@ class _Result:
 
     def per_query(self, rows: Tensor) -> PerQuery:
         job = self.job
-        means = (total / max(1, job.protocol.draws) for total in self.scores)
+        means = (total.cpu() / max(1, job.protocol.draws) for total in self.scores)
         return PerQuery(job.valid[rows], job.positives[rows], job.junk[rows], *means)
 
 
 class _Pass(NamedTuple):
     """One gallery, and the jobs that are ranked against it."""
 
-    items: Items
+    items: Tensor | None
+    """Gallery columns, ascending; None: all of them."""
     members: list[int]
     """Indices of jobs."""
     lots: Tensor | None
     """(G,) for a draw: each item's lot; the lowest lots of a person are drawn. None: no draw."""
 
 
-def _passes(jobs: Sequence[Job], person: Tensor) -> list[_Pass]:
+def _passes(jobs: Sequence[Job], person: Tensor, device: torch.device) -> list[_Pass]:
     shared: dict[bytes, _Pass] = {}
     drawn: list[_Pass] = []
     for index, job in enumerate(jobs):
@@ -253,23 +332,24 @@ def _passes(jobs: Sequence[Job], person: Tensor) -> list[_Pass]:
             generator = torch.Generator().manual_seed(job.protocol.seed)
             for _ in range(job.protocol.draws):
                 lots = torch.randperm(len(person), generator=generator)
-                drawn.append(_Pass(_draw(job, lots, person), [index], lots))
+                items = _draw(job, lots, person).to(device)
+                drawn.append(_Pass(items, [index], lots.to(device)))
         else:
-            items = None if bool(job.gallery.all()) else job.gallery.nonzero()[:, 0].numpy()
+            whole = bool(job.gallery.all())
+            chosen = None if whole else job.gallery.nonzero()[:, 0].to(device)
             key = job.gallery.numpy().tobytes()
-            shared.setdefault(key, _Pass(items, [], None)).members.append(index)
+            shared.setdefault(key, _Pass(chosen, [], None)).members.append(index)
     return [*shared.values(), *drawn]
 
 
-def _draw(job: Job, lots: Tensor, person: Tensor) -> npt.NDArray[np.int64]:
+def _draw(job: Job, lots: Tensor, person: Tensor) -> Tensor:
     """Return the gallery items with the lowest lots of each person, ascending."""
     items = job.gallery.nonzero()[:, 0]
     items = items[torch.argsort(lots[items])]
     items = items[torch.argsort(person[items], stable=True)]
     people = person[items]
     place = torch.arange(len(items)) - torch.searchsorted(people, people)
-    drawn: npt.NDArray[np.int64] = items[place < job.protocol.per_person].sort().values.numpy()
-    return drawn
+    return items[place < job.protocol.per_person].sort().values
 
 
 def _draw_positives(positives: Tensor, lots: Tensor, per_person: int) -> Tensor:
@@ -279,56 +359,60 @@ def _draw_positives(positives: Tensor, lots: Tensor, per_person: int) -> Tensor:
 
 
 def _rank_block(
-    scores: Scores,
+    scores: Tensor,
     queries: Tensor,
     places: Tensor,
+    width: int,
     pairs: SamePerson,
     results: Sequence[_Result],
     passes: Sequence[_Pass],
-    buffer: SortBuffer,
+    count: Counting,
     observers: Mapping[int, Observer],
 ) -> None:
-    """Add the results of a block.
+    """Add the results of a block; all tensors are on one device.
 
     Args:
         scores: (R, G), used up.
         queries: (R,) rows of the query labels.
         places: (R,) rows of the results.
+        width: P, the most gallery items that a person of these queries has.
         pairs: labels.
         results: one a job.
         passes: what to rank.
-        buffer: where to sort.
+        count: counts negatives above positives.
         observers: by the index of their result.
     """
-    matches, columns = _take_matches(scores, pairs, queries)
+    matches, columns, known = _take_matches(scores, pairs, queries, width)
     query, gallery = pairs.query.at(queries[:, None]), pairs.gallery.at(columns)
-    known = torch.from_numpy(np.isfinite(matches))
     for items, members, lots in passes:
         positives = []
         for member in members:
-            job = results[member].job
-            asked = known & job.queries[queries, None] & job.gallery[columns]
-            left = asked & ~job.protocol.junk(query, gallery)
-            draw = job.protocol.per_person
+            result = results[member]
+            asked = known & result.queries[queries, None] & result.gallery[columns]
+            left = asked & ~result.job.protocol.junk(query, gallery)
+            draw = result.job.protocol.per_person
             positives.append(left if lots is None else _draw_positives(left, lots[columns], draw))
-        needed = torch.stack(positives).any(0).numpy()
-        above = negatives_ranked_above(scores, items, matches, columns.numpy(), needed, buffer)
+        needed = positives[0] if len(positives) == 1 else torch.stack(positives).any(0)
+        above = count(scores, items, matches, columns, needed)
         for member, positive in zip(members, positives, strict=True):
             if member in observers:
-                observers[member].update(queries, scores, items, matches, positive.numpy())
+                at = None if items is None else items.cpu().numpy()
+                shown = (one.cpu().numpy() for one in (matches, positive))
+                observers[member].update(queries.cpu(), scores.cpu().numpy(), at, *shown)
             # Matches stand in ranking order, so the i-th positive has i - 1 others above it.
-            results[member].add(places, torch.from_numpy(above) + positive.cumsum(1), positive)
+            results[member].add(places, above + positive.cumsum(1), positive)
 
 
-def _take_matches(scores: Scores, pairs: SamePerson, queries: Tensor) -> tuple[Scores, Tensor]:
+def _take_matches(
+    scores: Tensor, pairs: SamePerson, queries: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Take the scores of the queries' own people out of a block, leaving -inf, in ranking order.
 
     Returns:
-        (R, P) scores, falling, -inf for padding; (R, P) gallery columns.
+        (R, P) scores, falling, -inf for padding; (R, P) gallery columns; (R, P) which are no padding.
     """
-    columns, known = pairs.of(queries)
-    index = columns.numpy()
-    matches = np.where(known.numpy(), np.take_along_axis(scores, index, 1), -np.inf).astype(scores.dtype)
-    np.put_along_axis(scores, index, np.array(-np.inf, scores.dtype), 1)
-    order = np.argsort(-matches, axis=1, kind="stable")
-    return np.take_along_axis(matches, order, 1), columns.gather(1, torch.from_numpy(order))
+    columns, known = pairs.of(queries, width)
+    matches = scores.gather(1, columns).masked_fill_(~known, -torch.inf)
+    scores.scatter_(1, columns, -torch.inf)
+    matches, order = matches.sort(dim=1, descending=True, stable=True)
+    return matches, columns.gather(1, order), known.gather(1, order)

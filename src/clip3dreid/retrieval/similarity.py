@@ -27,6 +27,8 @@ CONVERTED = 8 * 2**20
 """Bytes of the gallery that are converted to the product's precision at a time."""
 COPIED = 32 * 2**20
 """Bytes up to which a gallery is converted and normalised once."""
+_MANY = 2
+"""Times the width: fewer queries' scores are multiplied by the lengths faster than a gallery is copied."""
 _SQUARED = 256
 """Rows that are squared at a time: they should stay in a core's cache."""
 
@@ -128,7 +130,7 @@ class SimilarityBlocks:
                     torch.linalg.vector_norm(part, dim=1, out=values[columns])
             if metric == "euclidean":
                 self._terms = GalleryTerms(offset=values.neg_())
-            elif small:
+            elif small and len(query) > _MANY * gallery.shape[1]:
                 self._gallery = self._gallery / values[:, None]
                 self._terms = GalleryTerms()
             else:

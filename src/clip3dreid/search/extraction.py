@@ -94,7 +94,7 @@ def extract(
     if settings.flip is None:
         settings = replace(settings, flip=model.flip)
     source, listing = _find(pictures, settings.split)
-    outputs = _outputs(settings, model)
+    outputs = outputs_of(settings, model)
     on_terminal = sys.stderr.isatty()
     made: lightning.Trainer = (trainer or _one_device)(
         # In a log file a line a shard says as much.
@@ -114,7 +114,7 @@ def extract(
         writer = ShardWriter(
             folder,
             listing.table,
-            identify(listing.root, listing.table["path"].to_list(), missing_ok=True),
+            identify(listing.root, listing.table["path"], missing_ok=True),
             facts,
             settings,
             notes={"model": model.name, "root": str(listing.root.absolute())},
@@ -141,7 +141,7 @@ def _find(pictures: Pictures, split: str | None) -> tuple[str, Listing]:
     return f"{pictures.name} {pictures.root.absolute()} {split or 'all'}", Listing(manifest.root, table)
 
 
-def _outputs(settings: ExtractSettings, model: ReidModel) -> tuple[str, ...]:
+def outputs_of(settings: ExtractSettings, model: ReidModel) -> tuple[str, ...]:
     """Return what to keep, in the shards' order."""
     able = (*model.widths, *([WORDS] if model.groups else []))
     if settings.outputs == ("all",):
@@ -232,7 +232,6 @@ def _fill(
     outputs: tuple[str, ...],
 ) -> ExtractionResult:
     """Make the shards that are missing, and the list of what could not be read."""
-    paths = listing.table["path"].to_list()
     numbers = writer.missing()
     batches = [
         batch
@@ -261,16 +260,17 @@ def _fill(
     trainer.strategy.barrier()
     skipped = unreadable(writer.folder)
     if trainer.is_global_zero:
-        _list_unreadable(writer.folder, skipped)
-    if len(skipped) == len(paths):
+        list_unreadable(writer.folder, skipped)
+    if len(skipped) == len(listing.table):
         raise InputError(
-            f"none of {len(paths)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
+            f"none of {len(skipped)} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
         )
     computed = sum(map(len, batches))
-    return ExtractionResult(writer.folder, len(paths) - len(skipped), len(skipped), seconds, computed)
+    return ExtractionResult(writer.folder, len(listing.table) - len(skipped), len(skipped), seconds, computed)
 
 
-def _list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:
+def list_unreadable(folder: Path, skipped: pl.DataFrame) -> None:
+    """Write the pictures that were left out, `path` and `reason`, beside the shards; no file where there are none."""
     if skipped.is_empty():
         remove(folder, [UNREADABLE])
         return

@@ -27,6 +27,13 @@ class Condition(NamedTuple):
     text: str
     """As a user writes it."""
     expression: pl.Expr
+
+
+class Clause(NamedTuple):
+    """The same, for an engine that reads SQL."""
+
+    column: str
+    text: str
     sql: str
 
 
@@ -98,52 +105,51 @@ class Filter:
             values = _known(table, condition.column)
             still = kept & table.select(condition.expression).to_series()
             if not still.any():
-                left = (
-                    f"of the {kept.sum()} that {' and '.join(before)} left" if before else f"of {len(table)}"
-                )
                 there = values.filter(kept).drop_nulls().unique().sort().cast(pl.String).to_list()
-                raise InputError(
-                    f"{condition.text} leaves no picture {left}; there is {condition.column} "
-                    f"{some(there, SHOWN) or 'unknown'}"
-                )
+                raise nothing_left(condition, there, before, int(kept.sum()))
             kept = still
             before.append(condition.text)
         return torch.from_numpy(kept.to_numpy().copy()) if before else None
 
-    def sql(self, table: pl.DataFrame) -> str | None:
-        """Return the filter as an SQL condition, for engines that read one; None where it allows everything.
+    def clauses(self, stored: Mapping[str, str]) -> Iterator[Clause]:
+        """Yield what is asked for as SQL, one column at a time; nothing where the filter allows everything.
 
         Args:
-            table: G rows of labels: SQL compares them as they are spelled there.
+            stored: label -> the column that holds it in the one spelling of `spelling.label`; that of `frame` holds
+                numbers.
 
         Raises:
-            InputError: if the table lacks a column.
+            InputError: if a label is none of these.
         """
-        return " AND ".join(condition.sql for condition in self.conditions(table)) or None
+        for column, values in self.labels.items():
+            check_label(column, list(stored))
+            quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in values)
+            yield Clause(column, _said(column, values), f"{identifier(stored[column])} IN ({quoted})")
+        if ends := self._ends():
+            check_label(FRAME, list(stored))
+            name = identifier(stored[FRAME])
+            yield Clause(
+                FRAME, self._range_said(), " AND ".join(f"{name} {sign} {end}" for sign, end in ends)
+            )
+
+    def _ends(self) -> list[tuple[str, int]]:
+        return [(sign, end) for sign, end in zip((">=", "<="), self.frames, strict=True) if end is not None]
+
+    def _range_said(self) -> str:
+        return _said(FRAME, ["null" if end is None else str(end) for end in self.frames])
 
     def conditions(self, table: pl.DataFrame) -> Iterator[Condition]:
         """Yield what is asked for of a table, one column at a time."""
         for column, values in self.labels.items():
             known = _known(table, column).cast(pl.String).drop_nulls().unique(maintain_order=True)
             spelled = [text for text in known if label(text) in values]
-            quoted = ", ".join("'" + text.replace("'", "''") + "'" for text in spelled)
-            yield Condition(
-                column,
-                f"where.{column}=[{','.join(values)}]",
-                # Unknown is not among them, whatever polars makes of null.
-                pl.col(column).cast(pl.String).is_in(spelled).fill_null(False),
-                f"{_identifier(column)} IN ({quoted})" if spelled else "1 = 0",
-            )
-        ends = [(sign, end) for sign, end in zip((">=", "<="), self.frames, strict=True) if end is not None]
-        if ends:
+            # Unknown is not among them, whatever polars makes of null.
+            among = pl.col(column).cast(pl.String).is_in(spelled).fill_null(False)
+            yield Condition(column, _said(column, values), among)
+        if ends := self._ends():
             frame = pl.col(FRAME).cast(pl.Int64, strict=False)
             inside = [frame >= end if sign == ">=" else frame <= end for sign, end in ends]
-            yield Condition(
-                FRAME,
-                f"where.{FRAME}=[{','.join('null' if end is None else str(end) for end in self.frames)}]",
-                pl.all_horizontal(inside).fill_null(False),
-                " AND ".join(f"{FRAME} {sign} {end}" for sign, end in ends),
-            )
+            yield Condition(FRAME, self._range_said(), pl.all_horizontal(inside).fill_null(False))
 
 
 def read_values(column: str, text: str) -> list[Value | None] | None:
@@ -180,23 +186,57 @@ def _values(given: Any) -> Iterable[Any]:
     return given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
-def _known(table: pl.DataFrame, column: str) -> pl.Series:
-    """Return a column to filter by."""
-    scalar = [name for name, kind in table.schema.items() if not kind.is_nested()]
-    if column not in scalar:
-        unlabelled = {"person", "camera", "clothes", "tracklet", "frame"}.isdisjoint(scalar)
+def nothing_left(
+    condition: Condition | Clause, there: Sequence[str], before: Sequence[str], left: int
+) -> InputError:
+    """Return the error of a condition that no picture fulfils.
+
+    Args:
+        condition: it.
+        there: labels of its column, of the pictures that were left.
+        before: conditions, as text, that have left these.
+        left: how many they are.
+    """
+    of = f"of the {left} that {' and '.join(before)} left" if before else f"of {left}"
+    return InputError(
+        f"{condition.text} leaves no picture {of}; there is {condition.column} {some(there, SHOWN) or 'unknown'}"
+    )
+
+
+def check_label(column: str, there: Sequence[str]) -> None:
+    """Check that a gallery has a label to filter by.
+
+    Raises:
+        InputError: if it is not among those that are there.
+    """
+    if column not in there:
+        unlabelled = {"person", "camera", "clothes", "tracklet", "frame"}.isdisjoint(there)
         remedy = "; extract from a data set or a table to have labels, a folder of pictures has none"
         raise InputError(
-            f"where.{column}: the gallery has no such label; it has {', '.join(scalar)}{hint(column, scalar)}"
+            f"where.{column}: the gallery has no such label; it has {', '.join(there)}{hint(column, there)}"
             + (remedy if unlabelled else "")
         )
+
+
+def unknown_label(column: str) -> InputError:
+    """Return the error of a label that no picture has."""
+    return InputError(
+        f"where.{column}: the gallery knows it of no picture; leave it out, or extract from a table that has it"
+    )
+
+
+def _known(table: pl.DataFrame, column: str) -> pl.Series:
+    """Return a column to filter by."""
+    check_label(column, [name for name, kind in table.schema.items() if not kind.is_nested()])
     if table[column].null_count() == len(table):
-        raise InputError(
-            f"where.{column}: the gallery knows it of no picture; leave it out, or extract from a table that has it"
-        )
+        raise unknown_label(column)
     return table[column]
 
 
-def _identifier(column: str) -> str:
+def _said(column: str, values: Sequence[str]) -> str:
+    return f"where.{column}=[{','.join(values)}]"
+
+
+def identifier(column: str) -> str:
     """Return a column's name in SQL, whatever is in it."""
     return "`" + column.replace("`", "``") + "`"

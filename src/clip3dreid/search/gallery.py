@@ -324,8 +324,9 @@ class Gallery:
         allowed: Filter,
     ) -> SearchResult:
         vectors = torch.stack([one.vector for one in asked])
-        best = self._index(column).search(vectors, min(top, len(self)), allowed)
-        return answered(self, Path(), self.model, asked, best, score, chosen)
+        index = self._index(column)
+        best = index.search(vectors, min(top, len(self)), allowed)
+        return answered(self, index, Path(), self.model, asked, best, score, chosen)
 
     def save(self, folder: Path | str, settings: ShardSettings | None = None) -> None:
         """Write the gallery as shards, which `open`, `clip3dreid search` and anything that reads Parquet take.

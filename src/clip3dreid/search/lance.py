@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,16 +24,21 @@ from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import inside, reason_of
 from clip3dreid.io.locks import at_work
+from clip3dreid.io.spelling import label
 from clip3dreid.search.engine import Searchable
-from clip3dreid.search.filters import FRAME, Filter
+from clip3dreid.search.filters import FRAME, Clause, Filter, identifier, nothing_left, unknown_label
 from clip3dreid.search.top_k import TopK, unit
 
 log = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 KINDS = ("IvfRq", "IvfFlat", "IvfSq")
 # Beside the labels, which keep their names.
 ROW, VECTOR, DISTANCE = "_gallery_row", "_gallery_vector", "_distance"
+SPELLED = "_spelled_"
+"""Before the name of a label: a column with it in the one spelling that filters ask for, where its own is another."""
+_SEEN = 1000
+"""Rows that are looked at for labels to name in a message."""
 WAIT = timedelta(days=1)
 """How long a server may take to build an index."""
 
@@ -43,7 +48,8 @@ class Lance:
 
     The index is built where there is none, in memory that does not grow with the gallery, and marked finished by a
     table of its own, written last: what a killed build left is built anew. The mark holds the model's fingerprint and
-    a digest of the labels; an index of another model or other labels is refused. One process builds, any number
+    a digest of the pictures and labels; an index of another model or others is refused. Labels are in it: once built,
+    it is searched, filtered and its hits are named without a look at the gallery. One process builds, any number
     search: in a folder others wait until it has built, elsewhere nobody keeps them apart. Tables of the same names
     that are not of this program are refused.
 
@@ -72,6 +78,8 @@ class Lance:
             written, or holds an index of another model or other labels, or something else under its name.
     """
 
+    holds_labels = True
+
     def __init__(
         self,
         gallery: Searchable,
@@ -93,9 +101,7 @@ class Lance:
                 check_number(f"engine.{key}", value, Range(1), whole=True)
         self._client = _client()
         self._width = gallery.width(column)
-        self._labels = gallery.labels
-        self._lists = min(lists or round(math.sqrt(len(self._labels))), len(self._labels))
-        self._indexed = len(self._labels) >= index_from
+        self._asked_lists, self._index_from = lists, index_from
         self._kind, self._probes, self._refine = kind, probes, refine
         self._place = str(inside(gallery.folder, "lance")) if uri is None else uri
         self._name = f"{name}_{column}"
@@ -112,6 +118,9 @@ class Lance:
             if stamp is not None:
                 _refuse_others(f"{self._place}, {self._name}", stamp, wanted)
             self._table = self._database.open_table(self._name)
+            self._rows = int(self._table.count_rows())
+        self._names = [name for name in self._table.schema.names if name not in (ROW, VECTOR)]
+        self._allowed: dict[str, int] = {}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -153,9 +162,8 @@ class Lance:
                 "both must come from one model"
             )
         vectors = unit(query.cpu(), "query").float().numpy()
-        mask = where.mask(self._labels)
-        allowed = len(self._labels) if mask is None else int(mask.sum())
-        condition = where.sql(self._labels)
+        with _explained(self._place):
+            condition, allowed = self._condition(where)
         rows, scores = torch.full((len(query), k), -1), torch.full((len(query), k), -torch.inf)
 
         def answer(place: int) -> None:
@@ -167,10 +175,80 @@ class Lance:
             list(workers.map(answer, range(len(query))))
         return TopK(rows.to(query.device), scores.to(query.device))
 
+    def __len__(self) -> int:
+        """Return the number of gallery rows."""
+        return self._rows
+
+    def labels_at(self, rows: Sequence[int]) -> pl.DataFrame:
+        """Return the labels of gallery rows: see `engine.LabelledIndex.labels_at`."""
+        shown = [name for name in self._names if not name.startswith(SPELLED)]
+        with _explained(self._place):
+            if not rows:
+                return pl.DataFrame(
+                    pl.from_arrow(self._table.search().select(shown).limit(1).to_arrow())
+                ).clear()
+            listed = ", ".join(map(str, rows))
+            asked = self._table.search().where(f"{ROW} IN ({listed})").select([ROW, *shown]).limit(len(rows))
+            found = pl.DataFrame(pl.from_arrow(asked.to_arrow()))
+        wanted = pl.DataFrame({ROW: rows}, schema={ROW: pl.Int64})
+        return wanted.join(found, on=ROW, how="left", maintain_order="left").select(shown)
+
+    def check(self, where: Filter) -> None:
+        """Refuse a filter: see `engine.LabelledIndex.check`."""
+        with _explained(self._place):
+            self._condition(where)
+
+    def _condition(self, where: Filter) -> tuple[str | None, int]:
+        """Return a filter as SQL, None where it allows everything, and how many rows it allows.
+
+        Raises:
+            InputError: if it names a label that is not there, or leaves nothing.
+        """
+        nested = {field.name for field in self._table.schema if field.type.num_fields}
+        stored = {
+            name: SPELLED + name if SPELLED + name in self._names else name
+            for name in self._names
+            if not name.startswith(SPELLED) and name not in nested
+        }
+        clauses = list(where.clauses(stored))
+        if not clauses:
+            return None, self._rows
+        whole = " AND ".join(clause.sql for clause in clauses)
+        if whole not in self._allowed:
+            if not (allowed := int(self._table.count_rows(whole))):
+                raise self._reason(clauses, stored)
+            self._allowed[whole] = allowed
+        return whole, self._allowed[whole]
+
+    def _reason(self, clauses: Sequence[Clause], stored: Mapping[str, str]) -> InputError:
+        """Return why a filter leaves nothing."""
+        before: list[Clause] = []
+        for clause in clauses:
+            column = stored[clause.column]
+            known = f"{identifier(column)} IS NOT NULL"
+            if not self._table.count_rows(known):
+                return unknown_label(clause.column)
+            sql = [one.sql for one in before]
+            if not self._table.count_rows(" AND ".join([*sql, clause.sql])):
+                seen = self._table.search().where(" AND ".join([*sql, known])).select([column]).limit(_SEEN)
+                there = pl.DataFrame(pl.from_arrow(seen.to_arrow()))[column].unique().sort().cast(pl.String)
+                left = self._table.count_rows(" AND ".join(sql)) if sql else self._rows
+                return nothing_left(clause, there.to_list(), [one.text for one in before], left)
+            before.append(clause)
+        raise AssertionError("one of them leaves nothing")
+
+    @property
+    def _lists(self) -> int:
+        return min(self._asked_lists or round(math.sqrt(self._rows)), self._rows)
+
+    @property
+    def _indexed(self) -> bool:
+        return self._rows >= self._index_from
+
     def _search_one(self, vector: Any, k: int, condition: str | None, allowed: int) -> pl.DataFrame:
         """Return `ROW` and `score` of one query, nearest first."""
         # As many candidates as without the filter.
-        probes = math.ceil(self._probes * len(self._labels) / allowed)
+        probes = math.ceil(self._probes * self._rows / allowed)
         found = self._ask(vector, k, condition, probes)
         if len(found) < min(k, allowed) and probes < self._lists:
             found = self._ask(vector, k, condition, self._lists)
@@ -202,28 +280,32 @@ class Lance:
         return f"{self._name}_finished"
 
     def _build(self, gallery: Searchable, column: str, stamp: dict[str, Any]) -> None:
-        log.info("%s: building the index of %d rows", self._place, len(self._labels))
+        self._rows = len(gallery.labels)
+        log.info("%s: building the index of %d rows", self._place, self._rows)
         # The mark goes first: from here on the index is unfinished.
         for name in (self._mark, self._name):
             if name in _tables(self._database):
                 self._database.drop_table(name)
         arrow = importlib.import_module("pyarrow")
         failures: list[InputError] = []
-        batches = _batches(arrow, gallery, column, failures)
+        stored = _Labels(gallery.labels)
+        batches = _batches(arrow, gallery, column, stored, failures)
         try:
-            reader = arrow.RecordBatchReader.from_batches(_schema(arrow, gallery, column), batches)
+            reader = arrow.RecordBatchReader.from_batches(_schema(arrow, gallery, column, stored), batches)
             table = self._database.create_table(self._name, reader)
         except (RuntimeError, ValueError, OSError):
             # What the engine makes of an error of the gallery says less than the error.
             if failures:
                 raise failures[0] from None
             raise
-        if table.count_rows() != len(self._labels):
+        if table.count_rows() != self._rows:
             raise InputError(f"{gallery.folder} has other numbers of vectors and labels; extract it anew")
         if self._indexed:
-            kind = getattr(importlib.import_module("lancedb.index"), self._kind)
-            config = kind(distance_type="dot", num_partitions=self._lists)
+            kinds = importlib.import_module("lancedb.index")
+            config = getattr(kinds, self._kind)(distance_type="dot", num_partitions=self._lists)
             table.create_index(VECTOR, config=config, wait_timeout=WAIT)
+            # By which labels of hits are looked up, instead of in every row.
+            table.create_index(ROW, config=kinds.BTree(), wait_timeout=WAIT)
         self._database.create_table(self._mark, [{"stamp": json.dumps(stamp)}])
 
 
@@ -259,16 +341,17 @@ def _tables(database: Any) -> set[str]:
 
 
 def _stamp(gallery: Searchable, column: str) -> dict[str, Any]:
-    """Return what an index is built from."""
-    labels = gallery.labels.select(_labels(gallery.labels))
-    digest = hashlib.blake2b(labels.write_csv().encode(errors="surrogateescape"), digest_size=16)
+    """Return what an index is built from; shards say it without being opened."""
+    if (shards := gallery.facts.get("shards")) is not None:
+        held = json.dumps(shards)
+    else:
+        held = gallery.labels.select(_labels(gallery.labels)).write_csv()
     return {
         "version": INDEX_VERSION,
         "fingerprint": str(gallery.facts["fingerprint"]),
         "column": column,
         "width": gallery.width(column),
-        "rows": len(labels),
-        "labels": digest.hexdigest(),
+        "labels": hashlib.blake2b(held.encode(errors="surrogateescape"), digest_size=16).hexdigest(),
     }
 
 
@@ -291,28 +374,46 @@ def _labels(table: pl.DataFrame) -> list[str]:
     return [name for name, kind in table.schema.items() if not kind.is_nested() and "`" not in name]
 
 
-def _stored(table: pl.DataFrame) -> pl.DataFrame:
-    columns = [
-        pl.col(name).cast(pl.Int64, strict=False) if name == FRAME else pl.col(name).cast(pl.String)
-        for name in _labels(table)
-    ]
-    return table.select(columns)
+class _Labels:
+    """The columns that are stored beside the vectors: labels as they are, and what filters ask for.
+
+    Args:
+        table: G rows of labels.
+    """
+
+    def __init__(self, table: pl.DataFrame) -> None:
+        columns = [pl.col(name) for name in table.columns if "`" not in name]
+        spellings: dict[str, pl.Expr] = {}
+        for name in _labels(table):
+            texts = table[name].cast(pl.String).drop_nulls().unique()
+            usual = {text: label(text) for text in texts}
+            if name == FRAME:
+                if table.schema[name] != pl.Int64:
+                    spellings[name] = pl.col(name).cast(pl.Int64, strict=False)
+            elif table.schema[name] != pl.String or any(text != usual[text] for text in usual):
+                spellings[name] = pl.col(name).cast(pl.String).replace_strict(usual, default=None)
+        self._columns = [*columns, *(one.alias(SPELLED + name) for name, one in spellings.items())]
+
+    def of(self, rows: pl.DataFrame) -> Any:
+        """Return some rows as they are stored, an Arrow table."""
+        return rows.select(self._columns).to_arrow().combine_chunks()
 
 
-def _schema(arrow: Any, gallery: Searchable, column: str) -> Any:
-    labels = _stored(gallery.labels.head(0)).to_arrow().schema
+def _schema(arrow: Any, gallery: Searchable, column: str, stored: _Labels) -> Any:
     vector = arrow.list_(arrow.float32(), gallery.width(column))
-    return arrow.schema([*labels, (ROW, arrow.int64()), (VECTOR, vector)])
+    return arrow.schema([*stored.of(gallery.labels.head(0)).schema, (ROW, arrow.int64()), (VECTOR, vector)])
 
 
-def _batches(arrow: Any, gallery: Searchable, column: str, failures: list[InputError]) -> Iterator[Any]:
+def _batches(
+    arrow: Any, gallery: Searchable, column: str, stored: _Labels, failures: list[InputError]
+) -> Iterator[Any]:
     """Yield the gallery in blocks; an error of it is also put into `failures`."""
-    schema = _schema(arrow, gallery, column)
+    schema = _schema(arrow, gallery, column, stored)
     start = 0
     try:
         for block in gallery.blocks(column):
             vectors = unit(block.cpu(), "gallery", start).float().numpy()
-            labels = _stored(gallery.labels[start : start + len(block)]).to_arrow().combine_chunks()
+            labels = stored.of(gallery.labels[start : start + len(block)])
             columns = [own.combine_chunks() for own in labels.itercolumns()]
             flat = arrow.FixedSizeListArray.from_arrays(vectors.reshape(-1), gallery.width(column))
             rows = arrow.array(np.arange(start, start + len(block)))

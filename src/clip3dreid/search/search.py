@@ -21,7 +21,7 @@ from clip3dreid.inference.model import ReidModel
 from clip3dreid.io.files import atomic, write_json
 from clip3dreid.io.table_files import BOX
 from clip3dreid.report.search_sheet import SUFFIXES, Row, ShownPicture, draw_search
-from clip3dreid.search.engine import Exact, Index, Searchable
+from clip3dreid.search.engine import Exact, Index, LabelledIndex, Searchable, holds_labels
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import MakeTeacher, Query, picture_queries, text_queries
 from clip3dreid.search.settings import Queries, SearchSettings, TextQueries
@@ -262,7 +262,8 @@ class Searcher:
         engine: Engine = Exact,
         teacher: MakeTeacher | None = None,
     ) -> None:
-        self.shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery))
+        lazy = holds_labels(engine)
+        self.shards = gallery if isinstance(gallery, Shards) else Shards(Path(gallery), lazy=lazy)
         self.model = same_model(model, self.shards)
         self._engine = engine
         self._teacher = None if teacher is None else functools.cache(teacher)
@@ -280,15 +281,41 @@ class Searcher:
             column, score = "embedding", "cosine"
             asked = picture_queries(self.model, queries, flip=bool(self.shards.facts["flip"]))
         vectors = torch.stack([query.vector for query in asked])
+        index = self._index(column)
+        best = index.search(vectors, min(settings.top, len(_labelled(index, self.shards))), allowed)
+        root = Path(str(self.shards.facts["root"]))
+        return answered(self.shards, index, root, self.model, asked, best, score, where)
+
+    def __len__(self) -> int:
+        """Return the number of pictures in the gallery."""
+        return len(_labelled(self._index("embedding"), self.shards))
+
+    def check(self, where: Filter) -> None:
+        """Refuse a filter that names a label that is not there, or leaves nothing.
+
+        Raises:
+            InputError: naming what is wrong with it.
+        """
+        index = self._index("embedding")
+        if isinstance(index, LabelledIndex):
+            index.check(where)
+        else:
+            where.mask(self.shards.labels)
+
+    def _index(self, column: str) -> Index:
         if column not in self._indices:
             self._indices[column] = self._engine(self.shards, column)
-        best = self._indices[column].search(vectors, min(settings.top, len(self.shards)), allowed)
-        root = Path(str(self.shards.facts["root"]))
-        return answered(self.shards, root, self.model, asked, best, score, where)
+        return self._indices[column]
+
+
+def _labelled(index: Index, gallery: Searchable) -> LabelledIndex | pl.DataFrame:
+    """Return what has the labels of a gallery: its index, or it."""
+    return index if isinstance(index, LabelledIndex) else gallery.labels
 
 
 def answered(
     gallery: Searchable,
+    index: Index,
     root: Path,
     model: ReidModel,
     asked: Sequence[Query],
@@ -300,6 +327,7 @@ def answered(
 
     Args:
         gallery: that was searched.
+        index: that found it.
         root: of its pictures.
         model: that looked.
         asked: the queries.
@@ -307,7 +335,7 @@ def answered(
         score: what the scores are called.
         where: what was filtered by.
     """
-    labels = gallery.labels
+    labels = _labelled(index, gallery)
     answers = [
         Answer(query, _hits(labels, query, rows, scores))
         for query, rows, scores in zip(asked, best.rows, best.scores, strict=True)
@@ -338,12 +366,13 @@ def same_model(model: ReidModel, shards: Shards) -> ReidModel:
     return model
 
 
-def _hits(gallery: pl.DataFrame, query: Query, rows: Tensor, scores: Tensor) -> pl.DataFrame:
+def _hits(gallery: LabelledIndex | pl.DataFrame, query: Query, rows: Tensor, scores: Tensor) -> pl.DataFrame:
     """Return `rank`, `score`, and the gallery's labels of what was found for a query."""
     known = rows >= 0
     factor, offset = query.scale
     values = (scores[known].double() * factor + offset).tolist()
-    labels = gallery[rows[known].tolist()]
+    found = rows[known].tolist()
+    labels = gallery[found] if isinstance(gallery, pl.DataFrame) else gallery.labels_at(found)
     return labels.with_columns(
         rank=pl.int_range(1, pl.len() + 1), score=pl.Series(values, dtype=pl.Float64)
     ).select("rank", "score", *labels.columns)

@@ -158,7 +158,7 @@ def converse(searcher: Searcher, settings: SearchSettings, read: Callable[[str],
         read: shows a prompt and returns a line.
     """
     found: SearchResult | None = None
-    _say(f"{len(searcher.shards):,} pictures; a picture's path, a description, or help")
+    _say(f"{len(searcher):,} pictures; a picture's path, a description, or help")
     while True:
         try:
             line = _unquoted(read("> ").strip())
@@ -193,7 +193,7 @@ def _set(searcher: Searcher, settings: SearchSettings, key: str, text: str) -> S
     column = key.removeprefix("where.")
     where = {**(settings.where or {}), column: read_values(column, text)}
     # What is wrong with it is said now.
-    Filter(**{name: value for name, value in where.items() if value is not None}).mask(searcher.shards.labels)
+    searcher.check(Filter(**{name: value for name, value in where.items() if value is not None}))
     return replace(settings, where=where)
 
 

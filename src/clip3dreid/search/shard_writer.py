@@ -109,29 +109,17 @@ class ShardWriter:
         wanted = self.rows(number)
         if sorted([*rows.tolist(), *(row for row, _ in skipped)]) != list(wanted):
             raise ValueError(f"shard {number} is made of rows {wanted.start} to {wanted.stop - 1}")
-        labels = self.table[rows].with_columns(pl.Series(ROW, rows))
-        if words is not None:
-            labels = labels.with_columns(pl.Series(WORDS, words, dtype=pl.List(pl.String)))
-        arrays: Arrays = {}
-        for name, values in vectors.items():
-            wrong = (~np.isfinite(values)).any(1).nonzero()[0]
-            if len(wrong):
-                raise InputError(
-                    f"the model gives {labels['path'][int(wrong[0])]} a {name} with NaN or infinite values; use "
-                    "trainer.precision=32-true, or mend the model"
-                )
-            with np.errstate(over="ignore"):
-                arrays[name] = np.ascontiguousarray(values.astype(self._dtype))
-            if not np.isfinite(arrays[name]).all():
-                raise InputError(f"a {name} is too large for float16; give dtype=float32")
-        card = {
-            "version": SHARDS_VERSION,
-            "fingerprint": self._fingerprint,
-            "identity": self._identities[number],
-            "skipped": [[self.table["path"][row], reason] for row, reason in skipped],
-            "checksum": shard_checksum(labels, arrays),
-        }
-        save_shard(self._parts, number, self._form, Shard(labels, arrays, card))
+        shard = make_shard(
+            self.table,
+            rows,
+            vectors,
+            words,
+            skipped,
+            identity=self._identities[number],
+            fingerprint=self._fingerprint,
+            dtype=str(self._dtype),
+        )
+        save_shard(self._parts, number, self._form, shard)
         self._parts.done.add(number)
 
     def _usable(self, number: int) -> bool:
@@ -147,6 +135,59 @@ class ShardWriter:
                 "back, take them off the list, or remove that folder"
             )
         return usable
+
+
+def make_shard(
+    table: pl.DataFrame,
+    rows: npt.NDArray[np.int64],
+    vectors: Mapping[str, npt.NDArray[Any]],
+    words: Sequence[Sequence[str]] | None,
+    skipped: Sequence[tuple[int, str]],
+    *,
+    identity: str,
+    fingerprint: str,
+    dtype: str,
+    first: int = 0,
+) -> Shard:
+    """Return a shard of some rows of a table.
+
+    Args:
+        table: `path` and labels.
+        rows: (n,) of it that the vectors are of, ascending.
+        vectors: name -> (n, width).
+        words: n lists of words, or None where the model knows none.
+        skipped: (row, reason) of pictures that were left out.
+        identity: of what the shard is made of.
+        fingerprint: of the model.
+        dtype: that vectors are stored in.
+        first: row of the whole list that is the table's first.
+
+    Raises:
+        InputError: if a vector is NaN or infinite, naming the picture, or too large for float16.
+    """
+    labels = table[rows].with_columns(pl.Series(ROW, rows + first))
+    if words is not None:
+        labels = labels.with_columns(pl.Series(WORDS, words, dtype=pl.List(pl.String)))
+    arrays: Arrays = {}
+    for name, values in vectors.items():
+        wrong = (~np.isfinite(values)).any(1).nonzero()[0]
+        if len(wrong):
+            raise InputError(
+                f"the model gives {labels['path'][int(wrong[0])]} a {name} with NaN or infinite values; use "
+                "trainer.precision=32-true, or mend the model"
+            )
+        with np.errstate(over="ignore"):
+            arrays[name] = np.ascontiguousarray(values.astype(dtype))
+        if not np.isfinite(arrays[name]).all():
+            raise InputError(f"a {name} is too large for float16; give dtype=float32")
+    card = {
+        "version": SHARDS_VERSION,
+        "fingerprint": fingerprint,
+        "identity": identity,
+        "skipped": [[table["path"][row], reason] for row, reason in skipped],
+        "checksum": shard_checksum(labels, arrays),
+    }
+    return Shard(labels, arrays, card)
 
 
 def examine(folder: Path, facts: Mapping[str, Any], settings: ShardSettings) -> dict[str, Any] | None:

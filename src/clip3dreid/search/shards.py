@@ -53,19 +53,41 @@ class Shards:
 
     Args:
         folder: as `ShardWriter` filled it.
+        lazy: look into the shards when their labels are first asked for, and not before: an engine that holds them
+            itself never asks (`engine.LabelledIndex`).
 
     Attributes:
         facts: what `index.json` says.
-        labels: M rows, all columns but the vectors.
 
     Raises:
         InputError: if there is nothing, shards are missing or damaged (naming them), or they are of another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lazy: bool = False) -> None:
         self.folder = folder
         self.facts = read_shard_index(folder)
         self._stems = [shard_stem(folder, number) for number in range(len(self.facts["shards"]))]
+        self._known: tuple[pl.DataFrame, list[int]] | None = None
+        if not lazy:
+            self._read()
+
+    @property
+    def labels(self) -> pl.DataFrame:
+        """Return M rows, all columns but the vectors.
+
+        Raises:
+            InputError: as `Shards`.
+        """
+        return self._read()[0]
+
+    def _read(self) -> tuple[pl.DataFrame, list[int]]:
+        """Return the labels, and the number of rows of each shard; they are read once."""
+        if self._known is None:
+            self._known = self._look()
+        return self._known
+
+    def _look(self) -> tuple[pl.DataFrame, list[int]]:
+        folder = self.folder
         tables = [
             _labels(stem, self.facts["format"], identity)
             for stem, identity in zip(self._stems, self.facts["shards"], strict=True)
@@ -83,10 +105,10 @@ class Shards:
                 f"{folder}: {len(absent)} of {len(tables)} shards are missing, damaged or of other pictures, first "
                 f"{absent[0]}; run extract again, which makes these anew and keeps the others"
             )
-        self.labels = pl.concat([table for table in tables if table is not None])
-        if self.labels.is_empty():
+        labels = pl.concat([table for table in tables if table is not None])
+        if labels.is_empty():
             raise InputError(f"{folder} holds no picture that could be read; see {UNREADABLE} there")
-        self._counts = [0 if table is None else len(table) for table in tables]
+        return labels, [0 if table is None else len(table) for table in tables]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,9 +133,10 @@ class Shards:
             InputError: if the shards do not hold it, or one is damaged.
         """
         self.width(name)
+        counts = self._read()[1]
         for number, stem in enumerate(self._stems):
             shard = load_shard(stem, self.facts["format"])
-            ours = self.facts["shards"][number], self.facts["fingerprint"], self._counts[number]
+            ours = self.facts["shards"][number], self.facts["fingerprint"], counts[number]
             if (shard.card["identity"], shard.card["fingerprint"], len(shard.labels)) != ours:
                 raise InputError(f"{stem} is of another extraction; run extract again")
             if name not in shard.vectors:
@@ -126,7 +149,7 @@ def unreadable(folder: Path) -> pl.DataFrame:
     """Return the pictures that were skipped when a folder was filled: `path`, `reason`, in the order of the list."""
     pairs = []
     for number in range(len(read_shard_index(folder)["shards"])):
-        pairs += _card(shard_stem(folder, number))["skipped"]
+        pairs += read_shard_card(shard_stem(folder, number))["skipped"]
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
 
 
@@ -157,7 +180,7 @@ def save_shard(parts: Parts, number: int, form: str, shard: Shard) -> None:
             save_file(shard.vectors, temporary, metadata)
 
 
-def _card(stem: Path) -> dict[str, Any]:
+def read_shard_card(stem: Path) -> dict[str, Any]:
     """Read what a shard says of itself.
 
     Raises:
@@ -174,7 +197,7 @@ def _labels(stem: Path, form: str, identity: str) -> pl.DataFrame | None:
         return None
     try:
         with decoding(stem, _KIND, _AGAIN):
-            if _card(stem)["identity"] != identity:
+            if read_shard_card(stem)["identity"] != identity:
                 return None
             columns = [
                 name for name in pl.scan_parquet(path, glob=False).collect_schema() if name not in VECTORS
@@ -192,7 +215,7 @@ def load_shard(stem: Path, form: str) -> Shard:
     """
     path = stem.with_suffix(".parquet")
     with decoding(stem, _KIND, _AGAIN):
-        card = _card(stem)
+        card = read_shard_card(stem)
         table = pl.read_parquet(path, glob=False)
         if form == "parquet":
             vectors = {name: table[name].to_numpy() for name in VECTORS if name in table.columns}

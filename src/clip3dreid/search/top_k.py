@@ -6,6 +6,9 @@ looked into. In a gallery in no particular order those soon become few, since bl
 best k so far. Where they are many, as in the first blocks or a gallery that gets nearer and nearer, the k-th best of
 the segments' bests says what need not be looked at: k scores are no lower.
 
+On an accelerator a block's own best are picked out instead (`torch.topk`), and the host waits once a block: to ask
+whether a score is broken, or several tie for the last place.
+
 Order is that of a stable sort by falling score: of equal scores the earlier gallery row comes first. Products of
 other shapes may round differently in the last bit, so block size and device can swap rows that are closer than
 rounding.
@@ -28,6 +31,8 @@ Metric: TypeAlias = Literal["cosine", "product", "euclidean"]
 
 MEMORY = 16 * 2**20
 """Bytes that a block may take. More is no faster: the scores leave the processor's cache."""
+DEVICE_MEMORY = 2**30
+"""The same on an accelerator, which is idle between blocks."""
 SEGMENT = 64
 """Columns that share a best score."""
 QUERIES = 1024
@@ -53,7 +58,7 @@ def top_k(
     k: int,
     metric: Metric = "cosine",
     allowed: Tensor | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> TopK:
     """Find the k nearest gallery rows of each query, exactly.
 
@@ -68,7 +73,8 @@ def top_k(
             `euclidean`, whose scores are negated distances.
         allowed: (G,) bool, rows that may be found; all by default.
         memory: bytes that a block may take beside features and result; one segment of columns always fits.
-            Where many scores tie or a gallery gets nearer and nearer, some five times as much.
+            None: `MEMORY`, on an accelerator `DEVICE_MEMORY`. Where many scores tie or a
+            gallery gets nearer and nearer, some five times as much.
 
     Returns:
         Rows and scores of each query, on its device.
@@ -89,14 +95,17 @@ def top_k(
         queries = query.detach().to(dtype)
         if metric == "cosine":
             queries = unit(queries, "query")
-        best = _Best(len(query), k, queries)
+        on_cpu = query.device.type == "cpu"
+        if memory is None:
+            memory = MEMORY if on_cpu else DEVICE_MEMORY
+        best = (_Best if on_cpu else _BestOnDevice)(len(query), k, queries)
         for rows, block in _blocks(queries, gallery, allowed, memory):
-            terms = _terms(block, metric, rows)
+            terms = gallery_terms(block, metric)
             for start in range(0, len(queries), QUERIES):
                 part = slice(start, start + QUERIES)
                 scores = best.buffer(len(queries[part]), len(block))
                 write_similarities(queries[part], block, terms, scores)
-                best.add(start, scores, rows)
+                best.add(start, scores, rows, terms)
         scores = best.scores
         if metric == "euclidean":
             squares = torch.einsum("qd,qd->q", queries, queries)[:, None] - 2 * scores
@@ -153,7 +162,7 @@ def _blocks(
             )
         mask = None
         if allowed is not None:
-            mask = allowed[done : done + len(whole)].to(queries.device)
+            mask = allowed[done : done + len(whole)]
             if len(mask) < len(whole):
                 raise InputError(f"allowed has {len(allowed)} rows, the gallery more; give one for each row")
         like = whole.dtype == queries.dtype and whole.device == queries.device
@@ -165,7 +174,8 @@ def _blocks(
             block = whole[start : start + size].detach()
             rows = torch.arange(done + start, done + start + len(block), device=queries.device)
             if mask is not None and not bool((kept := mask[start : start + size]).all()):
-                rows, block = rows[kept], block[kept.to(block.device)]
+                index = kept.nonzero()[:, 0]
+                rows, block = rows[index.to(rows.device)], block[index.to(block.device)]
             if len(block):
                 yield rows, block.to(queries)
         done += len(whole)
@@ -173,12 +183,12 @@ def _blocks(
         raise InputError(f"allowed has {len(allowed)} rows, the gallery {done}; give one for each row")
 
 
-def _terms(block: Tensor, metric: Metric, rows: Tensor) -> GalleryTerms:
-    """Return what makes similarities of the products with a block."""
-    terms = gallery_terms(block, metric)
+def _explain(scores: Tensor, rows: Tensor, terms: GalleryTerms) -> None:
+    """Refuse a block with scores (R, n) that are NaN or infinite, naming the first gallery row (n,) with one."""
     if terms.factor is not None:
         _refuse(terms.factor.isinf(), "gallery", "has length 0 and so no cosine; leave it out", rows)
-    return terms
+    wrong = ~scores.isfinite().all(0)
+    _refuse(wrong, "gallery", "gives scores that are NaN or infinite; the model is broken", rows)
 
 
 class _Best:
@@ -206,13 +216,14 @@ class _Best:
         whole[:, columns:] = -torch.inf
         return whole[:, :columns]
 
-    def add(self, start: int, scores: Tensor, rows: Tensor) -> None:
+    def add(self, start: int, scores: Tensor, rows: Tensor, terms: GalleryTerms) -> None:
         """Take in a block.
 
         Args:
             start: the first of its queries.
             scores: (R, n) what `buffer` gave, filled.
             rows: (n,) gallery rows, ascending and after all rows before.
+            terms: of these rows, for messages.
 
         Raises:
             InputError: if a score is NaN or infinite.
@@ -220,8 +231,7 @@ class _Best:
         segments = self._buffer[: len(scores) * scores.stride(0)].view(len(scores), -1, SEGMENT)
         peaks = segments.amax(2)
         if not bool(peaks.isfinite().all()):
-            wrong = ~scores.isfinite().all(0)
-            _refuse(wrong, "gallery", "gives scores that are NaN or infinite; the model is broken", rows)
+            _explain(scores, rows, terms)
         # Later rows lose ties, so to come in a score must be above the k-th best.
         bar = self.scores[start : start + len(scores), -1:]
         hot = peaks > bar
@@ -251,3 +261,32 @@ class _Best:
         scores[owner, place], found[owner, place] = values, rows
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         self.scores[touched], self.rows[touched] = scores.gather(1, order), found.gather(1, order)
+
+
+class _BestOnDevice(_Best):
+    """The same where the device works while the host goes on: no step but one waits for another's outcome."""
+
+    def add(self, start: int, scores: Tensor, rows: Tensor, terms: GalleryTerms) -> None:
+        """Take in a block, as `_Best.add` does."""
+        part, count = slice(start, start + len(scores)), min(self.k, len(rows))
+        # One more than is kept, to see whether others tie with the last.
+        values, places = scores.topk(min(count + 1, len(rows)), dim=1)
+        broken = ~values[:, 0].isfinite()
+        tied = torch.zeros_like(broken)
+        if len(rows) > count:
+            last = values[:, count - 1]
+            tied = (values[:, count] == last) & (last > self.scores[part, -1])
+        wrong, several = torch.stack([broken.any(), tied.any()]).tolist()
+        if wrong:
+            _explain(scores, rows, terms)
+        values, places = values[:, :count], places[:, :count]
+        if several:
+            for some in torch.split(tied.nonzero()[:, 0], SEGMENT):
+                ordered = scores[some].sort(dim=1, descending=True, stable=True)
+                values[some], places[some] = ordered.values[:, :count], ordered.indices[:, :count]
+        # By gallery row, behind what was found in earlier rows: so of equal scores the earlier row stands first.
+        places, order = places.sort(dim=1)
+        values = torch.cat([self.scores[part], values.gather(1, order)], 1)
+        found = torch.cat([self.rows[part], rows[places]], 1)
+        best = values.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self.scores[part], self.rows[part] = values.gather(1, best), found.gather(1, best)

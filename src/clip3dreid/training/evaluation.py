@@ -13,6 +13,7 @@ from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import EMBEDDING, Feature, feature_of
 from clip3dreid.io.checks import choose
+from clip3dreid.io.devices import chosen_device
 from clip3dreid.io.launch import FurtherProcesses
 from clip3dreid.retrieval.evaluation import FeatureRows, evaluate, query_table
 from clip3dreid.retrieval.feature_file import divide_features, equal_features, load_features
@@ -254,6 +255,7 @@ def evaluate_features(
     data: Manifest | polars.DataFrame | None = None,
     split: Literal["test", "val"] = "test",
     ranking: RankingSettings = RANKING,
+    device: str | None = None,
 ) -> Evaluated:
     """Evaluate features that any model made.
 
@@ -265,11 +267,14 @@ def evaluate_features(
             `retrieval.feature_file.divide_features` takes it.
         split: of `data`.
         ranking: how queries and galleries are compared; `flip` and `feature` have no meaning here.
+        device: where they are compared: `auto`, `cpu`, `cuda`, `cuda:1`; None: where they are.
 
     Raises:
-        InputError: if the file cannot be read, features and data do not fit, or the labels do not fit the protocols.
+        InputError: if there is no such device, the file cannot be read, features and data do not fit, or the labels
+            do not fit the protocols.
     """
     notes: list[str] = []
+    where = None if device is None else chosen_device(device)
     if isinstance(features, Path | str):
         if data is not None:
             raise InputError(f"features={features} has labels of its own; leave data out")
@@ -284,6 +289,8 @@ def evaluate_features(
     else:
         sides = divide_features(features, data, split)
     queries, gallery = sides[1], sides[3]
+    if where is not None:
+        sides = sides[0].to(where), queries, sides[2].to(where), gallery
     evaluations = evaluate(
         *sides,
         (protocols or fitting(queries, gallery)).protocols,
