@@ -11,6 +11,7 @@ from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.processes import further_processes
 from clip3dreid.config.trust import trusted
+from clip3dreid.io.lean import import_lightning
 from clip3dreid.search.settings import ExtractSettings
 
 
@@ -21,6 +22,7 @@ def main(cfg: DictConfig) -> None:
     checkpoint = objects.checkpoint(cfg)
     pictures = objects.pictures(cfg)
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
+    import_lightning()
     from clip3dreid.inference.model import load
     from clip3dreid.search.extraction import extract
 

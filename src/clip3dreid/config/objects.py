@@ -17,6 +17,7 @@ from clip3dreid.config.folder import options
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
+from clip3dreid.io.lean import import_lightning
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     import lightning.pytorch as lightning
@@ -315,6 +316,7 @@ def pictures(cfg: DictConfig) -> Path | Boxes | DataSpec:
 
 def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     """Return what makes the trainer of `trainer=`, given further arguments of it."""
+    import_lightning()
     made: partial[lightning.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     return made
 
