@@ -1,4 +1,4 @@
-"""`transformers` and torch's compiler are loaded where a model or a compilation needs them, and nowhere else."""
+"""Heavy packages are loaded where a model, a compilation or a figure needs them, and nowhere else."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from clip3dreid.__main__ import main
 sys.argv = sys.argv[1:]
 main()
 assert "torch" in sys.modules
-print("loaded", *({"transformers", "torch._dynamo", "lightning", "matplotlib"} & set(sys.modules)))
+print("loaded", *({"transformers", "torch._dynamo", "lightning", "matplotlib", "scipy.signal"} & set(sys.modules)))
 """
 
 
@@ -31,11 +31,26 @@ def loaded(folder: Path, *arguments: str) -> set[str]:
     return set(names)
 
 
-def test_a_training_without_a_teacher_never_loads_transformers(tmp_path: Path) -> None:
+def test_a_training_without_a_teacher_loads_neither_transformers_nor_what_draws(tmp_path: Path) -> None:
     write_ltcc(tmp_path / "pictures")
     recipe = ["data=ltcc", "data.root=pictures", *TINY, "epochs=1", "hydra.run.dir=run"]
-    assert "transformers" not in loaded(tmp_path, "train", *recipe)
+    assert not {"transformers", "matplotlib", "scipy.signal"} & loaded(tmp_path, "train", *recipe)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
+
+
+def test_what_lightning_is_imported_without_is_there_afterwards() -> None:
+    code = """
+import gc, sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from clip3dreid.io.lean import import_lightning
+import_lightning()
+assert not {"transformers", "matplotlib", "scipy"} & set(sys.modules)
+assert gc.isenabled() and gc.get_freeze_count()
+import matplotlib, scipy.special
+assert find_spec("transformers") and all(map(version, ("transformers", "matplotlib", "scipy")))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 def test_a_search_by_picture_loads_neither_a_teachers_library_nor_a_compiler(

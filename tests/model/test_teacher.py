@@ -641,7 +641,7 @@ def test_a_model_that_is_not_here_names_the_command_that_gets_it(tmp_path):
 
 def test_a_path_that_means_this_disk_is_never_looked_up_on_the_hub(monkeypatch, tmp_path):
     asked: list[str] = []
-    monkeypatch.setattr(module, "snapshot_download", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name))
     refused("weights/clip-tiny", VIEWS[0], fetch="hf download openai/clip-tiny --local-dir weights/clip-tiny")
     refused("openai", VIEWS[0], name="no name on a hub")
     monkeypatch.chdir(tmp_path)
@@ -661,7 +661,7 @@ def test_a_name_on_the_hub_is_looked_for_in_the_cache_then_on_the_network(publis
             raise FileNotFoundError("not cached")
         return str(published["clip"])
 
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     assert Teacher("somebody/clip", VIEWS[0], name="tiny").folder == published["clip"]
     assert [bool(options.get("local_files_only")) for options in asked] == [True, False]
@@ -671,7 +671,7 @@ def test_a_name_on_the_hub_is_looked_for_in_the_cache_then_on_the_network(publis
     )
     assert not [pattern for pattern in patterns if pattern.endswith((".bin", ".py", ".msgpack", ".h5"))]
 
-    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(published["clip"]))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(published["clip"]))
     shutil.copytree(published["siglip"], tmp_path / "somebody" / "clip")
     assert Teacher("somebody/clip", VIEWS[0], name="tiny").folder == Path("somebody/clip")
 
@@ -682,7 +682,7 @@ def test_a_model_half_of_which_is_in_the_hubs_cache_is_asked_for_again(published
     def download(repository: str, **options: Any) -> str:
         return str(folder if options.get("local_files_only") else published["clip"])
 
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Teacher("somebody/clip", VIEWS[0], name="tiny").folder == published["clip"]
 
 

@@ -14,6 +14,7 @@ from clip3dreid.config.processes import further_processes
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
+from clip3dreid.io.lean import import_lightning
 from clip3dreid.search.settings import ExtractSettings
 
 
@@ -29,6 +30,7 @@ def main(cfg: DictConfig) -> None:
             "backend=ray looks at pictures=FOLDER of Parquet files; a data set or boxes are backend=local"
         )
     # Imported here, so that --help and a mistyped key are answered before torch is loaded.
+    import_lightning()
     from clip3dreid.inference.model import load
 
     folder = Path(str(cfg.out)).expanduser()

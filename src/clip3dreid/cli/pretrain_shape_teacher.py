@@ -10,6 +10,7 @@ from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.pretraining import shape_teacher_parts
 from clip3dreid.config.processes import further_processes
+from clip3dreid.io.lean import import_lightning
 from clip3dreid.training.teacher_settings import ShapePretrainingSettings
 
 
@@ -19,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     settings = objects.settings(ShapePretrainingSettings, cfg)
     worlds, out = objects.paths(cfg, "worlds"), objects.path(cfg, "out")
     assert out is not None
+    import_lightning()
     from clip3dreid.training.shape_teacher import pretrain_shape_teacher
 
     made = pretrain_shape_teacher(

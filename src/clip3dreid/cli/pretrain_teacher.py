@@ -11,6 +11,7 @@ from clip3dreid.config import objects
 from clip3dreid.config.hydra import entry_point
 from clip3dreid.config.pretraining import teacher_parts
 from clip3dreid.config.processes import further_processes
+from clip3dreid.io.lean import import_lightning
 from clip3dreid.training.teacher_settings import PretrainingSettings
 
 
@@ -19,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     """Train, and say where the teacher lies."""
     settings = objects.settings(PretrainingSettings, cfg)
     worlds = [cfg.worlds] if isinstance(cfg.worlds, str) else list(cfg.worlds)
+    import_lightning()
     from clip3dreid.training.teacher import pretrain_teacher
 
     made = pretrain_teacher(

@@ -32,6 +32,7 @@ from clip3dreid.config.schema import TrainConfig, WeightsConfig
 from clip3dreid.config.trust import check_targets
 from clip3dreid.errors import causes, one_line
 from clip3dreid.io.launch import launch
+from clip3dreid.io.lean import end_at_once
 
 
 def quieten() -> None:
@@ -257,6 +258,7 @@ def entry_point(
             register()
             quieten()
             _let_waiting_threads_yield()
+            end_at_once()
             # Without this Hydra prints its own rendering of an error and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             # It asks the network for its newest version when it is imported.

@@ -17,6 +17,7 @@ from clip3dreid.config.folder import options
 from clip3dreid.config.trust import trusted
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import choose
+from clip3dreid.io.lean import import_lightning
 
 if TYPE_CHECKING:  # rooms are imported where a node of theirs is made an object: they load torch and polars
     import lightning.pytorch as lightning
@@ -319,6 +320,7 @@ def trainer_factory(cfg: DictConfig) -> partial[lightning.Trainer]:
     Raises:
         InputError: if its devices are not there.
     """
+    import_lightning()
     from clip3dreid.training.strategies import check_devices
 
     made: partial[lightning.Trainer] = instantiate(cfg.trainer, _partial_=True, _convert_="all")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import inspect
 import sys
@@ -10,27 +12,57 @@ from contextlib import contextmanager
 from importlib.metadata import Distribution, PackageNotFoundError
 from typing import Any
 
+_UNUSED = ("transformers", "scipy", "matplotlib")
+"""What torchmetrics imports wherever it is installed: for scores of texts and of sound, and for plots of scores."""
+
 
 def import_lightning() -> None:
-    """Import Lightning without `transformers`, which takes a second of processor time.
+    """Import Lightning without the rest of what torchmetrics asks for, in half of the processor time.
 
-    torchmetrics, which Lightning imports, imports it wherever it is installed, for scores of texts that nothing here
-    computes. While this lasts it is not installed for who asks; it can be imported as ever before and after.
+    For that time these packages are not installed for who asks; they can be imported as ever before and after.
+    Plots of torchmetrics' own (`Metric.plot`) are none in such a process.
     """
-    if "torchmetrics" in sys.modules or "transformers" in sys.modules:
-        return
+    if "torchmetrics" not in sys.modules:
+        with _absent(*(name for name in _UNUSED if name not in sys.modules)), _uncollected():
+            importlib.import_module("lightning.pytorch")
+
+
+def end_at_once() -> None:
+    """Have the interpreter end without a last search for cycles in all that it has: half a second with torch."""
+    atexit.register(gc.freeze)
+
+
+@contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """Have packages that nobody has imported yet be neither importable nor installed in the block."""
     from_name = Distribution.from_name
 
     def without(name: str) -> Distribution:
-        if name == "transformers":
+        if name in names:
             raise PackageNotFoundError(name)
         return from_name(name)
 
     Distribution.from_name = staticmethod(without)  # type: ignore[method-assign]
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
     try:
-        importlib.import_module("lightning.pytorch")
+        yield
     finally:
         Distribution.from_name = from_name  # type: ignore[method-assign]
+        for name in names:
+            del sys.modules[name]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without searching for cycles again and again: what modules hold is there to stay."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collected:
+            gc.enable()
 
 
 def import_gradio() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from clip3dreid.errors import InputError
@@ -174,16 +174,16 @@ def _from_hub(repository: str, name: str, fetch: str | None) -> Path:
     """Return the folder of a model in the hub library's cache, downloaded if need be."""
     small = [_CONFIG, PIXELS, *_TOKENIZER]
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
+        folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
         if not lacking(folder):
             return folder
     # Not cached, or damaged: all the same, since it is asked for again.
     except Exception:
         pass
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*small, *_SAFETENSORS]))
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*small, *_SAFETENSORS]))
         if not weight_files(folder):
-            folder = Path(snapshot_download(repository, allow_patterns=[*small, _PICKLED]))
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=[*small, _PICKLED]))
     # No network, no such model, no permission, a full disk: there are as many exceptions as ways to fail.
     except Exception as error:
         raise InputError(

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from PIL import Image, ImageDraw
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from clip3dreid.io.files import atomic
 from clip3dreid.report.label_units import as_text, noun_of, title_of, with_unit, word_counts
@@ -241,6 +240,8 @@ def _reading_order(scores: Scores) -> npt.NDArray[np.int64]:
         return np.arange(len(scores))
     centred = np.asarray(scores, np.float64) - scores.mean(0)
     if len(scores) <= _MOST_CLUSTERED:
+        from scipy.cluster.hierarchy import leaves_list, linkage  # here: few who import this draw scores
+
         leaves: npt.NDArray[np.int64] = leaves_list(
             linkage(centred, "ward", optimal_ordering=len(scores) <= 500)
         )
