@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -387,7 +387,7 @@ class ReidDataModule(LightningDataModule):
         if ahead is None:
             return batch
         people = batch["people"] if isinstance(batch, dict) else batch
-        labelled: Batch = people.batch if isinstance(people, RawBatch) else people
+        labelled = cast(Batch, people.batch if isinstance(people, RawBatch) else people)
         found: dict[str, torch.Tensor] = ahead(labelled)
         if labelled.row.is_pinned():
             found = {name: made.pin_memory() for name, made in found.items()}
