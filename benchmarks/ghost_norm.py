@@ -1,6 +1,6 @@
 """Count the kernels of batch norm by groups, forward and backward, and time it: `python benchmarks/ghost_norm.py`.
 
-A ResNet-50 in training on the same pictures again and again, with groups of a fixed part of the batch. Kernels are the
+A ResNet-50 in training on the same pictures again and again, in groups of a fixed part of the batch. Kernels are the
 operations that reach the device, views and allocations left out. On the CPU the processor's seconds count.
 """
 
@@ -20,8 +20,8 @@ from clip3dreid.model.normalisation import use_ghost
 from clip3dreid.model.resnet import ResNet
 
 VIEWS = """
-detach view _unsafe_view t transpose permute slice select expand unsqueeze squeeze alias split split_with_sizes as_strided
-unbind empty empty_like new_empty empty_strided new_empty_strided
+detach view _unsafe_view t transpose permute slice select expand unsqueeze squeeze alias split split_with_sizes
+as_strided unbind empty empty_like new_empty empty_strided new_empty_strided
 """
 
 

@@ -84,6 +84,8 @@ WITHOUT = {
     "placed",
     "word_scores",
     "best_words",
+    "choices",
+    "words_of",
     "from_pretrained",
     "width",
     "blocks",

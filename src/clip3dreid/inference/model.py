@@ -16,6 +16,7 @@ from clip3dreid.body.smpl import SHIPPED, BodyModel, body_digest, load_body
 from clip3dreid.data.images import TestView
 from clip3dreid.errors import InputError
 from clip3dreid.inference.features import (
+    Layer,
     feature_width,
     joint_features,
     part_layers,
@@ -131,6 +132,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self._body_file = self._find_body(body)
         # In a list, so that it is no part of the model: it stays float32 whatever the model's precision.
         self._bodies: list[BodyModel] = []
+        self._layers: tuple[list[tuple[Tensor, int]], dict[str, Layer]] = ([], {})
         self.eval()
 
     @property
@@ -156,7 +158,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
     @property
     def widths(self) -> dict[str, int]:
         """Return columns of each part of `Outputs` that this model gives."""
-        layers = part_layers(self.feature, self.heads.state_dict())
+        layers = self._part_layers()
         found = {"embedding": feature_width(self.feature, self.student.width, layers)}
         for name, part in (("joint", "joint"), ("betas", "shape")):
             if part in self.heads:
@@ -193,10 +195,9 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Returns:
             Features, and for words and bodies those of the pictures as they are.
         """
-        layers = part_layers(self.feature, self.heads.state_dict())
         mirrored = self.flip if flip is None else flip
         feature, _, upright = retrieval_features(
-            self.student, images, flip=mirrored, feature=self.feature, layers=layers
+            self.student, images, flip=mirrored, feature=self.feature, layers=self._part_layers()
         )
         joint, betas = None, None
         if "joint" in self.heads:
@@ -204,6 +205,20 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         if "shape" in self.heads:
             betas = self.heads["shape"](upright.embedding)
         return Outputs(feature, joint, betas)
+
+    def _part_layers(self) -> dict[str, Layer]:
+        """Return the layers of the feature's parts, made anew only where the heads were moved or written to.
+
+        Which coefficients were learnt is a question that waits for the device.
+        """
+        heads = self.heads.state_dict()
+        tensors = list(self.heads.buffers())
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        then, layers = self._layers
+        if not layers or any(a is not b or c != d for (a, c), (b, d) in zip(then, now, strict=True)):
+            layers = part_layers(self.feature, heads)
+            self._layers = now, layers
+        return layers
 
     def placed(self, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Self:
         """Put the model on a device and into a precision, as `load` does.
@@ -523,13 +538,25 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         Raises:
             InputError: as `joint`.
         """
+        return self.words_of(self.choices(joint))
+
+    def choices(self, joint: Tensor) -> Tensor:
+        """Return which word of each group is the best, (N, groups) int64 on the device of the features.
+
+        Args:
+            joint: (N, d), as `word_scores` takes it.
+
+        Raises:
+            InputError: as `joint`.
+        """
+        sizes = [len(words) for words in self.groups.values()]
+        parts = torch.split(self.word_scores(joint), sizes, dim=1)
+        return torch.stack([part.argmax(1) for part in parts], dim=1)
+
+    def words_of(self, choices: Tensor) -> list[list[str]]:
+        """Return the words that `choices` (N, groups) stand for, in the order of `groups`."""
         groups = list(self.groups.values())
-        parts = torch.split(self.word_scores(joint), [len(words) for words in groups], dim=1)
-        best = [part.argmax(1).tolist() for part in parts]
-        return [
-            [words[index] for words, index in zip(groups, row, strict=True)]
-            for row in zip(*best, strict=True)
-        ]
+        return [[words[index] for words, index in zip(groups, row, strict=True)] for row in choices.tolist()]
 
     def _words(self) -> Head:
         """Return the head that knows words."""

@@ -27,6 +27,7 @@ from clip3dreid.data.listing import Listing, list_pictures
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.sources import DataSpec, read_manifest
 from clip3dreid.errors import InputError
+from clip3dreid.inference.late import Late, at_once
 from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.io.checks import hint
 from clip3dreid.io.files import atomic, identify, inside, remove
@@ -40,6 +41,9 @@ from clip3dreid.search.shard_writer import ShardWriter, examine
 from clip3dreid.search.shards import VECTORS, WORDS, unreadable
 
 log = logging.getLogger(__name__)
+
+# Batches whose results are on their way to the CPU while the next is looked at.
+_ON_THE_WAY = 2
 
 Pictures = str | Path | Boxes | DataSpec | Manifest
 """A folder or a table of pictures, or boxes in frames; a data set, to be read or as it was read."""
@@ -187,7 +191,14 @@ class ExtractionModule(lightning.LightningModule):
         self._skipped: list[tuple[int, str]] = []
         self._vectors: dict[str, list[npt.NDArray[np.float32]]] = {}
         self._words: list[list[str]] = []
+        self._coming: deque[Late] = deque()
         self._count = 0
+
+    def transfer_batch_to_device(
+        self, batch: CropBatch, device: torch.device, dataloader_idx: int
+    ) -> CropBatch:
+        """Move the pictures alone: rows would have to come back."""
+        return batch._replace(images=batch.images.to(device, non_blocking=not at_once(device)))
 
     def predict_step(self, batch: CropBatch, batch_idx: int) -> None:
         """Take a batch; write a shard where it was the last one of it."""
@@ -196,20 +207,33 @@ class ExtractionModule(lightning.LightningModule):
         if len(batch.rows):
             for images in torch.split(batch.images, self._size):
                 self._keep(self.model(to_unit(images), flip=self.flip))
-            self._rows.append(batch.rows.cpu().numpy())
+            self._rows.append(batch.rows.numpy())
         number = self._waiting[0]
         if self._count == len(self._writer.rows(number)):
             self._hand_over(self._waiting.popleft())
 
     def _keep(self, outputs: Outputs) -> None:
-        for name in VECTORS:
-            if name in self._outputs:
-                self._vectors.setdefault(name, []).append(getattr(outputs, name).float().cpu().numpy())
+        """Send on their way to the CPU what is kept; what has been on its way for two batches is taken in."""
+        tensors = [getattr(outputs, name).float() for name in VECTORS if name in self._outputs]
         if WORDS in self._outputs:
             assert outputs.joint is not None
-            self._words += self.model.best_words(outputs.joint)
+            tensors.append(self.model.choices(outputs.joint))
+        self._coming.append(Late(tensors))
+        if len(self._coming) > _ON_THE_WAY:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        arrived = self._coming.popleft().read()
+        names = [name for name in VECTORS if name in self._outputs]
+        for name, vectors in zip(names, arrived[: len(names)], strict=True):
+            # A copy: pinned memory is scarce.
+            self._vectors.setdefault(name, []).append(vectors.numpy().copy())
+        if WORDS in self._outputs:
+            self._words += self.model.words_of(arrived[-1])
 
     def _hand_over(self, number: int) -> None:
+        while self._coming:
+            self._take_in()
         vectors = {
             name: np.concatenate(self._vectors.get(name, [np.empty((0, width), np.float32)]))
             for name, width in self.model.widths.items()

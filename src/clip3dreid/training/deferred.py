@@ -1,4 +1,4 @@
-"""Read later what a step leaves on the device, so that no step waits: means of losses, and whether one is finite."""
+"""Keep on the device what is read later, so that no step waits: means of losses, and the state before a step."""
 
 from __future__ import annotations
 
@@ -45,41 +45,6 @@ class LossMeans:
             ({name: float(sums[name] / count) for name in sums if counts[name] == count}, count)
             for count in sorted(set(counts.values()), reverse=True)
         ]
-
-
-class LateLook:
-    """Read a few numbers of a step without waiting for it: at once on the CPU, elsewhere from a copy on its way.
-
-    `begin` in one step and `end` in the next: by then the device, which has the rest of the step to do, has long
-    passed the copy. An event tells that it has; the stream of work is not waited for.
-    """
-
-    def __init__(self) -> None:
-        self._place: Tensor | None = None
-        self._event: Any = None
-        self._begun: Tensor | None = None
-
-    def begin(self, values: Tensor) -> bool:
-        """Start the copy of (N,) values; return whether it is there already."""
-        if values.device.type == "cpu":
-            self._begun = values
-            return True
-        if self._place is None or self._place.shape != values.shape or self._place.dtype != values.dtype:
-            # Pinned: a copy to other memory is one that the host waits for.
-            self._place = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._event = torch.get_device_module(values.device).Event()
-        self._begun = self._place.copy_(values, non_blocking=True)
-        self._event.record()
-        return False
-
-    def end(self) -> list[float]:
-        """Return the values of the last `begin`."""
-        assert self._begun is not None
-        if self._begun is self._place:
-            self._event.synchronize()
-        values: list[float] = self._begun.tolist()
-        self._begun = None
-        return values
 
 
 class _Slot(NamedTuple):

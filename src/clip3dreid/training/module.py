@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip3dreid.data.datamodule import batch_paths
 from clip3dreid.errors import InputError
+from clip3dreid.inference.late import Late, at_once
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.run_folder import EMA_CHECKPOINT
@@ -31,7 +32,7 @@ from clip3dreid.retrieval.evaluation import Reranking
 from clip3dreid.retrieval.protocol import Protocols
 from clip3dreid.retrieval.settings import Distance
 from clip3dreid.training.checkpoints import moved
-from clip3dreid.training.deferred import KeptState, LateLook, LossMeans
+from clip3dreid.training.deferred import KeptState, LossMeans
 from clip3dreid.training.evaluation_module import EvaluationModule
 from clip3dreid.training.optimizer import optimise, restore_settings, settings_of
 from clip3dreid.training.strategies import share_out, whole
@@ -47,7 +48,9 @@ class _Looked(NamedTuple):
     """A step whose losses are on their way to the host."""
 
     names: tuple[str, ...]
-    """Of the values: `total`, those of each part, and where there are several processes whether any has a bad one."""
+    """Of the values: `total`, and those of each part."""
+    values: Late
+    """The values, and where there are several processes whether any has a bad one."""
     row: Tensor
     """(B,) of the batch, to name its files by."""
     epoch: int
@@ -138,7 +141,6 @@ class ReidModule(EvaluationModule):
         self.checkpoints = checkpoints
         self._settings: list[dict[str, Any]] = []
         self._means = LossMeans()
-        self._late = LateLook()
         self._looked: _Looked | None = None
         self._before = KeptState()
         self._rescued_step: int | None = None
@@ -199,7 +201,7 @@ class ReidModule(EvaluationModule):
         torch.manual_seed(
             int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
         )
-        if self.device.type != "cpu":
+        if not at_once(self.device):
             constants = set(self._ddp_params_and_buffers_to_ignore)
             altered = (buffer for name, buffer in self.named_buffers() if name not in constants)
             self._before.keep(self, altered, self._optimizer(), self.global_step)
@@ -251,11 +253,12 @@ class ReidModule(EvaluationModule):
             parts = torch.cat([parts, bad])
         self._looked = _Looked(
             tuple(name.removeprefix("loss/") for name in names[:looked]),
+            Late([parts]),
             batch.row,
             self.current_epoch,
             batch_idx,
         )
-        if self._late.begin(parts):
+        if self._looked.values.there:
             self._settle()
         self._means.add(names, values, len(batch.images))
         if measured := _measured(losses):
@@ -270,7 +273,7 @@ class ReidModule(EvaluationModule):
         if self._looked is None:
             return
         looked, self._looked = self._looked, None
-        total, *others = self._late.end()
+        total, *others = looked.values.read()[0].tolist()
         elsewhere = self.trainer.world_size > 1 and others.pop() > 0
         failure = not_finite(total, dict(zip(looked.names[1:], others, strict=True)))
         if failure is not None or elsewhere:
@@ -352,7 +355,7 @@ class ReidModule(EvaluationModule):
     def _stop(self, failure: str, looked: _Looked) -> NoReturn:
         """Save the state before a step, if it is good, and end the run."""
         files = ", ".join(str(path) for path in batch_paths(self.data, looked.row))
-        late = self.device.type != "cpu"
+        late = not at_once(self.device)
         if late:
             self._before.restore(self._optimizer())
         state = (*self.parameters(), *self.buffers())
