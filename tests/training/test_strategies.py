@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from clip3dreid.errors import InputError
@@ -161,6 +162,13 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     assert done.returncode == 2, done.stderr
     assert REFUSED[given] in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_nobody_shares_out_is_refused() -> None:
+    strategy = ShardedStudent()
+    strategy._lightning_module = LightningModule()
+    with pytest.raises(InputError, match="trainer=fsdp is for clip3dreid train"):
+        strategy.setup(cast(Trainer, None))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

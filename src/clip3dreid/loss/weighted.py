@@ -181,7 +181,7 @@ class WeightedLosses(nn.Module):
 
         A term before its start epoch is not computed, so its head gets no gradient at all and no
         optimiser moves it, not even by weight decay. Under DistributedDataParallel this needs
-        `find_unused_parameters`.
+        `find_unused_parameters`. Where all take part from epoch 0, every parameter has a gradient of any batch.
 
         Args:
             features: what the student makes of the people's pictures; `pooled` and `embedding` become float32.

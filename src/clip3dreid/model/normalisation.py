@@ -148,8 +148,8 @@ def use_ghost(module: nn.Module, group: int) -> None:
     rows left over are a smaller group of their own.
 
     Running statistics are updated from the first group alone. That is what distributed training does: each
-    process updates its own, and the first process's are sent to all. So the model that is evaluated does
-    not depend on the number of processes either, as long as each has a multiple of `group` pictures.
+    process updates its own, and the first process's are those that are evaluated and saved. So the model that is
+    evaluated does not depend on the number of processes either, as long as each has a multiple of `group` pictures.
 
     Evaluation is that of plain batch norm. Names and shapes of parameters do not change, so weights fit with
     or without groups.

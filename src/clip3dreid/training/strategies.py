@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -50,11 +51,9 @@ class DistributedStudent(DDPStrategy):
         takes = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
         super().__init__(
-            **{name: broadcast_buffers},
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            static_graph=static_graph,
-            **options,
+            gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph, **options
         )
+        self._ddp_kwargs[name] = broadcast_buffers
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         """Wrap the model, once its losses are known."""
@@ -91,6 +90,17 @@ class ShardedStudent(ModelParallelStrategy):
         """Meet the other processes; all of them are one group that shares the weights out."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Bring the model, whose weights are shared out by now, to the device.
+
+        Raises:
+            InputError: if nobody has shared them out: a student's training alone does.
+        """
+        assert self.lightning_module is not None
+        if not is_overridden("configure_model", self.lightning_module):
+            raise InputError("trainer=fsdp is for clip3dreid train; take trainer=ddp or gpu")
+        super().setup(trainer)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
