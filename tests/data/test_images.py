@@ -22,7 +22,7 @@ from clip3dreid.data.images import (
     TestView,
     TrainPictures,
     TrainView,
-    collate,
+    as_it_is,
     keep,
     to_unit,
 )
@@ -275,7 +275,7 @@ class TestLoading:
         ]
         pictures = train_pictures(files, keep_view=True)
         batches = {
-            workers: list(DataLoader(pictures, batch_sampler=plan, collate_fn=collate, num_workers=workers))
+            workers: list(DataLoader(pictures, batch_sampler=plan, collate_fn=as_it_is, num_workers=workers))
             for workers in (0, 2)
         }
         for one, two in zip(batches[0], batches[2], strict=True):
@@ -286,7 +286,7 @@ class TestLoading:
 
     def test_training_batch_carries_bytes_labels_and_rows(self, files):
         pictures = train_pictures(files)
-        batch = collate([pictures[(row, 1)] for row in (9, 0)])
+        batch = pictures.__getitems__([(row, 1) for row in (9, 0)])
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (2, 3, 48, 24)
         assert batch.view is None
@@ -296,7 +296,7 @@ class TestLoading:
         assert len(pictures) == 12
 
     def test_evaluation_batch_carries_rows_and_no_labels(self, files):
-        loader = DataLoader(EvaluationPictures(files, TestView(48, 24)), batch_size=5, collate_fn=collate)
+        loader = DataLoader(EvaluationPictures(files, TestView(48, 24)), batch_size=5, collate_fn=as_it_is)
         batches = list(loader)
         assert torch.cat([batch.row for batch in batches]).tolist() == list(range(12))
         assert {
@@ -307,7 +307,7 @@ class TestLoading:
     def test_unreadable_picture_is_named_across_a_workers_border(self, files):
         files[3].write_bytes(b"broken")
         loader = DataLoader(
-            train_pictures(files), batch_sampler=[[(3, 0)]], collate_fn=collate, num_workers=1
+            train_pictures(files), batch_sampler=[[(3, 0)]], collate_fn=as_it_is, num_workers=1
         )
         with pytest.raises(UnreadablePicture) as caught:
             list(loader)

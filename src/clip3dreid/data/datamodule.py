@@ -27,7 +27,7 @@ from clip3dreid.data.images import (
     TestView,
     TrainPictures,
     TrainView,
-    collate,
+    as_it_is,
     keep,
     to_unit,
 )
@@ -38,7 +38,6 @@ from clip3dreid.data.raw_batches import (
     RawBodyPictures,
     RawEvaluationPictures,
     RawTrainPictures,
-    as_it_is,
     check_on_device,
     finish,
 )
@@ -253,7 +252,7 @@ class ReidDataModule(LightningDataModule):
         self._on_cuda = self.trainer.strategy.root_device.type == "cuda"
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, pictures: Any, *, joined: Any = collate, **how: Any) -> DataLoader[Any]:
+    def _loader(self, pictures: Any, *, joined: Any = as_it_is, **how: Any) -> DataLoader[Any]:
         return DataLoader(
             pictures,
             num_workers=self.workers,
@@ -266,7 +265,7 @@ class ReidDataModule(LightningDataModule):
     def _raw_loader(self, batches: Any, pictures: PictureRows, **how: Any) -> DataLoader[Any]:
         """Load batches that are whole as they come: by processes if pictures are decoded, else by threads."""
         if isinstance(pictures, FileRows):
-            return self._loader(batches, joined=as_it_is, **how)
+            return self._loader(batches, **how)
         return ThreadLoader(batches, threads=max(self.workers, 1), pinned=self._on_cuda, **how)
 
     def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:

@@ -8,19 +8,21 @@ and it takes about twice the time. `TrainView.extra` adds its transforms by conf
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Sequence
 from copy import copy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from clip3dreid.data.resizing import fit, resize
 from clip3dreid.errors import InputError
@@ -31,6 +33,8 @@ from clip3dreid.types import Batch
 
 if TYPE_CHECKING:
     import albumentations
+
+T = TypeVar("T")
 
 ERASE_ATTEMPTS = 100
 
@@ -102,11 +106,39 @@ def _check_size(square: bool, height: int, width: int) -> None:
         )
 
 
-def _planes(rgb: Pixels) -> Pixels:
-    """Copy (H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
-    planes = np.empty((3, *rgb.shape[:2]), np.uint8)
+def _split(rgb: Pixels, planes: Pixels) -> None:
+    """Copy contiguous (H, W, 3) to (3, H, W); several times faster than numpy's transposed copy."""
     cv2.split(rgb, [planes[0], planes[1], planes[2]])
-    return planes
+
+
+class _Scratch(threading.local):
+    """Memory for what lies between two steps, a thread's own: new memory would take longer than most steps."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[int, int], Pixels] = {}
+
+    def get(self, height: int, width: int) -> Pixels:
+        """Return (height, width, 3) uint8, the same each time."""
+        if (height, width) not in self._pieces:
+            self._pieces = {**self._pieces, (height, width): np.empty((height, width, 3), np.uint8)}
+        return self._pieces[height, width]
+
+
+_ENLARGED, _READY = _Scratch(), _Scratch()
+
+
+def batch_memory(shape: Sequence[int], pinned: bool = False) -> Tensor:
+    """Return an uninitialised uint8 tensor for a batch: in a loader's worker where the training process sees it too.
+
+    Args:
+        shape: of it.
+        pinned: where a CUDA device copies from by itself; of no meaning in a worker.
+    """
+    if get_worker_info() is None:
+        return torch.empty(tuple(shape), dtype=torch.uint8, pin_memory=pinned)
+    # As torch's own collation does it: what is not shared is copied once more to be sent.
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(tuple(shape))
 
 
 def keep(
@@ -172,8 +204,14 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
+        planes = np.empty((3, self.height, self.width), np.uint8)
         with one_thread:
-            return _planes(fit(rgb, self.height, self.width, self.square))
+            self.put(rgb, planes)
+        return planes
+
+    def put(self, rgb: Pixels, planes: Pixels) -> None:
+        """Resize a picture into (3, H, W); whoever calls it keeps OpenCV to one thread (`one_thread`)."""
+        _split(fit(rgb, self.height, self.width, self.square), planes)
 
 
 class TrainView:
@@ -260,28 +298,42 @@ class TrainView:
         Returns:
             The picture, (3, H, W) uint8, and the same before erasing, or None without `keep_view`.
         """
+        picture = np.empty((3, self.height, self.width), np.uint8)
+        view = np.empty_like(picture) if self.keep_view else None
         with one_thread:
-            return self._augmented(rgb, seed)
+            self.put(rgb, seed, picture, view)
+        return picture, view
 
-    def _augmented(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
+    def put(self, rgb: Pixels, seed: int, picture: Pixels, view: Pixels | None) -> None:
+        """Augment a picture into memory that is there; else as a call.
+
+        Whoever calls it keeps OpenCV to one thread (`one_thread`).
+
+        Args:
+            rgb: (h, w, 3) uint8.
+            seed: as of a call.
+            picture: (3, H, W) for the picture.
+            view: (3, H, W) for the same before erasing; None: it is not wanted.
+        """
         draw = self.draw(seed)
         rgb = fit(rgb, self.height, self.width, self.square)
         if draw.enlarged:
-            height, width = self.enlarged
-            top, left = draw.down, draw.right
-            rgb = resize(rgb, height, width)[top : top + self.height, left : left + self.width]
+            large = resize(rgb, *self.enlarged, _ENLARGED.get(*self.enlarged))
+            rgb = large[draw.down : draw.down + self.height, draw.right : draw.right + self.width]
         if draw.flipped:
-            rgb = cv2.flip(rgb, 1)
+            rgb = cv2.flip(rgb, 1, _READY.get(self.height, self.width))
+        elif draw.enlarged:
+            ready = _READY.get(self.height, self.width)
+            np.copyto(ready, rgb)
+            rgb = ready
         if self._extra is not None:
             self._extra.set_random_seed(seed)
             rgb = self._extra(image=np.ascontiguousarray(rgb))["image"]
-        picture = _planes(rgb)
-        if not draw.height:
-            return picture, picture if self.keep_view else None
-        view = picture.copy() if self.keep_view else None
+        _split(rgb, picture)
+        if view is not None:
+            np.copyto(view, picture)
         _, _, _, _, top, left, height, width = draw
         picture[:, top : top + height, left : left + width] = self.fill
-        return picture, view
 
     def draw(self, seed: int) -> Draw:
         """Draw what is done to a picture; the same seed draws the same in every process."""
@@ -332,21 +384,8 @@ def _compose(
     return transforms
 
 
-class PictureSample(NamedTuple):
-    """One picture on its way to a `Batch`."""
-
-    image: Pixels
-    """(3, H, W)."""
-    person: int
-    clothes: int
-    camera: int
-    row: int
-    view: Pixels | None
-    """(3, H, W): the picture before erasing, or None."""
-
-
-class TrainPictures(Dataset[PictureSample]):
-    """Augmented pictures with their class indices.
+class TrainPictures(Dataset[Batch]):
+    """Augmented pictures with their class indices, by whole batches: each is written once, where it stays.
 
     Args:
         pictures: N of them.
@@ -365,15 +404,20 @@ class TrainPictures(Dataset[PictureSample]):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
-        row, seed = index
-        image, view = self._view(self._pictures[row], seed)
-        person, clothes, camera = self._labels[row].tolist()
-        return PictureSample(image, person, clothes, camera, row, view)
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
+        shape = (len(indices), 3, self._view.height, self._view.width)
+        images = batch_memory(shape)
+        views = batch_memory(shape) if self._view.keep_view else None
+        planes, before = images.numpy(), None if views is None else views.numpy()
+        with one_thread:
+            for place, (row, seed) in enumerate(indices):
+                view = None if before is None else before[place]
+                self._view.put(self._pictures[row], seed, planes[place], view)
+        return labelled(images, self._labels, [row for row, _ in indices])._replace(view=views)
 
 
-class EvaluationPictures(Dataset[PictureSample]):
-    """Resized pictures that carry their row and nothing else; labels are looked up by row.
+class EvaluationPictures(Dataset[Batch]):
+    """Resized pictures that carry their row and nothing else, by whole batches; labels are looked up by row.
 
     Args:
         paths: N files.
@@ -388,21 +432,31 @@ class EvaluationPictures(Dataset[PictureSample]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, row: int) -> PictureSample:
-        return PictureSample(self._view(self._pictures[row]), -1, -1, -1, row, None)
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        images = batch_memory((len(rows), 3, self._view.height, self._view.width))
+        planes = images.numpy()
+        with one_thread:
+            for place, row in enumerate(rows):
+                self._view.put(self._pictures[row], planes[place])
+        return unlabelled(images, rows)
 
 
-def collate(samples: Sequence[PictureSample]) -> Batch:
-    """Join samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
-    images, person, clothes, camera, row, views = zip(*samples, strict=True)
-    return Batch(
-        images=torch.from_numpy(np.stack(images)),
-        person=torch.tensor(person),
-        clothes=torch.tensor(clothes),
-        camera=torch.tensor(camera),
-        row=torch.tensor(row),
-        view=None if views[0] is None else torch.from_numpy(np.stack(views)),
-    )
+def labelled(images: Tensor, labels: npt.NDArray[np.int64], rows: Sequence[int]) -> Batch:
+    """Return a batch of pictures with their rows and what (N, 3) labels say of these: person, clothes and camera."""
+    # Columns of their own: workers send each tensor by itself.
+    person, clothes, camera = (torch.from_numpy(labels[rows, column]) for column in range(3))
+    return Batch(images, person, clothes, camera, torch.tensor(rows))
+
+
+def unlabelled(images: Tensor, rows: Sequence[int]) -> Batch:
+    """Return a batch of pictures with their rows, all else unknown."""
+    person, clothes, camera = (torch.full((len(rows),), -1) for _ in range(3))
+    return Batch(images, person, clothes, camera, torch.tensor(rows))
+
+
+def as_it_is(batch: T) -> T:
+    """Return a batch: what a loader does with one that its data set has made whole."""
+    return batch
 
 
 def to_unit(images: Tensor) -> Tensor:
