@@ -6,7 +6,7 @@ transforms; and from a pack, augmented by `TrainView` and left to the training d
 of one thread. The ways take turns, so that a busy machine slows all of them, and processor seconds are counted; read
 the ratios.
 
-MEASURED
+RESULTS.md has what came of it.
 """
 
 import argparse
