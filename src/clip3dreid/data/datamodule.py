@@ -42,11 +42,13 @@ from clip3dreid.data.raw_batches import (
     finish,
 )
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, share
+from clip3dreid.data.sources import shared_name
 from clip3dreid.data.thread_loader import ThreadLoader
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
+from clip3dreid.io.formats import read_table, write_table
 from clip3dreid.io.launch import launch
 from clip3dreid.types import Batch
 
@@ -169,6 +171,7 @@ class ReidDataModule(LightningDataModule):
         self._pack = None if pack is None else Pack(Path(pack).expanduser())
         if self._pack is not None:
             self._pack.check_size(PackSize(height, width, square))
+        self._looked_up: dict[str, pl.DataFrame] = {}
         self._on_device = augment_on == "device"
         self.overfit_batches = overfit_batches
         self.height, self.width, self.square = height, width, square
@@ -185,26 +188,41 @@ class ReidDataModule(LightningDataModule):
         """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
         return self.training.joined.files(self.train_table)
 
-    @cached_property
-    def _packed_training(self) -> PackedRows | None:
-        """Return the training pictures in the pack, if there is one."""
-        if self._pack is None:
-            return None
-        rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
-        return PackedRows(self._pack, np.concatenate(rows))
-
-    def _packed(self, manifest: Manifest, table: pl.DataFrame) -> npt.NDArray[np.int64]:
-        """Return the rows in the pack of a table's pictures."""
-        assert self._pack is not None
-        return self._pack.rows_of(identify(manifest.root, table["path"]), manifest.name)
-
     def check_pack(self) -> None:
-        """Check that the pack, if there is one, holds the training pictures as they are on disk.
+        """Check that the pack, if there is one, holds the pictures of all data sets as they are on disk.
 
         Raises:
             InputError: if it is of another version of the data.
         """
-        _ = self._packed_training
+        if self._pack is not None:
+            for manifest in self.manifests:
+                self._places(manifest)
+
+    def share_pack(self, folder: Path) -> None:
+        """Write to a folder where pictures lie in the pack, if there is one, for the other processes of a run."""
+        if self._pack is not None:
+            for manifest in self.manifests:
+                write_table(folder / shared_name("pack", manifest.name), self._places(manifest))
+
+    def _places(self, manifest: Manifest) -> pl.DataFrame:
+        """Return `path` and `row` in the pack of a data set's pictures; the first process alone looks at files."""
+        assert self._pack is not None
+        if manifest.name not in self._looked_up:
+            if self._shared is None:
+                paths = manifest.table["path"].unique(maintain_order=True)
+                rows = self._pack.rows_of(identify(manifest.root, paths), manifest.name)
+                places = pl.DataFrame({"path": paths, "row": rows})
+            else:
+                path = self._shared / shared_name("pack", manifest.name)
+                places, _ = read_table(path, "places in a pack", "start the run again", sealed=False)
+            self._looked_up[manifest.name] = places
+        return self._looked_up[manifest.name]
+
+    def _packed(self, manifest: Manifest, *tables: pl.DataFrame) -> npt.NDArray[np.int64]:
+        """Return the rows in the pack of the pictures of some tables of a data set, one behind the other."""
+        places = self._places(manifest)
+        paths = pl.concat([table["path"] for table in tables])
+        return paths.replace_strict(places["path"], places["row"], return_dtype=pl.Int64).to_numpy()
 
     @cached_property
     def _whole_pack(self) -> Pack | None:
@@ -309,8 +327,9 @@ class ReidDataModule(LightningDataModule):
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
     def _training_pictures(self) -> PictureRows:
-        if self._whole_pack is not None and self._packed_training is not None:
-            return self._packed_training
+        if self._whole_pack is not None:
+            rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
+            return PackedRows(self._whole_pack, np.concatenate(rows))
         return self._kept_or_read(self.train_files, self.train_view)
 
     def _kept_or_read(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> PictureRows:
@@ -345,16 +364,14 @@ class ReidDataModule(LightningDataModule):
                 pictures = EvaluationPictures(evaluation.files, self.test_view)
                 loaders.append(self._loader(Subset(pictures, mine), batch_size=size))
             else:
-                packed = self._packed_evaluation(evaluation)
+                packed = self._packed_evaluation(self._whole_pack, evaluation)
                 raw = RawEvaluationPictures(packed, len(evaluation.files), self.test_view, self._on_cuda)
                 loaders.append(self._raw_loader(Subset(raw, mine), packed, batch_size=size))
         return loaders
 
-    def _packed_evaluation(self, evaluation: EvaluationSet) -> PackedRows:
-        assert self._pack is not None
+    def _packed_evaluation(self, pack: Pack, evaluation: EvaluationSet) -> PackedRows:
         manifest = next(one for one in self.manifests if one.name == evaluation.name)
-        tables = (evaluation.query, evaluation.gallery)
-        return PackedRows(self._pack, np.concatenate([self._packed(manifest, table) for table in tables]))
+        return PackedRows(pack, self._packed(manifest, evaluation.query, evaluation.gallery))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each evaluation set of the split that `validation_split` names."""
