@@ -26,11 +26,12 @@ from hydra.utils import instantiate
 from PIL import Image, ImageOps
 
 from clip3dreid.config.folder import conf_dir
-from clip3dreid.data.images import FileRows, TrainPictures
+from clip3dreid.data.images import FileRows
 from clip3dreid.data.manifest import build
 from clip3dreid.data.pack import Pack, PackedRows
 from clip3dreid.data.pack_settings import PackSettings
 from clip3dreid.data.packing import pack
+from clip3dreid.data.picture_batches import TrainPictures
 from clip3dreid.data.raw_batches import RawTrainPictures
 from clip3dreid.io.files import identify
 from clip3dreid.io.pictures import open_picture, read_rgb, upright_rgb

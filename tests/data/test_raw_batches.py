@@ -8,7 +8,8 @@ import torch
 from scipy.stats import ks_2samp
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.images import TestView, TrainPictures, TrainView, as_it_is
+from clip3dreid.data.images import TestView, TrainView
+from clip3dreid.data.picture_batches import TrainPictures, as_it_is
 from clip3dreid.data.raw_batches import (
     RawBatch,
     RawEvaluationPictures,

@@ -19,20 +19,10 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyStream, collate_bodies
 from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets, share_evaluation_sets
-from clip3dreid.data.images import (
-    ADVICE,
-    EvaluationPictures,
-    FileRows,
-    PictureRows,
-    TestView,
-    TrainPictures,
-    TrainView,
-    as_it_is,
-    keep,
-    to_unit,
-)
+from clip3dreid.data.images import ADVICE, FileRows, PictureRows, TestView, TrainView, keep, to_unit
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.pack import Pack, PackedRows, PackSize
+from clip3dreid.data.picture_batches import EvaluationPictures, TrainPictures, as_it_is
 from clip3dreid.data.raw_batches import (
     RawBatch,
     RawBodyPictures,

@@ -19,15 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from clip3dreid.data.bodies import BodyTable
-from clip3dreid.data.images import (
-    PictureRows,
-    TestView,
-    TrainView,
-    batch_memory,
-    labelled,
-    to_unit,
-    unlabelled,
-)
+from clip3dreid.data.images import PictureRows, TestView, TrainView, to_unit
+from clip3dreid.data.picture_batches import batch_memory, labelled, unlabelled
 from clip3dreid.data.resizing import fit
 from clip3dreid.errors import InputError
 from clip3dreid.io.opencv import one_thread
@@ -99,7 +92,7 @@ def draw(view: TrainView, seeds: Sequence[int]) -> Tensor:
 
 
 class RawTrainPictures(Dataset[RawBatch]):
-    """Training pictures by whole batches, as `images.TrainPictures` has them one by one.
+    """Training pictures by whole batches, as `picture_batches.TrainPictures` has them one by one.
 
     Args:
         pictures: N of them.
@@ -157,7 +150,7 @@ class RawBodyPictures(Dataset[RawBatch]):
 
 
 class RawEvaluationPictures(Dataset[RawBatch]):
-    """Evaluation pictures by whole batches, as `images.EvaluationPictures` has them one by one.
+    """Evaluation pictures by whole batches, as `picture_batches.EvaluationPictures` has them one by one.
 
     Args:
         pictures: N of them.
@@ -189,7 +182,7 @@ def finish(raw: RawBatch, view: TrainView) -> Batch | BodyBatch:
     """
     planes, batch = raw.batch.images.permute(0, 3, 1, 2), raw.batch
     if raw.draws is None:
-        return batch._replace(images=to_unit(planes).contiguous())
+        return batch._replace(images=to_unit(planes.contiguous()))
     before, after = augment(planes, raw.draws, view)
     if isinstance(batch, Batch) and view.keep_view:
         return batch._replace(images=after, view=before)
