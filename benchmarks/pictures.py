@@ -1,17 +1,12 @@
-"""How many pictures a second one thread decodes and augments: `python benchmarks/pictures.py`.
+"""How many pictures a processor second makes of files and of a pack: `python benchmarks/pictures.py`.
 
-JPEG files of three sizes become 384x192 training pictures, once by `TrainView`, once by the same recipe in plain
-Pillow and numpy (to float, as is usual there), once by albumentations' transforms. The ways take turns, so that
-a busy machine slows all of them; read the ratios.
+JPEG files of three sizes become 384x192 training pictures, once by `TrainView`, once with Pillow decoding every file
+as before, once by the same recipe in plain Pillow and numpy (to float, as is usual there), once by albumentations'
+transforms; and from a pack, augmented by `TrainView` and left to the training device. Batches of 64, in one process
+of one thread. The ways take turns, so that a busy machine slows all of them, and processor seconds are counted; read
+the ratios.
 
-Measured (2 busy cores; OpenCV 5.0, Pillow 13.0, albumentations 2.0.8), pictures a second:
-
-    source     decode alone   TrainView   plain Pillow   albumentations
-    128x64            3,304       1,175            237              819
-    384x192           1,109         832            506              652
-    720x300             379         175            183              165
-
-Shrinking is Pillow's own in TrainView too, and takes most of the last row's time.
+RESULTS.md has what came of it.
 """
 
 import argparse
@@ -25,14 +20,24 @@ from pathlib import Path
 import albumentations
 import cv2
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image, ImageOps
 
 from clip3dreid.config.folder import conf_dir
-from clip3dreid.io.pictures import read_rgb
+from clip3dreid.data.images import FileRows
+from clip3dreid.data.manifest import build
+from clip3dreid.data.pack import Pack, PackedRows
+from clip3dreid.data.pack_settings import PackSettings
+from clip3dreid.data.packing import pack
+from clip3dreid.data.picture_batches import TrainPictures
+from clip3dreid.data.raw_batches import RawTrainPictures
+from clip3dreid.io.files import identify
+from clip3dreid.io.pictures import open_picture, read_rgb, upright_rgb
 
 HEIGHT, WIDTH = 384, 192
+BATCH, ROWS = 64, 256
 SOURCES = ((128, 64), (384, 192), (720, 300))
 
 
@@ -91,42 +96,107 @@ def albumentations_recipe():
     return run
 
 
+def pillow(path):
+    with open_picture(path) as image:
+        return upright_rgb(image, own=True)
+
+
+class ByPillow:
+    """Pictures by row, as every file was read before."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __getitem__(self, row):
+        return pillow(self.paths[row])
+
+
+def batches(count, turn):
+    """Batches of 64 rows with seeds, of `count` pictures in all."""
+    rng = np.random.default_rng(turn)
+    for _ in range(count // BATCH):
+        rows, seeds = rng.integers(ROWS, size=BATCH), rng.integers(2**63, size=BATCH)
+        yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
+
+
+def loaded(dataset):
+    def run(plan):
+        for batch in plan:
+            dataset.__getitems__(batch)
+
+    return run
+
+
+def each(recipe, paths):
+    def run(plan):
+        for batch in plan:
+            torch.from_numpy(np.stack([recipe(paths[row], seed) for row, seed in batch]))
+
+    return run
+
+
+def decoded(read, paths):
+    def run(plan):
+        for batch in plan:
+            for row, _ in batch:
+                read(paths[row])
+
+    return run
+
+
+def packed(folder, paths):
+    rows = [{"path": path.name, "person": "1", "split": "train", "role": "train"} for path in paths]
+    manifest = build("benchmark", folder, rows)
+    pack([manifest], PackSettings(folder / "pack", height=HEIGHT, width=WIDTH, workers=0))
+    found = Pack(folder / "pack")
+    names = [path.name for path in paths]
+    return PackedRows(found, found.rows_of(identify(folder, names), "benchmark"))
+
+
 def main(rounds, pictures):
+    torch.set_num_threads(1)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         datamodule = compose(
             overrides=["+datamodule=default", f"datamodule.height={HEIGHT}", f"datamodule.width={WIDTH}"]
         ).datamodule
     view = instantiate(datamodule.train_view)
-    ways = {
-        "decode alone": lambda path, seed: read_rgb(path),
-        "TrainView": lambda path, seed: view(read_rgb(path), seed),
-        "plain Pillow": pillow_recipe,
-        "albumentations": albumentations_recipe(),
-    }
-    rng = np.random.default_rng(0)
-    print(f"pictures a second to {HEIGHT}x{WIDTH}, one thread, median of {rounds} rounds of {pictures}")
-    with tempfile.TemporaryDirectory() as folder:
-        for height, width in SOURCES:
+    rng, labels = np.random.default_rng(0), np.zeros((ROWS, 3), np.int64)
+    print(f"pictures a processor second to {HEIGHT}x{WIDTH}, median of {rounds} rounds of {pictures}")
+    for height, width in SOURCES:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             paths = []
-            for i in range(pictures):
-                paths.append(Path(folder) / f"{height}_{i}.jpg")
+            for i in range(ROWS):
+                paths.append(folder / f"{i}.jpg")
                 paths[-1].write_bytes(photograph(height, width, rng))
-            seconds = {name: [] for name in ways}
+            rows = packed(folder, paths)
+            ways = {
+                "decode, Pillow": decoded(pillow, paths),
+                "decode": decoded(read_rgb, paths),
+                "files, decoded by Pillow": loaded(TrainPictures(ByPillow(paths), labels, view)),
+                "files": loaded(TrainPictures(FileRows(paths), labels, view)),
+                "plain Pillow": each(pillow_recipe, paths),
+                "albumentations": each(albumentations_recipe(), paths),
+                "pack": loaded(TrainPictures(rows, labels, view)),
+                "pack, device augments": loaded(RawTrainPictures(rows, labels, view)),
+            }
+            rates = {way: [] for way in ways}
             for turn in range(rounds):
-                for name, way in ways.items():
-                    start = time.perf_counter()
-                    for i, path in enumerate(paths):
-                        way(path, turn * pictures + i)
-                    seconds[name].append(time.perf_counter() - start)
-            rates = {name: pictures / statistics.median(times) for name, times in seconds.items()}
-            line = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-            ours = rates["TrainView"]
-            against = ", ".join(f"{ours / rate:.2f} x {name}" for name, rate in rates.items() if rate != ours)
-            print(f"from {height}x{width}: {line}\n    TrainView is {against}")
+                for way, run in ways.items():
+                    count = pictures * (8 if "device" in way else 1)  # long enough for the clock
+                    plan = list(batches(count, turn))
+                    start = time.process_time()
+                    run(plan)
+                    rates[way].append(len(plan) * BATCH / (time.process_time() - start))
+        middle = {way: statistics.median(values) for way, values in rates.items()}
+        before = middle["files, decoded by Pillow"]
+        print(f"from {height}x{width}")
+        for way, rate in middle.items():
+            print(f"    {way:26}{rate:8,.0f}   {rate / before:6.2f} x files, decoded by Pillow")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pictures", type=int, default=128)
     main(**vars(parser.parse_args()))

@@ -36,6 +36,9 @@ from clip3dreid.body.poses import load_poses
 from clip3dreid.body.smpl import read_arrays, shipped
 from clip3dreid.data import listing, manifest
 from clip3dreid.data.bodies import read_bodies
+from clip3dreid.data.pack import Pack
+from clip3dreid.data.pack_settings import PackSettings
+from clip3dreid.data.packing import pack
 from clip3dreid.errors import InputError
 from clip3dreid.inference import model as api
 from clip3dreid.inference.model import ReidModel
@@ -169,6 +172,25 @@ def read_shards(path: Path) -> str:
     shards = Shards(path.parent)
     blocks = [block.numpy().tobytes() for block in shards.blocks("embedding")]
     return digest(shards.facts, shards.labels.rows(), *blocks)
+
+
+def write_pack(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        pictures = RNG.integers(0, 256, (10, 8, 4, 3), dtype=np.uint8)
+        for row, picture in enumerate(pictures):
+            Image.fromarray(picture).save(folder / f"{row}.png")
+        rows = [{"path": f"{row}.png", "person": "1", "split": "train", "role": "train"} for row in range(10)]
+        settings = PackSettings(folder / "pack", height=8, width=4, workers=0)
+        pack([manifest.build("damage", folder, rows)], settings, rows_per_part=4)
+        return folder / "pack" / name
+
+    return write
+
+
+def read_pack(path: Path) -> str:
+    found = Pack(path.parent)
+    found.check_whole()
+    return digest(found.size, found.identity.tobytes(), *(found[row].tobytes() for row in range(len(found))))
 
 
 def features(save: Callable[..., None]) -> Callable[[Path], Path]:
@@ -316,6 +338,8 @@ KINDS = {
     "shard, safetensors": Kind(write_shards("safetensors", "shard-000001.safetensors"), read_shards),
     "shard, labels of safetensors": Kind(write_shards("safetensors", "shard-000001.parquet"), read_shards),
     "shards' index": Kind(write_shards("parquet", "index.json"), read_shards),
+    "pack's part": Kind(write_pack("pictures-00001.safetensors"), read_pack),
+    "pack's index": Kind(write_pack("index.json"), read_pack),
     "features": Kind(features(np.savez), read_features),
     "features, compressed": Kind(features(np.savez_compressed), read_features),
     "truth of a crowd": Kind(

@@ -30,6 +30,11 @@ def test_a_data_set_is_packed_verified_and_trained_on(
         assert done.returncode == 0, done.stderr
         scores[place] = json.loads((tmp_path / f"run{number}/results.json").read_text())["evaluations"]
     assert scores[None] == scores["packs/ltcc"]
+    words = ("checkpoint=run1", *data, "datamodule.pack=packs/ltcc", "datamodule.workers=0", "out=o.json")
+    done = invoke("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert found["general"]["r1"] == scores[None][0]["results"]["general"]["r1"]
 
 
 @pytest.mark.parametrize(

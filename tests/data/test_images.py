@@ -13,22 +13,17 @@ from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.data.images import (
-    EvaluationPictures,
-    FileRows,
     TestView,
-    TrainPictures,
     TrainView,
-    collate,
     keep,
     to_unit,
 )
 from clip3dreid.data.resizing import squared
 from clip3dreid.errors import InputError
-from clip3dreid.io.pictures import UnreadablePicture, read_rgb
+from clip3dreid.io.pictures import read_rgb
 from tests.random_pictures import noise, smooth
 
 
@@ -252,76 +247,13 @@ class TestExtraTransforms:
         assert done.stdout.strip() == "False"
 
 
-@pytest.fixture
-def files(tmp_path):
-    paths = []
-    for i in range(12):
-        paths.append(tmp_path / f"bild_ä_{i}.png")
-        Image.fromarray(smooth(40 + i, 20)).save(paths[-1])
-    return paths
-
-
-def train_pictures(files, **changes):
-    rows = np.arange(len(files))
-    augment = train_view(enlarge_probability=0.5, flip_probability=0.5, erase_probability=0.5, **changes)
-    return TrainPictures(FileRows(files), np.stack([rows // 4, rows // 2, rows % 3 - 1], 1), augment)
-
-
-class TestLoading:
-    def test_workers_do_not_change_a_batch(self, files):
-        plan = [
-            [(row, 1000 * batch + row) for row in order]
-            for batch, order in enumerate(([0, 5, 7], [7, 5, 11]))
-        ]
-        pictures = train_pictures(files, keep_view=True)
-        batches = {
-            workers: list(DataLoader(pictures, batch_sampler=plan, collate_fn=collate, num_workers=workers))
-            for workers in (0, 2)
-        }
-        for one, two in zip(batches[0], batches[2], strict=True):
-            for a, b in zip(one, two, strict=True):
-                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        # Row 7 was drawn with two seeds.
-        assert not torch.equal(batches[0][0].images[2], batches[0][1].images[0])
-
-    def test_training_batch_carries_bytes_labels_and_rows(self, files):
-        pictures = train_pictures(files)
-        batch = collate([pictures[(row, 1)] for row in (9, 0)])
-        assert batch.images.dtype == torch.uint8
-        assert batch.images.shape == (2, 3, 48, 24)
-        assert batch.view is None
-        labels = [batch.person, batch.clothes, batch.camera, batch.row]
-        assert [label.tolist() for label in labels] == [[2, 0], [4, 0], [-1, -1], [9, 0]]
-        assert {label.dtype for label in labels} == {torch.int64}
-        assert len(pictures) == 12
-
-    def test_evaluation_batch_carries_rows_and_no_labels(self, files):
-        loader = DataLoader(EvaluationPictures(files, TestView(48, 24)), batch_size=5, collate_fn=collate)
-        batches = list(loader)
-        assert torch.cat([batch.row for batch in batches]).tolist() == list(range(12))
-        assert {
-            int(label) for batch in batches for label in (*batch.person, *batch.clothes, *batch.camera)
-        } == {-1}
-        np.testing.assert_array_equal(batches[1].images[1], TestView(48, 24)(read_rgb(files[6])))
-
-    def test_unreadable_picture_is_named_across_a_workers_border(self, files):
-        files[3].write_bytes(b"broken")
-        loader = DataLoader(
-            train_pictures(files), batch_sampler=[[(3, 0)]], collate_fn=collate, num_workers=1
-        )
-        with pytest.raises(UnreadablePicture) as caught:
-            list(loader)
-        line = str(caught.value).strip().splitlines()[-1]
-        assert files[3].name in line
-        assert line.endswith("leave it out with data.on_error=skip")
-
-    def test_to_unit_divides_bytes_and_leaves_floats(self):
-        images = torch.tensor([0, 51, 255], dtype=torch.uint8)
-        unit = to_unit(images)
-        assert unit.dtype == torch.float32
-        assert torch.equal(unit, torch.tensor([0.0, 51 / 255, 1.0]))
-        assert torch.equal(to_unit(unit), unit)
-        assert torch.equal(images, torch.tensor([0, 51, 255], dtype=torch.uint8))
+def test_to_unit_divides_bytes_and_leaves_floats():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    unit = to_unit(images)
+    assert unit.dtype == torch.float32
+    assert torch.equal(unit, torch.tensor([0.0, 51 / 255, 1.0]))
+    assert torch.equal(to_unit(unit), unit)
+    assert torch.equal(images, torch.tensor([0, 51, 255], dtype=torch.uint8))
 
 
 class TestConfig:

@@ -170,6 +170,25 @@ def test_several_data_sets_share_a_pack(root: Path, manifest: Manifest, tmp_path
         assert all(map(equal, one, other))
 
 
+def test_the_other_processes_of_a_run_do_not_look_at_the_files(
+    manifest: Manifest, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = module(manifest, pack=packed)
+    first.share_evaluations(tmp_path)
+    first.share_pack(tmp_path)
+    expected = [list(loader) for loader in loaders(first)]
+
+    def never(*_: object) -> None:
+        raise AssertionError("files were looked at")
+
+    monkeypatch.setattr("clip3dreid.data.datamodule.identify", never)
+    found = [list(loader) for loader in loaders(module(manifest, pack=packed, shared=tmp_path))]
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            one, other = getattr(one, "batch", one), getattr(other, "batch", other)
+            assert all(map(equal, one, other))
+
+
 # Going on.
 
 
@@ -226,7 +245,7 @@ def test_parts_of_changed_pictures_alone_are_made_anew(
     changed = sorted((data / "train").iterdir())[0]
     Image.fromarray(np.full((40, 20, 3), 9, np.uint8)).save(changed)
     with pytest.raises(
-        InputError, match=r"is a pack of another version of ltcc: 1 of 48 pictures .*train/000_1_c1_"
+        InputError, match=r"is a pack of another version of ltcc: 1 of 80 pictures .*train/000_1_c1_"
     ):
         module(ltcc.read(data), pack=out).check_pack()
     count = len(ltcc.read(data).table)

@@ -8,12 +8,12 @@ import torch
 from scipy.stats import ks_2samp
 from torch.utils.data import DataLoader
 
-from clip3dreid.data.images import TestView, TrainPictures, TrainView, collate
+from clip3dreid.data.images import TestView, TrainView
+from clip3dreid.data.picture_batches import TrainPictures, as_it_is
 from clip3dreid.data.raw_batches import (
     RawBatch,
     RawEvaluationPictures,
     RawTrainPictures,
-    as_it_is,
     augment,
     check_on_device,
     draw,
@@ -40,8 +40,7 @@ def on_device(view: TrainView, wanted: Sequence[tuple[int, int]]) -> Batch:
 
 
 def by_workers(view: TrainView, wanted: Sequence[tuple[int, int]]) -> Batch:
-    pictures = TrainPictures(PICTURES, LABELS, view)
-    return collate([pictures[index] for index in wanted])
+    return TrainPictures(PICTURES, LABELS, view).__getitems__(wanted)
 
 
 @pytest.mark.parametrize("enlarge", [1.0, 1.125, 1.4])

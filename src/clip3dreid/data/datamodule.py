@@ -19,35 +19,26 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyStream, collate_bodies
 from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets, share_evaluation_sets
-from clip3dreid.data.images import (
-    ADVICE,
-    EvaluationPictures,
-    FileRows,
-    PictureRows,
-    TestView,
-    TrainPictures,
-    TrainView,
-    collate,
-    keep,
-    to_unit,
-)
+from clip3dreid.data.images import ADVICE, FileRows, PictureRows, TestView, TrainView, keep, to_unit
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.pack import Pack, PackedRows, PackSize
+from clip3dreid.data.picture_batches import EvaluationPictures, TrainPictures, as_it_is
 from clip3dreid.data.raw_batches import (
     RawBatch,
     RawBodyPictures,
     RawEvaluationPictures,
     RawTrainPictures,
-    as_it_is,
     check_on_device,
     finish,
 )
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, people_shares, share
+from clip3dreid.data.sources import shared_name
 from clip3dreid.data.thread_loader import ThreadLoader
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
+from clip3dreid.io.formats import read_table, write_table
 from clip3dreid.io.launch import launch
 from clip3dreid.types import Batch
 
@@ -173,6 +164,7 @@ class ReidDataModule(LightningDataModule):
         self._pack = None if pack is None else Pack(Path(pack).expanduser())
         if self._pack is not None:
             self._pack.check_size(PackSize(height, width, square))
+        self._looked_up: dict[str, pl.DataFrame] = {}
         self._on_device = augment_on == "device"
         self.overfit_batches = overfit_batches
         self.height, self.width, self.square = height, width, square
@@ -190,26 +182,41 @@ class ReidDataModule(LightningDataModule):
         """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
         return self.training.joined.files(self.train_table)
 
-    @cached_property
-    def _packed_training(self) -> PackedRows | None:
-        """Return the training pictures in the pack, if there is one."""
-        if self._pack is None:
-            return None
-        rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
-        return PackedRows(self._pack, np.concatenate(rows))
-
-    def _packed(self, manifest: Manifest, table: pl.DataFrame) -> npt.NDArray[np.int64]:
-        """Return the rows in the pack of a table's pictures."""
-        assert self._pack is not None
-        return self._pack.rows_of(identify(manifest.root, table["path"]), manifest.name)
-
     def check_pack(self) -> None:
-        """Check that the pack, if there is one, holds the training pictures as they are on disk.
+        """Check that the pack, if there is one, holds the pictures of all data sets as they are on disk.
 
         Raises:
             InputError: if it is of another version of the data.
         """
-        _ = self._packed_training
+        if self._pack is not None:
+            for manifest in self.manifests:
+                self._places(manifest)
+
+    def share_pack(self, folder: Path) -> None:
+        """Write to a folder where pictures lie in the pack, if there is one, for the other processes of a run."""
+        if self._pack is not None:
+            for manifest in self.manifests:
+                write_table(folder / shared_name("pack", manifest.name), self._places(manifest))
+
+    def _places(self, manifest: Manifest) -> pl.DataFrame:
+        """Return `path` and `row` in the pack of a data set's pictures; the first process alone looks at files."""
+        assert self._pack is not None
+        if manifest.name not in self._looked_up:
+            if self._shared is None:
+                paths = manifest.table["path"].unique(maintain_order=True)
+                rows = self._pack.rows_of(identify(manifest.root, paths), manifest.name)
+                places = pl.DataFrame({"path": paths, "row": rows})
+            else:
+                path = self._shared / shared_name("pack", manifest.name)
+                places, _ = read_table(path, "places in a pack", "start the run again", sealed=False)
+            self._looked_up[manifest.name] = places
+        return self._looked_up[manifest.name]
+
+    def _packed(self, manifest: Manifest, *tables: pl.DataFrame) -> npt.NDArray[np.int64]:
+        """Return the rows in the pack of the pictures of some tables of a data set, one behind the other."""
+        places = self._places(manifest)
+        paths = pl.concat([table["path"] for table in tables])
+        return paths.replace_strict(places["path"], places["row"], return_dtype=pl.Int64).to_numpy()
 
     @cached_property
     def _whole_pack(self) -> Pack | None:
@@ -267,7 +274,7 @@ class ReidDataModule(LightningDataModule):
         self._on_cuda = self.trainer.strategy.root_device.type == "cuda"
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(self, pictures: Any, *, joined: Any = collate, **how: Any) -> DataLoader[Any]:
+    def _loader(self, pictures: Any, *, joined: Any = as_it_is, **how: Any) -> DataLoader[Any]:
         return DataLoader(
             pictures,
             num_workers=self.workers,
@@ -280,7 +287,7 @@ class ReidDataModule(LightningDataModule):
     def _raw_loader(self, batches: Any, pictures: PictureRows, **how: Any) -> DataLoader[Any]:
         """Load batches that are whole as they come: by processes if pictures are decoded, else by threads."""
         if isinstance(pictures, FileRows):
-            return self._loader(batches, joined=as_it_is, **how)
+            return self._loader(batches, **how)
         return ThreadLoader(batches, threads=max(self.workers, 1), pinned=self._on_cuda, **how)
 
     def body_sampler(self, rank: int = 0, world_size: int = 1) -> BodyBatches:
@@ -324,8 +331,9 @@ class ReidDataModule(LightningDataModule):
         return CombinedLoader({"people": people, "bodies": bodies}, "min_size")
 
     def _training_pictures(self) -> PictureRows:
-        if self._whole_pack is not None and self._packed_training is not None:
-            return self._packed_training
+        if self._whole_pack is not None:
+            rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
+            return PackedRows(self._whole_pack, np.concatenate(rows))
         return self._kept_or_read(self.train_files, self.train_view)
 
     def _kept_or_read(self, files: Sequence[Path], view: TrainView, advice: str = ADVICE) -> PictureRows:
@@ -360,16 +368,14 @@ class ReidDataModule(LightningDataModule):
                 pictures = EvaluationPictures(evaluation.files, self.test_view)
                 loaders.append(self._loader(Subset(pictures, mine), batch_size=size))
             else:
-                packed = self._packed_evaluation(evaluation)
+                packed = self._packed_evaluation(self._whole_pack, evaluation)
                 raw = RawEvaluationPictures(packed, len(evaluation.files), self.test_view, self._on_cuda)
                 loaders.append(self._raw_loader(Subset(raw, mine), packed, batch_size=size))
         return loaders
 
-    def _packed_evaluation(self, evaluation: EvaluationSet) -> PackedRows:
-        assert self._pack is not None
+    def _packed_evaluation(self, pack: Pack, evaluation: EvaluationSet) -> PackedRows:
         manifest = next(one for one in self.manifests if one.name == evaluation.name)
-        tables = (evaluation.query, evaluation.gallery)
-        return PackedRows(self._pack, np.concatenate([self._packed(manifest, table) for table in tables]))
+        return PackedRows(pack, self._packed(manifest, evaluation.query, evaluation.gallery))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each evaluation set of the split that `validation_split` names."""

@@ -9,6 +9,7 @@ and it takes about twice the time. `TrainView.extra` adds its transforms by conf
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from copy import copy
 from multiprocessing.pool import ThreadPool
@@ -18,16 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from clip3dreid.data.resizing import fit, resize
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.pictures import Pixels, read_rgb
-from clip3dreid.types import Batch
 
 if TYPE_CHECKING:
     import albumentations
@@ -102,11 +100,25 @@ def _check_size(square: bool, height: int, width: int) -> None:
         )
 
 
-def _planes(rgb: Pixels) -> Pixels:
-    """Copy (H, W, 3) to a new, contiguous (3, H, W); several times faster than numpy's transposed copy."""
-    planes = np.empty((3, *rgb.shape[:2]), np.uint8)
+def _split(rgb: Pixels, planes: Pixels) -> None:
+    """Copy contiguous (H, W, 3) to (3, H, W); several times faster than numpy's transposed copy."""
     cv2.split(rgb, [planes[0], planes[1], planes[2]])
-    return planes
+
+
+class _Scratch(threading.local):
+    """Memory for what lies between two steps, a thread's own: new memory would take longer than most steps."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[int, int], Pixels] = {}
+
+    def get(self, height: int, width: int) -> Pixels:
+        """Return (height, width, 3) uint8, the same each time."""
+        if (height, width) not in self._pieces:
+            self._pieces = {**self._pieces, (height, width): np.empty((height, width, 3), np.uint8)}
+        return self._pieces[height, width]
+
+
+_ENLARGED, _READY = _Scratch(), _Scratch()
 
 
 def keep(
@@ -172,8 +184,14 @@ class TestView:
         Returns:
             (3, H, W) uint8.
         """
+        planes = np.empty((3, self.height, self.width), np.uint8)
         with one_thread:
-            return _planes(fit(rgb, self.height, self.width, self.square))
+            self.put(rgb, planes)
+        return planes
+
+    def put(self, rgb: Pixels, planes: Pixels) -> None:
+        """Resize a picture into (3, H, W); whoever calls it keeps OpenCV to one thread (`one_thread`)."""
+        _split(fit(rgb, self.height, self.width, self.square), planes)
 
 
 class TrainView:
@@ -260,28 +278,42 @@ class TrainView:
         Returns:
             The picture, (3, H, W) uint8, and the same before erasing, or None without `keep_view`.
         """
+        picture = np.empty((3, self.height, self.width), np.uint8)
+        view = np.empty_like(picture) if self.keep_view else None
         with one_thread:
-            return self._augmented(rgb, seed)
+            self.put(rgb, seed, picture, view)
+        return picture, view
 
-    def _augmented(self, rgb: Pixels, seed: int) -> tuple[Pixels, Pixels | None]:
+    def put(self, rgb: Pixels, seed: int, picture: Pixels, view: Pixels | None) -> None:
+        """Augment a picture into memory that is there; else as a call.
+
+        Whoever calls it keeps OpenCV to one thread (`one_thread`).
+
+        Args:
+            rgb: (h, w, 3) uint8.
+            seed: as of a call.
+            picture: (3, H, W) for the picture.
+            view: (3, H, W) for the same before erasing; None: it is not wanted.
+        """
         draw = self.draw(seed)
         rgb = fit(rgb, self.height, self.width, self.square)
         if draw.enlarged:
-            height, width = self.enlarged
-            top, left = draw.down, draw.right
-            rgb = resize(rgb, height, width)[top : top + self.height, left : left + self.width]
+            large = resize(rgb, *self.enlarged, _ENLARGED.get(*self.enlarged))
+            rgb = large[draw.down : draw.down + self.height, draw.right : draw.right + self.width]
         if draw.flipped:
-            rgb = cv2.flip(rgb, 1)
+            rgb = cv2.flip(rgb, 1, _READY.get(self.height, self.width))
+        elif draw.enlarged:
+            ready = _READY.get(self.height, self.width)
+            np.copyto(ready, rgb)
+            rgb = ready
         if self._extra is not None:
             self._extra.set_random_seed(seed)
             rgb = self._extra(image=np.ascontiguousarray(rgb))["image"]
-        picture = _planes(rgb)
-        if not draw.height:
-            return picture, picture if self.keep_view else None
-        view = picture.copy() if self.keep_view else None
+        _split(rgb, picture)
+        if view is not None:
+            np.copyto(view, picture)
         _, _, _, _, top, left, height, width = draw
         picture[:, top : top + height, left : left + width] = self.fill
-        return picture, view
 
     def draw(self, seed: int) -> Draw:
         """Draw what is done to a picture; the same seed draws the same in every process."""
@@ -330,79 +362,6 @@ def _compose(
     made = f"{result.dtype} {tuple(result.shape)}"
     _require(kept, "the result of extra", made, f"uint8 {blank.shape}: leave out transforms that change it")
     return transforms
-
-
-class PictureSample(NamedTuple):
-    """One picture on its way to a `Batch`."""
-
-    image: Pixels
-    """(3, H, W)."""
-    person: int
-    clothes: int
-    camera: int
-    row: int
-    view: Pixels | None
-    """(3, H, W): the picture before erasing, or None."""
-
-
-class TrainPictures(Dataset[PictureSample]):
-    """Augmented pictures with their class indices.
-
-    Args:
-        pictures: N of them.
-        labels: (N, 3) int64: person, clothes (-1 unknown) and camera (-1 unknown) of each.
-        view: augmentation.
-
-    It is indexed by `(row, seed)`, as `IdentityBatches` yields them, so that what is drawn never depends on
-    which worker draws.
-    """
-
-    def __init__(self, pictures: PictureRows, labels: npt.NDArray[np.int64], view: TrainView) -> None:
-        self._pictures = pictures
-        self._labels = labels
-        self._view = view
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
-        row, seed = index
-        image, view = self._view(self._pictures[row], seed)
-        person, clothes, camera = self._labels[row].tolist()
-        return PictureSample(image, person, clothes, camera, row, view)
-
-
-class EvaluationPictures(Dataset[PictureSample]):
-    """Resized pictures that carry their row and nothing else; labels are looked up by row.
-
-    Args:
-        paths: N files.
-        view: resizing.
-    """
-
-    def __init__(self, paths: Sequence[Path], view: TestView) -> None:
-        self._pictures = FileRows(paths)
-        self._count = len(paths)
-        self._view = view
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, row: int) -> PictureSample:
-        return PictureSample(self._view(self._pictures[row]), -1, -1, -1, row, None)
-
-
-def collate(samples: Sequence[PictureSample]) -> Batch:
-    """Join samples: images and views (B, 3, H, W) uint8, labels and rows (B,) int64."""
-    images, person, clothes, camera, row, views = zip(*samples, strict=True)
-    return Batch(
-        images=torch.from_numpy(np.stack(images)),
-        person=torch.tensor(person),
-        clothes=torch.tensor(clothes),
-        camera=torch.tensor(camera),
-        row=torch.tensor(row),
-        view=None if views[0] is None else torch.from_numpy(np.stack(views)),
-    )
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ OpenCV interpolates with weights of 11 bits. No step of it waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from clip3dreid.data.bodies import BodyTable
 from clip3dreid.data.images import PictureRows, TestView, TrainView, to_unit
+from clip3dreid.data.picture_batches import batch_memory, labelled, unlabelled
 from clip3dreid.data.resizing import fit
 from clip3dreid.errors import InputError
 from clip3dreid.io.opencv import one_thread
@@ -78,13 +78,7 @@ def gather(
     Returns:
         (B, H, W, 3) uint8.
     """
-    shape = (len(rows), view.height, view.width, 3)
-    if get_worker_info() is None:
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-    else:
-        # As torch's own collation does it: what is not shared is copied once more to be sent.
-        shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-        images = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+    images = batch_memory((len(rows), view.height, view.width, 3), pinned)
     filled = images.numpy()
     with one_thread:
         for place, row in enumerate(rows):
@@ -98,7 +92,7 @@ def draw(view: TrainView, seeds: Sequence[int]) -> Tensor:
 
 
 class RawTrainPictures(Dataset[RawBatch]):
-    """Training pictures by whole batches, as `images.TrainPictures` has them one by one.
+    """Training pictures by whole batches, as `picture_batches.TrainPictures` has them one by one.
 
     Args:
         pictures: N of them.
@@ -121,10 +115,8 @@ class RawTrainPictures(Dataset[RawBatch]):
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> RawBatch:
         rows, seeds = map(list, zip(*indices, strict=True))
-        # Columns of their own: workers send each tensor by itself.
-        person, clothes, camera = (torch.from_numpy(self._labels[rows, column]) for column in range(3))
         images = gather(self._pictures, rows, self._view, self._pinned)
-        return RawBatch(Batch(images, person, clothes, camera, torch.tensor(rows)), draw(self._view, seeds))
+        return RawBatch(labelled(images, self._labels, rows), draw(self._view, seeds))
 
 
 class RawBodyPictures(Dataset[RawBatch]):
@@ -158,7 +150,7 @@ class RawBodyPictures(Dataset[RawBatch]):
 
 
 class RawEvaluationPictures(Dataset[RawBatch]):
-    """Evaluation pictures by whole batches, as `images.EvaluationPictures` has them one by one.
+    """Evaluation pictures by whole batches, as `picture_batches.EvaluationPictures` has them one by one.
 
     Args:
         pictures: N of them.
@@ -174,14 +166,8 @@ class RawEvaluationPictures(Dataset[RawBatch]):
         return self._count
 
     def __getitems__(self, rows: Sequence[int]) -> RawBatch:
-        unknown = torch.full((len(rows),), -1)
         images = gather(self._pictures, rows, self._view, self._pinned)
-        return RawBatch(Batch(images, unknown, unknown, unknown, torch.tensor(rows)), None)
-
-
-def as_it_is(batch: RawBatch) -> RawBatch:
-    """Return a batch: what a loader does with one that its data set has made whole."""
-    return batch
+        return RawBatch(unlabelled(images, rows), None)
 
 
 def finish(raw: RawBatch, view: TrainView) -> Batch | BodyBatch:
@@ -196,7 +182,7 @@ def finish(raw: RawBatch, view: TrainView) -> Batch | BodyBatch:
     """
     planes, batch = raw.batch.images.permute(0, 3, 1, 2), raw.batch
     if raw.draws is None:
-        return batch._replace(images=to_unit(planes).contiguous())
+        return batch._replace(images=to_unit(planes.contiguous()))
     before, after = augment(planes, raw.draws, view)
     if isinstance(batch, Batch) and view.keep_view:
         return batch._replace(images=after, view=before)

@@ -9,16 +9,17 @@ from PIL import Image
 from clip3dreid.io.pictures import Pixels
 
 
-def resize(rgb: Pixels, height: int, width: int) -> Pixels:
+def resize(rgb: Pixels, height: int, width: int, out: Pixels | None = None) -> Pixels:
     """Resize (h, w, 3) uint8 as Pillow does, antialiased and bilinear, which published numbers rest on.
 
     Enlarging, OpenCV gives the same to one grey level and several times faster; shrinking, it skips pixels
-    (bilinear) or has another filter (area), and Pillow's own is as fast as the latter.
+    (bilinear) or has another filter (area), and Pillow's own is as fast as the latter. An enlarged picture is put
+    into `out` (height, width, 3) where that is given: new memory takes as long as the work.
     """
     if rgb.shape[:2] == (height, width):
         return rgb
     if height >= rgb.shape[0] and width >= rgb.shape[1]:
-        enlarged: Pixels = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+        enlarged: Pixels = cv2.resize(rgb, (width, height), out, interpolation=cv2.INTER_LINEAR)
         return enlarged
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
 

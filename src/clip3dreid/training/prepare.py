@@ -113,7 +113,8 @@ def check_people(request: TrainRequest, pictures: TrainingSet) -> None:
     pictures.check()
     data = request.batches(pictures.manifests, seed=request.settings.seed)
     data.sampler()
-    data.check_pack()
+    if launch().first:
+        data.check_pack()
     if missing := pictures.labels.without_clothes:
         log.info(
             "%d of %d training pictures have no clothes label: clothes are left alone",
@@ -173,6 +174,7 @@ def share(
     shared = prepared(folder)
     share_manifests(manifests, shared)
     data.share_evaluations(shared)
+    data.share_pack(shared)
     if guides.labels is not None:
         language_labels.save(guides.labels, shared / LABELS)
     say_prepared(folder, {"start": None if start is None else str(start.relative_to(folder))})
