@@ -204,9 +204,9 @@ def root_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> None:
 EMBED = """
 import sys
 from pathlib import Path
-from clip3dreid.model import embedding_cache
+from clip3dreid.guidance import embeddings
 from tests.guidance.test_embeddings import Counting, embedded
-embedding_cache.EmbeddingCache.__init__.__kwdefaults__["rows_per_part"] = 8
+embeddings.ROWS_PER_PART = 8
 teacher = Counting(0.02)
 found = embedded(teacher, Path(sys.argv[1]), 60, "disk", progress=lambda done: print(done, flush=True))
 print(teacher.seen, int(found.sum()), flush=True)
