@@ -4,9 +4,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from clip3dreid.data import selection
 from clip3dreid.data.manifest import Manifest, build
-from clip3dreid.data.selection import find_unreadable, hold_out
+from clip3dreid.data.selection import drop_unreadable, find_unreadable, hold_out
 from clip3dreid.errors import InputError
+from clip3dreid.io.ranks import Ranks
+from tests.io.test_ranks import together
 from tests.random_pictures import noise
 
 
@@ -88,3 +91,32 @@ def test_find_unreadable_names_the_bad_ones_in_order_and_counts_all(tmp_path: Pa
     seen: list[int] = []
     assert find_unreadable(paths, 3, seen.append) == [paths[3], paths[17], paths[39]]
     assert seen == list(range(1, 41))
+
+
+def test_three_processes_find_what_one_does_and_decode_every_picture_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i}.png" for i in range(11)]
+    for name in names:
+        Image.fromarray(noise(8, 4)).save(tmp_path / name)
+    for name in ("2.png", "9.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    labels = {"person": "1", "split": "train", "role": "train"}
+    manifest = build("world", tmp_path, [{"path": name} | labels for name in names])
+    alone = drop_unreadable(manifest, 1)
+    decoded: list[Path] = []
+    real = selection.read_rgb
+
+    def counted(path: Path) -> object:
+        decoded.append(path)
+        return real(path)
+
+    monkeypatch.setattr(selection, "read_rgb", counted)
+
+    def work(ranks: Ranks) -> Manifest:
+        return drop_unreadable(manifest, 1, ranks=ranks)
+
+    for found in together(3, tmp_path, work):
+        assert found.table.equals(alone.table)
+        assert found.notes == alone.notes == ("2 unreadable pictures skipped: 2.png, 9.png",)
+    assert sorted(decoded) == sorted(manifest.files())

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,14 +17,17 @@ from PIL import Image
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
+from clip3dreid.guidance import embeddings as embeddings_module
 from clip3dreid.guidance.embeddings import JoinedCache, TrainingEmbeddings, embed_pictures, text_targets
 from clip3dreid.guidance.settings import TeacherUse
 from clip3dreid.io.locks import LOCK
+from clip3dreid.io.ranks import ALONE, Ranks, met
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import MemoryCache
 from clip3dreid.model.small_clip import make_small_clip, save_small_clip, train_tokenizer
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
+from tests.io.test_ranks import together
 from tests.model.test_small_clip import CONFIG, MEAN, STD, TEXTS
 
 STATURE = {"measure": "stature", "words": ["short", "tall"], "cuts": [50], "phrase": "a {word} {person}"}
@@ -199,9 +204,9 @@ def root_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> None:
 EMBED = """
 import sys
 from pathlib import Path
-from clip3dreid.model import embedding_cache
+from clip3dreid.guidance import embeddings
 from tests.guidance.test_embeddings import Counting, embedded
-embedding_cache.EmbeddingCache.__init__.__kwdefaults__["rows_per_part"] = 8
+embeddings.ROWS_PER_PART = 8
 teacher = Counting(0.02)
 found = embedded(teacher, Path(sys.argv[1]), 60, "disk", progress=lambda done: print(done, flush=True))
 print(teacher.seen, int(found.sum()), flush=True)
@@ -271,29 +276,98 @@ def people(root: Path, name: str, count: int) -> Manifest:
     return Manifest(name, root, table)
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_each_data_set_is_embedded_once_where_other_runs_with_it_look(tmp_path: Path, several: bool) -> None:
-    """A training on two sets reads what one on either has computed; processes of one run share a folder of it."""
+def embeddings_of(
+    root: Path, which: list[Manifest], teacher: Counting, kept: str = "disk", ranks: Ranks = ALONE
+) -> TrainingEmbeddings:
+    teacher.to = lambda device: teacher  # type: ignore[method-assign, assignment, return-value]
+    return TrainingEmbeddings(
+        lambda: teacher,  # type: ignore[arg-type, return-value]
+        training_set(which),
+        TeacherUse(kept, root / "cache" / which[0].name),
+        device=torch.device("cpu"),
+        batch=4,
+        workers=0,
+        ranks=ranks,
+    )
+
+
+def test_each_data_set_is_embedded_once_where_other_runs_with_it_look(tmp_path: Path) -> None:
+    """A training on two sets reads what one on either has computed."""
     manifests = [people(tmp_path / name, name, count) for name, count in (("a", 3), ("b", 2))]
     teacher = Counting()
-    teacher.to = lambda device: teacher  # type: ignore[method-assign, assignment, return-value]
-
-    def embeddings(which: list[Manifest]) -> TrainingEmbeddings:
-        return TrainingEmbeddings(
-            lambda: teacher,  # type: ignore[arg-type, return-value]
-            training_set(which),
-            TeacherUse("memory" if several else "disk", tmp_path / "cache" / which[0].name),
-            device=torch.device("cpu"),
-            batch=4,
-            workers=0,
-            shared=tmp_path / "run" if several else None,
-        )
-
-    both = embeddings(manifests).cache.read(torch.arange(5))
+    both = embeddings_of(tmp_path, manifests, teacher).cache.read(torch.arange(5))
     assert both[:, 0].tolist() == [0, 1, 2, 0, 1]
     made = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("index.json")}
-    assert made == ({"run/teacher/0", "run/teacher/1"} if several else {"cache/a", "cache/b"})
-    assert torch.equal(embeddings(manifests).cache.read(torch.arange(5)), both)
-    if not several:
-        assert torch.equal(embeddings(manifests[1:]).cache.read(torch.arange(2)), both[3:])
+    assert made == {"cache/a", "cache/b"}
+    assert torch.equal(embeddings_of(tmp_path, manifests, teacher).cache.read(torch.arange(5)), both)
+    second = embeddings_of(tmp_path, manifests[1:], teacher)
+    assert torch.equal(second.cache.read(torch.arange(2)), both[3:])
     assert teacher.seen == 5
+
+
+def shared_pass(rank: int, root: str, kept: str) -> None:
+    """One of two processes that embed two data sets, and count the pictures that they read."""
+    torch.set_num_threads(1)
+    folder = Path(root)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{kept}", rank=rank, world_size=2)
+    read: list[str] = []
+    real = embeddings_module.read_rgb
+
+    def counted(file: Path, *arguments: object) -> object:
+        read.append(str(file))
+        return real(file, *arguments)
+
+    embeddings_module.read_rgb = counted  # type: ignore[assignment]
+    manifests = [Manifest(name, folder / name, pl.read_parquet(folder / f"{name}.parquet")) for name in "ab"]
+    made = embeddings_of(folder, manifests, Counting(), kept, met(folder / "run"))
+    values = made.cache.read(torch.arange(16))
+    torch.save((read, values, made.lines), folder / f"{kept}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kept", ["disk", "memory"])
+def test_a_teacher_pass_shared_by_two_processes_reads_every_picture_once(kept: str, tmp_path: Path) -> None:
+    manifests = [people(tmp_path / name, name, count) for name, count in (("a", 11), ("b", 5))]
+    for manifest in manifests:
+        manifest.table.write_parquet(tmp_path / f"{manifest.name}.parquet")
+    if kept == "disk":
+        # What an earlier run has made of the second set is not made again.
+        embeddings_of(tmp_path, manifests[1:], Counting()).cache  # noqa: B018
+        assert (tmp_path / "cache" / "b" / "index.json").exists()
+    mp.spawn(shared_pass, args=(str(tmp_path), kept), nprocs=2)
+    told = [torch.load(tmp_path / f"{kept}-{rank}.pt", weights_only=False) for rank in range(2)]
+    expected = manifests[0].files() + ([] if kept == "disk" else manifests[1].files())
+    assert sorted(file for read, _, _ in told for file in read) == sorted(map(str, expected))
+    # As even as parts allow: six and five, three and two.
+    assert abs(len(told[0][0]) - len(told[1][0])) <= 2
+    alone = embeddings_of(tmp_path / "alone", manifests, Counting()).cache.read(torch.arange(16))
+    for _, values, lines in told:
+        assert torch.equal(values, alone)
+        assert lines == told[0][2]
+    place = tmp_path / ("cache/a" if kept == "disk" else "run/teacher/0")
+    assert sorted(path.name for path in place.iterdir()) == [
+        "index.json", "part-00000.safetensors", "part-00001.safetensors",
+    ]  # fmt: skip
+
+
+def test_processes_that_do_not_see_each_others_parts_are_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a disk of its own under one name, as where a cache lies on the disks of several machines."""
+    manifest = people(tmp_path / "a", "a", 6)
+    monkeypatch.setattr(embeddings_module, "_SEEN_S", 0.0)
+
+    def embed(folder: Path, ranks: Ranks) -> None:
+        embed_pictures(
+            Counting(), manifest, manifest.table, cache="disk", folder=folder, batch=4, workers=0,  # type: ignore[arg-type]
+            progress=lambda count: None, ranks=ranks,
+        )  # fmt: skip
+
+    def work(ranks: Ranks) -> str:
+        with pytest.raises(InputError) as caught:
+            embed(tmp_path / f"machine{ranks.rank}", ranks)
+        return str(caught.value)
+
+    said = together(2, tmp_path / "run", work)
+    for rank in range(2):
+        assert f"process {rank} does not see 1 parts that others of this run have put into" in said[rank]

@@ -93,11 +93,9 @@ def test_labels_are_those_made_by_hand(
 def test_a_killed_run_goes_on_and_a_second_one_computes_nothing(
     label: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clip3dreid.model import embedding_cache
-
     whole = label("model.teacher.cache=memory", out="whole")
     assert whole.returncode == 0, whole.stderr
-    monkeypatch.setattr(embedding_cache.EmbeddingCache.__init__, "__kwdefaults__", {"rows_per_part": 8})
+    monkeypatch.setattr("clip3dreid.guidance.embeddings.ROWS_PER_PART", 8)
     forward, seen = Teacher.forward, 0
 
     def killed(self: Teacher, images: torch.Tensor) -> torch.Tensor:

@@ -287,7 +287,7 @@ def test_litter_of_killed_processes_is_swept_away(root):
     names = sorted(path.name for path in cache.folder.iterdir())
     for name in (".part-00001-abcdefgh.safetensors", ".index-abcdefgh.json", ".notes-abcdefgh.txt"):
         (cache.folder / name).write_text("half")
-    cache.sweep()
+    cache.begin()
     assert sorted(path.name for path in cache.folder.iterdir()) == [".notes-abcdefgh.txt", *names]
 
 

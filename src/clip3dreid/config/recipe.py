@@ -119,7 +119,7 @@ def recipe(
             batches=instantiate(cfg.datamodule),
             optimizer=instantiate(cfg.optimizer.optimizer),
             schedule=instantiate(cfg.optimizer.schedule),
-            guides=lambda pictures, labels, shared: guides(cfg, pictures, labels=labels, shared=shared),
+            guides=lambda pictures, labels, ranks: guides(cfg, pictures, labels=labels, ranks=ranks),
             trainer=objects.trainer_factory(cfg),
             teacher=objects.teacher(cfg),
             shape_teacher=objects.shape_teacher(cfg),

@@ -19,6 +19,7 @@ from clip3dreid.config.renamed import renamed_config
 from clip3dreid.config.resumed import record_overrides
 from clip3dreid.config.run_names import student_name
 from clip3dreid.config.trust import trusted
+from clip3dreid.io.ranks import ALONE, Ranks
 from clip3dreid.io.run_folder import resume_argument
 from clip3dreid.review.dashboard_settings import DashboardSettings
 from clip3dreid.training.settings import Invocation, RankingSettings, TrainSettings
@@ -112,7 +113,7 @@ def training_device(cfg: DictConfig) -> torch.device:
 
 
 def guides(
-    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, shared: Path | None = None
+    cfg: DictConfig, pictures: TrainingSet, *, labels: Path | None = None, ranks: Ranks = ALONE
 ) -> list[Guide]:
     """Make all kinds of guides of a training; what none of its losses needs is never read.
 
@@ -120,9 +121,8 @@ def guides(
         cfg: `conf/train.yaml`, composed: `model.teacher`, `model.shape_teacher`, `language`, `labels`,
             `bodies`, `body`, `shapes`, `guides`.
         pictures: to train on.
-        labels: those that the run has had before, or that another process of it has chosen; None: there are none.
-        shared: folder for the teacher's embeddings where several processes of a run would else compute and hold them
-            each; None: this is the only one.
+        labels: those that the run has had before; None: there are none.
+        ranks: the processes of the run, which share out the teacher's pass.
 
     Raises:
         InputError: if a setting is unknown.
@@ -144,7 +144,7 @@ def guides(
             device=training_device(cfg),
             batch=int(datamodule.evaluation_batch),
             workers=int(datamodule.workers),
-            shared=shared,
+            ranks=ranks,
             kind=kind,
         )
 
@@ -224,7 +224,7 @@ def train_arguments(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "batches": instantiate(cfg.datamodule),
         "optimizer": instantiate(cfg.optimizer.optimizer),
         "schedule": instantiate(cfg.optimizer.schedule),
-        "guides": lambda pictures, labels, shared: guides(cfg, pictures, labels=labels, shared=shared),
+        "guides": lambda pictures, labels, ranks: guides(cfg, pictures, labels=labels, ranks=ranks),
         "trainer": objects.trainer_factory(cfg),
         "loggers": objects.loggers(cfg),
         "callbacks": steps,

@@ -13,6 +13,7 @@ from clip3dreid.data.manifest import Manifest
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.pictures import UnreadablePicture, read_rgb
+from clip3dreid.io.ranks import ALONE, Ranks
 
 
 def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
@@ -62,21 +63,29 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
 
 
 def drop_unreadable(
-    manifest: Manifest, workers: int, progress: Callable[[int], None] | None = None
+    manifest: Manifest,
+    workers: int,
+    progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Manifest:
     """Return the manifest without the pictures that cannot be decoded; a note counts and names them.
 
     Args:
         manifest: any data set.
         workers: threads that decode.
-        progress: called with the number of pictures done so far.
+        progress: called with the number of pictures done so far, of several processes as if all were as fast.
+        ranks: processes of which each decodes a share.
     """
     files = manifest.files()
-    bad = set(find_unreadable(files, workers, progress))
+    rows = ranks.mine(range(len(files)))
+    report = None if progress is None else lambda done: progress(min(len(files), done * ranks.size))
+    unreadable = set(find_unreadable([files[row] for row in rows], workers, report))
+    told = ranks.all_tell("unreadable", [row for row in rows if files[row] in unreadable])
+    bad = {row for theirs in told for row in theirs}
     if not bad:
         return manifest
-    keep = pl.Series([file not in bad for file in files])
-    note = f"{len(bad)} unreadable pictures skipped: {some(sorted(path.name for path in bad), 10)}"
+    keep = pl.Series([row not in bad for row in range(len(files))])
+    note = f"{len(bad)} unreadable pictures skipped: {some(sorted(files[row].name for row in bad), 10)}"
     return manifest.replace(table=manifest.table.filter(keep), notes=(*manifest.notes, note))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from clip3dreid.data.manifest import Manifest, load, save
 from clip3dreid.data.selection import drop_unreadable, hold_out
 from clip3dreid.io.checks import Count, check
 from clip3dreid.io.progress import progress
+from clip3dreid.io.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -56,36 +57,41 @@ def read_manifest(spec: DataSpec) -> Manifest:
     return spec.read(spec.root.absolute()).renamed(spec.name)
 
 
-def read_source(spec: DataSpec, seed: int, workers: int = 1) -> Manifest:
+def read_source(spec: DataSpec, seed: int, workers: int = 1, ranks: Ranks = ALONE) -> Manifest:
     """Read a data set for a run: unreadable pictures dropped where that is asked for, people held out.
+
+    Of several processes the first one lists it, and each decodes a share where unreadable ones are to be found.
 
     Args:
         spec: of the data set.
         seed: of the draw of held-out people.
-        workers: processes that decode pictures, where unreadable ones are to be found.
+        workers: threads that decode pictures, where unreadable ones are to be found.
+        ranks: the processes of the run.
 
     Raises:
         InputError: as `read_manifest` and `data.selection.hold_out`.
     """
-    manifest = read_manifest(spec)
+    manifest = _listed(spec, ranks)
     if spec.on_error == "skip":
         with progress(f"decoding {manifest.name}", len(manifest.table)) as update:
-            manifest = drop_unreadable(manifest, max(1, workers), update)
+            manifest = drop_unreadable(manifest, max(1, workers), update, ranks)
     manifest = hold_out(manifest, spec.val_people, seed)
     for note in manifest.notes:
         log.info("%s: %s", manifest.name, note)
     return manifest
 
 
-def share_manifests(manifests: Sequence[Manifest], folder: Path) -> None:
-    """Write to a folder what was found on the data's disk, for the other processes of a run."""
-    for manifest in manifests:
-        save(manifest, folder / shared_name("manifest", manifest.name))
-
-
-def shared_manifest(name: str, folder: Path) -> Manifest:
-    """Read what another process has put into a folder with `share_manifests`."""
-    return load(folder / shared_name("manifest", name))
+def _listed(spec: DataSpec, ranks: Ranks) -> Manifest:
+    """Return a data set as the first process finds it; the others read what that one has written of it."""
+    if ranks.size == 1:
+        return read_manifest(spec)
+    path = ranks.folder / shared_name("manifest", spec.name)
+    manifest = None
+    if ranks.first:
+        manifest = read_manifest(spec)
+        save(manifest, path)
+    ranks.wait(f"manifest of {spec.name}")
+    return load(path) if manifest is None else manifest
 
 
 def shared_name(what: str, data_set: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,12 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from clip3dreid.data.images import ADVICE
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.training_set import TrainingSet
+from clip3dreid.errors import InputError
 from clip3dreid.guidance.settings import FRESH, TeacherUse, check_kept
 from clip3dreid.io.checks import choose
 from clip3dreid.io.files import identify
 from clip3dreid.io.locks import at_work
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.io.progress import progress
+from clip3dreid.io.ranks import ALONE, Ranks
 from clip3dreid.language.prompts import word_embeddings
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.model.embedding_cache import ROWS_PER_PART, Cache, EmbeddingCache, MemoryCache
@@ -36,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ROWS = 8192
 """Embeddings read at a time."""
+# A disk that several machines share may show a file that another one has written a moment later.
+_SEEN_S = 90.0
 
 
 class _Viewed(Dataset[Tensor]):
@@ -68,9 +75,8 @@ class TrainingEmbeddings:
         device: where the teacher runs.
         batch: pictures at a time.
         workers: loader processes.
-        shared: folder for the embeddings where several processes of a run would else compute and hold them each;
-            None: this is the only one.
-        kind: what this teacher's part of the shared folder is called.
+        ranks: the processes of the run, each of which embeds a share; what is kept in memory lies in their folder.
+        kind: what this teacher's part of that folder is called.
     """
 
     def __init__(
@@ -82,14 +88,13 @@ class TrainingEmbeddings:
         device: torch.device,
         batch: int,
         workers: int,
-        shared: Path | None = None,
+        ranks: Ranks = ALONE,
         kind: str = "teacher",
     ) -> None:
-        self.pictures, self.use = pictures, use
+        self.pictures, self.use, self.ranks = pictures, use, ranks
         self._kind = kind
         self._load, self._device = load, device
         self._batch, self._workers = batch, workers
-        self._shared = shared
         self._found: list[int] = []
 
     @property
@@ -121,7 +126,7 @@ class TrainingEmbeddings:
             InputError: as `embed_pictures`.
         """
         kept = "memory" if self.use.cache in FRESH else self.use.cache
-        alone = kept == "disk" or self._shared is None
+        alone = kept == "disk" or self.ranks.size == 1
         caches, counts = [], []
         for number, manifest in enumerate(self.pictures.manifests):
             table = manifest.part("train")
@@ -137,6 +142,7 @@ class TrainingEmbeddings:
                     batch=self._batch,
                     workers=self._workers,
                     progress=update,
+                    ranks=self.ranks,
                 )
             caches.append(embeddings)
             self._found.append(embeddings.found if isinstance(embeddings, EmbeddingCache) else 0)
@@ -145,8 +151,8 @@ class TrainingEmbeddings:
 
     def _folder(self, number: int, alone: bool) -> Path:
         """Return where a data set's embeddings lie, so that other runs with it find them too."""
-        if not alone and self._shared is not None:
-            return self._shared / self._kind / str(number)
+        if not alone:
+            return self.ranks.folder / self._kind / str(number)
         first = self.use.cache_dir
         return first if number == 0 else first.with_name(self.pictures.manifests[number].name)
 
@@ -237,12 +243,13 @@ def embed_pictures(
     batch: int,
     workers: int,
     progress: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> Cache:
     """Embed the pictures of a table as they are on disk, not augmented, or find them embedded already.
 
-    One process at a time computes what a folder lacks. Others that come for it, such as those of a training on
-    several GPUs, wait and then find it done; a folder that lacks nothing is only read. In memory nothing is shared:
-    every process computes all.
+    One run at a time computes what a folder lacks, each of its processes a share of the parts. Others that come for
+    it wait and then find it done; a folder that lacks nothing is only read. In memory nothing is shared: every
+    process computes all.
 
     Args:
         teacher: on the device where it is to run.
@@ -252,13 +259,15 @@ def embed_pictures(
         folder: of the cache on disk.
         batch: pictures at a time.
         workers: loader processes.
-        progress: called with the number of pictures done so far.
+        progress: called with the number of pictures done so far, of several processes as if all were as fast.
+        ranks: the processes that embed them together.
 
     Returns:
         Embeddings (N, d) by row.
 
     Raises:
-        InputError: if a picture cannot be read, the folder holds another teacher's embeddings, or `cache` is unknown.
+        InputError: if a picture cannot be read, the folder holds another teacher's embeddings, processes do not see
+            each other's parts, or `cache` is unknown.
     """
     check_kept(cache)
     files = manifest.files(table)
@@ -276,39 +285,81 @@ def embed_pictures(
 
     def opened() -> EmbeddingCache:
         return EmbeddingCache(
-            folder, identities, teacher=teacher.name, fingerprint=teacher.fingerprint, width=teacher.width
+            folder,
+            identities,
+            teacher=teacher.name,
+            fingerprint=teacher.fingerprint,
+            width=teacher.width,
+            # Each process has a part at least.
+            rows_per_part=min(ROWS_PER_PART, max(1, math.ceil(len(files) / ranks.size))),
         )
 
-    stored = opened()
-    if stored.missing():
-        with at_work(folder, "embeds pictures", wait=True, tidy=True):
-            # Whoever was there before may have made them.
-            stored = opened()
-            _complete(stored, teacher, files, batch, workers, progress)
+    with ExitStack() as held:
+        stored = opened() if ranks.first else None
+
+        def look() -> list[tuple[int, int]]:
+            nonlocal stored
+            assert stored is not None
+            if stored.missing():
+                held.enter_context(at_work(folder, "embeds pictures", wait=True, tidy=True))
+                # Whoever was there before may have made them.
+                stored = opened()
+                _begin(stored)
+            return [(rows.start, rows.stop) for rows in stored.missing()]
+
+        parts = [range(*rows) for rows in ranks.first_tells("missing embeddings", look)]
+        stored = opened() if stored is None else stored
+        if parts:
+            _complete(stored, parts, teacher, files, batch, workers, progress, ranks)
     progress(len(files))
     return stored
 
 
-def _complete(
-    stored: EmbeddingCache,
-    teacher: FrozenNetwork,
-    files: Sequence[Path],
-    batch: int,
-    workers: int,
-    progress: Callable[[int], None],
-) -> None:
-    """Compute what a cache lacks; its folder is locked."""
-    stored.sweep()
+def _begin(stored: EmbeddingCache) -> None:
+    """Make a folder ready; it is locked."""
+    stored.begin()
     if stored.stale:
         log.warning(
             "%s: %d parts are of other or changed pictures, or damaged, and are computed anew",
             stored.folder,
             stored.stale,
         )
-    missing = stored.missing()
-    done = len(files) - sum(map(len, missing))
+
+
+def _complete(
+    stored: EmbeddingCache,
+    parts: Sequence[range],
+    teacher: FrozenNetwork,
+    files: Sequence[Path],
+    batch: int,
+    workers: int,
+    progress: Callable[[int], None],
+    ranks: Ranks,
+) -> None:
+    """Compute the parts that a cache lacks, this process its share, and wait for the others."""
+    wanted, mine = sum(map(len, parts)), ranks.mine(parts)
+    done, share = len(files) - wanted, max(1, sum(map(len, mine)))
     progress(done)
-    _embed(teacher, files, missing, stored.put, batch, workers, lambda count: progress(done + count))
+    _embed(
+        teacher,
+        files,
+        mine,
+        stored.put,
+        batch,
+        workers,
+        lambda count: progress(done + count * wanted // share),
+    )
+    ranks.wait("embedded")
+    until = time.monotonic() + _SEEN_S
+    stored.look_again()
+    while stored.missing():
+        time.sleep(0.5)
+        stored.look_again()
+        if time.monotonic() > until:
+            raise InputError(
+                f"process {ranks.rank} does not see {len(stored.missing())} parts that others of this run have put "
+                f"into {stored.folder}; give all a folder on one disk (model.teacher.cache_dir, hydra.run.dir)"
+            )
 
 
 def _embed(

@@ -18,7 +18,8 @@ from clip3dreid.guidance.guides import Given, Same
 from clip3dreid.guidance.labelling import label_pictures
 from clip3dreid.guidance.settings import LabelSettings
 from clip3dreid.guidance.teacher import teacher_facts
-from clip3dreid.language.labels import WordLabels, load, tokens
+from clip3dreid.io.run_folder import LABELS
+from clip3dreid.language.labels import WordLabels, load, save, tokens
 from clip3dreid.language.vocabulary import Vocabulary
 from clip3dreid.loss.term import Need
 from clip3dreid.model.teacher import text_tower
@@ -87,11 +88,18 @@ class WordGuide:
         return finish
 
     def _labelled(self, vocabulary: Vocabulary) -> WordLabels:
-        """Return the labels that the teacher gives now."""
-        settings = self._settings
-        return label_pictures(
-            self._embeddings, vocabulary, calibration=settings.calibration, level=settings.level
-        ).labels
+        """Return the labels that the teacher gives now; all processes embed, and the first one chooses."""
+        settings, ranks = self._settings, self._embeddings.ranks
+        _ = self._embeddings.cache  # made by all together
+        labels = None
+        if ranks.first:
+            labels = label_pictures(
+                self._embeddings, vocabulary, calibration=settings.calibration, level=settings.level
+            ).labels
+            if ranks.size > 1:
+                save(labels, ranks.folder / LABELS)
+        ranks.wait("labels")
+        return load(ranks.folder / LABELS, vocabulary) if labels is None else labels
 
     def _chosen(self, labels: WordLabels, vocabulary: Vocabulary) -> Chosen:
         pictures = self._embeddings.pictures

@@ -161,6 +161,14 @@ class Parts:
         """Return the numbers of this process's parts that are still to be made."""
         return [number for number in self.mine if number not in self.done]
 
+    def look_again(self, usable: Callable[[int], bool]) -> None:
+        """Take in what others have made since.
+
+        Args:
+            usable: as it was when the folder was opened; False for a part of which there is no file.
+        """
+        self.done.update(number for number in self.missing() if usable(number))
+
     def sweep(self) -> None:
         """Remove what killed processes were just writing, of this process's parts; the first one's, also the rest."""
         process, processes = self.share

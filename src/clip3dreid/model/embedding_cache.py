@@ -104,7 +104,7 @@ class EmbeddingCache:
 
     A part holds the consecutive rows `i * rows_per_part` and on: `embedding` (n, d) float32 and `identity` (n,)
     int64, hashes of the files' identities. Opening checks every part whole; what does not agree with the files as
-    they are now, or is damaged, counts as missing. Opening writes nothing; `put` and `sweep` want the folder locked
+    they are now, or is damaged, counts as missing. Opening writes nothing; `put` and `begin` want the folder locked
     (`locks.at_work`). Copies for other processes, forked or pickled, map the parts anew.
 
     Args:
@@ -166,9 +166,14 @@ class EmbeddingCache:
         """Return the folder's parts that cannot be used: pictures changed, came or went, or the file is damaged."""
         return self._parts.stale
 
-    def sweep(self) -> None:
-        """Remove what killed processes were just writing."""
+    def begin(self) -> None:
+        """Make the folder ready for parts: what killed processes were just writing goes, the index is written."""
         self._parts.sweep()
+        self._say()
+
+    def look_again(self) -> None:
+        """Take in parts that other processes have made since."""
+        self._parts.look_again(self._is_usable)
 
     def missing(self) -> list[range]:
         """Return the rows to compute, one range a part: what `put` takes."""
@@ -204,10 +209,7 @@ class EmbeddingCache:
             "fingerprint": self.fingerprint,
             "checksum": _checksum(values.numpy()),
         }
-        # First, so that whatever lies in the folder is known for what it is.
-        if not self._indexed:
-            self._parts.write_index(self._index)
-            self._indexed = True
+        self._say()
         with self._parts.write(part, _SUFFIX) as temporary:
             save_file(tensors, temporary, card)
         self._maps.pop(part, None)
@@ -240,6 +242,12 @@ class EmbeddingCache:
             mapped = self._maps.get(part)
             found[place] = (self._map(part) if mapped is None else mapped)[within]
         return torch.from_numpy(found).to(rows.device)
+
+    def _say(self) -> None:
+        """Write what the folder holds; first, so that whatever lies there is known for what it is."""
+        if not self._indexed:
+            self._parts.write_index(self._index)
+            self._indexed = True
 
     def _path(self, part: int) -> Path:
         return self.folder / EMBEDDINGS.name(part, _SUFFIX)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.data.sources import DataSpec, read_source, shared_manifest
+from clip3dreid.data.sources import DataSpec, read_source
 from clip3dreid.errors import InputError
+from clip3dreid.io.ranks import ALONE, Ranks
 from clip3dreid.retrieval.protocol import Protocols, ProtocolSet
 from clip3dreid.retrieval.protocol_counts import count
 from clip3dreid.retrieval.standard import GENERAL
@@ -52,25 +52,20 @@ def as_run_data(data: RunData | DataSpec | Manifest | Sequence[RunData]) -> list
     return [data] if isinstance(data, RunData) else list(data)
 
 
-def read_data(
-    data: Sequence[RunData], seed: int, workers: int = 1, shared: Path | None = None
-) -> list[Manifest]:
+def read_data(data: Sequence[RunData], seed: int, workers: int = 1, ranks: Ranks = ALONE) -> list[Manifest]:
     """Read data sets for a run.
 
     Args:
         data: the first is the data set proper.
         seed: of the draw of held-out people.
-        workers: processes that decode pictures, where unreadable ones are to be found.
-        shared: folder where another process of the run has put them (`data.sources.share_manifests`); None: they are
-            read from their own disk.
+        workers: threads that decode pictures, where unreadable ones are to be found.
+        ranks: the processes of the run.
 
     Raises:
         InputError: as `data.sources.read_source`.
     """
-    if shared is not None:
-        return [shared_manifest(one.name, shared) for one in data]
     return [
-        read_source(one.source, seed, workers) if isinstance(one.source, DataSpec) else one.source
+        read_source(one.source, seed, workers, ranks) if isinstance(one.source, DataSpec) else one.source
         for one in data
     ]
 

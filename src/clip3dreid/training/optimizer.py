@@ -86,7 +86,7 @@ def by_rule(
     Raises:
         InputError: if the rule is unknown, or the optimiser has no `lr` filled in.
 
-    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1 (which has a warm-up with it, section 2.2);
+    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1 (section 2.2 warms up with it);
     Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022, whose rule moves
     Adam's betas and epsilon too.
     """

@@ -9,20 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.data.sources import DataSpec, share_manifests
+from clip3dreid.data.sources import DataSpec
 from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.errors import InputError
 from clip3dreid.guidance.guides import Guides, guide
 from clip3dreid.inference.parts import EMBEDDING
 from clip3dreid.io.claims import prepared, say_prepared, wait_prepared
 from clip3dreid.io.launch import launch
+from clip3dreid.io.ranks import ALONE, Ranks, met
 from clip3dreid.io.run_folder import CONFIG, LABELS
-from clip3dreid.language import labels as language_labels
 from clip3dreid.loss.weighted import WeightedLosses, needs
 from clip3dreid.model.blocks import recompute
 from clip3dreid.model.build import build
@@ -39,9 +41,47 @@ from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
 from clip3dreid.training.settings import TrainSettings
 from clip3dreid.training.strategies import ShardedStudent
+from clip3dreid.training.signals import StopWatch
 from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
+
+
+def meet(request: TrainRequest, trainer: pl.Trainer, watch: StopWatch, start: Path | None) -> Ranks:
+    """Start the further processes of a run, if a scheduler has not, and have all of them meet.
+
+    Args:
+        request: of the training.
+        trainer: not yet at work.
+        watch: entered; it hears of the other processes from here on.
+        start: the checkpoint that the run goes on from, which the others are told.
+
+    Raises:
+        InputError: if a launcher has started more processes than the trainer is of, or the first process has ended.
+    """
+    started, size = launch().processes, trainer.world_size
+    if started > 1 and started != size:
+        raise InputError(
+            f"torchrun or srun has started {started} processes, and the trainer is of {size}: give trainer=ddp, with "
+            f"trainer.devices (those of a machine) times trainer.num_nodes = {started}"
+        )
+    launcher = trainer.strategy.launcher
+    if size == 1 or isinstance(launcher, _MultiProcessingLauncher):
+        return ALONE  # or copies of this process, made when all is prepared
+    if launch().first:
+        say_prepared(
+            request.folder, {"start": None if start is None else str(start.relative_to(request.folder))}
+        )
+    try:
+        if launcher is not None:
+            launcher.launch(lambda: None, trainer=trainer)
+        # What Lightning does first of all in `fit`, too; there it finds it done.
+        trainer.strategy.setup_environment()
+    except BaseException:
+        watch.end_children()
+        raise
+    watch.connect()
+    return met(prepared(request.folder))
 
 
 def checkpoint_to_go_on_from(request: TrainRequest) -> Path | None:
@@ -73,8 +113,8 @@ def checkpoint_to_go_on_from(request: TrainRequest) -> Path | None:
     return newest.path
 
 
-def read_manifests(request: TrainRequest) -> list[Manifest]:
-    """Read the data sets; further processes are told of them by the first.
+def read_manifests(request: TrainRequest, ranks: Ranks) -> list[Manifest]:
+    """Read the data sets; the first process lists them.
 
     Raises:
         InputError: if one cannot be read, or held-out people would have nothing to do.
@@ -86,8 +126,7 @@ def read_manifests(request: TrainRequest) -> list[Manifest]:
             "select_on_test=false"
         )
     workers = int(request.batches.keywords.get("workers", 1))
-    shared = None if launch().first else prepared(request.folder)
-    return read_data(request.data, request.settings.seed, workers, shared)
+    return read_data(request.data, request.settings.seed, workers, ranks)
 
 
 def make_student(request: TrainRequest, start: Path | None) -> Student:
@@ -124,27 +163,32 @@ def check_people(request: TrainRequest, pictures: TrainingSet) -> None:
     check_starts(request.losses, request.settings.epochs)
 
 
-def make_guides(request: TrainRequest, pictures: TrainingSet, resumed: bool) -> Guides:
+def make_guides(request: TrainRequest, pictures: TrainingSet, resumed: bool, ranks: Ranks) -> Guides:
     """Read, embed and label whatever the losses need."""
-    folder = request.folder
-    # Of a resumed run its own, in a further process those of the first.
-    labels = folder / LABELS if resumed else prepared(folder) / LABELS
-    known = labels if (resumed or not launch().first) and labels.is_file() else None
-    shared = prepared(folder) if request.several else None
-    return guide(needs(request.losses), request.guides(pictures, known, shared))
+    labels = request.folder / LABELS
+    known = labels if resumed and labels.is_file() else None
+    return guide(needs(request.losses), request.guides(pictures, known, ranks))
 
 
-def make_data(request: TrainRequest, manifests: Sequence[Manifest], guides: Guides) -> ReidDataModule:
-    """Make the data module, with what the guides add to it."""
-    return request.batches(
+def make_data(
+    request: TrainRequest, manifests: Sequence[Manifest], guides: Guides, ranks: Ranks
+) -> ReidDataModule:
+    """Make the data module, with what the guides add to it; the first process looks at the files to be tested on."""
+    data = request.batches(
         manifests,
         seed=request.settings.seed,
         bodies=guides.bodies,
         keep_view=guides.keep_view,
         validation_split=request.selecting,
         norm_group=request.student.get("ghost_group"),
-        shared=prepared(request.folder) if request.several and not launch().first else None,
+        shared=None if ranks.first else ranks.folder,
     )
+    if ranks.size > 1:
+        if ranks.first:
+            data.share_evaluations(ranks.folder)
+            data.share_pack(ranks.folder)
+        ranks.wait("pictures to be tested on, and places in a pack")
+    return data
 
 
 def make_card(request: TrainRequest, data: ReidDataModule, guides: Guides) -> dict[str, Any]:
@@ -165,19 +209,6 @@ def make_card(request: TrainRequest, data: ReidDataModule, guides: Guides) -> di
         },
         **guides.facts,
     }
-
-
-def share(
-    folder: Path, manifests: Sequence[Manifest], guides: Guides, data: ReidDataModule, start: Path | None
-) -> None:
-    """Put what this process, the first, has found out where the others look for it."""
-    shared = prepared(folder)
-    share_manifests(manifests, shared)
-    data.share_evaluations(shared)
-    data.share_pack(shared)
-    if guides.labels is not None:
-        language_labels.save(guides.labels, shared / LABELS)
-    say_prepared(folder, {"start": None if start is None else str(start.relative_to(folder))})
 
 
 def make_losses(

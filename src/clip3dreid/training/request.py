@@ -16,14 +16,13 @@ from lightning.pytorch.loggers import Logger
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.training_set import TrainingSet
 from clip3dreid.guidance.guides import Guide
-from clip3dreid.io.launch import launch
+from clip3dreid.io.ranks import Ranks
 from clip3dreid.loss.weighted import LossEntry
 from clip3dreid.training.data import RunData
 from clip3dreid.training.settings import Invocation, RankingSettings, TrainSettings
 
-MakeGuides = Callable[[TrainingSet, Path | None, Path | None], Sequence[Guide]]
-"""Makes guides of the training pictures, the labels that the run has already, and the folder that several processes
-share; the last two may be None."""
+MakeGuides = Callable[[TrainingSet, Path | None, Ranks], Sequence[Guide]]
+"""Makes guides of the training pictures, the labels that the run has already, or None, and the run's processes."""
 MakeData = partial[ReidDataModule]
 MakeTrainer = partial[pl.Trainer]
 
@@ -53,10 +52,3 @@ class TrainRequest:
     def selecting(self) -> str:
         """Return the split that checkpoints are selected on."""
         return "test" if self.settings.select_on_test else "val"
-
-    @property
-    def several(self) -> bool:
-        """Return whether there may be more processes than this one; asked before there is a trainer that knows."""
-        devices, nodes = self.trainer.keywords.get("devices", 1), self.trainer.keywords.get("num_nodes", 1)
-        one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-        return launch().processes > 1 or int(nodes) > 1 or not one

@@ -72,9 +72,9 @@ from clip3dreid.training.prepare import (
     make_losses,
     make_optimizer,
     make_student,
+    meet,
     read_manifests,
     run_optimizer,
-    share,
     switched,
     tune,
 )
@@ -191,30 +191,32 @@ def train(
 def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     check_sharding(request)
     pl.seed_everything(request.settings.seed, workers=True, verbose=False)
+    trainer = _trainer(request, watch)
     start = checkpoint_to_go_on_from(request)
-    manifests = read_manifests(request)
+    ranks = meet(request, trainer, watch, start)
+    manifests = read_manifests(request, ranks)
     pictures = training_set(manifests)
     student = make_student(request, start)
     check_people(request, pictures)
-    guides = make_guides(request, pictures, resumed=start is not None)
-    data = make_data(request, manifests, guides)
+    guides = make_guides(request, pictures, start is not None, ranks)
+    data = make_data(request, manifests, guides, ranks)
     card = make_card(request, data, guides)
-    if launch().first:
-        if start is not None:
-            check_same_training(read_card(start), card, guides.same)
-        if request.several:
-            share(request.folder, manifests, guides, data, start)
+    if ranks.first and start is not None:
+        check_same_training(read_card(start), card, guides.same)
     losses = make_losses(request, student, data, guides)
     request = replace(request, optimizer=make_optimizer(request, data))
     tune(student, request.settings)
     module = _module(request, student, losses, guides, card)
     monitor = _monitor(request, data)
-    trainer = _trainer(request, monitor, watch)
+    if monitor is not None and request.best is not None:
+        # As Lightning orders them, what saves comes last.
+        trainer.callbacks.append(request.best(monitor=monitor))  # type: ignore[attr-defined]
     _check_before_anything_is_written(request, trainer, data, module)
     _record(request, trainer, data, guides, resumed=start is not None)
     if trainer.is_global_zero:
         _say_opening(request, manifests, trainer, module, data, guides, start)
-    _fit(trainer, module, data, start, watch)
+    # Checkpoints hold plain data only, so nothing in them is ever unpickled.
+    trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     if data.overfit_batches:
         log.info("a trial on %d batch(es): nothing worth evaluating", data.overfit_batches)
         return _result(request, card, trainer, None)
@@ -291,8 +293,7 @@ def _monitor(request: TrainRequest, data: ReidDataModule) -> str | None:
     return f"val/{name}/{headline_of(request.data, name, request.selecting)}/r1"
 
 
-def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl.Trainer:
-    best = [] if monitor is None or request.best is None else [request.best(monitor=monitor)]
+def _trainer(request: TrainRequest, watch: StopWatch) -> pl.Trainer:
     plugins = request.trainer.keywords.get("plugins") or ()
     try:
         trainer = request.trainer(
@@ -301,7 +302,6 @@ def _trainer(request: TrainRequest, monitor: str | None, watch: StopWatch) -> pl
                 *switched(request.settings),
                 SaveWhenTold(watch),
                 *request.callbacks,
-                *best,
             ],
             logger=spared(request.loggers),
             plugins=[*plugins, CheckpointFiles(asynchronous=_asynchronous(request.callbacks))],
@@ -381,17 +381,6 @@ def _say_opening(
     for line in first:
         say(log, line)
     say(log, last, said.event())
-
-
-def _fit(
-    trainer: pl.Trainer, module: ReidModule, data: ReidDataModule, start: Path | None, watch: StopWatch
-) -> None:
-    try:
-        # Checkpoints hold plain data only, so nothing in them is ever unpickled.
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
-    except BaseException:
-        watch.end_children()
-        raise
 
 
 def _result(
