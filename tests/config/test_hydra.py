@@ -25,7 +25,7 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "blur_faces",
         "synthesize",
         "demo",
-    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export", "doctor"}
+    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export", "doctor", "size"}
     assert doors <= names
 
 
