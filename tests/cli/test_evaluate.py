@@ -291,3 +291,31 @@ def test_equal_features_without_paths_are_said(invoke: Command, tmp_path: Path) 
     done = invoke("evaluate", f"features={features(tmp_path / 'f.npz', gallery_features=same)}", "out=o.json")
     assert "1 of 2 queries have the very features of a gallery item of their person" in done.stdout
     assert len(json.loads((tmp_path / "o.json").read_text())["notes"]) == 1
+
+
+def test_features_are_ranked_on_the_device_that_is_asked_for(invoke: Command, tmp_path: Path) -> None:
+    path = features(tmp_path / "f.npz")
+    scores = []
+    for device in ("auto", "cpu"):
+        done = invoke("evaluate", f"features={path}", "metric=euclidean", f"device={device}", "out=o.json")
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads((tmp_path / "o.json").read_text())["results"])
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["features=f.npz", "device=cuda:63"], "device=cuda:63 cannot be used"),
+        (["features=f.npz", "device=gpu"], "device=gpu cannot be used"),
+        (["checkpoint=run", "data=ltcc", "data.root=.", "device=cpu"], "device=cpu is of features=FILE"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line_and_status_two(
+    invoke: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    features(tmp_path / "f.npz")
+    done = invoke("evaluate", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

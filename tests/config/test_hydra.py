@@ -26,7 +26,7 @@ def test_conf_dir_holds_the_entry_points_roots() -> None:
         "synthesize",
         "demo",
         "pack",
-    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export", "doctor"}
+    } | {"label", "pretrain_teacher", "compare", "extract", "search", "export", "doctor", "size"}
     assert doors <= names
 
 

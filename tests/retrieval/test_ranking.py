@@ -16,7 +16,7 @@ from clip3dreid.retrieval.protocol import Protocol
 from clip3dreid.retrieval.ranking import block_rows
 from tests.retrieval.plain import JUNK, evaluate_plain, score_matrix
 from tests.retrieval.test_counting import Waits
-from tests.retrieval.worlds import PROTOCOLS, RULES, run, world
+from tests.retrieval.worlds import PROTOCOLS, RULES, rank_in_parts, run, world
 
 
 def assert_equals_plain(found, expected, tolerance):
@@ -335,3 +335,30 @@ class TestOnADevice:
         blocks = int(run(*data)["general"].per_query.valid.sum())
         # Beside the two a block's width, which is looked up beforehand, and what makes an array of the CPU's scores.
         assert many.count - few.count == (2 + 3) * (blocks - 1)
+
+
+def test_a_gallery_in_parts_ranks_as_one(tmp_path):
+    """Two processes hold it; whoever has which pictures, each gets the results of the whole, ties included."""
+    torch.multiprocessing.spawn(rank_in_parts, (2, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    drawn = {"drawn": Protocol("drawn", rules.same_camera, "", draws=3, seed=5)}
+    some = {"some": Protocol("some", rules.same_camera, "", gallery={"camera": ["c0", "c1"]})}
+    whole = {
+        kind: run(*world(seed=13, width=4, kind=kind), protocols={**PROTOCOLS, **drawn, **some})
+        for kind in ("random", "signs")
+    }
+    assert first.keys() == second.keys()
+    assert len(first) == 6
+    for key, found in first.items():
+        for name, per_query in found.items():
+            expected = whole[key[0]][name].per_query
+            for column, ours, theirs in zip(expected, per_query, second[key][name], strict=True):
+                torch.testing.assert_close(ours, column, rtol=0, atol=1e-12)
+                assert torch.equal(ours, theirs)
+
+
+def test_what_needs_the_whole_gallery_is_refused_of_a_part():
+    query, query_rows, gallery, gallery_rows = world(seed=13)
+    share = ranking.GalleryShare(torch.arange(3), lambda one: one, lambda one: one)
+    with pytest.raises(InputError, match="a gallery in parts is ranked without"):
+        run(query, query_rows, gallery[:3], gallery_rows, gallery_share=share, open_set=[0.1])

@@ -8,7 +8,7 @@ import torch
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval import protocol as rules
-from clip3dreid.retrieval.distributed import gather_evaluation
+from clip3dreid.retrieval.distributed import gallery_share, gather_evaluation
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
 from clip3dreid.retrieval.torchmetric import RetrievalMetric
@@ -80,6 +80,35 @@ def rank_a_share(rank, world_size, folder):
     for name, evaluation in found.items():
         everything = gather_evaluation(evaluation, torch.device("cpu"))
         results[name] = {"share": evaluation.rows.tolist(), **evaluation.result(everything)}
+    torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def rank_in_parts(rank, world_size, folder):
+    """Every process holds a part of the gallery; here, so that a fresh process imports no test tools."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
+    )
+    results = {}
+    drawn = {"drawn": Protocol("drawn", rules.same_camera, "", draws=3, seed=5)}
+    some = {"some": Protocol("some", rules.same_camera, "", gallery={"camera": ["c0", "c1"]})}
+    for kind in ("random", "signs"):
+        query, query_rows, gallery, gallery_rows = world(seed=13, width=4, kind=kind)
+        order = torch.randperm(len(gallery), generator=torch.Generator().manual_seed(3))
+        for name, mine in {
+            "strided": order[rank::world_size].sort().values,
+            "uneven": order[:7].sort().values if rank else order[7:].sort().values,
+            "one has nothing": order.sort().values if rank else order[:0],
+        }.items():
+            share = gallery_share(mine, torch.device("cpu"))
+            # Blocks of some ten queries.
+            found = run(
+                *(query, query_rows, gallery[mine], gallery_rows, {**PROTOCOLS, **drawn, **some}),
+                gallery_share=share,
+                memory=20_000,
+            )
+            results[kind, name] = {key: one.per_query for key, one in found.items()}
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -200,6 +200,7 @@ def test_a_text_without_a_known_word_is_asked_of_the_teacher(invoke, saved_model
         (("text=tall", "where.camera=9"), "camera"),
         (("text=tall", "+where.mood=glad"), "mood"),
         (("text=something", "model/teacher=body_clip"), "is not the teacher"),
+        (("text=tall", "device=cuda:63"), "device=cuda:63 cannot be used"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(invoke, gallery, saved_model, tmp_path, arguments, said):

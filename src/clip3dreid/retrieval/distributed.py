@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from clip3dreid.retrieval.evaluation import Evaluation, EvaluationSummary
 from clip3dreid.retrieval.metrics import SCORES, PerQuery, add_up, means
+from clip3dreid.retrieval.ranking import GalleryShare
 
 
 class RetrievalScores(Metric):
@@ -52,6 +53,25 @@ class RetrievalScores(Metric):
             InputError: if no query of any process is valid.
         """
         return means(self.sums)
+
+
+def gallery_share(columns: Tensor, device: torch.device) -> GalleryShare:
+    """Return this process's part of a gallery that the process group holds together.
+
+    Args:
+        columns: (g,) int64 gallery columns that this process holds, ascending.
+        device: where the process group's backend works.
+    """
+
+    def reduced(operation: Any) -> Callable[[Tensor], Tensor]:
+        def reduce(here: Tensor) -> Tensor:
+            sent = here.to(device, copy=True)
+            dist.all_reduce(sent, operation)
+            return sent.to(here.device)
+
+        return reduce
+
+    return GalleryShare(columns.cpu(), reduced(dist.ReduceOp.MAX), reduced(dist.ReduceOp.SUM))
 
 
 def gather_evaluation(evaluation: Evaluation, device: torch.device) -> EvaluationSummary:

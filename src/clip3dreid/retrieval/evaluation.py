@@ -20,7 +20,7 @@ from clip3dreid.retrieval.metrics import NUMBERS, PerQuery, intervals, numbers, 
 from clip3dreid.retrieval.open_set import OpenSet
 from clip3dreid.retrieval.protocol import Protocol, encode, labels_of
 from clip3dreid.retrieval.protocol_counts import ProtocolCounts, count, name_of, prepare, ranked_pictures
-from clip3dreid.retrieval.ranking import CPU, Job, SamePerson, ScoreSource, rank
+from clip3dreid.retrieval.ranking import CPU, GalleryShare, Job, SamePerson, ScoreSource, rank
 from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.retrieval.similarity import SimilarityBlocks, full_precision
 
@@ -123,6 +123,7 @@ def evaluate(
     memory: int | None = None,
     rerank: Reranking | None = None,
     open_set: Sequence[float] | None = None,
+    gallery_share: GalleryShare | None = None,
 ) -> dict[str, Evaluation]:
     """Rank the gallery for every query under each protocol, where the features are.
 
@@ -142,6 +143,9 @@ def evaluate(
         memory: bytes that a block of queries may take beside the features; None: as `ranking.rank`.
         rerank: what makes scores of the features; None: their plain cosines or distances.
         open_set: false positive rates at which to report the true positive rate; None: none.
+        gallery_share: which rows of the gallery `gallery_features` are, where processes hold it together: each has
+            all queries and all labels, and gets all results. Not with `share`, a re-ranking, `open_set` or a protocol
+            of several galleries.
 
     Returns:
         name -> evaluation.
@@ -170,6 +174,10 @@ def evaluate(
     choose("metric", metric, get_args(Distance))
     if not protocols:
         raise InputError("no protocol is chosen; choose at least one, such as protocol=general")
+    if gallery_share is not None and not shareable(protocols, rerank, open_set):
+        raise InputError(
+            "a gallery in parts is ranked without re-ranking, open_set and several galleries; leave them out"
+        )
     if any(protocol.gallery_people for protocol in protocols.values()):
         how = {"metric": metric, "memory": memory, "rerank": rerank}
         sides = query_features, query_table, gallery_features, gallery_table
@@ -177,7 +185,9 @@ def evaluate(
     rates = open_set_rates(open_set, reranked=rerank is not None)
     query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     _check_features("query", query, query_table, metric)
-    _check_features("gallery", gallery, gallery_table, metric)
+    held = gallery_table if gallery_share is None else gallery_table[gallery_share.columns.tolist()]
+    if len(held):
+        _check_features("gallery", gallery, held, metric)
     if query.shape[1] != gallery.shape[1]:
         raise InputError(
             f"query features are {query.shape[1]} wide and gallery features {gallery.shape[1]}; both must come from "
@@ -193,7 +203,9 @@ def evaluate(
         observers = {} if rates is None else _observers(rates, jobs, pairs, similarity)
         # A re-ranking's scores are on the CPU; MPS has no float64 to add ranks up in.
         device = query.device if rerank is None and query.device.type != "mps" else CPU
-        ranked = rank(source, pairs, jobs, rows, memory, similarity.dtype.itemsize, observers, device)
+        ranked = rank(
+            source, pairs, jobs, rows, memory, similarity.dtype.itemsize, observers, device, gallery_share
+        )
     evaluations = {}
     for index, ((name, protocol), (job, counts)) in enumerate(zip(protocols.items(), prepared, strict=True)):
         asked = job.queries[rows]
@@ -208,6 +220,14 @@ def evaluate(
             observers.get(index),
         )
     return evaluations
+
+
+def shareable(
+    protocols: Mapping[str, Protocol], rerank: Reranking | None, open_set: Sequence[float] | None
+) -> bool:
+    """Return whether a gallery may be held in parts: whether scores are asked for one query and picture at a time."""
+    several = any(protocol.gallery_people for protocol in protocols.values())
+    return rerank is None and open_set is None and not several
 
 
 def _evaluate_galleries(

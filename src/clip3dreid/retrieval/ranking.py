@@ -81,6 +81,17 @@ class DeviceScores(ScoreSource, typing.Protocol):
         ...  # pragma: no cover
 
 
+class GalleryShare(NamedTuple):
+    """A process's part of a gallery that several processes hold together."""
+
+    columns: Tensor
+    """(g,) int64 gallery columns, ascending, on the CPU; each is one process's."""
+    greatest: Callable[[Tensor], Tensor]
+    """From a tensor of each process to their element-wise maximum; all processes must call it."""
+    total: Callable[[Tensor], Tensor]
+    """Likewise to their sum."""
+
+
 class Observer(typing.Protocol):
     """What is shown the scores while a protocol is ranked."""
 
@@ -237,6 +248,7 @@ def rank(
     itemsize: int = 4,
     observers: Mapping[int, Observer] = MappingProxyType({}),
     device: torch.device = CPU,
+    share: GalleryShare | None = None,
 ) -> list[PerQuery]:
     """Rank the gallery for queries, under several protocols at once.
 
@@ -252,6 +264,8 @@ def rank(
         itemsize: bytes of one of the source's scores.
         observers: what is shown the scores, by the number of their job.
         device: where scores are looked at; if it is not the CPU, the source has its scores there (`DeviceScores`).
+        share: the part of the gallery whose scores the source has; every process ranks the same queries, against its
+            part, and scores of positives and counts of negatives travel, R x P of each a block. None: all of it.
 
     Returns:
         For each job, results of the queries in `rows`, in that order, on the CPU.
@@ -260,9 +274,16 @@ def rank(
         memory = MEMORY if device.type == "cpu" else DEVICE_MEMORY
     rows = torch.arange(len(pairs.query.person)) if rows is None else rows
     asked = torch.stack([job.valid[rows] for job in jobs]).any(0).nonzero()[:, 0]
-    size = block_rows(len(pairs.gallery.person), pairs.width(rows[asked]), itemsize, memory)
+    scored = len(pairs.gallery.person) if share is None else len(share.columns)
+    size = block_rows(scored, pairs.width(rows[asked]), itemsize, memory)
+    if share is not None:
+        # The same blocks everywhere: each of them is exchanged.
+        size = -int(share.greatest(torch.tensor(-size)))
     results = [_Result(job, len(rows), device) for job in jobs]
     passes = _passes(jobs, pairs.gallery.person, device)
+    held = None if share is None else _Held(share, device)
+    if held is not None:
+        passes = [one._replace(items=held.items(one.items)) for one in passes]
     widths = [pairs.width(rows[block]) for block in _blocks(asked, size)]
     pairs = pairs.on(device)
     with torch.no_grad(), ThreadPoolExecutor(torch.get_num_threads()) as workers:
@@ -274,7 +295,7 @@ def rank(
                 scores = torch.from_numpy(source.block(block))
             else:
                 scores = typing.cast(DeviceScores, source).tensor(block)
-            _rank_block(scores, block, at, width, pairs, results, passes, count, observers)
+            _rank_block(scores, block, at, width, pairs, results, passes, count, observers, held)
     return [result.per_query(rows) for result in results]
 
 
@@ -368,6 +389,7 @@ def _rank_block(
     passes: Sequence[_Pass],
     count: Counting,
     observers: Mapping[int, Observer],
+    held: _Held | None,
 ) -> None:
     """Add the results of a block; all tensors are on one device.
 
@@ -381,8 +403,10 @@ def _rank_block(
         passes: what to rank.
         count: counts negatives above positives.
         observers: by the index of their result.
+        held: the part of the gallery that scores are of; None: all of it.
     """
-    matches, columns, known = _take_matches(scores, pairs, queries, width)
+    matches, columns, known = _take_matches(scores, pairs, queries, width, held)
+    order = columns if held is None else held.before(columns)
     query, gallery = pairs.query.at(queries[:, None]), pairs.gallery.at(columns)
     for items, members, lots in passes:
         positives = []
@@ -393,7 +417,9 @@ def _rank_block(
             draw = result.job.protocol.per_person
             positives.append(left if lots is None else _draw_positives(left, lots[columns], draw))
         needed = positives[0] if len(positives) == 1 else torch.stack(positives).any(0)
-        above = count(scores, items, matches, columns, needed)
+        above = count(scores, items, matches, order, needed)
+        if held is not None:
+            above = held.share.total(torch.where(needed, above, 0))
         for member, positive in zip(members, positives, strict=True):
             if member in observers:
                 at = None if items is None else items.cpu().numpy()
@@ -403,8 +429,39 @@ def _rank_block(
             results[member].add(places, above + positive.cumsum(1), positive)
 
 
+class _Held:
+    """A part of a gallery, by the places of its columns.
+
+    Args:
+        share: the part.
+        device: where scores are.
+    """
+
+    def __init__(self, share: GalleryShare, device: torch.device) -> None:
+        self.share, self._columns = share, share.columns.to(device)
+
+    def before(self, columns: Tensor) -> Tensor:
+        """Return how many columns of the part stand before gallery columns: their place in it, if they are."""
+        return torch.searchsorted(self._columns, columns)
+
+    def items(self, items: Tensor | None) -> Tensor | None:
+        """Return the places in the part of gallery columns, of those that are in it."""
+        return None if items is None else torch.isin(self._columns, items).nonzero()[:, 0]
+
+    def take(self, scores: Tensor, columns: Tensor, known: Tensor) -> Tensor:
+        """Take the scores of gallery columns (R, P) out of (R, g), leaving -inf; whoever holds them, tells all."""
+        place = self.before(columns).clamp(max=max(0, len(self._columns) - 1))
+        matches = scores.new_full(columns.shape, -torch.inf)
+        if len(self._columns):
+            ours = known & (self._columns[place] == columns)
+            matches = scores.gather(1, place).masked_fill_(~ours, -torch.inf)
+            row, which = ours.nonzero(as_tuple=True)
+            scores[row, place[row, which]] = -torch.inf
+        return self.share.greatest(matches)
+
+
 def _take_matches(
-    scores: Tensor, pairs: SamePerson, queries: Tensor, width: int
+    scores: Tensor, pairs: SamePerson, queries: Tensor, width: int, held: _Held | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take the scores of the queries' own people out of a block, leaving -inf, in ranking order.
 
@@ -412,7 +469,10 @@ def _take_matches(
         (R, P) scores, falling, -inf for padding; (R, P) gallery columns; (R, P) which are no padding.
     """
     columns, known = pairs.of(queries, width)
-    matches = scores.gather(1, columns).masked_fill_(~known, -torch.inf)
-    scores.scatter_(1, columns, -torch.inf)
+    if held is None:
+        matches = scores.gather(1, columns).masked_fill_(~known, -torch.inf)
+        scores.scatter_(1, columns, -torch.inf)
+    else:
+        matches = held.take(scores, columns, known)
     matches, order = matches.sort(dim=1, descending=True, stable=True)
     return matches, columns.gather(1, order), known.gather(1, order)

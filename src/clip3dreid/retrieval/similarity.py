@@ -185,7 +185,7 @@ class SimilarityBlocks:
         """
         as_is = self._gallery.dtype == self.dtype
         room = self._gallery.new_empty(0 if as_is else rows, self._gallery.shape[1], dtype=self.dtype)
-        for start in range(0, len(self._gallery), rows):
+        for start in range(0, len(self._gallery), max(1, rows)):
             columns = slice(start, start + rows)
             part = self._gallery[columns]
             yield columns, part if as_is else room[: len(part)].copy_(part)
