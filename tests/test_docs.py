@@ -157,7 +157,9 @@ SHOWN = {
 )
 def test_every_command_of_a_page_is_understood(command: str, invoke: Command) -> None:
     name, *words = SHOWN[command][0]
-    done = invoke(name, *words, *([] if words == ["--help"] else ["--cfg", "job"]))
+    place = words.index("--") if "--" in words else len(words)
+    asked = [] if words == ["--help"] else ["--cfg", "job"]
+    done = invoke(name, *words[:place], *asked, *words[place:])
     assert done.returncode == 0, done.stderr
 
 

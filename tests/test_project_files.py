@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tests.processes import PATIENCE_S
+from tests.screenshots import FOLDER
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -62,9 +63,18 @@ class TestWorkflow:
         assert workflow()["permissions"] == {"contents": "read"}
 
     def test_packages_are_cached_by_the_files_that_decide_them(self):
-        (setup,) = [step["with"] for step in workflow()["jobs"]["test"]["steps"] if "with" in step]
+        setup, _ = [step["with"] for step in workflow()["jobs"]["test"]["steps"] if "with" in step]
         assert setup["cache"] == "pip"
         assert setup["cache-dependency-path"].split() == ["pyproject.toml", "constraints.txt"]
+
+    def test_it_keeps_what_the_browser_saw_whatever_became_of_the_tests(self):
+        *_, tests, kept = workflow()["jobs"]["test"]["steps"]
+        assert kept["uses"].startswith("actions/upload-artifact@")
+        assert kept["if"] == "always()"
+        assert "run" not in kept
+        # Where the tests put them; an artifact's name must be one of its job's own.
+        assert tests["env"] == {FOLDER: kept["with"]["path"]}
+        assert "matrix.python" in kept["with"]["name"]
 
 
 class TestTemplates:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from clip3dreid.review.looked import Looked
+from tests.screenshots import keep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = (
@@ -73,6 +74,7 @@ def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator
     )
     opened.goto(report.as_uri())
     yield opened
+    keep(opened, f"report_{request.node.name}")
     opened.close()
     assert said == []
 

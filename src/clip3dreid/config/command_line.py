@@ -16,6 +16,7 @@ import yaml
 from clip3dreid.config.folder import is_group, options
 from clip3dreid.config.groups import ADDED, groups_of
 from clip3dreid.config.keys import NAMED, SHORT, Keys, Place, kind, meant
+from clip3dreid.config.launchers import BASIC, GROUP, check_launcher
 from clip3dreid.config.renamed import renamed_override
 from clip3dreid.config.words import (
     COMPLETION,
@@ -198,7 +199,7 @@ def _check_choice(command: str, word: Word, folders: tuple[Path, ...], sweep: bo
         raise InputError(f"{word}: give {word.key}=[] for none")
     if word.sign == "~" or word.value is None or is_function(word.value):
         return
-    names = options(word.key, folders)
+    names = [*options(word.key, folders), *([BASIC] if word.key == GROUP else [])]
     value = word.value
     if value == "null":
         # Hydra takes a null of its own files alone.
@@ -217,6 +218,8 @@ def _check_choice(command: str, word: Word, folders: tuple[Path, ...], sweep: bo
     for part in parts:
         if part != "null" and "$" not in part and not is_quoted(part):
             choose(f"{word.sign}{word.key}", part, names)
+            if word.key == GROUP:
+                check_launcher(part)
             _check_file(word.key, part, folders)
 
 

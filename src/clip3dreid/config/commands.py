@@ -11,7 +11,7 @@ from clip3dreid.io.checks import hint
 DOORS = Path(__file__).resolve().parents[1] / "cli"
 
 SECTIONS = {
-    "Train and judge": ("train", "evaluate", "compare", "report"),
+    "Train and judge": ("train", "tune", "evaluate", "compare", "report"),
     "Use a model": ("extract", "search", "export", "serve"),
     "Data": ("inspect_data", "label", "synthesize", "blur_faces", "pack"),
     "Weights": ("weights", "pretrain_teacher", "pretrain_shape_teacher"),

@@ -13,6 +13,10 @@ ADDED = dict.fromkeys(("train", "weights"), ("experiment", "recipe", "ablation",
 """Command -> groups of which it has no option by default; one is added with a plus."""
 
 
+_OF_HYDRA = {"train": {"hydra/launcher": "basic"}}
+"""Command -> groups of Hydra's own that it chooses from, with Hydra's choice."""
+
+
 @cache
 def root(command: str) -> dict[str, Any]:
     """Return the root YAML of a command as it is, not composed."""
@@ -26,7 +30,7 @@ def groups_of(command: str) -> dict[str, Any]:
 
     A group that lies elsewhere than it is called has its place behind an `@`.
     """
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = dict(_OF_HYDRA.get(command, {}))
     for entry in root(command).get("defaults", ()):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from clip3dreid.config.folder import conf_dir
+from clip3dreid.config.launchers import free_device
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.run_names import method_name, run_group, student_name
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
@@ -44,6 +45,8 @@ def quieten() -> None:
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Our defaults of a launcher have the name of its plugin's, which they are held against.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
     # A resumed run's own; what they warn of is kept, and the batches that are left are the right ones.
     for message in (
         "Checkpoint directory .*",
@@ -87,6 +90,7 @@ def register() -> None:
     """Make the root schema and the project's resolvers known to Hydra; calling it twice changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="weights_schema", node=WeightsConfig)
+    OmegaConf.register_new_resolver("free_device", free_device, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", _wandb_offline, replace=True)
     OmegaConf.register_new_resolver("wandb_settings", _wandb_settings, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
@@ -137,6 +141,18 @@ def composed(command: str, *overrides: str) -> DictConfig:
             Singleton._instances.pop(kind, None)
             if instance is not None:
                 Singleton._instances[kind] = instance
+
+
+def begin() -> None:
+    """Make this process one of a command: what its config refers to is known, and nothing talks in between."""
+    register()
+    quieten()
+    _let_waiting_threads_yield()
+    end_at_once()
+    # Without this Hydra prints its own rendering of an error and exits with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # It asks the network for its newest version when it is imported.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 _AFTERWARDS: list[Callable[[bool], None]] = []
@@ -255,14 +271,7 @@ def entry_point(
 
         @functools.wraps(task)
         def main() -> None:
-            register()
-            quieten()
-            _let_waiting_threads_yield()
-            end_at_once()
-            # Without this Hydra prints its own rendering of an error and exits with 1.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            # It asks the network for its newest version when it is imported.
-            os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+            begin()
             given = sys.argv
             with explained(), _ended():
                 arguments = rewrite(given[1:])

@@ -155,8 +155,8 @@ _PLACES = ("dirpath", "save_dir", "default_root_dir")
 # Keys of the trainer that hold objects; all others are numbers, switches and names of what Lightning knows.
 _OBJECTS = ("plugins", "callbacks", "logger")
 _NAME = re.compile(r"[\w-]+(/[\w-]+)*", re.ASCII)
-# Another value, or a variable of the environment with or without a default.
-_LOOKED_UP = re.compile(r"\$\{[\w.\[\]]+\}|\$\{oc\.env:\w+(,[^${}]*)?\}", re.ASCII)
+# Another value, a device, or a variable of the environment with or without a default.
+_LOOKED_UP = re.compile(r"\$\{[\w.\[\]]+\}|\$\{free_device:\d+\}|\$\{oc\.env:\w+(,[^${}]*)?\}", re.ASCII)
 
 
 def _refused(line: str, packages: Sequence[str] = ()) -> str | None:

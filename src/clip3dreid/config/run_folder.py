@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from clip3dreid.config.hydra import afterwards, explained
+from clip3dreid.config.hydra import afterwards, begin, explained
 from clip3dreid.config.resumed import OVERRIDES, quoted, record_overrides
 from clip3dreid.errors import InputError
 from clip3dreid.io.claims import hold, outcome, refuse_held, wait_for_claim
@@ -35,6 +35,11 @@ class RunFolder(Callback):
 
     def __init__(self, again: bool = False) -> None:
         self.again = again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin anew in the process of a launcher, which gets this object before it composes a run's config."""
+        self.__dict__.update(state)
+        begin()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Claim the run's folder, and put it where Hydra looks for it."""

@@ -18,6 +18,9 @@ EXTRAS = {
     "onnx": "networks in ONNX files: checkpoint=FILE.onnx, model/teacher=onnx, clip3dreid export format=onnx",
     "openvino": "model/teacher=openvino",
     "lance": "clip3dreid search engine=lance",
+    "joblib": "hydra/launcher=joblib: runs of a sweep beside each other",
+    "slurm": "hydra/launcher=submitit_slurm: runs of a sweep as jobs",
+    "optuna": "clip3dreid tune",
 }
 """Extra -> what it is for; those that developers need are left out."""
 _LOADED = ("torch", "polars", "numpy", "cv2", "PIL")

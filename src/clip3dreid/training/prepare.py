@@ -230,13 +230,19 @@ def make_losses(
 def make_optimizer(request: TrainRequest, data: ReidDataModule) -> Callable[..., torch.optim.Optimizer]:
     """Return what makes the optimiser, at the rate that the batch asks for.
 
+    Its step is not fused where the trainer leaves no place for that.
+
     Raises:
         InputError: as `optimizer.by_rule`.
     """
     pictures = data.people_per_batch * data.pictures_per_person
     steps = int(request.trainer.keywords.get("accumulate_grad_batches") or 1)
     rule, base = request.settings.lr_rule, request.settings.base_batch
-    return by_rule(request.optimizer, rule, batch=pictures * steps, base_batch=base)
+    made = by_rule(request.optimizer, rule, batch=pictures * steps, base_batch=base)
+    if getattr(made, "keywords", {}).get("fused") and clipped_by_scaler(request.trainer.keywords):
+        log.info("the optimiser's step is not fused: gradients of scaled losses are clipped before it")
+        return partial(made, fused=False)
+    return made
 
 
 def tune(student: Student, settings: TrainSettings) -> None:
@@ -262,15 +268,6 @@ def switched(settings: TrainSettings) -> list[Callback]:
     if settings.ema is not None:
         found.append(WeightAverage(settings.ema))
     return found
-
-
-def run_optimizer(request: TrainRequest) -> Callable[..., torch.optim.Optimizer]:
-    """Return what makes the optimiser of a run, without a fused step where the trainer leaves no place for one."""
-    given: Mapping[str, Any] = getattr(request.optimizer, "keywords", {})
-    if given.get("fused") and clipped_by_scaler(request.trainer.keywords):
-        log.info("the optimiser's step is not fused: gradients of scaled losses are clipped before it")
-        return partial(request.optimizer, fused=False)
-    return request.optimizer
 
 
 def check_sharding(request: TrainRequest) -> None:

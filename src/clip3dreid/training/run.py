@@ -74,7 +74,6 @@ from clip3dreid.training.prepare import (
     make_student,
     meet,
     read_manifests,
-    run_optimizer,
     switched,
     tune,
 )
@@ -265,7 +264,7 @@ def _module(
     return ReidModule(
         student,
         losses,
-        optimizer=run_optimizer(request),
+        optimizer=request.optimizer,
         schedule=request.schedule,
         card=card,
         seed=settings.seed,
