@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip3dreid.io.checks import Range, check_number, choose
-from clip3dreid.loss.transport import Solver, Transport
+from clip3dreid.loss.transport import Solver, to_each
 from clip3dreid.loss.word_term import (
     Centre,
     WordTerm,
@@ -110,16 +110,15 @@ class LocalContrast(WordTerm):
                 batch = batch._replace(targets={**batch.targets, **counted})
             present, own = batch.targets[PRESENT], batch.targets[OWN]
             x = F.normalize(projected, dim=2)
-            described = zip(self.descriptions[present], self.sureness[present], strict=True)
-            found = [self._transport(x, a, *(part.expand(len(x), -1) for part in one)) for one in described]
-            costs = torch.stack([transport.value for transport in found], dim=1)  # (B, M)
+            tokens, b = self._points(self.descriptions[present], self.sureness[present], x)
+            found = to_each(self.solver, x, tokens, a, b)
+            costs = found.value  # (B, M)
             temperature = self.temperature.to(costs)
             loss = F.cross_entropy(-costs / temperature, own)
         self._observe(projected, batch)
         with torch.no_grad():
-            plans = torch.stack([transport.plan for transport in found], dim=1)  # (B, M, N, L)
             self.observed["plan_entropy"] = plan_entropy(
-                plans[torch.arange(len(own), device=own.device), own]
+                found.plan[torch.arange(len(own), device=own.device), own]
             )
             self.observed["own_description"] = (costs.argmin(1) == own).to(costs.dtype).mean()
             self.observed["temperature"] = temperature
@@ -138,7 +137,8 @@ class LocalContrast(WordTerm):
         with torch.autocast(features.map.device.type, enabled=False):
             maps = precise(features.map)
             x = F.normalize(self._projected(maps), dim=2)
-            plan = self._transport(x, position_masses(maps, self.positions), *self._tokens(batch)).plan
+            tokens, b = self._points(*self._tokens(batch), x)
+            plan = self.solver(x, tokens, position_masses(maps, self.positions), b).plan
         return plan.reshape(len(plan), *maps.shape[2:], -1)
 
     def ahead(self, batch: Batch) -> dict[str, Tensor]:
@@ -146,10 +146,9 @@ class LocalContrast(WordTerm):
         found = torch.unique(self._which[self._units(batch).cpu()], return_inverse=True)
         return dict(zip((PRESENT, OWN), found, strict=True))
 
-    def _transport(self, x: Tensor, a: Tensor, tokens: Tensor, confidence: Tensor) -> Transport:
-        """Return the transport of pictures (B, N, d) to tokens (B, L)."""
-        b = token_masses(confidence.to(x.dtype), tokens, self.tokens)
-        return self.solver(x, self.table[tokens.clamp(min=0)], a, b)
+    def _points(self, tokens: Tensor, confidence: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where tokens (M, L) lie, (M, L, d), and their masses, (M, L) in the precision of another tensor."""
+        return self.table[tokens.clamp(min=0)], token_masses(confidence.to(like.dtype), tokens, self.tokens)
 
 
 def descriptions(tokens: Tensor, confidence: Tensor) -> Descriptions:

@@ -87,13 +87,16 @@ class Sinkhorn:
         """Solve; see `Solver`."""
         with torch.autocast(x.device.type, enabled=False):
             x, y, a, b = _precise(x, y, a, b)
-            cosine = x @ y.mT
-            with torch.no_grad():
-                if self.eps >= _SCALING_FROM:
-                    plan = _scaled(cosine / self.eps, a, b, self.iterations, self.tolerance)
-                else:
-                    plan = _logarithmic(cosine / self.eps, a, b, (1.0, 1.0), self.iterations, self.tolerance)
-            return Transport(_paid(plan, cosine), plan)
+            return self.of_cosines(x @ y.mT, a, b)
+
+    def of_cosines(self, cosine: Tensor, a: Tensor, b: Tensor) -> Transport:
+        """Solve, with cosines (B, N, L) of the points in their place, all in one precision and no autocast."""
+        with torch.no_grad():
+            if self.eps >= _SCALING_FROM:
+                plan = _scaled(cosine / self.eps, a, b, self.iterations, self.tolerance)
+            else:
+                plan = _logarithmic(cosine / self.eps, a, b, (1.0, 1.0), self.iterations, self.tolerance)
+        return Transport(_paid(plan, cosine), plan)
 
 
 class UnbalancedSinkhorn:
@@ -145,12 +148,15 @@ class UnbalancedSinkhorn:
         """Solve; see `Solver`. The sums of `a` and `b` may differ where a side is relaxed."""
         with torch.autocast(x.device.type, enabled=False):
             x, y, a, b = _precise(x, y, a, b)
-            cosine = x @ y.mT
-            with torch.no_grad():
-                # The cost itself and not the cosine: a constant changes how much mass is worth its price.
-                score = (cosine - 1) / self.eps
-                plan = _logarithmic(score, a, b, self.damping, self.iterations, self.tolerance)
-            return Transport(_paid(plan, cosine), plan)
+            return self.of_cosines(x @ y.mT, a, b)
+
+    def of_cosines(self, cosine: Tensor, a: Tensor, b: Tensor) -> Transport:
+        """Solve; as `Sinkhorn.of_cosines`."""
+        with torch.no_grad():
+            # The cost itself and not the cosine: a constant changes how much mass is worth its price.
+            score = (cosine - 1) / self.eps
+            plan = _logarithmic(score, a, b, self.damping, self.iterations, self.tolerance)
+        return Transport(_paid(plan, cosine), plan)
 
 
 class GeomLoss:
@@ -204,6 +210,42 @@ class GeomLoss:
                 exponent = (f[:, :, None] + g[:, None] - _cost(x, y)) / self.eps
                 plan = a[:, :, None] * b[:, None] * exponent.exp()
         return Transport(value if torch.is_grad_enabled() else value.detach(), plan)
+
+
+def to_each(solver: Solver, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Transport:
+    """Transport every picture to every one of M sets of points.
+
+    A solver of cosines solves all of them in one batch, whose operations are as many as those of one: a device takes
+    longer to be told of an operation this small than to do it.
+
+    Args:
+        solver: any.
+        x: (B, N, d) of length 1.
+        y: (M, L, d) of length 1.
+        a: (B, N) and
+        b: (M, L), as in `Solver`.
+
+    Returns:
+        Values (B, M) and plans (B, M, N, L).
+    """
+    pictures, sets = len(x), len(y)
+    if not isinstance(solver, Sinkhorn | UnbalancedSinkhorn):
+        found = [
+            solver(x, points.expand(pictures, -1, -1), a, masses.expand(pictures, -1))
+            for points, masses in zip(y, b, strict=True)
+        ]
+        return Transport(
+            torch.stack([one.value for one in found], 1), torch.stack([one.plan for one in found], 1)
+        )
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, a, b = _precise(x, y, a, b)
+        cosine = (x @ y.flatten(0, 1).T).unflatten(2, (sets, -1)).transpose(1, 2)  # (B, M, N, L)
+        solved = solver.of_cosines(
+            cosine.flatten(0, 1),
+            a[:, None].expand(-1, sets, -1).flatten(0, 1),
+            b.expand(pictures, -1, -1).flatten(0, 1),
+        )
+    return Transport(solved.value.unflatten(0, (-1, sets)), solved.plan.unflatten(0, (-1, sets)))
 
 
 def _scaled(score: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: float) -> Tensor:
