@@ -465,3 +465,16 @@ def test_a_model_is_loaded_where_and_how_it_is_wanted(checkpoint: Checkpoint) ->
         load(checkpoint(), dtype="float8")
     with pytest.raises(InputError, match="device=nowhere cannot be used"):
         load(checkpoint(), device="nowhere")
+
+
+@torch.no_grad()
+def test_layers_of_parts_are_made_once_and_anew_where_heads_were_written_to(
+    checkpoint: Checkpoint, pictures: list[Path]
+) -> None:
+    model = load(checkpoint(CARD | {"feature": {"betas": 1.0}}, HEADS | STANDARD))
+    before = model.embed(pictures)
+    made = model._part_layers()
+    assert model._part_layers() is made
+    model.heads["shape"].get_buffer("bias").add_(1)
+    assert not torch.equal(model.embed(pictures), before)
+    assert model._part_layers() is not made

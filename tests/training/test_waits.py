@@ -60,6 +60,7 @@ def test_a_loss_that_reads_a_value_is_found_out(reports: dict[str, Report]) -> N
     assert all("item" in line for lines in waits.values() for line in lines)
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_extraction_never_mix_devices_and_batches_are_not_waited_for(
     ltcc_root: Path, tmp_path: Path
 ) -> None:

@@ -138,7 +138,8 @@ class WeightedLosses(nn.Module):
             except TypeError as error:
                 raise InputError(f"loss.{name}.term: {error}; correct the term's options") from error
             self.terms[name] = build()
-            self.entries[name] = entry
+            # Plain, since it is read at every step: a config's node resolves each key anew.
+            self.entries[name] = cast(LossEntry, {key: entry[key] for key in entry})  # type: ignore[literal-required]
         if not self.terms:
             raise InputError(
                 "no loss has a weight above 0; choose a method (method=ce) or give loss.NAME.weight"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -112,12 +112,22 @@ class _Copies:
         self._tensors = [_local(tensor) for tensor in tensors]
         if [_kind(tensor) for tensor in self._tensors] != [_kind(copy) for copy in self._copies]:
             self._copies = [tensor.clone() for tensor in self._tensors]
-        elif self._tensors:
-            torch._foreach_copy_(self._copies, self._tensors)
+        else:
+            _copy(self._copies, self._tensors)
 
     def give_back(self) -> None:
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
+        _copy(self._tensors, self._copies)
+
+
+def _copy(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copy tensors in few kernels: those of one device and type go together, counts of optimisers apart."""
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, tensor in zip(places, tensors, strict=True):
+        there, here = groups.setdefault((tensor.device, tensor.dtype), ([], []))
+        there.append(place)
+        here.append(tensor)
+    for there, here in groups.values():
+        torch._foreach_copy_(there, here)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -197,10 +197,12 @@ class ReidModule(EvaluationModule):
             FloatingPointError: as `training_step`, of the step before.
         """
         self._settle()
-        rank = self.trainer.global_rank
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, rank]).generate_state(1)[0])
-        )
+        drawn = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.trainer.global_rank])
+        seed = int(drawn.generate_state(1)[0])
+        # Not torch.manual_seed, which keeps a record of each call for every kind of device that there is not.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         if not at_once(self.device):
             constants = set(self._ddp_params_and_buffers_to_ignore)
             altered = (buffer for name, buffer in self.named_buffers() if name not in constants)
