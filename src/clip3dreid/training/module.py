@@ -275,7 +275,7 @@ class ReidModule(EvaluationModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the card, so that evaluation needs no config, and the heads that the model is shipped with."""
         checkpoint[CARD] = dict(self.card)
-        checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.heads().items()}
+        checkpoint[HEADS] = {name: whole(tensor).cpu() for name, tensor in self.losses.heads().items()}
         add_checksum(checkpoint)
 
 
