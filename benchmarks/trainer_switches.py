@@ -12,6 +12,7 @@ medians over rounds.
 """
 
 import argparse
+import gc
 import inspect
 import os
 import statistics
@@ -138,6 +139,7 @@ def on_gpu(batch: int, size: tuple[int, int], steps: int, compiled: bool) -> Non
     say("", "pictures/s", "times plain", "GB", "first step s", "kernels", "operators")
     plain = 0.0
     for name, on in rows:
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
