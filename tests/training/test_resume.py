@@ -39,6 +39,8 @@ METHODS = {
         "loss.body.share=0.2",
         "loss.body.start_epoch=1",
         "gradient_norms_every=5",
+        "datamodule.augment_on=device",
+        "datamodule.keep_pictures=true",
     ),
 }
 
