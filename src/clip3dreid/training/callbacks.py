@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,11 @@ class LastCheckpoint(ModelCheckpoint):
         assert self.dirpath is not None
         save_at_once(trainer, Path(self.dirpath) / LAST_CHECKPOINT.name)
         self._saved_at = time.monotonic()
+
+
+def asynchronous(callbacks: Sequence[Callback]) -> bool:
+    """Return whether the checkpoints of a training with these callbacks are written while it goes on."""
+    return any(one.asynchronous for one in callbacks if isinstance(one, LastCheckpoint))
 
 
 class CostEstimate(Callback):

@@ -25,6 +25,7 @@ from clip3dreid.io.progress import progress
 from clip3dreid.io.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from clip3dreid.model.checked_folder import check_place
 from clip3dreid.synthetic.folder import world_facts
+from clip3dreid.training.callbacks import asynchronous
 from clip3dreid.training.checkpoints import CheckpointFiles, newest_whole
 from clip3dreid.training.pretraining_data import PretrainingData
 from clip3dreid.training.signals import SaveWhenTold, StopWatch
@@ -140,7 +141,7 @@ class PretrainingFolder:
             callbacks=[SaveWhenTold(watch), *callbacks],
             logger=list(loggers),
             reload_dataloaders_every_n_epochs=1,
-            plugins=[CheckpointFiles()],
+            plugins=[CheckpointFiles(asynchronous=asynchronous(callbacks))],
         )
         watch.take_over(made, processes)
         start = _check_folder(self.out, self._record)

@@ -36,7 +36,7 @@ from clip3dreid.loss.weighted import LossEntry, WeightedLosses, needs
 from clip3dreid.model.student import Student
 from clip3dreid.model.weights import read_card
 from clip3dreid.report.results import RunResults, results_text
-from clip3dreid.training.callbacks import AfterResults, LastCheckpoint, StepTimes
+from clip3dreid.training.callbacks import AfterResults, StepTimes, asynchronous
 from clip3dreid.training.checkpoints import CheckpointFiles
 from clip3dreid.training.checks import check_feature, check_norms, check_shares, run_feature
 from clip3dreid.training.data import (
@@ -303,18 +303,13 @@ def _trainer(request: TrainRequest, watch: StopWatch) -> pl.Trainer:
                 *request.callbacks,
             ],
             logger=spared(request.loggers),
-            plugins=[*plugins, CheckpointFiles(asynchronous=_asynchronous(request.callbacks))],
+            plugins=[*plugins, CheckpointFiles(asynchronous=asynchronous(request.callbacks))],
         )
     except (TypeError, ValueError, ModuleNotFoundError, MisconfigurationException) as error:
         # Lightning alone knows which precisions, devices and strategies go together.
         raise InputError(f"trainer: Lightning refuses its settings: {error}") from error
     watch.take_over(trainer, None if request.invocation is None else request.invocation.processes)
     return trainer
-
-
-def _asynchronous(callbacks: Sequence[Callback]) -> bool:
-    """Return whether checkpoints are written while training goes on."""
-    return any(one.asynchronous for one in callbacks if isinstance(one, LastCheckpoint))
 
 
 def _check_before_anything_is_written(
