@@ -232,7 +232,8 @@ class EvaluationModule(LightningModule):
             prefix: of what is logged.
         """
         protocols = self.protocols[split][evaluation.name]
-        scores, queries = self._score(evaluation, features, own, protocols, stage)
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        scores, queries = self._score(evaluation, features, own, protocols, share, stage)
         for protocol, values in scores.items():
             shown = {f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")}
             # Equal in all processes, and known to all, since each asks which checkpoint is the best.
@@ -267,21 +268,22 @@ class EvaluationModule(LightningModule):
         features: Tensor,
         own: Tensor,
         protocols: Mapping[str, Protocol],
+        share: tuple[int, int],
         stage: str,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
         refined = stage in self.refined
         rerank, open_set = (self.rerank, self.open_set) if refined else (None, None)
         query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
-        how: dict[str, Any] = {"share": (self.trainer.global_rank, self.trainer.world_size)}
+        how: dict[str, Any] = {"share": share}
         # What is kept of a test is kept whole.
-        held = self.trainer.world_size > 1 and stage != "test" and shareable(protocols, rerank, open_set)
+        held = share[1] > 1 and stage != "test" and shareable(protocols, rerank, open_set)
         if held:
             columns = own[len(query) :].nonzero()[:, 0]
             gallery, how = gallery[columns], {"gallery_share": gallery_share(columns, self.device)}
-        else:
-            self._exchange(gallery)
+        if share[1] > 1:
+            self._exchange(query if held else features)
         parts = evaluate(
-            self._exchange(query).to(self.device),
+            query.to(self.device),
             evaluation.query,
             gallery.to(self.device),
             evaluation.gallery,
