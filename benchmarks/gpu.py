@@ -254,9 +254,7 @@ def _beside(name: str) -> Any:
 
             def step(batch: Any) -> None:
                 if module.targets:
-                    batch = batch._replace(
-                        targets={key: make(batch) for key, make in module.targets.items()}
-                    )
+                    batch = batch._replace(targets={key: make(batch) for key, make in module.targets.items()})
                 with trainer.precision_plugin.forward_context():
                     features, of_bodies = module._see(batch)
                     total = module.losses(features, batch, trainer.current_epoch, bodies=of_bodies).total

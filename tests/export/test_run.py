@@ -31,7 +31,7 @@ from clip3dreid.export.graph import Graph
 from clip3dreid.export.parity import drawn
 from clip3dreid.export.run import export
 from clip3dreid.export.settings import ExportSettings
-from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.inference.parts import as_feature
 from tests import conftest
 from tests.conftest import Command
@@ -488,6 +488,19 @@ def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path
     for file in exported.files.values():
         assert file.parity.cosine > 1 - 1e-6
         assert file.parity.relative < 1e-4
+
+
+def test_a_reduced_embedding_goes_through_saving_loading_and_files(tmp_path: Path) -> None:
+    model = made({**STUDENT, "neck_dim": 12})
+    model.save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.widths["embedding"] == again.student.width == 12
+    pictures = torch.from_numpy(noise(3)) / 255
+    assert torch.equal(again(pictures).embedding, model(pictures).embedding)
+    files = export(again, ExportSettings(outputs=BOTH, timing=0), {"onnx": Onnx()}, tmp_path / "files").files
+    assert files["onnx"].parity.cosine > 1 - 1e-6
+    found = opened(tmp_path / "files", "model.onnx")(pictures.numpy())
+    assert found["embedding"].shape == (3, 12)
 
 
 @pytest.mark.parametrize("flip", [True, False])

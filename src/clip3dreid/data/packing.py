@@ -178,5 +178,5 @@ def _pictures(manifests: Sequence[Manifest]) -> _Pictures:
     return _Pictures([files[row] for row in first], hashes[first])
 
 
-def _identities(manifest: Manifest) -> list[FileIdentity]:
+def _identities(manifest: Manifest) -> Sequence[FileIdentity]:
     return identify(manifest.root, manifest.table["path"].unique().sort())

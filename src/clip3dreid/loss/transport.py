@@ -228,7 +228,7 @@ def to_each(solver: Solver, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Trans
     Returns:
         Values (B, M) and plans (B, M, N, L).
     """
-    pictures, sets = len(x), len(y)
+    pictures, sets = len(a), len(b)
     if not isinstance(solver, Sinkhorn | UnbalancedSinkhorn):
         found = [
             solver(x, points.expand(pictures, -1, -1), a, masses.expand(pictures, -1))
@@ -239,13 +239,13 @@ def to_each(solver: Solver, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Trans
         )
     with torch.autocast(x.device.type, enabled=False):
         x, y, a, b = _precise(x, y, a, b)
-        cosine = (x @ y.flatten(0, 1).T).unflatten(2, (sets, -1)).transpose(1, 2)  # (B, M, N, L)
+        cosine = (x @ y.flatten(0, 1).T).view(*a.shape, *b.shape).transpose(1, 2)  # (B, M, N, L)
         solved = solver.of_cosines(
             cosine.flatten(0, 1),
             a[:, None].expand(-1, sets, -1).flatten(0, 1),
             b.expand(pictures, -1, -1).flatten(0, 1),
         )
-    return Transport(solved.value.unflatten(0, (-1, sets)), solved.plan.unflatten(0, (-1, sets)))
+    return Transport(solved.value.view(-1, sets), solved.plan.view(-1, sets, *solved.plan.shape[1:]))
 
 
 def _scaled(score: Tensor, a: Tensor, b: Tensor, iterations: int, tolerance: float) -> Tensor:

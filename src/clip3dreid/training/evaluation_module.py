@@ -25,8 +25,8 @@ from clip3dreid.inference.features import (
 from clip3dreid.inference.parts import EMBEDDING, Feature
 from clip3dreid.io.checks import choose
 from clip3dreid.model.network_file import AnyStudent
-from clip3dreid.retrieval.distributed import gather_evaluation
-from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table
+from clip3dreid.retrieval.distributed import gallery_share, gather_evaluation
+from clip3dreid.retrieval.evaluation import Reranking, evaluate, query_table, shareable
 from clip3dreid.retrieval.protocol import Protocol, Protocols
 from clip3dreid.retrieval.settings import Distance, open_set_rates
 from clip3dreid.types import Batch
@@ -93,7 +93,9 @@ class EvaluationModule(LightningModule):
     `val/…`, and under what `test_prefix` says. Where the feature is not the embedding alone, `alone` holds, of stages
     that are `refined`, the scores of the embedding beside those, which loggers get under `test_embedding/…`.
     After a test `features[data set]` holds what was compared, (N, F) on the CPU, queries first, until the next test.
-    Distributed, each process embeds a share of the pictures and ranks a share of the queries.
+    Distributed, each process embeds a share of the pictures. In validation it ranks all queries against its share of
+    the gallery, and counts travel; in a test, whose features are kept, and where a re-ranking, open-set scores or
+    several galleries want the whole gallery, features travel, and it ranks a share of the queries.
     """
 
     refined: tuple[str, ...] = ("val", "test")
@@ -201,28 +203,38 @@ class EvaluationModule(LightningModule):
         if self._embeddings:
             self.alone[stage] = Scored({}, {})
         for number, evaluation in enumerate(self.data.evaluations(split)):
+            own = self._embedded[number] > 0
             if not self._complete(evaluation, self._exchange(self._embedded[number])):
                 continue
-            scores, queries = self._report(evaluation, self._features[number], split, stage, prefix)
+            scores, queries = self._report(evaluation, self._features[number], own, split, stage, prefix)
             self.results[stage][evaluation.name] = scores
             self.queries[stage][evaluation.name] = queries
             if stage == "test":
                 self.features[evaluation.name] = self._features[number]
             if self._embeddings:
                 scores, queries = self._report(
-                    evaluation, self._embeddings[number], split, stage, f"{prefix}_embedding"
+                    evaluation, self._embeddings[number], own, split, stage, f"{prefix}_embedding"
                 )
                 self.alone[stage].results[evaluation.name] = scores
                 self.alone[stage].queries[evaluation.name] = queries
         self._features, self._embeddings, self._embedded = [], [], []
 
     def _report(
-        self, evaluation: EvaluationSet, features: Tensor, split: str, stage: str, prefix: str
+        self, evaluation: EvaluationSet, features: Tensor, own: Tensor, split: str, stage: str, prefix: str
     ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
-        """Score features under every protocol, and log the scores under a prefix."""
-        share = (self.trainer.global_rank, self.trainer.world_size)
+        """Score features under every protocol, and log the scores under a prefix.
+
+        Args:
+            evaluation: whose features.
+            features: (N, F), of which `own` (N,) are here.
+            own: likewise.
+            split: whose protocols.
+            stage: what they are scored for.
+            prefix: of what is logged.
+        """
         protocols = self.protocols[split][evaluation.name]
-        scores, queries = self._score(evaluation, self._exchange(features), protocols, share, stage)
+        share = (self.trainer.global_rank, self.trainer.world_size)
+        scores, queries = self._score(evaluation, features, own, protocols, share, stage)
         for protocol, values in scores.items():
             shown = {f"{prefix}/{evaluation.name}/{protocol}/{k}": values[k] for k in ("r1", "map", "minp")}
             # Equal in all processes, and known to all, since each asks which checkpoint is the best.
@@ -255,27 +267,37 @@ class EvaluationModule(LightningModule):
         self,
         evaluation: EvaluationSet,
         features: Tensor,
+        own: Tensor,
         protocols: Mapping[str, Protocol],
         share: tuple[int, int],
         stage: str,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, pl.DataFrame]]:
-        features = features.to(self.device)
-        query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
         refined = stage in self.refined
+        rerank, open_set = (self.rerank, self.open_set) if refined else (None, None)
+        query, gallery = torch.split(features, [len(evaluation.query), len(evaluation.gallery)])
+        how: dict[str, Any] = {"share": share}
+        # What is kept of a test is kept whole.
+        held = share[1] > 1 and stage != "test" and shareable(protocols, rerank, open_set)
+        if held:
+            columns = own[len(query) :].nonzero()[:, 0]
+            gallery, how = gallery[columns], {"gallery_share": gallery_share(columns, self.device)}
+        if share[1] > 1:
+            self._exchange(query if held else features)
         parts = evaluate(
-            query,
+            query.to(self.device),
             evaluation.query,
-            gallery,
+            gallery.to(self.device),
             evaluation.gallery,
             protocols,
             metric=self.metric,
-            share=share,
-            rerank=self.rerank if refined else None,
-            open_set=self.open_set if refined else None,
+            rerank=rerank,
+            open_set=open_set,
+            **how,
         )
         scores, queries = {}, {}
         for name, part in parts.items():
-            everything = gather_evaluation(part, self.device)
+            # Where the gallery is in parts, everybody has all queries.
+            everything = part.summary() if held else gather_evaluation(part, self.device)
             scores[name] = part.result(everything)
             queries[name] = query_table(everything.numbers, evaluation.query)
         return scores, queries

@@ -40,8 +40,8 @@ from clip3dreid.training.precision import MatmulPrecision
 from clip3dreid.training.request import TrainRequest
 from clip3dreid.training.resume import changes, read_config
 from clip3dreid.training.settings import TrainSettings
-from clip3dreid.training.strategies import ShardedStudent
 from clip3dreid.training.signals import StopWatch
+from clip3dreid.training.strategies import ShardedStudent
 from clip3dreid.types import Dimensions
 
 log = logging.getLogger(__name__)
