@@ -221,3 +221,27 @@ print(*teacher.embed_texts(["a tall person"]).shape, teacher.width)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "128", "128"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_where_the_wheel_is_installed(
+    installed: Path, notebook: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copy(notebook, tmp_path)
+    code = f"""
+import clip3dreid, run_notebooks
+from pathlib import Path
+assert Path(clip3dreid.__file__).is_relative_to({str(installed.parents[1])!r}), clip3dreid.__file__
+run_notebooks.run(Path({str(copied)!r}))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tools")}
+    done = subprocess.run(
+        [installed, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr

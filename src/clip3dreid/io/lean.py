@@ -66,13 +66,14 @@ def _uncollected() -> Iterator[None]:
 
 
 def import_gradio() -> None:
-    """Import gradio without its stubs, which take half of the time.
+    """Import gradio without its stubs, which take half of the time, and its pandas without the arrays of pyarrow.
 
     Raises:
         ImportError: if it is not installed.
     """
     if "gradio" not in sys.modules:
-        with without_stubs():
+        unused = () if {"pandas", "pyarrow"} & sys.modules.keys() else ("pyarrow",)
+        with without_stubs(), _absent(*unused), _uncollected():
             importlib.import_module("gradio")
 
 
