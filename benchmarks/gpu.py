@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --out FOLDER --small        # rehearsal without a GPU: small pictures, few people
 
 Nothing is downloaded: people are rendered in LTCC's layout, students start from scratch, the teachers are those that
-ship. Sections have a time limit, and one that fails costs the others nothing. Trainings are the real command,
-`clip3dreid train`; a callback that rides along finds, in the same process and with the same student, losses and loader,
+ship. Sections have a time limit, and one that fails costs the others nothing. Trainings are the real command, `clip3dreid
+train`; a callback that rides along finds, in the same process and with the same student, losses and loader,
 
 * `waits`: how often the host waited for the device in the second epoch, by the line that did, the first and the last
   step and what happens between epochs left out;
@@ -108,7 +108,8 @@ def _size() -> tuple[int, int]:
 def world(work: Path) -> None:
     """Render the people, and the bodies of the paper's second stream."""
     height, width = _size()
-    people, workers = (16, 2) if rehearsal() else (120, len(os.sched_getaffinity(0)))
+    people = 16 if rehearsal() else int(os.environ.get("CLIP3DREID_PEOPLE", 120))
+    workers = len(os.sched_getaffinity(0))
     size = [f"height={height}", f"width={width}", f"workers={workers}"]
     seconds = command(
         "synthesize",
@@ -130,7 +131,7 @@ def world(work: Path) -> None:
 def pack(work: Path) -> None:
     """Decode and resize them once."""
     height, width = _size()
-    workers = 2 if rehearsal() else len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0))
     seconds = command(
         "pack",
         "data=ltcc",
@@ -202,6 +203,7 @@ class Waits:
         self._show = warnings.showwarning
 
     def count(self, on: bool) -> None:
+        """Begin or end."""
         import torch
 
         if not torch.cuda.is_available():
@@ -363,6 +365,22 @@ def extraction(work: Path) -> None:
     )
 
 
+def ranking(work: Path) -> None:
+    """Rank on the device, as `benchmarks/ranking.py` does."""
+    _benchmark("ranking.py", "--device", "cpu" if rehearsal() else "cuda")
+
+
+def switches(work: Path) -> None:
+    """Switch on one thing after another, as `benchmarks/trainer_switches.py` does."""
+    _benchmark("trainer_switches.py", "--device", "cpu" if rehearsal() else "cuda")
+
+
+def _benchmark(name: str, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / name), *arguments], check=True, env=ENVIRONMENT
+    )
+
+
 SECTIONS: dict[str, tuple[Callable[[Path], None], int]] = {
     "machine": (machine, 40),
     "world": (world, 120),
@@ -372,16 +390,18 @@ SECTIONS: dict[str, tuple[Callable[[Path], None], int]] = {
     "train_full": (train_full, 120),
     "train_paper": (train_paper, 120),
     "extraction": (extraction, 90),
+    "ranking": (ranking, 60),
+    "switches": (switches, 150),
 }
 """Name -> what it does, and the seconds that it may take."""
 
 
-class OutOfTime(Exception):
+class OutOfTimeError(Exception):
     """A section took longer than it may."""
 
 
 def _ring(signal_number: int, frame: object) -> None:
-    raise OutOfTime
+    raise OutOfTimeError
 
 
 def main() -> None:
