@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --out FOLDER --small        # rehearsal without a GPU: small pictures, few people
 
 Nothing is downloaded: people are rendered in LTCC's layout, students start from scratch, the teachers are those that
-ship. Sections have a time limit, and one that fails costs the others nothing. Trainings are the real command, `clip3dreid
-train`; a callback that rides along finds, in the same process and with the same student, losses and loader,
+ship. Sections have a time limit, and one that fails costs the others nothing. Trainings are the real command,
+`clip3dreid train`; a callback finds, in the same process and with the same student, losses and loader,
 
 * `waits`: how often the host waited for the device in the second epoch, by the line that did, the first and the last
   step and what happens between epochs left out;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -108,6 +109,12 @@ class TinyData(pl.LightningDataModule):
             people, second = people._make(map(_pinned, people)), second._make(map(_pinned, second))
         self.batch: Any = {"people": people, "bodies": second} if bodies else people
         self.steps = steps
+        # Of pictures that a loader has left to the device; there are none.
+        self.train_view = None
+        self.bodies = SimpleNamespace(view=None)
+
+    def rows(self, world_size: int) -> list[int]:
+        return [PICTURES // world_size] * world_size
 
     def train_dataloader(self) -> Any:
         return _Repeated(self.batch, self.steps)

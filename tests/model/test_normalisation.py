@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip3dreid.errors import InputError
+from clip3dreid.model import normalisation
 from clip3dreid.model.normalisation import freeze, statistics_kept, use_ghost
 
 
@@ -69,7 +70,11 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch", [12, 14, 10, 6])
 @pytest.mark.parametrize("how", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
-def test_one_operation_gives_values_gradients_statistics_and_layout_of_one_a_group(layout, batch, how):
+@pytest.mark.parametrize("few", [1, normalisation.FEW])
+def test_either_way_gives_values_gradients_statistics_and_layout_of_one_a_group(
+    layout, batch, how, few, monkeypatch
+):
+    monkeypatch.setattr(normalisation, "FEW", few)
     kind, shape = LAYOUTS[layout]
     ghost = norm_of(kind, **how)
     apart = copy.deepcopy(ghost)
@@ -96,7 +101,9 @@ def test_one_operation_gives_values_gradients_statistics_and_layout_of_one_a_gro
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_half_precision_inside_autocast_stays_so_and_agrees():
+@pytest.mark.parametrize("few", [1, normalisation.FEW])
+def test_half_precision_inside_autocast_stays_so_and_agrees(few, monkeypatch):
+    monkeypatch.setattr(normalisation, "FEW", few)
     ghost = norm_of(nn.BatchNorm2d)
     apart = copy.deepcopy(ghost)
     use_ghost(ghost, 4)
@@ -120,9 +127,9 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_kernels_do_not_grow_with_the_number_of_groups():
+def test_kernels_do_not_grow_with_the_number_of_groups_where_there_are_many():
     counts = {}
-    for batch in (8, 16, 32, 64):
+    for batch in (4 * (normalisation.FEW + 1), 32, 64):
         module = network()
         use_ghost(module, 4)
         with Kernels() as kernels:
@@ -131,7 +138,9 @@ def test_kernels_do_not_grow_with_the_number_of_groups():
     assert len(set(counts.values())) == 1, counts
 
 
-def test_groups_compile_without_a_break_in_the_graph():
+@pytest.mark.parametrize("few", [1, normalisation.FEW])
+def test_groups_compile_without_a_break_in_the_graph(few, monkeypatch):
+    monkeypatch.setattr(normalisation, "FEW", few)
     module = network().float()
     use_ghost(module, 4)
     plain = copy.deepcopy(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast, get_args
 
 import polars as pl
@@ -162,9 +163,12 @@ class EvaluationModule(LightningModule):
             self._layers = part_layers(self.feature, heads)
 
     def _look(self, images: Tensor) -> RetrievalFeatures:
-        return retrieval_features(
-            self.student, images, flip=self.flip, feature=self.feature, layers=self._layers
-        )
+        # A student is compiled for the batches of a training: another size would take the compiler a minute again.
+        compiled = getattr(self.student, "_compiled_call_impl", None) is not None
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return retrieval_features(
+                self.student, images, flip=self.flip, feature=self.feature, layers=self._layers
+            )
 
     def _start(self, split: str, stage: str) -> None:
         if self.trainer.world_size > 1:
