@@ -1,8 +1,9 @@
 """ResNets that look at the frames of a clip together: I3D, AP3D and non-local blocks in a network of pictures.
 
-Frames are pictures side by side, (B x T, C, h, w), the T frames of a clip in a row: every layer that looks at one frame at
-a time is that of the network of pictures, under its name, so its weights fit as they are. What looks across frames is
-beside it, and begins by adding nothing: a clip then gives what its frames give one by one.
+Frames are pictures side by side, (B x T, C, h, w), the T frames of a clip in a row: every layer that looks at
+one frame at a time is that of the network of pictures, under its name, so its weights fit as they are. What
+looks across frames is beside it, and begins by adding nothing: a clip then gives what its frames give one by
+one.
 
 C2D, the base recipe's usual choice, has no such layer: it is `ResNet` with frames pooled over time (`ClipStudent`).
 """
@@ -26,13 +27,13 @@ KINDS = ("i3d", "ap3d", "none")
 """How blocks look across frames."""
 _WITH_TIME: tuple[tuple[int, ...], ...] = ((), (0, 2), (0, 2, 4), ())
 _WITH_NON_LOCAL: tuple[tuple[int, ...], ...] = ((), (1, 3), (1, 3, 5), ())
-"""Blocks of the four stages that look across frames, and those with a non-local block behind them, in a ResNet-50: the
-places of Gu et al., ECCV 2020, section 4.3."""
+"""Blocks of the four stages that look across frames, and those with a non-local block behind them: the places
+of Gu et al., ECCV 2020, section 4.3."""
 
 
 def by_clip(frames: Tensor, length: int) -> Tensor:
     """View (B x T, ...) as (B, T, ...)."""
-    return frames.unflatten(0, (-1, length))
+    return frames.reshape(-1, length, *frames.shape[1:])
 
 
 class _InTime(Protocol):
@@ -61,7 +62,7 @@ class Inflated(nn.Module):
         before, after = self.weight.unbind(2)
         kernel = torch.stack([before, spatial.weight, after], 2)
         clips = by_clip(frames, length).transpose(1, 2)
-        stride, padding = cast(int, spatial.stride[0]), cast(int, spatial.padding[0])
+        stride, padding = spatial.stride[0], cast(int, spatial.padding[0])
         seen = F.conv3d(clips, kernel, stride=(1, stride, stride), padding=(1, padding, padding))
         return seen.transpose(1, 2).flatten(0, 1)
 
@@ -69,10 +70,11 @@ class Inflated(nn.Module):
 class Aligned(nn.Module):
     """AP3D: each frame is joined by its two neighbours, rebuilt to lie as it does (Gu et al., ECCV 2020).
 
-    With x_i the feature at position i of a frame and z_j those of a neighbour, the neighbour is rebuilt (equations 1 to 3)
-    as y_i = sum_j softmax_j(s cos(g(x_i), g(z_j))) z_j, and weighed (equation 4) by sigmoid(w . (p(x_i) * q(y_i))), through
-    whose maps p and q no gradient reaches the features. A 3x1x1 convolution over the neighbour before, the frame and the
-    neighbour behind is added to the frame (figure 4 c). Beyond its ends a clip is black.
+    With x_i the feature at position i of a frame and z_j those of a neighbour, the neighbour is rebuilt
+    (equations 1 to 3) as y_i = sum_j softmax_j(s cos(g(x_i), g(z_j))) z_j, and weighed (equation 4) by
+    sigmoid(w . (p(x_i) * q(y_i))), through whose maps p and q no gradient reaches the features. A 3x1x1
+    convolution over the neighbour before, the frame and the neighbour behind is added to the frame (figure 4
+    c). Beyond its ends a clip is black.
 
     Args:
         channels: C, of the frames behind the convolution of single frames.
@@ -108,14 +110,18 @@ class Aligned(nn.Module):
 
     def _rebuilt(self, frames: Tensor, meaning: Tensor, length: int, shift: int) -> Tensor:
         other, other_meaning = (_shifted(one, length, shift) for one in (frames, meaning))
-        rebuilt = F.scaled_dot_product_attention(
-            _tokens(meaning), _tokens(other_meaning), _tokens(other), scale=self.temperature
-        )
-        neighbour = rebuilt.transpose(1, 2).unflatten(2, frames.shape[2:])
+        rebuilt = _attention(_tokens(meaning), _tokens(other_meaning), _tokens(other), self.temperature)
+        neighbour = _frames(rebuilt, frames)
         if not self.attention:
             return neighbour
         alike = self.of_frame(frames.detach()) * self.of_neighbour(neighbour.detach())
         return neighbour * torch.sigmoid(self.weigh(alike))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return softmax(scale q k^T) v of (N, L, c), (N, S, c) and (N, S, C); as one head, as ONNX wants it."""
+    one = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)
+    return one[:, 0]
 
 
 def _tokens(frames: Tensor) -> Tensor:
@@ -123,8 +129,13 @@ def _tokens(frames: Tensor) -> Tensor:
     return frames.flatten(2).transpose(1, 2)
 
 
+def _frames(tokens: Tensor, like: Tensor) -> Tensor:
+    """View (N, h x w, C) as (N, C, h, w), with the sides of other frames."""
+    return tokens.transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
+
+
 def _shifted(frames: Tensor, length: int, shift: int) -> Tensor:
-    """Return, in the place of each frame, the one before (shift 1) or behind (-1); nothing beyond the ends of a clip."""
+    """Return, in the place of each frame, the one before (shift 1) or behind (-1); black beyond a clip's ends."""
     clips = by_clip(frames, length)
     nothing = torch.zeros_like(clips[:, :1])
     parts = [nothing, clips[:, :-1]] if shift > 0 else [clips[:, 1:], nothing]
@@ -149,6 +160,8 @@ class NonLocal(nn.Module):
         self.value = nn.Conv2d(channels, narrow, 1)
         self.out = nn.Conv2d(narrow, channels, 1)
         self.norm = nn.BatchNorm2d(channels)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, frames: Tensor, length: int) -> Tensor:
@@ -156,9 +169,9 @@ class NonLocal(nn.Module):
         query = self._positions(self.query(frames), length)
         key = self._positions(F.max_pool2d(self.key(frames), 2), length)
         value = self._positions(F.max_pool2d(self.value(frames), 2), length)
-        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        seen = seen.unflatten(1, (length, -1)).flatten(0, 1).transpose(1, 2)
-        added: Tensor = self.norm(self.out(seen.unflatten(2, frames.shape[2:])))
+        seen = _attention(query, key, value, 1.0)
+        seen = seen.reshape(len(frames), -1, seen.shape[2])
+        added: Tensor = self.norm(self.out(_frames(seen, frames)))
         return frames + added
 
     def _positions(self, frames: Tensor, length: int) -> Tensor:
@@ -188,7 +201,7 @@ class ClipBottleneck(Bottleneck):
 
 
 class ClipResNet(ResNet):
-    """ResNet-50 or -101 some of whose blocks look across the frames of a clip.
+    """ResNet-50 or -101 some of whose blocks look across the frames of a clip; with random weights, as `ResNet`.
 
     Args:
         time: `i3d` (`Inflated`), `ap3d` (`Aligned`), or `none`, where non-local blocks alone do.
@@ -202,6 +215,8 @@ class ClipResNet(ResNet):
     Raises:
         InputError: if one of them is none of those.
     """
+
+    looks_across_frames = True
 
     def __init__(
         self,
@@ -255,15 +270,11 @@ class ClipResNet(ResNet):
         Args:
             state: by our names, without the part's (`layer2.0.conv2.weight`).
         """
-        found = dict(state)
-        if any(re.search(r"\.(conv3d|spatial_conv3d|theta|phi)", name) for name in found) or any(
-            tensor.ndim == 5 for tensor in found.values()
-        ):
-            found = _of_clips(found)
-        elif not any(name in found for name in self._across()):
-            found = {self._shifted(name): tensor for name, tensor in found.items()}
-            own = self.state_dict()
-            found |= {name: own[name] for name in self._across()}
+        found = super().completed(_ours(state) if any(re.search(_THEIRS, name) for name in state) else state)
+        own = self.state_dict()
+        across = {name: own[name] for name in self._across()}
+        if not across.keys() & found.keys():
+            found = {self._shifted(name): tensor for name, tensor in found.items()} | across
         return found
 
     def _across(self) -> list[str]:
@@ -303,8 +314,11 @@ _RULES = (
 )
 
 
-def _of_clips(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of the base recipe's video networks, and take kernels of single frames as such."""
+_THEIRS = r"\.conv2\.(conv3d|spatial_conv3d)\.|\.(theta|phi\.0)\."
+
+
+def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of the base recipe's video networks, and take theirs apart as they are here."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(".conv2.conv3d.weight"):
@@ -315,9 +329,5 @@ def _of_clips(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         for pattern, ours in _RULES:
             name = re.sub(pattern, ours, name)
-        if name.endswith(".time.temporal"):
-            tensor = tensor.flatten(2)
-        elif tensor.ndim == 5:
-            tensor = tensor.flatten(2, 3) if tensor.shape[2] == 1 else tensor
-        found[name] = tensor
+        found[name] = tensor.flatten(2) if name.endswith(".time.temporal") else tensor
     return found
