@@ -9,7 +9,8 @@ evaluation read as they read one of pictures.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ import polars as pl
 from clip3dreid.data.manifest import SCHEMA
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
+
+T = TypeVar("T")
 
 _KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
 """What a tracklet is known by: many tables count them anew under each camera or for each person."""
@@ -85,3 +88,9 @@ def _by_number(table: pl.DataFrame) -> list[str | None]:
         None if frame is not None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
         for path, frame in table.select("path", "frame").iter_rows()
     ]
+
+
+def spread(frames: Sequence[T], count: int) -> list[T]:
+    """Take up to `count` frames at equal distances, from the first on; 0 takes all."""
+    count = min(count or len(frames), len(frames))
+    return [frames[index * len(frames) // count] for index in range(count)]
