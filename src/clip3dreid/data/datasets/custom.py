@@ -90,13 +90,14 @@ def read(
     return build(name, root.parent, table, notes) if is_table else tree.manifest(table, notes)
 
 
-def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifest:
+def from_table(table: pl.DataFrame, root: Path, name: str = "custom", files: bool = True) -> Manifest:
     """Make a manifest of a table in memory, as `read` does of a file.
 
     Args:
         table: likewise, its paths relative to `root`; without `split`, all but the role `train` is `test`.
         root: folder of the pictures.
         name: what to call the data set.
+        files: paths are files, which are to be there.
 
     Raises:
         InputError: as `read`.
@@ -105,7 +106,7 @@ def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifes
     if "split" not in table.columns and "role" in table.columns:
         train = _known(table["role"], ROLES) == "train"
         table = table.with_columns(split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test")))
-    return build(name, root, *_labelled(table, name, "the table", root, "root"))
+    return build(name, root, *_labelled(table, name, "the table", root, "root" if files else None))
 
 
 def _from_table(tree: Tree, tracklets: bool) -> tuple[pl.DataFrame, list[str]]:
@@ -133,7 +134,7 @@ def _with_frames(tree: Tree, table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labelled(
-    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str
+    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str | None
 ) -> tuple[pl.DataFrame, list[str]]:
     """Return a table of pictures that are there, with notes on its labels.
 
@@ -142,19 +143,21 @@ def _labelled(
         name: of the data set.
         place: what messages call the table.
         folder: that paths are relative to.
-        relative_to: what messages call the folder.
+        relative_to: what messages call the folder; None: paths are no files.
     """
     what = f"{name}: {place}"
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
         raise InputError(f"{what} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
         raise InputError(f"{what} holds several data sets; keep one to a table")
-    table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
-    if lost := [path for path in table["path"].drop_nulls().unique().sort() if not (folder / path).is_file()]:
-        raise InputError(
-            f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are relative "
-            f"to {relative_to}"
-        )
+    if relative_to is not None:
+        table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
+        paths = table["path"].drop_nulls().unique().sort()
+        if lost := [path for path in paths if not (folder / path).is_file()]:
+            raise InputError(
+                f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are "
+                f"relative to {relative_to}"
+            )
     table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
     return _own_clothes(table)
 
