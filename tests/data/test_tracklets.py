@@ -8,6 +8,8 @@ import pytest
 from clip3dreid.data.manifest import build
 from clip3dreid.data.tracklets import Tracklets, tracklets
 from clip3dreid.errors import InputError
+from clip3dreid.retrieval.evaluation import evaluate
+from clip3dreid.retrieval.protocol import Protocol, same_camera_or_clothes
 
 
 def row(path: str, **facts: Any) -> dict[str, Any]:
@@ -71,3 +73,47 @@ def test_a_tracklet_in_two_outfits_is_refused_by_name() -> None:
         read([row("a.jpg", clothes="1_x"), row("b.jpg", clothes="1_y"), row("c.jpg", tracklet="8")])
     with pytest.raises(InputError, match="several outfits"):
         read([row("a.jpg", clothes="1_x"), row("b.jpg", clothes=None)])
+
+
+def test_evaluation_reads_a_table_of_tracklets_as_one_of_pictures() -> None:
+    """Rules of the base recipe at the level of tracklets, against a plain loop."""
+    rng = np.random.default_rng(3)
+    rows = [
+        row(
+            f"{role}/{number:03d}/{frame}.jpg",
+            role=role,
+            tracklet=str(number),
+            person=str(number % 4),
+            camera=str(number % 3),
+            clothes=f"{number % 4}_{number % 5}",
+            frame=frame,
+        )
+        for role, count in (("query", 12), ("gallery", 60))
+        for number in range(count)
+        for frame in range(1 + number % 3)
+    ]
+    table = build("d", Path("/nowhere"), rows)
+    query, gallery = (tracklets(table.part("test", role), "d").table for role in ("query", "gallery"))
+    assert (len(query), len(gallery)) == (12, 60)
+    features = [rng.normal(size=(len(part), 6)).astype(np.float32) for part in (query, gallery)]
+    rule = Protocol(
+        "clothes_changing", same_camera_or_clothes, "other clothes, another camera", needs=("clothes",)
+    )
+    found = evaluate(features[0], query, features[1], gallery, {"cc": rule})["cc"]
+    unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in features]
+    hits, precisions = [], []
+    for asked, scores in zip(query.iter_rows(named=True), unit[0] @ unit[1].T, strict=True):
+        ranked = []
+        for place in np.argsort(-scores):
+            there = gallery.row(int(place), named=True)
+            own = there["person"] == asked["person"]
+            if not (own and (there["camera"] == asked["camera"] or there["clothes"] == asked["clothes"])):
+                ranked.append(own)
+        if any(ranked):
+            hits.append(ranked[0])
+            places = np.flatnonzero(ranked) + 1
+            precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
+    result = found.result()
+    assert result["valid_queries"] == len(hits) > 5
+    assert result["r1"] == pytest.approx(np.mean(hits))
+    assert result["map"] == pytest.approx(np.mean(precisions))
