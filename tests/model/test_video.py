@@ -127,11 +127,31 @@ def test_an_appearance_preserving_convolution_is_that_of_its_equations(attention
             torch.testing.assert_close(found[clip * LENGTH + t], expected)
 
 
+def test_no_gradient_reaches_frames_through_the_weight_of_what_was_rebuilt() -> None:
+    torch.manual_seed(4)
+    block = Aligned(32).double()
+    nn.init.normal_(block.weigh.weight)
+    plain = Aligned(32, attention=False).double()
+    plain.meaning = block.meaning
+    seen = frames(1, 32, 3, 2).requires_grad_()
+    weighed, unweighed = block.neighbours(seen, LENGTH), plain.neighbours(seen, LENGTH)
+    weights = [(a / b).detach().nan_to_num() for a, b in zip(weighed, unweighed, strict=True)]
+    assert weights[0][LENGTH // 2].std() > 0.01
+    constant = sum((w * b).square().sum() for w, b in zip(weights, unweighed, strict=True))
+    (expected,) = torch.autograd.grad(constant, seen, retain_graph=True)
+    whole = sum(a.square().sum() for a in weighed)
+    (found,) = torch.autograd.grad(whole, seen, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    assert all(one.grad_fn is not None for one in weighed)
+    whole.backward()
+    assert block.of_frame.weight.grad.abs().max() > 0
+
+
 @torch.no_grad()
 def test_a_non_local_block_is_that_of_its_equation() -> None:
     block = NonLocal(6)
     stirred(block)
-    images = frames(2, 6, 4, 6)
+    images = frames(2, 6, 5, 7)  # the last row and column are in no square of four
     found = block(images, LENGTH)
 
     def mapped(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class ClipStudent(Student):
         self.time: nn.Module | None = AttentionOverTime(self.width) if time == "attention" else None
         self._maximum = time == "maximum"
         self._clips = ghost_group
+        self._grouped = 1
 
     def forward(self, images: Tensor) -> Features:
         """Embed clips.
@@ -128,10 +129,12 @@ class ClipStudent(Student):
 
     def _group_frames(self, length: int) -> None:
         """Have groups of the backbone's batch norms be so many clips: their rows are frames."""
-        if self._clips is not None and self.training:
-            for module in self.backbone.modules():
-                if isinstance(module, GhostBatchNorm1d | GhostBatchNorm2d):
-                    module.group = self._clips * length
+        if self._clips is None or length == self._grouped:
+            return
+        for module in self.backbone.modules():
+            if isinstance(module, GhostBatchNorm1d | GhostBatchNorm2d):
+                module.group = self._clips * length
+        self._grouped = length
 
     def _measure(self) -> tuple[int, int]:
         """Find C and D, which are those of a student of pictures with the same parts."""
