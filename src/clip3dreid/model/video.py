@@ -131,7 +131,7 @@ def _tokens(frames: Tensor) -> Tensor:
 
 def _frames(tokens: Tensor, like: Tensor) -> Tensor:
     """View (N, h x w, C) as (N, C, h, w), with the sides of other frames."""
-    return tokens.transpose(1, 2).reshape(len(like), -1, *like.shape[2:])
+    return tokens.transpose(1, 2).reshape(like.shape[0], -1, *like.shape[2:])
 
 
 def _shifted(frames: Tensor, length: int, shift: int) -> Tensor:
@@ -170,7 +170,7 @@ class NonLocal(nn.Module):
         key = self._positions(F.max_pool2d(self.key(frames), 2), length)
         value = self._positions(F.max_pool2d(self.value(frames), 2), length)
         seen = _attention(query, key, value, 1.0)
-        seen = seen.reshape(len(frames), -1, seen.shape[2])
+        seen = seen.reshape(frames.shape[0], -1, seen.shape[2])
         added: Tensor = self.norm(self.out(_frames(seen, frames)))
         return frames + added
 
