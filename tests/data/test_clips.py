@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from clip3dreid.data.clips import (
     ClipSettings,
@@ -17,7 +18,7 @@ from clip3dreid.data.clips import (
     is_looped,
     random_clip,
 )
-from clip3dreid.data.images import TestView, TrainView, collate
+from clip3dreid.data.images import TestView, TrainView
 from clip3dreid.data.manifest import build
 from clip3dreid.data.tracklets import tracklets
 from clip3dreid.errors import InputError
@@ -190,7 +191,9 @@ def test_training_clips_are_pieces_with_their_tracklets_labels() -> None:
     clips = train_clips({"a": 130, "b": 5}, plain)
     assert clips.tracklet.tolist() == [0, 0, 1]
     assert (len(clips), clips.looped) == (3, 1)
-    batch = collate([clips[piece, 7] for piece in range(3)])
+    batch = clips.__getitems__([(piece, 7) for piece in range(3)])
+    assert batch.row.tolist() == [0, 1, 2]
+    assert batch.view is None
     assert batch.images.shape == (3, 8, 3, 16, 8)
     assert (batch.person.tolist(), batch.clothes.tolist(), batch.camera.tolist()) == (
         *([0, 0, 1], [10, 10, 11], [-1, -1, 0]),
@@ -204,9 +207,10 @@ def test_training_clips_are_pieces_with_their_tracklets_labels() -> None:
 
 def test_a_clip_depends_on_its_seed_alone() -> None:
     clips = train_clips({"a": 64}, TrainView(16, 8))
-    first, again, other = clips[0, 1], clips[0, 1], clips[0, 2]
-    assert np.array_equal(first.image, again.image)
-    assert not np.array_equal(first.image, other.image)
+    images = clips.__getitems__([(0, 1), (0, 2), (0, 1)]).images
+    assert torch.equal(images[0], images[2])
+    assert not torch.equal(images[0], images[1])
+    assert torch.equal(images[:1], clips.__getitems__([(0, 1)]).images)
 
 
 def test_all_frames_of_a_clip_are_cut_mirrored_and_erased_alike() -> None:
@@ -214,7 +218,7 @@ def test_all_frames_of_a_clip_are_cut_mirrored_and_erased_alike() -> None:
     clips = train_clips({"a": 64}, view)
     kinds = set()
     for seed in range(60):
-        images = clips[0, seed].image
+        images = clips.__getitems__([(0, seed)]).images[0].numpy()
         blue = images[:, 2]
         # Everything but green, which counts frames, is the same picture in all frames.
         erased = (images == view.fill).all(1)
@@ -227,9 +231,10 @@ def test_all_frames_of_a_clip_are_cut_mirrored_and_erased_alike() -> None:
 def test_the_teachers_view_is_the_middle_frames_before_erasing() -> None:
     clips = train_clips({"a": 64}, TrainView(16, 8, erase_probability=1, keep_view=True))
     plain = train_clips({"a": 64}, TrainView(16, 8, erase_probability=0))
-    sample = clips[0, 3]
-    assert sample.view.shape == (3, 16, 8)
-    assert np.array_equal(sample.view, plain[0, 3].image[4])
+    view = clips.__getitems__([(0, 3), (0, 4)]).view
+    assert view is not None
+    assert view.shape == (2, 3, 16, 8)
+    assert torch.equal(view, plain.__getitems__([(0, 3), (0, 4)]).images[:, 4])
 
 
 def test_evaluation_takes_all_clips_and_names_their_tracklets() -> None:
@@ -237,12 +242,16 @@ def test_evaluation_takes_all_clips_and_names_their_tracklets() -> None:
     clips = EvaluationClips(read, found, TestView(16, 8), ClipSettings())
     assert clips.tracklet.tolist() == [0, 0, 0, 0, 0, 1, 2]
     assert (len(clips), clips.looped) == (7, 2)
-    for number, expected in enumerate([*HAND[33], *HAND[8], *HAND[1]]):
-        sample = clips[number]
-        assert sample.image.shape == (8, 3, 16, 8)
-        assert sample.image[:, 1, 0, 0].tolist() == expected
-        assert (sample.image[:, 0] == clips.tracklet[number]).all()
-        assert (sample.person, sample.row) == (-1, clips.tracklet[number])
+    loader = DataLoader(clips, batch_size=3, collate_fn=lambda batch: batch)
+    batches = list(loader)
+    assert [len(batch.images) for batch in batches] == [3, 3, 1]
+    images = torch.cat([batch.images for batch in batches])
+    assert images.shape == (7, 8, 3, 16, 8)
+    assert images[:, :, 1, 0, 0].tolist() == [*HAND[33], *HAND[8], *HAND[1]]
+    rows = torch.cat([batch.row for batch in batches])
+    assert rows.tolist() == clips.tracklet.tolist()
+    assert (images[:, :, 0] == rows[:, None, None, None]).all()
+    assert (batches[0].person, batches[0].clothes, batches[0].camera)[0].tolist() == [-1, -1, -1]
 
 
 def test_features_of_clips_are_averaged_as_they_are() -> None:

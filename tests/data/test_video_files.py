@@ -55,7 +55,8 @@ def test_tracklets_and_clips_are_made_of_them_as_of_files(tmp_path: Path) -> Non
     assert found.table["frames"].to_list() == [40]
     crops = VideoCrops(manifest.root, part["path"].to_list())
     clips = EvaluationClips(crops.__getitem__, found, TestView(HEIGHT, WIDTH), ClipSettings())
-    seen = [[number(image.transpose(1, 2, 0)) for image in clips[clip].image] for clip in range(len(clips))]
+    images = clips.__getitems__(range(len(clips))).images.permute(0, 1, 3, 4, 2).numpy()
+    seen = [[number(image) for image in clip] for clip in images]
     assert seen[1] == list(range(1, 32, 4))
     assert seen[4] == list(range(32, 40))
 

@@ -4,17 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
 from clip3dreid.model.backbone import Backbone, BackboneOutput
 from clip3dreid.model.clip_student import AttentionOverTime, ClipStudent
+from clip3dreid.model.conversion import convert
 from clip3dreid.model.pooling import Average, Maximum, MaximumAverage
 from clip3dreid.model.resnet import ResNet
 from clip3dreid.model.student import Student
 from clip3dreid.model.tiny_vit import TinyViT
 from clip3dreid.model.video import ClipResNet
-from clip3dreid.model.weights import load_pretrained
+from clip3dreid.model.weights import load_pretrained, student_from_checkpoint
+from tests.conftest import student_config
 from tests.model.test_student import TINY_VIT
 from tests.model.test_video import KINDS, RecordedNetwork, stirred
 
@@ -178,6 +181,21 @@ def test_imagenets_file_of_pictures_starts_every_network_of_clips(tmp_path: Path
         student = small(ClipResNet(*kind, width=8)).eval()
         load_pretrained(student, tmp_path / "resnet50.pth")
         torch.testing.assert_close(student(images).pooled, plain(images).pooled)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_the_base_recipe_is_converted_into_one_that_knows_its_student(tmp_path: Path) -> None:
+    there = stirred(RecordedNetwork("ap3d", True, width=8)).float()
+    torch.save({"model_state_dict": there.state_dict()}, tmp_path / "checkpoint.pth")
+    node: Any = OmegaConf.to_container(student_config("ap3d_nl_resnet50").student)
+    node["backbone"]["width"] = 8
+    done = convert(tmp_path / "checkpoint.pth", tmp_path / "c.safetensors", node, height=64, width=32)
+    assert done.complete
+    student = student_from_checkpoint(tmp_path / "c.safetensors")
+    assert isinstance(student, ClipStudent)
+    images = clips()
+    normal = ((images - MEAN_T) / STD_T).transpose(1, 2)
+    torch.testing.assert_close(student(images).embedding, there(normal), rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_that_looks_across_frames_is_no_start_of_one_that_does_not(tmp_path: Path) -> None:

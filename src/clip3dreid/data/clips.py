@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import PictureSample, TestView, TrainView
+from clip3dreid.data.images import TestView, TrainView
 from clip3dreid.data.tracklets import Tracklets
 from clip3dreid.io.checks import Count, Positive, check
 from clip3dreid.io.pictures import Pixels
+from clip3dreid.types import Batch
 
 Ints = npt.NDArray[np.int64]
 Sampling = Literal["stride", "segments"]
@@ -122,8 +123,8 @@ Read = Callable[[int], Pixels]
 """From a row of the table of frames to its picture, (h, w, 3) uint8 RGB."""
 
 
-class TrainClips(Dataset[PictureSample]):
-    """Augmented clips with their class indices, one of each piece.
+class TrainClips(Dataset[Batch]):
+    """Augmented clips with their class indices, one of each piece, by whole batches.
 
     All frames of a clip are augmented by one seed: the same crop, mirroring, erasing and colours. Frames of differing
     sizes become one size before.
@@ -140,8 +141,9 @@ class TrainClips(Dataset[PictureSample]):
     Attributes:
         tracklet: (N,) the tracklet of each of the N pieces.
 
-    It is indexed by `(piece, seed)`, so that what is drawn never depends on which worker draws. Images are
-    (T, 3, H, W); the view of a teacher is the middle frame's, (3, H, W), as the map that guides see by default.
+    It is indexed by `(piece, seed)`, so that what is drawn never depends on which worker draws. Images of a batch are
+    (B, T, 3, H, W) and its rows pieces; the view of a teacher is the middle frame's, (B, 3, H, W), as the map that
+    guides see by default.
     """
 
     def __init__(
@@ -173,19 +175,31 @@ class TrainClips(Dataset[PictureSample]):
     def __len__(self) -> int:
         return len(self.tracklet)
 
-    def __getitem__(self, index: tuple[int, int]) -> PictureSample:
-        piece, seed = index
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
+        shape = (len(indices), self._settings.frames, 3, self._view.height, self._view.width)
+        images = np.empty(shape, np.uint8)
+        views = np.empty((shape[0], *shape[2:]), np.uint8) if self._view.keep_view else None
+        for place, (piece, seed) in enumerate(indices):
+            for frame, row in enumerate(self._drawn(piece, seed)):
+                images[place, frame], view = self._view(self._read(int(row)), seed)
+                if views is not None and view is not None and frame == shape[1] // 2:
+                    views[place] = view
+        pieces = [piece for piece, _ in indices]
+        person, clothes, camera = (torch.from_numpy(self._labels[pieces, column]) for column in range(3))
+        batch = Batch(torch.from_numpy(images), person, clothes, camera, torch.tensor(pieces))
+        return batch if views is None else batch._replace(view=torch.from_numpy(views))
+
+    def _drawn(self, piece: int, seed: int) -> Ints:
+        """Return the rows of a clip's frames."""
         # The augmentation's own draws follow from the seed too: this one stands apart from them.
         rng = np.random.default_rng([seed, 1])
-        chosen = self._first[piece] + random_clip(int(self._lengths[piece]), self._settings, rng)
-        seen = [self._view(self._read(int(row)), seed) for row in self._rows[chosen]]
-        person, clothes, camera = self._labels[piece].tolist()
-        images = np.stack([image for image, _ in seen])
-        return PictureSample(images, person, clothes, camera, piece, seen[len(seen) // 2][1])
+        chosen = random_clip(int(self._lengths[piece]), self._settings, rng)
+        rows: Ints = self._rows[self._first[piece] + chosen]
+        return rows
 
 
-class EvaluationClips(Dataset[PictureSample]):
-    """All clips of tracklets, each with the row of its tracklet and no label.
+class EvaluationClips(Dataset[Batch]):
+    """All clips of tracklets, each with the row of its tracklet and no label, by whole batches.
 
     Every clip has the same number of frames, so a batch of so many clips takes the same memory, however long
     tracklets are; `average_clips` puts together what belongs together.
@@ -213,9 +227,16 @@ class EvaluationClips(Dataset[PictureSample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, clip: int) -> PictureSample:
-        images = np.stack([self._view(self._read(int(row))) for row in self._rows[clip]])
-        return PictureSample(images, -1, -1, -1, int(self.tracklet[clip]), None)
+    def __getitems__(self, clips: Sequence[int]) -> Batch:
+        shape = (len(clips), self._rows.shape[1], 3, self._view.height, self._view.width)
+        images = np.empty(shape, np.uint8)
+        for place, clip in enumerate(clips):
+            for frame, row in enumerate(self._rows[clip]):
+                images[place, frame] = self._view(self._read(int(row)))
+        person, clothes, camera = (torch.full((len(clips),), -1) for _ in range(3))
+        return Batch(
+            torch.from_numpy(images), person, clothes, camera, torch.from_numpy(self.tracklet[clips])
+        )
 
 
 def average_clips(features: Tensor, tracklet: Tensor | Sequence[int], tracklets: int) -> Tensor:
