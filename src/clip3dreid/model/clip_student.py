@@ -23,7 +23,7 @@ Guided = Literal["middle", "all"]
 class AttentionOverTime(nn.Module):
     """Weighted mean over frames, by weights that are learnt: a_t = softmax_t(w . f_t).
 
-    It begins as the mean. Source: Gao and Nevatia, arXiv:1805.02104, section 3.1, without their convolutions.
+    It begins as the mean. Source: Gao and Nevatia, arXiv:1805.02104, without their convolutions.
 
     Args:
         width: D, of a frame's feature.

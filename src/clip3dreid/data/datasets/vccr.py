@@ -1,4 +1,4 @@
-"""VCCR: tracklets of 392 people in 2 to 10 outfits, drawn from the videos of RAP.
+"""VCCR: tracklets of 392 people in 2 to 10 outfits each.
 
 Layout and names as the public code of VCCReID-Baseline (github.com/dustin-nguyen-qil/VCCReID-Baseline) reads them;
 Han et al., "3D Shape Temporal Aggregation for Video-Based Clothing-Change Person Re-Identification", ACCV 2022.
