@@ -33,6 +33,7 @@ FEW = {
     "market1501": ("layout.cameras=2", "layout.pictures=2", "layout.test_pictures=2"),
     "vc_clothes": ("layout.pictures=1", "layout.test_pictures=2"),
     "ccvid": ("layout.walks=2", "layout.frames=2", "layout.outfits=2"),
+    "vccr": ("layout.walks=2", "layout.frames=8", "layout.outfits=2"),
     "bodies": ("layout.pictures=2",),
 }
 

@@ -180,3 +180,19 @@ def test_tables_are_rectangles_of_strings(manifest: Manifest) -> None:
     for _, header, rows in tables:
         assert rows
         assert all(len(row) == len(header) and all(isinstance(cell, str) for cell in row) for row in rows)
+
+
+def test_tracklets_with_frames_of_several_sizes_are_counted(tmp_path: Path) -> None:
+    facts = {"person": "1", "split": "train", "role": "train"}
+    rows = []
+    for tracklet, widths in (("a", (8, 9, 8)), ("b", (8, 8)), ("c", (7,)), (None, (5, 6))):
+        for frame, width in enumerate(widths):
+            path = f"{tracklet}{frame}.png"
+            picture(tmp_path / path, width, 10)
+            rows.append({"path": path, "tracklet": tracklet, **facts})
+    (tmp_path / "c1.png").write_bytes(b"none")
+    rows.append({"path": "c1.png", "tracklet": "c", **facts})
+    notes = describe_data(build("x", tmp_path, rows)).notes
+    assert notes == ("1 of 3 tracklets have frames of several sizes, which clips resize to one",)
+    uniform = [row for row in rows if row["tracklet"] != "a"]
+    assert describe_data(build("x", tmp_path, uniform)).notes == ()

@@ -463,6 +463,7 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "convnext": ({"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 2, 1]}, (128, 64)),
     "mobilenet_v2": ({"depth_multiplier": 0.25}, (128, 64)),
     "ResNet": ({"width": 8}, (HEIGHT, WIDTH)),
+    "ClipResNet": ({"width": 8}, (HEIGHT, WIDTH)),
     "OSNet": ({"width": 4}, (HEIGHT, WIDTH)),
     "VisionTransformer": ({"channels": 16, "depth": 2, "heads": 2}, (128, 64)),
     "TinyViT": ({"widths": [4, 8, 8, 12], "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 3]}, (128, 64)),

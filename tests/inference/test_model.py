@@ -211,7 +211,10 @@ def test_a_body_is_known_by_its_checksum_alone(
     ("change", "told"),
     [
         ({"version": 2}, "has checkpoint version 2, this program reads 1"),
-        ({"student": STUDENT["backbone"]}, "wants to build .*ResNet, where only Student may stand"),
+        (
+            {"student": STUDENT["backbone"]},
+            "wants to build .*ResNet, where only Student, ClipStudent may stand",
+        ),
         ({"student": {**STUDENT, "pooling": {"_target_": "os.mkdir", "path": "ran"}}}, "is refused"),
         ({"student": {**STUDENT, "pooling": {"_target_": "torch.nn.Linear"}}}, "is refused"),
         ({"student": {**STUDENT, "backbone": {**STUDENT["backbone"], "width": 4}}}, "another architecture"),

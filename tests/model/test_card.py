@@ -99,6 +99,13 @@ LIES: dict[str, dict[str, Any]] = {
     "a key of nobody's": {"colour": "red"},
     "no backbone": {"backbone": None},
     "a student that is text": {"_target_": None},
+    "a time that there is not": {
+        "_target_": "clip3dreid.model.clip_student.ClipStudent",
+        "time": "os.system",
+    },
+    "blocks of another kind": {
+        "backbone": {"_target_": "clip3dreid.model.video.ClipResNet", "time": ["i3d"]}
+    },
 }
 CARD_LIES: dict[str, dict[str, Any]] = {
     "a picture of 10^12 rows": {"height": 10**12},

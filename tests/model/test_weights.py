@@ -305,8 +305,11 @@ def test_a_checkpoint_can_build_nothing_but_our_modules(tmp_path, node, monkeypa
     [
         (None, "does not say which student"),
         ({**CARD, "version": 2}, "has checkpoint version 2, this program reads 1"),
-        ({**CARD, "student": CONFIG["backbone"]}, "wants to build .*ResNet, where only Student may stand"),
-        ({**CARD, "student": None}, "its student is a NoneType, where only Student may stand"),
+        (
+            {**CARD, "student": CONFIG["backbone"]},
+            "wants to build .*ResNet, where only Student, ClipStudent may stand",
+        ),
+        ({**CARD, "student": None}, "its student is a NoneType, where only Student, ClipStudent may stand"),
         ({**CARD, "student": {**CONFIG, "colour": "red"}}, "its student has no key colour"),
         (
             {**CARD, "student": {**CONFIG, "backbone": {**CONFIG["backbone"], "depth": 7}}},

@@ -102,6 +102,7 @@ def test_every_query_has_a_positive_under_every_protocol(name: str, seed: int, t
         ("celeb_reid", {"outfits": 3, "test_pictures": 9}),
         ("market1501", {"cameras": 9, "seen": 2, "test_pictures": 2}),
         ("ccvid", {"outfits": 2, "walks": 2, "frames": 1}),
+        ("vccr", {"outfits": 2, "walks": 2, "cameras": 2}),
         ("vc_clothes", {"test_pictures": 2}),
     ],
 )
@@ -129,6 +130,9 @@ def test_the_smallest_settings_leave_every_query_a_positive(
         ("vc_clothes", {"outfits": 4}),
         ("ccvid", {"walks": 1}),
         ("ccvid", {"walks": 13}),
+        ("vccr", {"walks": 1}),
+        ("vccr", {"frames": 7}),
+        ("vccr", {"cameras": 1}),
         ("bodies", {"pictures": 0}),
     ],
 )
@@ -153,7 +157,7 @@ def test_a_plan_depends_on_its_source_of_chance_alone(name: str) -> None:
     assert plan(name, 3) == plan(name, 3)
 
 
-@pytest.mark.parametrize("name", ["ltcc", "prcc", "market1501", "vc_clothes", "ccvid"])
+@pytest.mark.parametrize("name", ["ltcc", "prcc", "market1501", "vc_clothes", "ccvid", "vccr"])
 def test_another_seed_numbers_people_otherwise(name: str) -> None:
     people = PeopleCounts(20, 20)
     assert plan(name, 1, people).pictures != plan(name, 2, people).pictures
@@ -231,6 +235,26 @@ def test_ccvid_walks_are_sequences_past_one_camera_in_one_outfit() -> None:
         assert len({(frame.person, frame.outfit, frame.camera, frame.camera_label) for frame in frames}) == 1
     assert {p.camera_label for p in pictures} == {"1", "2", "13", "14"}
     assert {p.camera for p in pictures} == {0, 1, 2, 3}
+
+
+def test_vccr_walks_are_sequences_past_one_camera_in_one_outfit_and_a_folder_each() -> None:
+    pictures = plan("vccr", frames=9).pictures
+    sequences: dict[int, list[Any]] = {}
+    for picture in pictures:
+        sequences.setdefault(picture.sequence, []).append(picture)
+    assert len(sequences) == 7 * 3 * 2
+    assert len({picture.path.rpartition("/")[0] for picture in pictures}) == len(sequences)
+    for frames in sequences.values():
+        assert [frame.step for frame in frames] == list(range(9))
+        assert (
+            len(
+                {
+                    (frame.person, frame.outfit, frame.camera, frame.path.rpartition("/")[0])
+                    for frame in frames
+                }
+            )
+            == 1
+        )
 
 
 def test_bodies_are_textureless_and_wear_nothing() -> None:

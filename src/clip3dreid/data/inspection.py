@@ -169,7 +169,7 @@ def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) ->
         The report. Nothing in it is an error: differences from published counts are for people to judge.
     """
     counts = {part: _count(rows) for part, rows in _parts(manifest.table) if not rows.is_empty()}
-    sizes, unreadable = _look(manifest, decode, workers)
+    sizes, unreadable, mixed = _look(manifest, decode, workers)
     names = [set(manifest.part(split)["person"]) for split in ("train", "test")]
     return DataReport(
         name=manifest.name,
@@ -183,7 +183,7 @@ def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) ->
         unreadable=unreadable,
         decoded=decode,
         names_in_train_and_test=len(names[0] & names[1]),
-        notes=manifest.notes,
+        notes=(*manifest.notes, *mixed),
     )
 
 
@@ -230,15 +230,18 @@ def _found(counts: dict[str, PartCounts], part: str, what: str) -> int | None:
     return number
 
 
-def _look(manifest: Manifest, decode: bool, workers: int) -> tuple[Sizes | None, tuple[Unreadable, ...]]:
+def _look(
+    manifest: Manifest, decode: bool, workers: int
+) -> tuple[Sizes | None, tuple[Unreadable, ...], list[str]]:
     paths = manifest.table["path"].unique().sort().to_list()
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         looks = list(chain.from_iterable(pool.map(lambda b: _look_at(manifest.root, b, decode), blocks)))
     unreadable = tuple(look for look in looks if isinstance(look, Unreadable))
     sizes = [look for look in looks if not isinstance(look, Unreadable)]
+    mixed = _of_several_sizes(manifest.table, paths, looks)
     if not sizes:
-        return None, unreadable
+        return None, unreadable, mixed
     ((width, height), times), *_ = Counter(sizes).most_common(1)
     return (
         Sizes(
@@ -248,7 +251,29 @@ def _look(manifest: Manifest, decode: bool, workers: int) -> tuple[Sizes | None,
             most_common=f"{width} x {height} ({times / len(sizes):.0%})",
         ),
         unreadable,
+        mixed,
     )
+
+
+def _of_several_sizes(
+    table: pl.DataFrame, paths: Sequence[str], looks: Sequence[tuple[int, int] | Unreadable]
+) -> list[str]:
+    """Return a note where the frames of a tracklet differ in size, which clips need not mind: they are resized."""
+    rows = [
+        (path, f"{look[0]} x {look[1]}")
+        for path, look in zip(paths, looks, strict=True)
+        if not isinstance(look, Unreadable)
+    ]
+    sizes = pl.DataFrame(rows, schema={"path": pl.String, "size": pl.String}, orient="row")
+    frames = table.filter(pl.col("tracklet").is_not_null()).join(sizes, on="path")
+    keys = ("data_set", "split", "role", "person", "camera", "tracklet")
+    counts = frames.group_by(keys).agg(pl.col("size").n_unique())
+    several = counts.filter(pl.col("size") > 1)
+    if several.is_empty():
+        return []
+    return [
+        f"{len(several)} of {len(counts)} tracklets have frames of several sizes, which clips resize to one"
+    ]
 
 
 def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, int] | Unreadable]:

@@ -174,6 +174,30 @@ class Tree:
         self._listings[folder, depth] = pictures
         return pictures
 
+    def without_pictures(self, folder: str, depth: int) -> list[str]:
+        """List the folders at a depth of a folder, 1 or more, that hold no pictures.
+
+        Args:
+            folder: relative to the root.
+            depth: of the folders that `held` finds pictures in.
+
+        Returns:
+            Paths relative to the root, sorted; hidden folders are not among them.
+
+        Raises:
+            InputError: as `held`.
+        """
+        held = {path.rpartition("/")[0] for path in self.held(folder, depth)}
+        folders = [folder]
+        for _ in range(depth):
+            folders = [
+                f"{above}/{entry.name}" if above else entry.name
+                for above in folders
+                for entry in _entries(self.root / above, strict=True)
+                if entry.is_dir() and not is_hidden(entry.name)
+            ]
+        return [path for path in folders if path not in held]
+
     def manifest(
         self,
         rows: Iterable[dict[str, Any]] | pl.DataFrame,

@@ -1,6 +1,6 @@
 """What every backbone answers, whoever wrote it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ class Backbone(nn.Module):
 
     A class that derives from one that says it, and makes another map, sets it anew.
     """
+    looks_across_frames: bool = False
+    """Whether `forward` takes `length`, how many rows in a row are the frames of one clip."""
 
     def load_published(self, source: str) -> None:
         """Take weights from a folder in the layout its makers publish.
@@ -39,6 +41,19 @@ class Backbone(nn.Module):
             InputError: if the weights do not fit.
         """
         raise FileNotFoundError(source)
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Make of tensors by this backbone's names, which are to be loaded into it, those that fit.
+
+        Here kernels of clips that look at a single frame, (out, in, 1, h, w), become those of pictures.
+
+        Args:
+            state: of a file, without the part's name (`layer2.0.conv2.weight`).
+        """
+        return {
+            name: tensor.squeeze(2) if tensor.ndim == 5 and tensor.shape[2] == 1 else tensor
+            for name, tensor in state.items()
+        }
 
 
 @contextmanager

@@ -54,6 +54,10 @@ def _flag(value: Any) -> str:
     return "" if isinstance(value, bool) else "true or false"
 
 
+def _one_of(*words: str) -> _Check:
+    return lambda value: "" if value in words and isinstance(value, str) else " or ".join(words)
+
+
 def _name(value: Any) -> str:
     return "" if isinstance(value, str) and len(value) <= 100 and value.isidentifier() else "a name"
 
@@ -147,6 +151,15 @@ _BACKBONES: dict[str, _Part] = {
         "ibn": _flag,
         "ceil_pool": _flag,
     },
+    f"{_MODEL}.video.ClipResNet": {
+        "time": _one_of("i3d", "ap3d", "none"),
+        "non_local": _flag,
+        "depth": _whole(1, 1000),
+        "last_stride": _whole(1, 2),
+        "width": _whole(1, 1024),
+        "temperature": _number(1e-6, 1e6),
+        "attention": _flag,
+    },
     f"{_MODEL}.osnet.OSNet": {"width": _whole(1, 1024), "instance_norm": _flag},
     f"{_MODEL}.vision_transformer.VisionTransformer": {
         "height": _whole(1, MOST_PIXELS),
@@ -173,16 +186,22 @@ _BACKBONES: dict[str, _Part] = {
         "batch_norm_momentum": _optional(_number(0, 1)),
     },
 }
+_PLAIN: _Part = {
+    "mean": _several(3, _number(-1e3, 1e3)),
+    "std": _several(3, _number(1e-6, 1e3)),
+    "neck": _flag,
+    "neck_bias": _flag,
+    "neck_dim": _optional(_whole(1, 2**16)),
+    "ghost_group": _optional(_whole(2, 2**20)),
+    "freeze_batch_norm": _flag,
+}
 _STUDENT: dict[str, _Part] = {
-    f"{_MODEL}.student.Student": {
-        "mean": _several(3, _number(-1e3, 1e3)),
-        "std": _several(3, _number(1e-6, 1e3)),
-        "neck": _flag,
-        "neck_bias": _flag,
-        "neck_dim": _optional(_whole(1, 2**16)),
-        "ghost_group": _optional(_whole(2, 2**20)),
-        "freeze_batch_norm": _flag,
-    }
+    f"{_MODEL}.student.Student": _PLAIN,
+    f"{_MODEL}.clip_student.ClipStudent": {
+        **_PLAIN,
+        "time": _one_of("average", "maximum", "attention"),
+        "guided": _one_of("middle", "all"),
+    },
 }
 
 

@@ -55,8 +55,12 @@ def _by_group(
     whole = len(input) // norm.group * norm.group
     if whole == len(input):
         return _whole_groups(norm, input)
-    rest = F.batch_norm(input[whole:], None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-    return torch.cat([_whole_groups(norm, input[:whole]), rest])
+    return torch.cat([_whole_groups(norm, input[:whole]), _normalised(norm, input[whole:])])
+
+
+def _normalised(norm: GhostBatchNorm1d | GhostBatchNorm2d, group: Tensor) -> Tensor:
+    """Normalise a group that moves no running statistics: see `use_ghost`."""
+    return F.batch_norm(group, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 
 
 def _whole_groups(norm: GhostBatchNorm1d | GhostBatchNorm2d, input: Tensor) -> Tensor:

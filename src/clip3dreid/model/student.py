@@ -120,12 +120,15 @@ class Student(nn.Module):
             raise TypeError(f"pictures must be floating point in 0..1, not {images.dtype}")
         # Normalised first: half precision tells neighbouring values of a bright picture no longer apart.
         features: BackboneOutput = self.backbone(((images - self.mean) / self.std).to(self.mean.dtype))
-        pooled = self.pooling(features)
+        return self._embedded(features.map, self.pooling(features))
+
+    def _embedded(self, map_: Tensor, pooled: Tensor) -> Features:
+        """Take pooled features (B, D') through reduction and neck."""
         # Poolings may answer in float32, and under autocast in half precision. What follows is made in the network's
         # own: a rounded embedding would rank other pictures first.
         with _own_precision(pooled):
             pooled = self.reduction(pooled.to(self.mean.dtype))
-            return Features(map=features.map, pooled=pooled, embedding=self.neck(pooled))
+            return Features(map=map_, pooled=pooled, embedding=self.neck(pooled))
 
     def _said(self) -> tuple[int, int] | None:
         """Return C and D where backbone and pooling say them: for a run torch loads its compiler, for seconds."""

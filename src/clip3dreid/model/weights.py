@@ -256,7 +256,8 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
             # Where the test feature is taken before a part, and the student has none, it is no part of the feature.
             unneeded = [part for part in origin.layout.optional if not _has(student, part)]
             state = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in unneeded}
-        return _fit(student, state, path, ("pooling", "reduction", "neck"), program)
+        optional = ("pooling", "reduction", "neck", "time")
+        return _fit(student, _completed(student, state), path, optional, program)
     try:
         student.backbone.load_published(str(path))
     except FileNotFoundError as error:
@@ -268,6 +269,14 @@ def load_pretrained(student: Student, path: Path, fetch: str | None = None) -> f
         advice = "give a file that is there" if own else f"get them: {fetch}"
         raise InputError(f"no weights at {path}; {advice}") from error
     return frozenset(f"backbone.{name}" for name in student.backbone.state_dict())
+
+
+def _completed(student: Student, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let the backbone make of its tensors what fits it."""
+    prefix = "backbone."
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return rest | {prefix + name: tensor for name, tensor in student.backbone.completed(own).items()}
 
 
 def _has(student: Student, part: str) -> bool:

@@ -382,6 +382,60 @@ def ccvid(people: PeopleCounts, rng: np.random.Generator, *, outfits: int, walks
     return Plan(tuple(planned), lists)
 
 
+def vccr(
+    people: PeopleCounts, rng: np.random.Generator, *, outfits: int, cameras: int, walks: int, frames: int
+) -> Plan:
+    """Plan VCCR: `train/PERSON/TRACKLET/`, `test_qg/{query,gallery}/PERSON/CAMERA/TRACKLET/`, walking people.
+
+    In each outfit a person walks past so many cameras, the same ones in all; the first walk of a test person in an
+    outfit is a query, so that each finds its person past other cameras in the same and in other clothes. A frame
+    of one walk after another goes on in the same stride.
+
+    Args:
+        people: how many.
+        rng: chooses the numbers of people and their cameras.
+        outfits: of a person.
+        cameras: of the world.
+        walks: of a person in an outfit, each past a camera of its own.
+        frames: of a walk; readers leave test tracklets of fewer than 8 out.
+
+    Raises:
+        InputError: if a query would have no positive, or there are fewer cameras than walks.
+    """
+    _at_least(2, "clothes change", outfits=outfits)
+    _at_least(2, "the first is the query, the rest the gallery", walks=walks)
+    _at_least(8, "test tracklets of fewer frames are left out", frames=frames)
+    _at_least(walks, "each walk in an outfit is past a camera of its own", cameras=cameras)
+    numbers = 1 + rng.permutation(people.train + people.test)
+    planned: list[PlannedPicture] = []
+    sequence = 0
+    for split, person in _people(people):
+        number, seen = int(numbers[person]), rng.permutation(cameras)[:walks].tolist()
+        for outfit in range(outfits):
+            for walk, camera in enumerate(seen):
+                role = split if split == "train" else ("gallery" if walk else "query")
+                place = (
+                    f"train/{number:04d}"
+                    if split == "train"
+                    else f"test_qg/{role}/{number:04d}/C{camera + 1}"
+                )
+                for step in range(frames):
+                    name = f"{number:04d}-C{camera + 1}-D{outfit + 1}-F{step + 1:04d}.jpg"
+                    planned.append(
+                        PlannedPicture(
+                            f"{place}/T{sequence + 1:05d}/{name}",
+                            *(split, role, person, outfit, camera, step + 1),
+                            person_label=str(number),
+                            clothes_label=f"{number}_{outfit + 1}",
+                            camera_label=str(camera + 1),
+                            sequence=sequence,
+                            step=step,
+                        )
+                    )
+                sequence += 1
+    return Plan(tuple(planned))
+
+
 Dress = Literal["bare", "dressed", "mixed"]
 """What the people of `bodies` wear: nothing, another outfit in each picture, or the one and the other in turn."""
 

@@ -163,7 +163,7 @@ def snapshot(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if place not in copies:
             copies[place] = _on_the_host(tensor)
         memo[id(tensor)] = copies[place]
-    if any(tensor.is_pinned() for tensor in copies.values()):
+    if any(device.type == "cuda" for device, *_ in copies):
         torch.cuda.synchronize()
     copied: dict[str, Any] = copy.deepcopy(dict(checkpoint), memo)
     return copied

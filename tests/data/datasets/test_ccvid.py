@@ -70,6 +70,34 @@ def test_a_tracklet_without_pictures_is_named(tmp_path: Path) -> None:
         ccvid.read(root)
 
 
+def test_a_tracklet_that_is_not_there_is_named(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    (root / "gallery.txt").write_text(
+        "session2/080_01 080 u0\nsession2/076_07 076 u1\nsession3/081_02 081 u0\n"
+    )
+    with pytest.raises(
+        InputError, match=r"2 listed tracklets are not there .*2/080_01, session3/081_02; unpack"
+    ):
+        ccvid.read(root)
+
+
+def test_frames_are_counted_and_not_spelled(tmp_path: Path) -> None:
+    (root := tmp_path / "d").mkdir()
+    tree(root, frames=0)
+    for folder in (
+        "session1/001_01",
+        "session3/001_02",
+        "session1/076_12",
+        "session2/076_07",
+        "session3/077_01",
+    ):
+        trees.plant(root, *(f"{folder}/{frame}.jpg" for frame in (1, 2, 10, 11)))
+    assert ccvid.read(root, frames=2).part("test", "query")["path"].to_list() == [
+        "session1/076_12/1.jpg",
+        "session1/076_12/10.jpg",
+    ]
+
+
 @pytest.mark.parametrize("line", ["session1/001_01 001", "001_01 001 u0", "session1/001_01 x u0"])
 def test_a_line_of_another_kind_is_named_with_its_place(tmp_path: Path, line: str) -> None:
     root = tree(tmp_path / "d")

@@ -6,6 +6,7 @@ import pytest
 
 from clip3dreid.data.datasets import custom
 from clip3dreid.data.manifest import save
+from clip3dreid.data.tracklets import tracklets
 from clip3dreid.errors import InputError
 
 from . import trees
@@ -272,3 +273,53 @@ def test_a_table_in_memory_whose_pictures_are_elsewhere_is_refused(tmp_path: Pat
         custom.from_table(rows, tmp_path)
     with pytest.raises(InputError, match="custom: the table has no column split, role; it has path, person"):
         custom.from_table(rows.drop("role"), tmp_path)
+
+
+def test_folders_of_tracklets_are_a_level_deeper(tmp_path: Path) -> None:
+    root = trees.tracklets(tmp_path / "d")
+    (root / "gallery/zoe/d").mkdir()
+    manifest = custom.read(root, tracklets=True)
+    rows = manifest.table.select("path", "person", "tracklet", "role").rows()
+    assert ("train/Ann B/walk1/10.jpg", "Ann B", "train/Ann B/walk1", "train") in rows
+    assert ("gallery/zoe/c/1.jpg", "zoe", "gallery/zoe/c", "gallery") in rows
+    assert trees.said(manifest) == ("1 tracklets have no frames: gallery/zoe/d",)
+    found = tracklets(manifest.part("train"), "custom")
+    frames = [manifest.part("train")["path"][int(row)].split("/")[-1] for row in found.frames(0)]
+    assert frames == ["1.jpg", "2.jpg", "10.jpg"]
+
+
+def test_a_table_names_folders_of_frames_or_frames(tmp_path: Path) -> None:
+    trees.plant(tmp_path, *(f"cam1/a/{frame}.png" for frame in range(3)), "cam1/b/7.png", "c.png")
+    table = tmp_path / "walks.csv"
+    table.write_text(
+        "path,person,split,role,tracklet\ncam1/a,1,test,query,\ncam1/b/,1,test,gallery,x\nc.png,2,test,gallery,y\n"
+    )
+    rows = custom.read(table, tracklets=True).table.select("path", "person", "tracklet").rows()
+    assert sorted(rows) == [
+        ("c.png", "2", "y"),
+        *((f"cam1/a/{frame}.png", "1", "cam1/a") for frame in range(3)),
+        ("cam1/b/7.png", "1", "x"),
+    ]
+
+
+def test_a_table_that_names_empty_or_missing_folders_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    table = tmp_path / "walks.csv"
+    table.write_text("path,person,split,role\nempty,1,train,train\n")
+    with pytest.raises(InputError, match=r"1 tracklets of .*walks\.csv have no pictures: empty; "):
+        custom.read(table, tracklets=True)
+    table.write_text("path,person,split,role\ngone,1,train,train\nlost,1,train,train\n")
+    with pytest.raises(InputError, match=r"2 pictures of .*walks\.csv are not in .*: gone, lost; "):
+        custom.read(table, tracklets=True)
+
+
+def test_whole_tracklets_are_drawn_as_queries(tmp_path: Path) -> None:
+    root = trees.plant(
+        tmp_path / "d",
+        *(f"{person}/{walk}/{frame}.jpg" for person in "ab" for walk in range(3) for frame in range(4)),
+    )
+    table = custom.read(root, query_per_person=1, tracklets=True).table
+    drawn = table.filter(role="query").group_by("person", "tracklet").len()
+    assert sorted(drawn["person"]) == ["a", "b"]
+    assert set(drawn["len"]) == {4}
+    assert not set(drawn["tracklet"]) & set(table.filter(role="gallery")["tracklet"])

@@ -25,6 +25,9 @@ def read(config: str, tmp_path: Path, **options: Any) -> Manifest:
     data = OmegaConf.load(conf_dir() / "data" / f"{config}.yaml")
     assert isinstance(data, DictConfig)
     # `defaults` belongs to Hydra; here the options alone matter.
+    if config == "tracklets":
+        data = OmegaConf.merge(OmegaConf.load(conf_dir() / "data" / "custom.yaml"), data)
+        assert isinstance(data, DictConfig)
     del data["defaults"]
     cfg = OmegaConf.create({"data": OmegaConf.merge(data, options)})
     manifest: Manifest = instantiate(cfg.data.read)(plant(trees.misleading(tmp_path, "set")))

@@ -194,3 +194,46 @@ def ccvid(root: Path) -> Path:
         plant(root, f"{line.split()[0]}/00001.jpg", f"{line.split()[0]}/00002.jpg")
         (root / f"{name}.txt").write_text(line + "\n")
     return root
+
+
+def vccr(root: Path) -> Path:
+    tracklets = {
+        "train/0001/t1": ("0001-C1-D1-F0001.jpg", "0001-C1-D1-F0002.jpg"),
+        "test_qg/query/0233/C2/t7": [f"0233-C2-D1-x-F{frame}.jpg" for frame in range(1, 12)],
+        "test_qg/gallery/0233/C3/t8": [f"0233-C3-D2-F{frame}.jpg" for frame in range(1, 9)],
+    }
+    return plant(root, *(f"{folder}/{name}" for folder, names in tracklets.items() for name in names))
+
+
+MEVID = {
+    # Frames of each tracklet, and the line that names them.
+    "train": (
+        ("0103O020C424T000", 3, "0.0e+00 2.0e+00 1.03e+02 2.0e+01 4.24e+02"),
+        ("0103O021C330T001", 2, "3 4 103 21 330"),
+    ),
+    "test": (
+        ("0201O003C330T004", 2, "0 1 201 3 330"),
+        ("0201O003C508T000", 3, "2 4 201 3 508"),
+        ("0007O000C330T000", 1, "5 5 7 0 330"),
+    ),
+}
+
+
+def mevid(root: Path) -> Path:
+    for part, tracklets in MEVID.items():
+        names = [f"{stem}F{frame:05d}.jpg" for stem, frames, _ in tracklets for frame in range(frames)]
+        plant(root, *(f"bbox_{part}/{name[:4]}/{name}" for name in names))
+        (root / f"{part}_name.txt").write_text("\n".join(names) + "\n")
+        (root / f"track_{part}_info.txt").write_text("\n".join(line for *_, line in tracklets) + "\n")
+    (root / "query_IDX.txt").write_text("0.000000000000000000e+00\n")
+    return root
+
+
+def tracklets(root: Path) -> Path:
+    return plant(
+        root,
+        *(f"train/Ann B/walk1/{frame}.jpg" for frame in (1, 2, 10)),
+        "query/007/a/1.jpg",
+        "gallery/007/b/1.jpg",
+        "gallery/zoe/c/1.jpg",
+    )

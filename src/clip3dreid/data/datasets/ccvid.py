@@ -6,8 +6,10 @@ al., "Gait Recognition via Disentangled Representation Learning", CVPR 2019.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from clip3dreid.data.manifest import Manifest, Published
+from clip3dreid.data.tracklets import spread
 from clip3dreid.data.tree import SHOWN, Names, Tree, number
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, some
@@ -48,22 +50,24 @@ def read(root: Path, frames: int = 0) -> Manifest:
             frames of a video differ little: a few are enough for pictures.
 
     Raises:
-        InputError: if the layout, a list or a name is another, a listed tracklet has no pictures, or `frames` is
-            negative.
+        InputError: if the layout, a list or a name is another, a listed tracklet is not there or has no pictures, or
+            `frames` is negative.
     """
     check_number("ccvid: frames", frames, Range(0), whole=True)
     tree = Tree("ccvid", root)
     tree.require(*(file for file, _, _ in PARTS), "session1/")
-    rows, absent = [], []
+    rows: list[dict[str, Any]] = []
+    absent: list[str] = []
+    empty: list[str] = []
     for file, split, role in PARTS:
         for folder, person, label, walk in _listed(tree, file):
             pictures = tree.held(folder)
             if not pictures:
-                absent.append(folder)
+                (empty if (root / folder).is_dir() else absent).append(folder)
                 continue
             session, camera = walk["session"], int(walk["walk"])
-            chosen = pictures if not frames else _spread(pictures, frames)
-            for path, name in tree.parse(chosen, NAMES):
+            in_time = sorted(tree.parse(pictures, NAMES), key=lambda one: int(one[1][1]))
+            for path, name in spread(in_time, frames):
                 rows.append(
                     {
                         "path": path,
@@ -76,11 +80,12 @@ def read(root: Path, frames: int = 0) -> Manifest:
                         "role": role,
                     }
                 )
-    if absent:
-        raise InputError(
-            f"ccvid: {len(absent)} listed tracklets have no pictures in {root}: {some(absent, SHOWN)}; unpack the "
-            "data set again"
-        )
+    for wrong, what in ((absent, "are not there"), (empty, "have no pictures")):
+        if wrong:
+            raise InputError(
+                f"ccvid: {len(wrong)} listed tracklets {what} in {root}: {some(wrong, SHOWN)}; unpack the data set "
+                "again"
+            )
     notes = ["cameras are the numbers of walks, 12 more in session 3: sessions 1 and 2 share them"]
     if frames:
         notes.append(f"up to {frames} frames of each tracklet, evenly spread")
@@ -108,12 +113,6 @@ def _listed(tree: Tree, file: str) -> list[tuple[str, str, str, re.Match[str]]]:
     if not tracklets:
         raise InputError(f"ccvid: {tree.root / file} lists no tracklets; fetch the list again")
     return tracklets
-
-
-def _spread(pictures: list[str], count: int) -> list[str]:
-    """Return up to `count` pictures at equal distances."""
-    count = min(count, len(pictures))
-    return [pictures[index * len(pictures) // count] for index in range(count)]
 
 
 def _without_pictures() -> tuple[Published, ...]:

@@ -41,7 +41,13 @@ ROLES: dict[str, Collection[str]] = {
 }
 
 
-def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed: int = 0) -> Manifest:
+def read(
+    root: Path,
+    name: str = "custom",
+    query_per_person: int = 0,
+    split_seed: int = 0,
+    tracklets: bool = False,
+) -> Manifest:
     """Read a table of pictures, or a folder `part/person/picture`.
 
     A table (CSV or Parquet) has the manifest's columns or some of them: `path` (relative to the table's
@@ -54,18 +60,25 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
     Args:
         root: the table or the folder.
         name: what to call the data set; two of them in one run need two names.
-        query_per_person: draw so many pictures of each person of the gallery as queries, but leave at least
-            one; 0 draws none. Only for data that has no queries of its own.
+        query_per_person: draw so many pictures (or tracklets) of each person of the gallery as queries, but leave
+            at least one; 0 draws none. Only for data that has no queries of its own.
         split_seed: of the draw.
+        tracklets: folders are `part/person/tracklet/frame`, and a path in a table may be a folder of frames, which
+            is a tracklet by its name in the column `tracklet`, or else by its path.
 
     Raises:
-        InputError: if the layout or a column is another, pictures are not there, or queries have no gallery.
+        InputError: if the layout or a column is another, pictures are not there, a folder of frames holds none, or
+            queries have no gallery.
     """
     tree = Tree(name, root)
     is_table = root.is_file()
-    table, notes = _from_table(tree) if is_table else _from_folders(tree, query_per_person)
+    if is_table:
+        table, notes = _from_table(tree, tracklets)
+    else:
+        table, notes = _from_folders(tree, query_per_person, tracklets)
     if query_per_person:
-        table = _draw_queries(tree, table, query_per_person, split_seed)
+        unit = "tracklet" if tracklets else "path"
+        table = _draw_queries(tree, table, query_per_person, split_seed, unit)
         notes.append(f"{query_per_person} queries a person drawn from the gallery (split_seed {split_seed})")
     for split in ("test", "val"):
         roles = set(table.filter(pl.col("split") == split)["role"])
@@ -77,13 +90,14 @@ def read(root: Path, name: str = "custom", query_per_person: int = 0, split_seed
     return build(name, root.parent, table, notes) if is_table else tree.manifest(table, notes)
 
 
-def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifest:
+def from_table(table: pl.DataFrame, root: Path, name: str = "custom", files: bool = True) -> Manifest:
     """Make a manifest of a table in memory, as `read` does of a file.
 
     Args:
         table: likewise, its paths relative to `root`; without `split`, all but the role `train` is `test`.
         root: folder of the pictures.
         name: what to call the data set.
+        files: paths are files, which are to be there.
 
     Raises:
         InputError: as `read`.
@@ -92,17 +106,35 @@ def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifes
     if "split" not in table.columns and "role" in table.columns:
         train = _known(table["role"], ROLES) == "train"
         table = table.with_columns(split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test")))
-    return build(name, root, *_labelled(table, name, "the table", root, "root"))
+    return build(name, root, *_labelled(table, name, "the table", root, "root" if files else None))
 
 
-def _from_table(tree: Tree) -> tuple[pl.DataFrame, list[str]]:
+def _from_table(tree: Tree, tracklets: bool) -> tuple[pl.DataFrame, list[str]]:
     what = f"{tree.name}: {tree.root}"
     table = understood(read_table(tree.root, what), what)
+    if tracklets and "path" in table.columns:
+        table = _with_frames(tree, table)
     return _labelled(table, tree.name, str(tree.root), tree.root.parent, "the table's folder")
 
 
+def _with_frames(tree: Tree, table: pl.DataFrame) -> pl.DataFrame:
+    """Put a row for each frame in the place of a row whose path is a folder."""
+    home = Tree(tree.name, tree.root.parent)
+    paths = [path and path.rstrip("/") for path in forward_slashes(table["path"].cast(pl.String), home.root)]
+    held = {path: home.held(path) for path in paths if path and (home.root / path).is_dir()}
+    if empty := sorted(path for path, frames in held.items() if not frames):
+        raise InputError(
+            f"{tree.name}: {len(empty)} tracklets of {tree.root} have no pictures: {some(empty, SHOWN)}; put their "
+            "frames there, or take the rows out"
+        )
+    folders = pl.Series([path if path in held else None for path in paths], dtype=pl.String)
+    named = table["tracklet"].cast(pl.String) if "tracklet" in table.columns else folders
+    frames = pl.Series([held.get(path, [path]) for path in paths], dtype=pl.List(pl.String))
+    return table.with_columns(path=frames, tracklet=named.fill_null(folders)).explode("path")
+
+
 def _labelled(
-    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str
+    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str | None
 ) -> tuple[pl.DataFrame, list[str]]:
     """Return a table of pictures that are there, with notes on its labels.
 
@@ -111,19 +143,21 @@ def _labelled(
         name: of the data set.
         place: what messages call the table.
         folder: that paths are relative to.
-        relative_to: what messages call the folder.
+        relative_to: what messages call the folder; None: paths are no files.
     """
     what = f"{name}: {place}"
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
         raise InputError(f"{what} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
         raise InputError(f"{what} holds several data sets; keep one to a table")
-    table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
-    if lost := [path for path in table["path"].drop_nulls().unique().sort() if not (folder / path).is_file()]:
-        raise InputError(
-            f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are relative "
-            f"to {relative_to}"
-        )
+    if relative_to is not None:
+        table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
+        paths = table["path"].drop_nulls().unique().sort()
+        if lost := [path for path in paths if not (folder / path).is_file()]:
+            raise InputError(
+                f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are "
+                f"relative to {relative_to}"
+            )
     table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
     return _own_clothes(table)
 
@@ -157,7 +191,7 @@ def _own_clothes(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     ]
 
 
-def _from_folders(tree: Tree, query_per_person: int) -> tuple[pl.DataFrame, list[str]]:
+def _from_folders(tree: Tree, query_per_person: int, tracklets: bool) -> tuple[pl.DataFrame, list[str]]:
     parts, others = _parts(tree)
     if not parts and query_per_person and others:
         # A flat folder of people is a gallery to draw queries from.
@@ -169,12 +203,21 @@ def _from_folders(tree: Tree, query_per_person: int) -> tuple[pl.DataFrame, list
         )
     elif not parts:
         raise InputError(f"{tree.name}: {_no_parts(tree, others)}")
+    depth = 2 if tracklets else 1
     rows = [
-        {"path": path, "person": path.split("/")[-2], "split": PARTS[part][0], "role": PARTS[part][1]}
+        {
+            "path": path,
+            "person": path.split("/")[-1 - depth],
+            "split": PARTS[part][0],
+            "role": PARTS[part][1],
+            "tracklet": path.rpartition("/")[0] if tracklets else None,
+        }
         for folder, part in parts.items()
-        for path in tree.pictures(folder, depth=1)
+        for path in tree.pictures(folder, depth)
     ]
-    return pl.DataFrame(rows), []
+    empty = [path for folder in parts for path in tree.without_pictures(folder, depth)] if tracklets else []
+    notes = [f"{len(empty)} tracklets have no frames: {some(empty, 3)}"] if empty else []
+    return pl.DataFrame(rows, schema_overrides={"tracklet": pl.String}), notes
 
 
 def _parts(tree: Tree) -> tuple[dict[str, str], list[str]]:
@@ -216,16 +259,18 @@ def _no_parts(tree: Tree, others: list[str]) -> str:
     return f"no pictures in the folders of {where}; {expected}"
 
 
-def _draw_queries(tree: Tree, table: pl.DataFrame, per_person: int, seed: int) -> pl.DataFrame:
-    """Make queries of some gallery pictures of each person, leaving at least one in the gallery."""
+def _draw_queries(tree: Tree, table: pl.DataFrame, per_person: int, seed: int, unit: str) -> pl.DataFrame:
+    """Make queries of some of the gallery's pictures or tracklets of each person, leaving at least one there."""
     if "query" in set(table["role"]):
         raise InputError(f"{tree.name}: {tree.root} has queries of its own; leave data.query_per_person at 0")
     generator = np.random.default_rng(seed)
-    table = table.sort("split", "person", "path").with_row_index("row")
+    table = table.sort("split", "person", "path")
+    table = table.with_columns(unit=pl.struct("split", "person", unit).rank("dense"))
     gallery = table.filter(pl.col("role") == "gallery")
     drawn: list[int] = []
     for _, pictures in gallery.group_by("split", "person", maintain_order=True):
-        count = min(per_person, len(pictures) - 1)
-        drawn += generator.choice(pictures["row"].to_numpy(), count, replace=False).tolist()
-    query = pl.col("row").is_in(drawn)
-    return table.with_columns(role=pl.when(query).then(pl.lit("query")).otherwise("role")).drop("row")
+        units = pictures["unit"].unique(maintain_order=True)
+        count = min(per_person, len(units) - 1)
+        drawn += generator.choice(units.to_numpy(), count, replace=False).tolist()
+    query = (pl.col("role") == "gallery") & pl.col("unit").is_in(drawn)
+    return table.with_columns(role=pl.when(query).then(pl.lit("query")).otherwise("role")).drop("unit")

@@ -1,0 +1,96 @@
+"""Tracklets: the frames of one person under one camera in one outfit, in order of time.
+
+A manifest stays a table of frames, whatever they are used for: what knows nothing of time (inspection, pictures that
+cannot be read, extraction, face blurring) goes on as it is. Its columns say already which frames belong together;
+this module puts them together, once, into a table of tracklets with the same columns, which labels, protocols and
+evaluation read as they read one of pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from clip3dreid.data.manifest import SCHEMA
+from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
+
+T = TypeVar("T")
+
+_KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
+"""What a tracklet is known by: many tables count them anew under each camera or for each person."""
+
+
+class Tracklets(NamedTuple):
+    """M tracklets of F frames."""
+
+    table: pl.DataFrame
+    """M rows, columns as in `manifest.SCHEMA`, with path and frame those of the first frame, and `frames`, how many
+    there are."""
+    rows: npt.NDArray[np.int64]
+    """(F,) rows of the table of frames, tracklet after tracklet, in order of time."""
+    starts: npt.NDArray[np.int64]
+    """(M + 1,) where in `rows` each tracklet begins, and the last one ends."""
+
+    def frames(self, tracklet: int) -> npt.NDArray[np.int64]:
+        """Return the rows of a tracklet's frames, in order of time."""
+        return self.rows[self.starts[tracklet] : self.starts[tracklet + 1]]
+
+
+def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
+    """Put the frames of a manifest's table together.
+
+    Time is the column `frame`; where it is null, numbers in paths are compared as numbers, so that `9.jpg` comes
+    before `10.jpg`.
+
+    Args:
+        table: of frames, as `Manifest.part` returns it.
+        name: of the data set, for messages.
+
+    Returns:
+        Tracklets in the order in which the table first names them.
+
+    Raises:
+        InputError: if frames have no tracklet, or a tracklet shows several outfits.
+    """
+    if nulls := table["tracklet"].null_count():
+        raise InputError(
+            f"{name}: {nulls} of {len(table)} pictures have no tracklet; clips need the column `tracklet`, or take a "
+            "student of pictures"
+        )
+    frames = table.with_row_index("row").with_columns(order=pl.Series(_by_number(table), dtype=pl.String))
+    together = (
+        frames.sort("frame", "order", nulls_last=True, maintain_order=True)
+        .group_by(_KEYS)
+        .agg("row", pl.first("path", "frame", "clothes"), outfits=pl.col("clothes").unique())
+        .sort(pl.col("row").list.min())
+    )
+    mixed = together.filter(pl.col("outfits").list.len() > 1)
+    if not mixed.is_empty():
+        raise InputError(
+            f"{name}: {len(mixed)} tracklets show several outfits: {some(mixed['tracklet'].to_list(), 3)}; a "
+            "tracklet is one person's in one outfit: divide them"
+        )
+    counts = together["row"].list.len()
+    starts = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
+    rows = together["row"].explode().to_numpy().astype(np.int64)
+    return Tracklets(together.select(*SCHEMA, counts.alias("frames").cast(pl.Int64)), rows, starts)
+
+
+def _by_number(table: pl.DataFrame) -> list[str | None]:
+    """Return what orders paths as people count, null where a frame has a number."""
+    return [
+        None if frame is not None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
+        for path, frame in table.select("path", "frame").iter_rows()
+    ]
+
+
+def spread(frames: Sequence[T], count: int) -> list[T]:
+    """Take up to `count` frames at equal distances, from the first on; 0 takes all."""
+    count = min(count or len(frames), len(frames))
+    return [frames[index * len(frames) // count] for index in range(count)]
