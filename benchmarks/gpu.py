@@ -106,15 +106,14 @@ def _size() -> tuple[int, int]:
 
 
 def world(work: Path) -> None:
-    """Render the people, and the bodies of the paper's second stream."""
-    height, width = _size()
-    people = 16 if rehearsal() else int(os.environ.get("CLIP3DREID_PEOPLE", 120))
+    """Render the people, and the bodies of the paper's second stream; small, for packs are made at full size."""
+    height, width = (64, 32) if rehearsal() else (128, 64)
+    people = 16 if rehearsal() else 80
     workers = len(os.sched_getaffinity(0))
     size = [f"height={height}", f"width={width}", f"workers={workers}"]
     seconds = command(
         "synthesize",
         "layout=ltcc",
-        f"layout.pictures={1 if rehearsal() else 2}",
         f"out={work}/world",
         f"train_people={people}",
         "test_people=20",
@@ -125,7 +124,16 @@ def world(work: Path) -> None:
         1 for _ in (work / "world").rglob("*.jpg")
     )
     say("world", pictures=pictures, seconds=round(seconds, 1), a_second=round(pictures / seconds, 1))
-    command("synthesize", "layout=bodies", f"out={work}/bodies", f"train_people={people}", "seed=3", *size)
+    command(
+        "synthesize",
+        "layout=bodies",
+        f"out={work}/bodies",
+        "train_people=16",
+        "test_people=1",
+        "seed=3",
+        *size[:2],
+        "workers=2",
+    )
 
 
 def pack(work: Path) -> None:
@@ -315,6 +323,11 @@ def train_paper(work: Path) -> None:
     _ride_along(work, "train_paper", ["method=clip3dreid_paper"])
 
 
+def train_compiled(work: Path) -> None:
+    """Train with the full method and a compiled student; the first epoch has the compiler's time."""
+    _ride_along(work, "train_compiled", ["method=clip3dreid", "compile=true"])
+
+
 # Beyond training.
 
 
@@ -330,14 +343,7 @@ def extraction(work: Path) -> None:
     from clip3dreid.search.settings import ExtractSettings
 
     device = torch.device("cpu" if rehearsal() else "cuda")
-    crops = work / "crops"
-    pictures = sorted((work / "world" / "train").iterdir())
-    crops.mkdir(exist_ok=True)
-    times = 1 if rehearsal() else 16
-    for number in range(times):
-        for picture in pictures:
-            if not (link := crops / f"{number:02d}_{picture.name}").exists():
-                os.link(picture, link)
+    pictures, times = _crops(work)
     model = load(sorted((work / "runs").glob("train_ce-*"))[-1], device=device)
     batch = 16 if rehearsal() else 256
     images = torch.rand(batch, 3, *_size(), device=device)
@@ -354,15 +360,31 @@ def extraction(work: Path) -> None:
     )
     workers = 0 if rehearsal() else len(os.sched_getaffinity(0)) - 2
     settings = ExtractSettings(workers=workers, batch=batch)
-    done = extract(model, crops, settings, work / f"shards-{time.time():.0f}", trainer)
-    whole = len(pictures) * times / done.seconds
+    done = extract(model, work / "crops", settings, work / f"shards-{time.time():.0f}", trainer)
+    whole = pictures * times / done.seconds
     say(
         "extraction",
-        pictures=len(pictures) * times,
+        pictures=pictures * times,
         extract=round(whole, 1),
         bare=round(bare, 1),
         of_bare=round(whole / bare, 3),
     )
+
+
+def _crops(work: Path) -> tuple[int, int]:
+    """Write JPEG files of full size, each under several names; return how many there are, and how many names."""
+    from PIL import Image
+
+    folder, found = work / "crops", sorted((work / "world" / "train").iterdir())
+    folder.mkdir()
+    times = 1 if rehearsal() else 20
+    for picture in found:
+        height, width = _size()
+        first = folder / f"{picture.stem}_0.jpg"
+        Image.open(picture).convert("RGB").resize((width, height)).save(first, quality=90)
+        for number in range(1, times):
+            os.link(first, folder / f"{picture.stem}_{number}.jpg")
+    return len(found), times
 
 
 def ranking(work: Path) -> None:
@@ -391,7 +413,8 @@ SECTIONS: dict[str, tuple[Callable[[Path], None], int]] = {
     "train_paper": (train_paper, 120),
     "extraction": (extraction, 90),
     "ranking": (ranking, 60),
-    "switches": (switches, 150),
+    "switches": (switches, 100),
+    "train_compiled": (train_compiled, 120),
 }
 """Name -> what it does, and the seconds that it may take."""
 
