@@ -263,8 +263,6 @@ def _beside(name: str) -> Any:
             optimizer = trainer.optimizers[0]
 
             def step(batch: Any) -> None:
-                if module.targets:
-                    batch = batch._replace(targets={key: make(batch) for key, make in module.targets.items()})
                 with trainer.precision_plugin.forward_context():
                     features, of_bodies = module._see(batch)
                     total = module.losses(features, batch, trainer.current_epoch, bodies=of_bodies).total
