@@ -62,7 +62,7 @@ WRONG = [
     ("train data=[ltcc=", "data=[ltcc= is unknown; choose ccda, "),
     ("train data.root=/x", NEEDS_DATA),
     ("evaluate data.root=/x", NEEDS_DATA),
-    ("evaluate model.pretrained=x", "model.pretrained=x needs model/student=NAME with it; NAME is clip_vit_b16, "),
+    ("evaluate model.pretrained=x", "model.pretrained=x needs model/student=NAME with it; NAME is ap3d_nl_"),
     ("train experiment=ltcc", "experiment=ltcc is added with a plus: +experiment=ltcc"),
     ("train +data=ltcc", "+data=ltcc is chosen without a plus: data=ltcc"),
     ("train loss=identity,body", "loss=identity,body names several: add -m for a run with each, or give a list, "),
@@ -351,8 +351,11 @@ def test_every_example_of_a_commands_help_is_understood_by_it(command: str) -> N
     for example in examples:
         words = shlex.split(example.partition("   ")[0])
         assert words[0] == "clip3dreid"
-        arguments = [word for word in words[2:] if "=" in word or word.startswith("-")]
-        assert ready(words[1], arguments) or not arguments
+        # Behind -- stands a line of another command.
+        end = words.index("--") if "--" in words else len(words)
+        for name, line in ((words[1], words[2:end]), ("train", words[end + 1 :])):
+            arguments = [word for word in line if "=" in word or word.startswith("-")]
+            assert ready(name, arguments) or not arguments
 
 
 @pytest.mark.parametrize("command", command_names())

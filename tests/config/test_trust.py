@@ -10,8 +10,13 @@ from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.trust import check_targets, trusted
 from clip3dreid.errors import InputError
 
+# What lies in hydra/ is Hydra's own configuration, which it builds itself.
+SHIPPED = [
+    path for path in sorted(conf_dir().rglob("*.yaml")) if path.relative_to(conf_dir()).parts[0] != "hydra"
+]
 
-@pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_everything_that_is_shipped_is_known(path: Any) -> None:
     node = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "hydra"}
     check_targets(OmegaConf.create({**node, "trusted": []}))

@@ -15,15 +15,17 @@ def test_means_weigh_batches_by_their_pictures_and_names_by_the_batches_they_are
     means.add(("a", "b"), torch.tensor([5.0, 4.0]), 1)
     means.add(("c",), torch.tensor([7.0]), 2)
     means.add(("a",), torch.tensor([0.0]), 4)
-    assert means.read() == {"a": (3 + 5) / 8, "b": (6 + 4) / 4, "c": 7}
-    assert means.read() == {}
+    assert means.read() == [({"a": (3 + 5) / 8}, 8), ({"b": (6 + 4) / 4}, 4), ({"c": 7}, 2)]
+    assert means.read() == []
 
 
 def test_means_are_kept_in_single_precision_whatever_comes() -> None:
     means = LossMeans()
     for _ in range(3):
         means.add(("a",), torch.tensor([1.001], dtype=torch.bfloat16), 1000)
-    assert means.read()["a"] == pytest.approx(torch.tensor(1.001, dtype=torch.bfloat16).item(), rel=1e-6)
+    ((found, pictures),) = means.read()
+    assert pictures == 3000
+    assert found["a"] == pytest.approx(torch.tensor(1.001, dtype=torch.bfloat16).item(), rel=1e-6)
 
 
 def network() -> tuple[nn.Module, torch.optim.Optimizer]:

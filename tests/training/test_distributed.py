@@ -31,7 +31,8 @@ def assert_same_training(one: Path, two: Path, terms: Sequence[str], epochs: int
     for term in terms:
         expected, found = column(one, term), column(two, term)
         assert len(expected) >= epochs - 1
-        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9), term
+        # Weights are compared in double precision; what is logged has been in single.
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6), term
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)]
     assert states[0]["global_step"] == states[1]["global_step"] >= 20
     for name, tensor in states[0]["state_dict"].items():

@@ -92,15 +92,15 @@ def test_a_trainer_for_gpus_switches_on_what_is_right_there_and_the_command_line
     assert cfg.channels_last is (trainer != "fsdp")
     assert (cfg.fused, cfg.compile, cfg.matmul_precision) == (True, False, "high")
     assert cfg.optimizer.optimizer.fused is True
-    assert (cfg.trainer.benchmark, cfg.trainer.precision) == (True, "bf16-mixed")
+    assert (cfg.trainer.get("benchmark"), cfg.trainer.precision) == (None, "bf16-mixed")
     assert cfg.gradient_norms_every == (0 if trainer == "fsdp" else 200)
     given = composed(
         "train", *shared, "channels_last=false", "fused=null", "compile=true", "matmul_precision=highest",
-        "trainer.benchmark=false", "trainer.precision=32-true",
+        "+trainer.benchmark=true", "trainer.precision=32-true",
     )  # fmt: skip
     assert (given.channels_last, given.fused, given.compile) == (False, None, True)
     assert (given.matmul_precision, given.optimizer.optimizer.fused) == ("highest", None)
-    assert (given.trainer.benchmark, given.trainer.precision) == (False, "32-true")
+    assert (given.trainer.benchmark, given.trainer.precision) == (True, "32-true")
 
 
 def test_a_trainer_for_the_cpu_switches_nothing_on_and_an_experiment_may() -> None:

@@ -106,8 +106,10 @@ def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(
 def test_a_search_without_held_out_people_or_their_protocol_is_refused(
     trained: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="no protocol=novel on held-out people; there are w/general, w/clo"):
-        tune([], SPACE, TuningSettings(protocol="novel"), tmp_path / "a")
+    with pytest.raises(
+        InputError, match="no protocol for objective=novel on held-out people; there are w/general, w/clo"
+    ):
+        tune([], SPACE, TuningSettings(objective="novel"), tmp_path / "a")
 
     @contextmanager
     def none(words: Sequence[str], run: Path) -> Iterator[Iterator[Mapping[str, Any]]]:

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     if not words:
         raise InputError("nothing to train: give a command line of clip3dreid train behind --")
     found = tune(words, space, settings, out)
-    value = f"{settings.protocol} mAP {found.value:.1%} on held-out people"
+    value = f"{settings.objective} mAP {found.value:.1%} on held-out people"
     print(f"best of {found.trials}: {value}, {found.folder}")  # noqa: T201
     print(shlex.join(["clip3dreid", "train", *words, *found.overrides]))  # noqa: T201
 

@@ -16,9 +16,10 @@ from clip3dreid.types import Features
 
 
 def _own_precision(features: Tensor) -> AbstractContextManager[object]:
-    """Return what switches mixed precision off where there is any: without data there is not."""
+    """Return what switches mixed precision off where it is on: an exported graph has nothing of it."""
     kind = features.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    mixed = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
 
 class Student(nn.Module):

@@ -37,7 +37,7 @@ class TuningSettings:
 
     Args:
         trials: how many there are to be in all, with those of earlier calls; ones that failed count too.
-        protocol: whose mAP on held-out people is to be large.
+        objective: protocol whose mAP on held-out people is to be large.
         prune: end a trial whose mAP is below the median of the others' after as many epochs.
         startup_trials: drawn from the whole space, and never ended early.
         seed: of what is drawn.
@@ -47,7 +47,7 @@ class TuningSettings:
     """
 
     trials: Positive = 30
-    protocol: str = "clothes_changing"
+    objective: str = "clothes_changing"
     prune: bool = True
     startup_trials: Count = 5
     seed: Seed = 1
@@ -216,7 +216,7 @@ def _study(folder: Path, settings: TuningSettings) -> optuna.Study:
 
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / STUDY).absolute()}",
-        study_name=settings.protocol,
+        study_name=settings.objective,
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials)
@@ -248,10 +248,11 @@ def _value(trial: optuna.Trial, words: Sequence[str], run: Path, settings: Tunin
             scores = event.get("val") if event.get("event") == "epoch" else None
             if not scores:
                 continue
-            named = [score for name, score in scores.items() if name.endswith(f"/{settings.protocol}")]
+            named = [score for name, score in scores.items() if name.endswith(f"/{settings.objective}")]
             if not named:
+                there = ", ".join(scores)
                 raise InputError(
-                    f"no protocol={settings.protocol} on held-out people; there are {', '.join(scores)}"
+                    f"no protocol for objective={settings.objective} on held-out people; there are {there}"
                 )
             best = max(float(named[0]["map"]), best or 0.0)
             trial.report(best, int(event["epoch"]))
