@@ -186,7 +186,7 @@ def evaluate(
     query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     _check_features("query", query, query_table, metric)
     held = gallery_table if gallery_share is None else gallery_table[gallery_share.columns.tolist()]
-    if len(held):
+    if len(held) or gallery_share is None:  # a process may have no part of a small gallery
         _check_features("gallery", gallery, held, metric)
     if query.shape[1] != gallery.shape[1]:
         raise InputError(

@@ -208,8 +208,7 @@ def plan(protocol: Protocol, pairs: SamePerson, selection: ProtocolRows) -> Job:
         pairs: labels of queries and gallery.
         selection: the rows that take part.
     """
-    # Nothing is looked up in an empty gallery, which whoever compares the features refuses.
-    asked = selection.queries.nonzero()[: None if len(selection.gallery) else 0, 0]
+    asked = selection.queries.nonzero()[:, 0]
     positives, junk = (torch.zeros(len(selection.queries), dtype=torch.int64) for _ in range(2))
     in_gallery = torch.zeros(len(selection.queries), dtype=torch.bool)
     for rows in _blocks(asked, block_rows(0, pairs.width(asked), 0)):
