@@ -89,7 +89,11 @@ class ShardedStudent(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Meet the other processes; all of them are one group that shares the weights out."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
-        super().setup_environment()
+        if self.lightning_module is None:
+            # They meet before there is a module to share out, and the trainer calls once more when there is.
+            self._setup_distributed()
+        else:
+            super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Bring the model, whose weights are shared out by now, to the device.
