@@ -209,8 +209,12 @@ def test_two_processes_share_five_people_and_train_as_one_does(
     for name, more in (("one", ()), ("two", PAIR)):
         done = command("train", *shared, f"hydra.run.dir={name}", *more)
         assert done.returncode == 0, done.stderr
-    terms = ("loss/total", "loss/triplet", "share/triplet", "gradient/clothes_orthogonal")
-    assert_same_training(tmp_path / "one", tmp_path / "two", terms, epochs=12)
+    assert_same_training(tmp_path / "one", tmp_path / "two", ("loss/total", "loss/triplet"), epochs=12)
+    # Of some steps alone.
+    for measured in ("share/triplet", "gradient/clothes_orthogonal"):
+        expected, found = column(tmp_path / "one", measured), column(tmp_path / "two", measured)
+        assert len(expected) >= 4
+        assert found == pytest.approx(expected, rel=1e-6), measured
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.launch import launch
 
 T = TypeVar("T")
 
 _LOOK_S = 0.05
-# A program may train several times with one meeting place.
-_MEETINGS = count()
+# A program may train several times with one meeting place: launch -> its trainings.
+_MEETINGS: defaultdict[str, count[int]] = defaultdict(count)
 
 
 class Ranks:
@@ -133,6 +135,9 @@ def met(folder: Path) -> Ranks:
     from torch.distributed import distributed_c10d
 
     store: Any = distributed_c10d._get_default_store()
-    # A connection of our own: the one that collectives are arranged by may be waiting.
-    own = distributed_c10d.PrefixStore(f"clip3dreid/prepare/{next(_MEETINGS)}", store.clone())
+    # A connection of our own: the one that collectives are arranged by may be waiting. A process that was started for
+    # this run has met nobody before, while the first may be at its next run of a sweep: so they count by launch.
+    launched = launch().id
+    place = f"clip3dreid/prepare/{launched}/{next(_MEETINGS[launched])}"
+    own = distributed_c10d.PrefixStore(place, store.clone())
     return Ranks(dist.get_rank(), dist.get_world_size(), folder=folder, store=own)
