@@ -59,13 +59,16 @@ def settings(kind: type[T], cfg: DictConfig, **more: Any) -> T:
 
     Raises:
         InputError: as the dataclass does.
+        MissingMandatoryValue: if a field without a default is one of a key that has to be given and is not.
     """
     hints = typing.get_type_hints(kind)
-    found = {
-        field.name: _fitted(plain(cfg[field.name]), hints[field.name])
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if field.name not in more and field.name in cfg and not OmegaConf.is_missing(cfg, field.name)
-    }
+    found = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        required = field.default is field.default_factory is dataclasses.MISSING
+        # A key that has to be given is not `in` a config until it is; asking for it says so.
+        asked = field.name in cfg or (required and OmegaConf.is_missing(cfg, field.name))
+        if field.name not in more and asked:
+            found[field.name] = _fitted(plain(cfg[field.name]), hints[field.name])
     return kind(**found, **more)
 
 
