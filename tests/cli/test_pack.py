@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_pack_without_a_folder_is_refused_before_anything_is_read(invoke: Command) -> None:
-    done = invoke("pack", "data=ltcc", "data.root=nowhere")
+def test_a_pack_without_a_folder_is_refused_in_a_line(ltcc_root: Path, invoke: Command) -> None:
+    done = invoke("pack", "data=ltcc", f"data.root={ltcc_root}")
     assert done.returncode == 2
     assert "out is not set; give it on the command line as out=VALUE" in done.stderr
