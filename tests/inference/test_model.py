@@ -319,7 +319,7 @@ def test_results_are_float32_whatever_the_precision_of_the_model(
         *found[2][:2],
         model.embed(ready),
         model.embed(ready.to(dtype)),
-        *model(ready),
+        *model(ready, maps=True),
     ):
         assert values is not None
         assert values.dtype == torch.float32

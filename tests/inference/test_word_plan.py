@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import ReidModel
-from clip3dreid.inference.word_plan import word_plans
+from clip3dreid.inference.word_plan import plans_of_maps, word_plans
 from clip3dreid.loss.transport import Sinkhorn
 from clip3dreid.model.student import Student
 
@@ -42,6 +42,16 @@ def test_the_plan_is_that_of_another_solver(model: ReidModel) -> None:
     wanted = (shares / shares.sum(0) * len(positions)).T.reshape(plan.mass.shape)
     assert np.ptp(wanted) > 0.1
     np.testing.assert_allclose(plan.mass.numpy(), wanted, atol=1e-3)
+
+
+def test_maps_of_a_look_have_the_plans_of_its_pictures(model: ReidModel) -> None:
+    pictures = [noise(number, HEIGHT, WIDTH) for number in range(3)]
+    seen = model.look(pictures, maps=True)
+    assert seen.map is not None
+    assert model.look(pictures).map is None
+    for plan, wanted in zip(plans_of_maps(model, seen.map), word_plans(model, pictures), strict=True):
+        assert plan.words == wanted.words
+        torch.testing.assert_close(plan.mass, wanted.mass)
 
 
 def test_a_model_without_words_is_refused(student: Student) -> None:

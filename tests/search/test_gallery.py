@@ -54,6 +54,25 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("person", [False, True])
+def test_what_was_looked_at_is_searched_for_as_its_pictures_are(
+    reid: ReidModel, crops: Path, flip: bool, person: bool
+) -> None:
+    gallery = Gallery.from_pictures(reid, crops, workers=0, flip=flip)
+    asked = files(crops)[3:5]
+    seen = reid.look(asked, flip=gallery.flip)
+    found, wanted = (gallery.search(query, person=person, top=4) for query in (seen, asked))
+    assert len(found.answers) == (1 if person else 2)
+    for one, other in zip(found.answers, wanted.answers, strict=True):
+        assert one.hits.drop("score").equals(other.hits.drop("score"))
+        assert one.hits["score"].to_list() == pytest.approx(other.hits["score"].to_list(), abs=1e-6)
+    with pytest.raises(InputError, match=r"features have 5 columns, and those of .*model have 128"):
+        gallery.search(seen._replace(embedding=torch.rand(1, 5)))
+    with pytest.raises(InputError, match="there is no picture to look for"):
+        gallery.search(seen._replace(embedding=seen.embedding[:0]))
+
+
 def test_hits_are_those_of_an_exact_search(reid: ReidModel, crops: Path) -> None:
     gallery = Gallery.from_pictures(reid, crops, workers=0)
     assert len(gallery) == COUNT

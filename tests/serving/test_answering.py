@@ -57,6 +57,20 @@ def test_hits_are_those_of_the_gallery_and_so_are_words_and_bodies(
     assert 0 < float(bounds) < float(rest[:, 0].max()) - 0.1
 
 
+def test_a_crop_goes_through_the_network_once(answering: Answering, rendered: Rendered) -> None:
+    model = answering.model
+    passes: list[int] = []
+    hook = model.student.register_forward_hook(lambda *call: passes.append(len(call[1][0])))
+    try:
+        answer = answering.ask_pictures(uploads(*rendered.queries[:2]), {})
+    finally:
+        hook.remove()
+    assert answer.words
+    assert answer.places
+    # The mirror images are of the gallery's feature.
+    assert passes == ([2, 2] if answering.gallery.flip else [2])
+
+
 def test_a_filter_holds(answering: Answering, rendered: Rendered) -> None:
     answer = answering.ask_pictures(uploads(rendered.queries[0]), {"camera": ["2"]})
     assert {hit.labels["camera"] for hit in answer.hits} == {"2"}

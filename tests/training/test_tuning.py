@@ -116,7 +116,7 @@ def test_a_search_without_held_out_people_or_their_protocol_is_refused(
         yield iter([{"event": "epoch", "epoch": 1, "val": {}}])
 
     monkeypatch.setattr(tuning, "_training", none)
-    with pytest.raises(InputError, match=r"no people are held out.*add data\.val_people=30"):
+    with pytest.raises(InputError, match=r"no held-out people were evaluated.*add data\.val_people=30"):
         tune([], SPACE, TuningSettings(), tmp_path / "b")
 
 

@@ -34,6 +34,8 @@ class Looking(TypedDict, total=False):
 
     flip: bool | None
     """Look at the mirror image too, as evaluation does; None, the default: as the model's `flip` says."""
+    maps: bool
+    """Keep feature maps too, which are large; not by default."""
     batch_size: int
     """Pictures at a time; 64."""
     workers: int
@@ -67,7 +69,7 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
     Raises:
         InputError: if one cannot be read, or none of several.
     """
-    flip, skip = how.get("flip"), how.get("on_error", "fail") == "skip"
+    flip, maps, skip = how.get("flip"), how.get("maps", False), how.get("on_error", "fail") == "skip"
     batch_size, workers = how.get("batch_size", 64), how.get("workers", 0)
     check_number("batch_size", batch_size, Range(1), whole=True)
     check_number("workers", workers, Range(0), whole=True)
@@ -80,7 +82,7 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
         with torch.no_grad():
             assert not isinstance(pictures, Boxes)
             ready = batches(pictures, batch_size, model.view, model.device)
-            made = [model(batch, flip=flip).cpu() for batch in ready]
+            made = [model(batch, flip=flip, maps=maps).cpu() for batch in ready]
         count = sum(len(one.embedding) for one in made)
         table = pl.DataFrame({"path": [None] * count}, schema={"path": pl.String})
         return Seen(made, table, list(range(count)))
@@ -100,7 +102,9 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
                 rows += part.rows.tolist()
                 # A frame with more boxes is one batch of the loader all the same.
                 pieces = part.images.split(batch_size)
-                made += [model(to_unit(piece.to(model.device)), flip=flip).cpu() for piece in pieces]
+                made += [
+                    model(to_unit(piece.to(model.device)), flip=flip, maps=maps).cpu() for piece in pieces
+                ]
             update(len(rows) + len(skipped))
     if skipped:
         row, reason = skipped[0]

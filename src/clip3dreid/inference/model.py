@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, Unpack
 
@@ -63,6 +63,8 @@ class Outputs(NamedTuple):
     """(B, d) float32 of length 1: in the teacher's space; None where a model has not learnt that."""
     betas: Tensor | None
     """(B, K) float32: shape coefficients; None likewise."""
+    map: Tensor | None = None
+    """(B, C, h, w) float32: the student's feature maps; None where they were not asked for."""
 
     def cpu(self) -> Outputs:
         """Return the same on the CPU."""
@@ -185,15 +187,16 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def forward(self, images: Tensor, *, flip: bool | None = None) -> Outputs:
+    def forward(self, images: Tensor, *, flip: bool | None = None, maps: bool = False) -> Outputs:
         """Take pictures through the student, once, and on to all that it has learnt.
 
         Args:
             images: (B, 3, H, W) RGB 0..1 on the model's device.
             flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
+            maps: return feature maps too.
 
         Returns:
-            Features, and for words and bodies those of the pictures as they are.
+            Features, and for words, bodies and maps those of the pictures as they are.
         """
         mirrored = self.flip if flip is None else flip
         feature, _, upright = retrieval_features(
@@ -204,7 +207,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             joint = joint_features(upright.map, self.heads["joint"])
         if "shape" in self.heads:
             betas = self.heads["shape"](upright.embedding)
-        return Outputs(feature, joint, betas)
+        return Outputs(feature, joint, betas, upright.map.float() if maps else None)
 
     def _part_layers(self) -> dict[str, Layer]:
         """Return the layers of the feature's parts, made anew only where the heads were moved or written to.
@@ -315,7 +318,8 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             how: likewise.
 
         Returns:
-            On the CPU, N rows each: `embedding` (N, F), `joint` (N, d), `betas` (N, K).
+            On the CPU, N rows each: `embedding` (N, F), `joint` (N, d), `betas` (N, K), and `map` (N, C, h, w) where
+            `maps=True` asks for it.
 
         Raises:
             InputError: as `embed`.
@@ -326,11 +330,14 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
             (torch.Size([8, 128]), torch.Size([8, 128]), torch.Size([8, 4]))
         """
         seen = look_at(self, images, **how)
-        made = {name: torch.full((len(seen.table), width), torch.nan) for name, width in self.widths.items()}
+        sizes: dict[str, Sequence[int]] = {name: (width,) for name, width in self.widths.items()}
+        if seen.batches and seen.batches[0].map is not None:
+            sizes["map"] = seen.batches[0].map.shape[1:]
+        made = {name: torch.full((len(seen.table), *size), torch.nan) for name, size in sizes.items()}
         if seen.batches:
             for name, rows in made.items():
                 rows[seen.rows] = torch.cat([getattr(batch, name) for batch in seen.batches]).float()
-        return Outputs(made["embedding"], made.get("joint"), made.get("betas"))
+        return Outputs(made["embedding"], made.get("joint"), made.get("betas"), made.get("map"))
 
     def similarity(
         self,

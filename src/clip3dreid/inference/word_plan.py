@@ -34,7 +34,6 @@ class WordPlan(NamedTuple):
     takes from each, so that the mean over positions is 1."""
 
 
-@torch.no_grad()
 def word_plans(
     model: ReidModel, pictures: PictureLike | Sequence[PictureLike], *, solver: Solver = SOLVER
 ) -> list[WordPlan]:
@@ -64,23 +63,36 @@ def word_plans(
     """
     if not model.groups or "joint" not in model.heads:
         raise InputError(f"{model.name} has not learnt words, so none of them has a place in a picture")
+    with torch.no_grad():
+        maps = (model.student(images).map for images in batches(pictures, _BATCH, model.view, model.device))
+        return [plan for part in maps for plan in plans_of_maps(model, part, solver=solver)]
+
+
+@torch.no_grad()
+def plans_of_maps(model: ReidModel, maps: Tensor, *, solver: Solver = SOLVER) -> list[WordPlan]:
+    """Transport positions to words as `word_plans`, for pictures that the model has looked at already.
+
+    Args:
+        model: that has learnt words.
+        maps: (B, C, h, w) of `ReidModel.look(…, maps=True)`.
+        solver: of the transport.
+
+    Returns:
+        B plans.
+    """
     head = model.heads["joint"]
+    maps = maps.to(model.device).float()
     flat = [(group, word) for group, members in model.groups.items() for word in members]
     row_of = {word: row for row, word in enumerate(flat)}
     tokens = F.normalize(head.get_buffer("words").float() - head.get_buffer("centre").float(), dim=1)
-    plans = []
-    for images in batches(pictures, _BATCH, model.view, model.device):
-        maps = model.student(images).map.float()
-        best = [
-            tuple(zip(model.groups, words, strict=True))
-            for words in model.best_words(joint_features(maps, head))
-        ]
-        chosen = torch.tensor([[row_of[word] for word in words] for words in best], device=tokens.device)
-        positions = F.normalize(head(maps.flatten(2).mT), dim=2)  # (B, h * w, d)
-        count, length = positions.shape[1], len(model.groups)
-        uniform = [positions.new_full((len(images), size), 1 / size) for size in (count, length)]
-        plan = solver(positions, tokens[chosen].to(positions), *uniform).plan  # (B, h * w, G)
-        mass = plan / plan.sum(1, keepdim=True).clamp(min=1e-12) * count
-        shaped = mass.mT.reshape(len(images), length, *maps.shape[2:]).cpu()
-        plans += [WordPlan(words, own) for words, own in zip(best, shaped, strict=True)]
-    return plans
+    best = [
+        tuple(zip(model.groups, words, strict=True)) for words in model.best_words(joint_features(maps, head))
+    ]
+    chosen = torch.tensor([[row_of[word] for word in words] for words in best], device=tokens.device)
+    positions = F.normalize(head(maps.flatten(2).mT), dim=2)  # (B, h * w, d)
+    count, length = positions.shape[1], len(model.groups)
+    uniform = [positions.new_full((len(maps), size), 1 / size) for size in (count, length)]
+    plan = solver(positions, tokens[chosen].to(positions), *uniform).plan  # (B, h * w, G)
+    mass = plan / plan.sum(1, keepdim=True).clamp(min=1e-12) * count
+    shaped = mass.mT.reshape(len(maps), length, *maps.shape[2:]).cpu()
+    return [WordPlan(words, own) for words, own in zip(best, shaped, strict=True)]

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from clip3dreid.errors import InputError
 from clip3dreid.inference.looking import Looking, look_at
-from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
 from clip3dreid.io.spelling import label
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
-from clip3dreid.search.query import MakeTeacher, Query, is_text, person_query, queries_of, text_queries
+from clip3dreid.search.query import (
+    MakeTeacher,
+    Query,
+    is_text,
+    person_query,
+    queries_of,
+    seen_queries,
+    text_queries,
+)
 from clip3dreid.search.search import Engine, SearchResult, answered, same_model
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import shard_facts
@@ -131,6 +139,11 @@ class Gallery:
         if len(self._tables) > 1:
             self._tables = [pl.concat(self._tables, how="diagonal_relaxed")]
         return self._tables[0]
+
+    @property
+    def flip(self) -> bool:
+        """Return whether mirror images are looked at too, those of queries as well."""
+        return self._flip
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -248,8 +261,8 @@ class Gallery:
         """Find people.
 
         Args:
-            query: a picture or several, each a query of its own; or a description in words, which is a text that is
-                no file's name.
+            query: a picture or several, each a query of its own; what `model.look(…, flip=gallery.flip)` has said of
+                some; or a description in words, which is a text that is no file's name.
             top: hits of each query.
             where: label -> a value or several: only pictures that have them are found.
             person: the pictures show one person, and are one query.
@@ -270,7 +283,10 @@ class Gallery:
         if is_text(query):
             return self.search_text(query, top=top, where=where, synonyms=synonyms, teacher=teacher)
         chosen, allowed = self._asked_among(top, where)
-        asked = queries_of(self.model, query, flip=self._flip)
+        if isinstance(query, Outputs):
+            asked = seen_queries(self.model, query)
+        else:
+            asked = queries_of(self.model, query, flip=self._flip)
         if person:
             asked = [person_query(asked)]
         return self._find(asked, "embedding", "cosine", top, chosen, allowed)

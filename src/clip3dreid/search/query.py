@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.inference.looking import is_named_like_a_picture, look_at
-from clip3dreid.inference.model import ReidModel
+from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.inference.pictures import Pictures
 from clip3dreid.search.settings import PersonQuery, PictureQueries
 
@@ -74,12 +74,37 @@ def queries_of(model: ReidModel, pictures: Pictures, *, flip: bool) -> list[Quer
     seen = look_at(model, pictures, flip=flip)
     if not seen.batches:
         raise InputError("there is no picture to look for; give one or more")
-    features = F.normalize(torch.cat([batch.embedding for batch in seen.batches]), dim=1)
+    return _queries(
+        model, torch.cat([batch.embedding for batch in seen.batches]), seen.table["path"].to_list()
+    )
+
+
+def seen_queries(model: ReidModel, seen: Outputs) -> list[Query]:
+    """Make queries of pictures that were looked at already, each by itself.
+
+    Args:
+        model: that made the gallery.
+        seen: what it says of them, as of `ReidModel.look` with the gallery's `flip`.
+
+    Raises:
+        InputError: if there is none, they are another model's, or the model is broken.
+    """
+    if not len(seen.embedding):
+        raise InputError("there is no picture to look for; give one or more")
+    if seen.embedding.shape[1] != (width := model.widths["embedding"]):
+        raise InputError(
+            f"features have {seen.embedding.shape[1]} columns, and those of {model.name} have {width}; look with it"
+        )
+    return _queries(model, seen.embedding, [None] * len(seen.embedding))
+
+
+def _queries(model: ReidModel, embedding: Tensor, paths: Sequence[str | None]) -> list[Query]:
+    features = F.normalize(embedding, dim=1)
     if not bool(torch.isfinite(features).all()):
         raise InputError(f"{model.name} gives features that are NaN or infinite; the model is broken")
     return [
         Query(path or f"picture {row}", vector, () if path is None else (Path(path),), (), (1.0, 0.0))
-        for row, (path, vector) in enumerate(zip(seen.table["path"], features, strict=True))
+        for row, (path, vector) in enumerate(zip(paths, features, strict=True))
     ]
 
 

@@ -24,7 +24,7 @@ from clip3dreid.data.datasets import ltcc
 from clip3dreid.errors import InputError
 from clip3dreid.inference.heads import Description
 from clip3dreid.inference.model import ReidModel, load
-from clip3dreid.inference.word_plan import word_plans
+from clip3dreid.inference.word_plan import plans_of_maps
 from clip3dreid.io.pictures import Pixels, open_picture, unreadable, upright_rgb
 from clip3dreid.io.table_files import BOX
 from clip3dreid.language.query_parser import parse_query
@@ -193,15 +193,16 @@ class Answering:
         # One after another: what is kept of each is what the model sees of it.
         views = [torch.from_numpy(model.view(_decoded(upload))) for upload in uploads]
         own = {upload.path for upload in uploads} - {None}
-        result = self.gallery.search(views, person=True, top=self._settings.top + len(own), where=where)
+        seen = model.look(views, flip=self.gallery.flip, maps=True)
+        result = self.gallery.search(seen, person=True, top=self._settings.top + len(own), where=where)
         words, body, places, notes = None, None, [], []
-        seen = model.look(views, flip=False)
         if seen.joint is None or not model.groups:
             notes.append("This model has not learnt words (loss.local).")
         else:
             joint = F.normalize(seen.joint.mean(0, keepdim=True), dim=1)
             words = model.describe_joint(joint)[0]
-            places = _places(model, views[0])
+            assert seen.map is not None
+            places = _places(model, views[0], seen.map[:1])
         if seen.betas is None:
             notes.append("This model has not learnt bodies (loss.shape).")
         else:
@@ -302,8 +303,8 @@ def _decoded(upload: Upload) -> Pixels:
         raise unreadable(upload.name, error, "give a JPEG or PNG of one person") from error
 
 
-def _places(model: ReidModel, view: Tensor) -> list[tuple[str, str, Image.Image]]:
-    (plan,) = word_plans(model, view)
+def _places(model: ReidModel, view: Tensor, map_: Tensor) -> list[tuple[str, str, Image.Image]]:
+    (plan,) = plans_of_maps(model, map_)
     crop = scaled(Image.fromarray(np.ascontiguousarray(view.permute(1, 2, 0).numpy())), _TALL)
     return [
         (group, word, overlay(crop, mass.numpy(), _MUCH))

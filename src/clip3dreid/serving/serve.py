@@ -144,6 +144,8 @@ def _kept_to_itself() -> Iterator[None]:
             "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_TEMP_DIR": folder,
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            # gradio asks for it at every call; unless it is set, pyplot is imported during the first view.
+            "MPLBACKEND": "agg",
         }
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)

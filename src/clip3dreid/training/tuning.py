@@ -260,7 +260,8 @@ def _value(trial: optuna.Trial, words: Sequence[str], run: Path, settings: Tunin
                 raise optuna.TrialPruned
     if best is None:
         raise InputError(
-            "no people are held out, so trials cannot be told apart: add data.val_people=30, say, behind --"
+            "no held-out people were evaluated, so trials cannot be told apart: behind --, add data.val_people=30, "
+            "say, and let evaluate_every be no more than the epochs"
         )
     return best
 
