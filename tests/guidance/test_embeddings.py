@@ -319,7 +319,7 @@ def shared_pass(rank: int, root: str, kept: str) -> None:
 
     embeddings_module.read_rgb = counted  # type: ignore[assignment]
     manifests = [Manifest(name, folder / name, pl.read_parquet(folder / f"{name}.parquet")) for name in "ab"]
-    made = embeddings_of(folder, manifests, Counting(), kept, met(folder / "run"))
+    made = embeddings_of(folder, manifests, Counting(), kept, met(folder / "run", "a launch"))
     values = made.cache.read(torch.arange(16))
     torch.save((read, values, made.lines), folder / f"{kept}-{rank}.pt")
     dist.destroy_process_group()

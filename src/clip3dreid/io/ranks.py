@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clip3dreid.errors import InputError
-from clip3dreid.io.launch import launch
 
 T = TypeVar("T")
 
@@ -125,19 +124,19 @@ ALONE = Ranks()
 """One process, which does all."""
 
 
-def met(folder: Path) -> Ranks:
+def met(folder: Path, launched: str) -> Ranks:
     """Return the processes of the process group that this one is in.
 
     Args:
         folder: see `Ranks`.
+        launched: a name that all of them have for what started them. A process that was started for this run has met
+            nobody before, while the first may be at its next run of a sweep: meetings are counted by launch.
     """
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
     store: Any = distributed_c10d._get_default_store()
-    # A connection of our own: the one that collectives are arranged by may be waiting. A process that was started for
-    # this run has met nobody before, while the first may be at its next run of a sweep: so they count by launch.
-    launched = launch().id
+    # A connection of our own: the one that collectives are arranged by may be waiting.
     place = f"clip3dreid/prepare/{launched}/{next(_MEETINGS[launched])}"
     own = distributed_c10d.PrefixStore(place, store.clone())
     return Ranks(dist.get_rank(), dist.get_world_size(), folder=folder, store=own)

@@ -81,7 +81,7 @@ def meet(request: TrainRequest, trainer: pl.Trainer, watch: StopWatch, start: Pa
         watch.end_children()
         raise
     watch.connect()
-    return met(prepared(request.folder))
+    return met(prepared(request.folder), launch().id)
 
 
 def checkpoint_to_go_on_from(request: TrainRequest) -> Path | None:
