@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import library as operators
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = "pretend"
@@ -325,15 +326,15 @@ def register() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(DEVICE, backend_module=_module())
-    library = torch.library.Library("aten", "IMPL")
+    library = operators.Library("aten", "IMPL")
     for name, op in _factories():
         try:
             library.impl(name, _made_here(op), "PrivateUse1")
         except RuntimeError:  # has a kernel of its own
             continue
     library.impl("_copy_from", _copy_from, "PrivateUse1")
-    through = torch.library.Library("_", "IMPL")
-    through.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    through = operators.Library("_", "IMPL")
+    through.fallback(operators.fallthrough_kernel, "AutocastPrivateUse1")
     _LIBRARIES.extend([library, through])
     for names, dtype in ((_LOW, None), (_HIGH, torch.float32)):
         for name in names.split():
