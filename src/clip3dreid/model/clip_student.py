@@ -105,13 +105,9 @@ class ClipStudent(Student):
         Raises:
             TypeError: if the pictures are still bytes 0..255.
         """
-        if not images.is_floating_point():
-            raise TypeError(f"pictures must be floating point in 0..1, not {images.dtype}")
         length = images.shape[1] if images.ndim == 5 else 1
         self._group_frames(length)
-        frames = images.flatten(0, 1) if images.ndim == 5 else images
-        # Normalised first: half precision tells neighbouring values of a bright picture no longer apart.
-        frames = ((frames - self.mean) / self.std).to(self.mean.dtype)
+        frames = self._normalised(images.flatten(0, 1) if images.ndim == 5 else images)
         across = {"length": length} if self.backbone.looks_across_frames else {}
         features: BackboneOutput = self.backbone(frames, **across)
         pooled = self.pooling(features)

@@ -117,11 +117,15 @@ class Student(nn.Module):
         Raises:
             TypeError: if the pictures are still bytes 0..255.
         """
+        features: BackboneOutput = self.backbone(self._normalised(images))
+        return self._embedded(features.map, self.pooling(features))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Return pictures (…, 3, H, W) as the backbone takes them; refuses bytes, as `forward`."""
         if not images.is_floating_point():
             raise TypeError(f"pictures must be floating point in 0..1, not {images.dtype}")
         # Normalised first: half precision tells neighbouring values of a bright picture no longer apart.
-        features: BackboneOutput = self.backbone(((images - self.mean) / self.std).to(self.mean.dtype))
-        return self._embedded(features.map, self.pooling(features))
+        return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def _embedded(self, map_: Tensor, pooled: Tensor) -> Features:
         """Take pooled features (B, D') through reduction and neck."""

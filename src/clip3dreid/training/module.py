@@ -398,7 +398,7 @@ class ReidModule(EvaluationModule):
         if self._rescued_step is not None:
             checkpoint["global_step"] = self._rescued_step
         checkpoint[CARD] = dict(self.card)
-        checkpoint[HEADS] = {name: whole(tensor).cpu() for name, tensor in self.losses.heads().items()}
+        checkpoint[HEADS] = {name: tensor.cpu() for name, tensor in self.heads().items()}
 
 
 def _measured(losses: Losses) -> dict[str, float]:
