@@ -112,7 +112,7 @@ def extract_parts(
     place, folder = place.absolute(), folder.absolute()
     facts = shard_facts(model, outputs, source=str(place), flip=bool(settings.flip))
     examine(folder, facts, settings)
-    parts, most = _parts(place)
+    parts, most, rows = _parts(place)
     with at_work(folder, "extracts", tidy=True):
         fingerprint = str(facts["fingerprint"])
 
@@ -142,7 +142,6 @@ def extract_parts(
                 computed += count
         skipped = unreadable(folder)
         list_unreadable(folder, skipped)
-    rows = sum(_rows(Path(part.path)) for part in parts)
     if len(skipped) == rows:
         raise InputError(
             f"none of {rows} pictures could be read, first {skipped['path'][0]}: {skipped['reason'][0]}"
@@ -167,8 +166,8 @@ def _rows(path: Path) -> int:
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def _parts(place: Path) -> tuple[list[_Part], int]:
-    """Return the parts of a table, and the most rows that one has.
+def _parts(place: Path) -> tuple[list[_Part], int, int]:
+    """Return the parts of a table, the most rows that one has, and the rows of all.
 
     Raises:
         InputError: if there is none, or one cannot be read.
@@ -188,7 +187,7 @@ def _parts(place: Path) -> tuple[list[_Part], int]:
         parts.append(_Part(number, str(path), first, identity))
         rows = _rows(path)
         first, most = first + rows, max(most, rows)
-    return parts, max(1, most)
+    return parts, max(1, most), first
 
 
 def _work(client: Any, ray: RaySettings, parts: list[_Part], looker: Mapping[str, Any]) -> Iterator[int]:
