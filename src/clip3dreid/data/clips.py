@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip3dreid.data.images import TestView, TrainView
+from clip3dreid.data.picture_batches import batch_memory, labelled, unlabelled
 from clip3dreid.data.tracklets import Tracklets
 from clip3dreid.io.checks import Count, Positive, check
+from clip3dreid.io.opencv import one_thread
 from clip3dreid.io.pictures import Pixels
 from clip3dreid.types import Batch
 
@@ -177,17 +179,15 @@ class TrainClips(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         shape = (len(indices), self._settings.frames, 3, self._view.height, self._view.width)
-        images = np.empty(shape, np.uint8)
-        views = np.empty((shape[0], *shape[2:]), np.uint8) if self._view.keep_view else None
-        for place, (piece, seed) in enumerate(indices):
-            for frame, row in enumerate(self._drawn(piece, seed)):
-                images[place, frame], view = self._view(self._read(int(row)), seed)
-                if views is not None and view is not None and frame == shape[1] // 2:
-                    views[place] = view
-        pieces = [piece for piece, _ in indices]
-        person, clothes, camera = (torch.from_numpy(self._labels[pieces, column]) for column in range(3))
-        batch = Batch(torch.from_numpy(images), person, clothes, camera, torch.tensor(pieces))
-        return batch if views is None else batch._replace(view=torch.from_numpy(views))
+        images = batch_memory(shape)
+        views = batch_memory((shape[0], *shape[2:])) if self._view.keep_view else None
+        planes, before = images.numpy(), None if views is None else views.numpy()
+        with one_thread:
+            for place, (piece, seed) in enumerate(indices):
+                for frame, row in enumerate(self._drawn(piece, seed)):
+                    view = None if before is None or frame != shape[1] // 2 else before[place]
+                    self._view.put(self._read(int(row)), seed, planes[place, frame], view)
+        return labelled(images, self._labels, [piece for piece, _ in indices])._replace(view=views)
 
     def _drawn(self, piece: int, seed: int) -> Ints:
         """Return the rows of a clip's frames."""
@@ -229,14 +229,13 @@ class EvaluationClips(Dataset[Batch]):
 
     def __getitems__(self, clips: Sequence[int]) -> Batch:
         shape = (len(clips), self._rows.shape[1], 3, self._view.height, self._view.width)
-        images = np.empty(shape, np.uint8)
-        for place, clip in enumerate(clips):
-            for frame, row in enumerate(self._rows[clip]):
-                images[place, frame] = self._view(self._read(int(row)))
-        person, clothes, camera = (torch.full((len(clips),), -1) for _ in range(3))
-        return Batch(
-            torch.from_numpy(images), person, clothes, camera, torch.from_numpy(self.tracklet[clips])
-        )
+        images = batch_memory(shape)
+        planes = images.numpy()
+        with one_thread:
+            for place, clip in enumerate(clips):
+                for frame, row in enumerate(self._rows[clip]):
+                    self._view.put(self._read(int(row)), planes[place, frame])
+        return unlabelled(images, self.tracklet[clips].tolist())
 
 
 def average_clips(features: Tensor, tracklet: Tensor | Sequence[int], tracklets: int) -> Tensor:
