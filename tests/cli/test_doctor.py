@@ -1,5 +1,6 @@
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,13 @@ def test_what_is_here_is_printed_and_written(run, tmp_path: Path) -> None:
     assert all(room > 0 for room in found["free_gigabytes"].values())
     assert found["devices"][0]["name"] == "cpu"
     assert found["devices"][0]["gigabytes"] > 0.1
-    assert {"smpl", "body", "onnx", "lance", "openvino", "tensorboard"} == {
-        one["extra"] for one in found["packages"]
-    } - {None}
+    assert {one["extra"] for one in found["packages"]} - {None} == set(diagnosis.EXTRAS)
+    assert all(one["wanted"][0] in "<>=~" for one in found["packages"] if one["wanted"])
+
+
+def test_every_extra_that_users_ask_for_is_said_to_be_there_or_not() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) - {"all", "dev", "docs", "export"} == set(diagnosis.EXTRAS)
 
 
 def test_places_are_those_of_the_environment(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ EXTRAS = {
     "onnx": "networks in ONNX files: checkpoint=FILE.onnx, model/teacher=onnx, clip3dreid export format=onnx",
     "openvino": "model/teacher=openvino",
     "lance": "clip3dreid search engine=lance",
+    "ray": "clip3dreid extract backend=ray",
+    "video": "tracklets in video files",
+    "serve": "clip3dreid serve",
     "joblib": "hydra/launcher=joblib: runs of a sweep beside each other",
     "slurm": "hydra/launcher=submitit_slurm: runs of a sweep as jobs",
     "optuna": "clip3dreid tune",
@@ -25,7 +28,9 @@ EXTRAS = {
 """Extra -> what it is for; those that developers need are left out."""
 _LOADED = ("torch", "polars", "numpy", "cv2", "PIL")
 """Modules of compiled code that commands stand on; what is made of Python alone loads where these do."""
-_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?P<bounds>[^;]*)(;.*extra == ['\"](?P<extra>\w+)['\"])?")
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)(\[[\w,]+\])?\s*(?P<bounds>[^;]*)(;.*extra == ['\"](?P<extra>\w+)['\"])?"
+)
 
 
 class Package(NamedTuple):
