@@ -1,7 +1,8 @@
 """The words that data, models, losses and retrieval speak to each other: shapes are written here.
 
-Letters in shapes: B pictures in a batch, H x W pixels, C x h x w a feature map, D the embedding's width, d the width
-of the teacher's joint space, P training people, K shape coefficients of a body, V its vertices.
+Letters in shapes: B pictures or clips in a batch, T frames of a clip, H x W pixels, C x h x w a feature map, D the
+embedding's width, d the width of the teacher's joint space, P training people, K shape coefficients of a body, V its
+vertices.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Literal, NamedTuple, TypeVar
 from torch import Tensor
 
 T = TypeVar("T")
+
+Guided = Literal["middle", "all"]
+"""Which frames of a clip guides are about: frame T // 2, or all of them."""
 
 
 class Features(NamedTuple):
@@ -45,7 +49,8 @@ class Batch(NamedTuple):
 
     images: Tensor
     """(B, 3, H, W) RGB: uint8 0..255 as it leaves the loader's workers (a quarter of the bytes), float32
-    0..1 once on the device. Not normalised: every model normalises in its own forward."""
+    0..1 once on the device. Not normalised: every model normalises in its own forward. Of clips of T > 1 frames
+    (B, T, 3, H, W)."""
     person: Tensor
     """(B,) int64."""
     clothes: Tensor
@@ -53,14 +58,18 @@ class Batch(NamedTuple):
     camera: Tensor
     """(B,) int64."""
     row: Tensor
-    """(B,) int64: row of the table that the loader reads."""
+    """(B,) int64: row of the table that the loader reads: of clips in training that of the middle frame, in
+    evaluation that of the tracklet."""
     view: Tensor | None = None
-    """(B, 3, H, W): the same pictures before erasing, for the teacher; None where there is no teacher."""
+    """(B, 3, H, W): the same pictures before erasing, for the teacher; None where there is no teacher. Of clips the
+    middle frame, or (B, T, 3, H, W) where guides are about all frames."""
     bodies: BodyBatch | None = None
     """The second stream, where a loss asks for it; its size has nothing to do with B."""
     targets: Mapping[str, Tensor] = {}
     """What guides say of each picture, (B, ...) by the guide's name, where a loss asks for it: `teacher` (B, d)
     float32 of length 1, the teacher's embeddings; and what losses count of a batch before it goes to the device."""
+    frames: Tensor | None = None
+    """(B, T) int64: rows of all frames of clips, where guides are about all of them; None elsewhere."""
 
 
 class TextTargets(NamedTuple):

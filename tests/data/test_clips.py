@@ -11,17 +11,21 @@ from torch.utils.data import DataLoader
 from clip3dreid.data.clips import (
     ClipSettings,
     EvaluationClips,
+    RawTrainClips,
     TrainClips,
     all_clips,
     average_clips,
     cut,
     is_looped,
+    pieces,
     random_clip,
 )
-from clip3dreid.data.images import TestView, TrainView
+from clip3dreid.data.images import TestView, TrainView, to_unit
 from clip3dreid.data.manifest import build
+from clip3dreid.data.raw_batches import finish
 from clip3dreid.data.tracklets import tracklets
 from clip3dreid.errors import InputError
+from clip3dreid.types import Batch
 
 LENGTHS = range(1, 201)
 
@@ -177,28 +181,31 @@ def world(lengths: dict[str, int]) -> tuple:
             pictures[path] = picture
     table = build("d", Path("/nowhere"), rows).part("train")
     paths = table["path"].to_list()
-    return tracklets(table, "d"), lambda row: pictures[paths[row]]
+    return tracklets(table, "d"), [pictures[path] for path in paths], table
 
 
-def train_clips(lengths: dict[str, int], view: TrainView, **settings) -> TrainClips:
-    found, read = world(lengths)
-    labels = np.arange(len(found.table))
-    return TrainClips(read, found, labels, labels + 10, labels - 1, view, ClipSettings(**settings))
+def train_clips(lengths: dict[str, int], view: TrainView, kind=TrainClips, guided="middle", **settings):
+    found, read, table = world(lengths)
+    person = table["person"].rank("dense").to_numpy().astype(np.int64) - 1
+    labels = np.stack([person, person + 10, person - 1], axis=1)
+    how = ClipSettings(**settings)
+    return kind(read, pieces(found, how.piece), labels, view, how, guided)
 
 
 def test_training_clips_are_pieces_with_their_tracklets_labels() -> None:
     plain = TrainView(16, 8, enlarge_probability=0, flip_probability=0, erase_probability=0)
     clips = train_clips({"a": 130, "b": 5}, plain)
-    assert clips.tracklet.tolist() == [0, 0, 1]
-    assert (len(clips), clips.looped) == (3, 1)
+    assert len(clips) == 3
     batch = clips.__getitems__([(piece, 7) for piece in range(3)])
-    assert batch.row.tolist() == [0, 1, 2]
-    assert batch.view is None
+    assert (batch.view, batch.frames) == (None, None)
     assert batch.images.shape == (3, 8, 3, 16, 8)
     assert (batch.person.tolist(), batch.clothes.tolist(), batch.camera.tolist()) == (
         *([0, 0, 1], [10, 10, 11], [-1, -1, 0]),
     )
     frames = batch.images[:, :, 1, 0, 0].numpy()
+    # Rows are those of the middle frames: the table is in order of paths, which are no numbers.
+    _, read, _ = world({"a": 130, "b": 5})
+    assert [read[row][0, 0, 1] for row in batch.row] == frames[:, 4].tolist()
     assert (np.diff(frames[:2], axis=1) == 4).all()
     assert frames[0].max() < 64 <= frames[1].min()
     assert frames[2].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
@@ -237,11 +244,65 @@ def test_the_teachers_view_is_the_middle_frames_before_erasing() -> None:
     assert torch.equal(view, plain.__getitems__([(0, 3), (0, 4)]).images[:, 4])
 
 
+def test_where_guides_are_about_all_frames_their_rows_and_views_come_along() -> None:
+    view = TrainView(16, 8, erase_probability=1, keep_view=True)
+    batch = train_clips({"a": 64}, view, guided="all").__getitems__([(0, 3), (0, 4)])
+    _, read, _ = world({"a": 64})
+    assert batch.frames is not None
+    assert batch.view is not None
+    assert batch.row.tolist() == batch.frames[:, 4].tolist()
+    assert batch.view.shape == batch.images.shape
+    numbers = batch.view[:, :, 1, 0, 0]
+    assert numbers.tolist() == [[read[row][0, 0, 1] for row in rows] for rows in batch.frames.tolist()]
+
+
+def test_clips_of_one_frame_are_pictures() -> None:
+    view = TrainView(16, 8, keep_view=True)
+    batch = train_clips({"a": 64, "b": 3}, view, frames=1).__getitems__([(0, 3), (1, 4)])
+    assert batch.images.shape == (2, 3, 16, 8)
+    assert batch.view is not None
+    assert batch.view.shape == (2, 3, 16, 8)
+    found, read, _ = world({"a": 33})
+    clips = EvaluationClips(read, found, TestView(16, 8), ClipSettings(frames=1))
+    assert len(clips) == 33
+    assert clips.__getitems__([0, 1]).images.shape == (2, 3, 16, 8)
+
+
+@pytest.mark.parametrize("guided", ["middle", "all"])
+@pytest.mark.parametrize("frames", [1, 8])
+def test_clips_augmented_on_a_device_are_those_augmented_by_workers(guided: str, frames: int) -> None:
+    view = TrainView(16, 8, enlarge_probability=0, keep_view=True)
+    indices = [(0, 3), (1, 4), (0, 5), (0, 6), (1, 7)]
+    asked = {"guided": guided, "frames": frames}
+    by_worker = train_clips({"a": 64, "b": 5}, view, **asked).__getitems__(indices)
+    by_device = finish(
+        train_clips({"a": 64, "b": 5}, view, RawTrainClips, **asked).__getitems__(indices), view
+    )
+    assert isinstance(by_device, Batch)
+    for name in ("person", "clothes", "camera", "row"):
+        assert torch.equal(getattr(by_worker, name), getattr(by_device, name))
+    for name in ("images", "view"):
+        torch.testing.assert_close(
+            to_unit(getattr(by_worker, name)), getattr(by_device, name), rtol=0, atol=1e-6
+        )
+
+
+def test_processes_share_clips_out_by_whole_tracklets() -> None:
+    found, read, _ = world({"a": 100, "b": 8, "c": 30, "d": 1, "e": 64})
+    clips = EvaluationClips(read, found, TestView(16, 8), ClipSettings())
+    for size in (1, 2, 3, 7):
+        shares = [clips.share(rank, size) for rank in range(size)]
+        assert np.concatenate(shares).tolist() == list(range(len(clips)))
+        owners = [set(clips.tracklet[share].tolist()) for share in shares]
+        assert sum(map(len, owners)) == 5
+    assert [len(clips.share(rank, 2)) for rank in range(2)] == [13, 14]
+
+
 def test_evaluation_takes_all_clips_and_names_their_tracklets() -> None:
-    found, read = world({"a": 33, "b": 8, "c": 1})
+    found, read, _ = world({"a": 33, "b": 8, "c": 1})
     clips = EvaluationClips(read, found, TestView(16, 8), ClipSettings())
     assert clips.tracklet.tolist() == [0, 0, 0, 0, 0, 1, 2]
-    assert (len(clips), clips.looped) == (7, 2)
+    assert len(clips) == 7
     loader = DataLoader(clips, batch_size=3, collate_fn=lambda batch: batch)
     batches = list(loader)
     assert [len(batch.images) for batch in batches] == [3, 3, 1]

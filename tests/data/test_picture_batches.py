@@ -56,7 +56,9 @@ def test_training_batch_carries_bytes_labels_and_rows(files):
 
 
 def test_evaluation_batch_carries_rows_and_no_labels(files):
-    loader = DataLoader(EvaluationPictures(files, TestView(48, 24)), batch_size=5, collate_fn=as_it_is)
+    loader = DataLoader(
+        EvaluationPictures(FileRows(files), len(files), TestView(48, 24)), batch_size=5, collate_fn=as_it_is
+    )
     batches = list(loader)
     assert torch.cat([batch.row for batch in batches]).tolist() == list(range(12))
     assert {int(label) for batch in batches for label in (*batch.person, *batch.clothes, *batch.camera)} == {

@@ -35,7 +35,7 @@ def test_frames_with_numbers_are_ordered_by_them_whatever_their_paths() -> None:
     table, found = read([row("a.jpg", frame=10), row("b.jpg", frame=9), row("c.jpg", frame=100)])
     assert paths(table, found) == [["b.jpg", "a.jpg", "c.jpg"]]
     (one,) = found.table.iter_rows(named=True)
-    assert (one["path"], one["frame"], one["frames"]) == ("b.jpg", 9, 3)
+    assert (one["path"], one["frame"], one["frames"]) == ("a.jpg", 10, 3)
 
 
 def test_a_tracklet_has_the_labels_of_its_frames_and_every_frame_is_in_one() -> None:

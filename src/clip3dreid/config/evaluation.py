@@ -108,8 +108,11 @@ def _batches(cfg: DictConfig) -> Any:
     """Return what makes the data module of a config, at a size that the model knows."""
 
     def make(manifests: Sequence[Manifest], *, seed: int, **sizes: Any) -> ReidDataModule:
+        clips = sizes.pop("clips", None)
+        # What is asked for comes before what the model was trained on.
+        own = {} if clips is None or cfg.datamodule.clips is not None else {"clips": clips}
         # Views refer to the sizes, and are made with them.
-        made: ReidDataModule = instantiate(cfg.datamodule, **sizes)(manifests, seed=seed)
+        made: ReidDataModule = instantiate(cfg.datamodule, **sizes)(manifests, seed=seed, **own)
         return made
 
     return make

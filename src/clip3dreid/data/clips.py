@@ -6,9 +6,9 @@ each segment: Wang et al., ECCV 2016 (TSN).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip3dreid.data.images import TestView, TrainView
+from clip3dreid.data.images import PictureRows, TestView, TrainView
 from clip3dreid.data.picture_batches import batch_memory, labelled, unlabelled
+from clip3dreid.data.raw_batches import RawBatch, draw, gather
+from clip3dreid.data.sampling import share
 from clip3dreid.data.tracklets import Tracklets
 from clip3dreid.io.checks import Count, Positive, check
 from clip3dreid.io.opencv import one_thread
-from clip3dreid.io.pictures import Pixels
-from clip3dreid.types import Batch
+from clip3dreid.types import Batch, Guided
 
 Ints = npt.NDArray[np.int64]
 Sampling = Literal["stride", "segments"]
@@ -51,6 +52,11 @@ class ClipSettings:
 
     def __post_init__(self) -> None:
         check(self, "datamodule.clips.")
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Return what evaluation must know of the clips that a model was trained on, as plain data."""
+        return {"frames": self.frames, "stride": self.stride}
 
 
 def cut(length: int, piece: int) -> list[range]:
@@ -121,111 +127,176 @@ def all_clips(length: int, frames: int, stride: int) -> Ints:
     return np.stack(clips).astype(np.int64)
 
 
-Read = Callable[[int], Pixels]
-"""From a row of the table of frames to its picture, (h, w, 3) uint8 RGB."""
+class Pieces(NamedTuple):
+    """The N pieces that training tracklets are cut into."""
+
+    rows: Ints
+    """(F,) rows of the table of frames, tracklet after tracklet, in order of time."""
+    first: Ints
+    """(N,) where in `rows` each piece begins."""
+    lengths: Ints
+    """(N,) frames of each."""
+
+    @property
+    def row(self) -> Ints:
+        """Return (N,) the row of a frame of each piece, whose labels are the piece's."""
+        return self.rows[self.first]
+
+    def looped(self, frames: int) -> int:
+        """Return how many pieces are shorter than a clip of so many frames."""
+        return int((self.lengths < frames).sum())
 
 
-class TrainClips(Dataset[Batch]):
+def pieces(tracklets: Tracklets, piece: int) -> Pieces:
+    """Cut tracklets into pieces for training, as `cut` does each."""
+    cuts = [
+        (start + one.start, len(one))
+        for start, length in zip(tracklets.starts.tolist(), tracklets.lengths.tolist(), strict=False)
+        for one in cut(length, piece)
+    ]
+    first, lengths = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
+    return Pieces(tracklets.rows, first, lengths)
+
+
+class _Drawn(NamedTuple):
+    """Clips of a batch."""
+
+    frames: Ints
+    """(B, T) rows of the table of frames."""
+    middle: list[int]
+    """(B,) those of the middle frames."""
+    seeds: list[int]
+    """(B,) of the augmentation."""
+
+
+class _Clips(Dataset[Any]):
+    """Clips to train on, one of each piece, before anything is read; see `TrainClips`."""
+
+    def __init__(
+        self,
+        pictures: PictureRows,
+        pieces: Pieces,
+        labels: Ints,
+        view: TrainView,
+        settings: ClipSettings,
+        guided: Guided = "middle",
+        pinned: bool = False,
+    ) -> None:
+        self._pictures, self._pieces, self._labels = pictures, pieces, labels
+        self._view, self._settings, self._all = view, settings, guided == "all"
+        self._pinned = pinned
+
+    def __len__(self) -> int:
+        return len(self._pieces.first)
+
+    def _draw(self, indices: Sequence[tuple[int, int]]) -> _Drawn:
+        clips, (rows, first, lengths) = [], self._pieces
+        for piece, seed in indices:
+            # The augmentation's own draws follow from the seed too: this one stands apart from them.
+            rng = np.random.default_rng([seed, 1])
+            clips.append(rows[first[piece] + random_clip(int(lengths[piece]), self._settings, rng)])
+        frames = np.stack(clips)
+        middle = frames[:, frames.shape[1] // 2].tolist()
+        return _Drawn(frames, middle, [seed for _, seed in indices])
+
+    def _labelled(self, images: Tensor, drawn: _Drawn) -> Batch:
+        batch = labelled(_pictures_of_one(images), self._labels, drawn.middle)
+        return batch._replace(frames=torch.from_numpy(drawn.frames)) if self._all else batch
+
+
+class TrainClips(_Clips):
     """Augmented clips with their class indices, one of each piece, by whole batches.
 
     All frames of a clip are augmented by one seed: the same crop, mirroring, erasing and colours. Frames of differing
     sizes become one size before.
 
     Args:
-        read: see `Read`.
-        tracklets: of the training table.
-        person: (M,) int64 class indices of the tracklets.
-        clothes: (M,) int64 class indices, -1 unknown.
-        camera: (M,) int64, -1 unknown.
+        pictures: all frames, by row.
+        pieces: of the training table.
+        labels: (F, 3) int64 of the frames: person, clothes (-1 unknown) and camera (-1 unknown).
         view: augmentation of a picture.
         settings: of clips.
-
-    Attributes:
-        tracklet: (N,) the tracklet of each of the N pieces.
+        guided: whose map guides see, as in `ClipStudent`: teachers are asked of the same frames.
+        pinned: of no meaning here.
 
     It is indexed by `(piece, seed)`, so that what is drawn never depends on which worker draws. Images of a batch are
-    (B, T, 3, H, W) and its rows pieces; the view of a teacher is the middle frame's, (B, 3, H, W), as the map that
-    guides see by default.
+    (B, T, 3, H, W), or (B, 3, H, W) for T = 1, and its rows are those of the middle frames; the view of a teacher is
+    the middle frame's, (B, 3, H, W), or all frames'.
     """
 
-    def __init__(
-        self,
-        read: Read,
-        tracklets: Tracklets,
-        person: Ints,
-        clothes: Ints,
-        camera: Ints,
-        view: TrainView,
-        settings: ClipSettings,
-    ) -> None:
-        self._read, self._view, self._settings = read, view, settings
-        self._rows = tracklets.rows
-        lengths = np.diff(tracklets.starts)
-        pieces = [
-            (number, start + piece.start, len(piece))
-            for number, (start, length) in enumerate(zip(tracklets.starts, lengths, strict=False))
-            for piece in cut(int(length), settings.piece)
-        ]
-        self.tracklet, self._first, self._lengths = np.array(pieces, dtype=np.int64).reshape(-1, 3).T
-        self._labels = np.stack([person, clothes, camera], axis=1)[self.tracklet]
-
-    @property
-    def looped(self) -> int:
-        """Return how many pieces are shorter than a clip."""
-        return int((self._lengths < self._settings.frames).sum())
-
-    def __len__(self) -> int:
-        return len(self.tracklet)
-
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
-        shape = (len(indices), self._settings.frames, 3, self._view.height, self._view.width)
+        drawn = self._draw(indices)
+        shape = (*drawn.frames.shape, 3, self._view.height, self._view.width)
         images = batch_memory(shape)
-        views = batch_memory((shape[0], *shape[2:])) if self._view.keep_view else None
+        views = None
+        if self._view.keep_view:
+            views = batch_memory(shape if self._all else (shape[0], *shape[2:]))
         planes, before = images.numpy(), None if views is None else views.numpy()
         with one_thread:
-            for place, (piece, seed) in enumerate(indices):
-                for frame, row in enumerate(self._drawn(piece, seed)):
-                    view = None if before is None or frame != shape[1] // 2 else before[place]
-                    self._view.put(self._read(int(row)), seed, planes[place, frame], view)
-        return labelled(images, self._labels, [piece for piece, _ in indices])._replace(view=views)
+            for place, (rows, seed) in enumerate(zip(drawn.frames.tolist(), drawn.seeds, strict=True)):
+                for frame, row in enumerate(rows):
+                    kept = None
+                    if before is not None and (self._all or frame == shape[1] // 2):
+                        kept = before[place, frame] if self._all else before[place]
+                    self._view.put(self._pictures[row], seed, planes[place, frame], kept)
+        batch = self._labelled(images, drawn)
+        return batch if views is None else batch._replace(view=_pictures_of_one(views))
 
-    def _drawn(self, piece: int, seed: int) -> Ints:
-        """Return the rows of a clip's frames."""
-        # The augmentation's own draws follow from the seed too: this one stands apart from them.
-        rng = np.random.default_rng([seed, 1])
-        chosen = random_clip(int(self._lengths[piece]), self._settings, rng)
-        rows: Ints = self._rows[self._first[piece] + chosen]
-        return rows
+
+class RawTrainClips(_Clips):
+    """Clips whose augmentation is left to the device, by whole batches; arguments as of `TrainClips`.
+
+    Images of a batch are (B, T, H, W, 3), or (B, H, W, 3) for T = 1, and there is one `Draw` for each clip.
+    """
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> RawBatch:
+        drawn = self._draw(indices)
+        images = gather(self._pictures, drawn.frames.flatten().tolist(), self._view, self._pinned)
+        images = images.unflatten(0, drawn.frames.shape)
+        return RawBatch(self._labelled(images, drawn), draw(self._view, drawn.seeds))
+
+
+def _pictures_of_one(clips: Tensor) -> Tensor:
+    """Return clips of one frame as pictures, which any student takes."""
+    return clips[:, 0] if clips.shape[1] == 1 and clips.ndim == 5 else clips
 
 
 class EvaluationClips(Dataset[Batch]):
     """All clips of tracklets, each with the row of its tracklet and no label, by whole batches.
 
     Every clip has the same number of frames, so a batch of so many clips takes the same memory, however long
-    tracklets are; `average_clips` puts together what belongs together.
+    tracklets are. What a tracklet is compared by is the mean over its clips, which whoever ranks them normalises
+    after that, and not before.
 
     Args:
-        read: see `Read`.
+        pictures: all frames, by row.
         tracklets: of a part of the manifest.
         view: resizing of a picture.
         settings: of clips.
+
+    Images of a batch are (B, T, 3, H, W), or (B, 3, H, W) for T = 1.
     """
 
-    def __init__(self, read: Read, tracklets: Tracklets, view: TestView, settings: ClipSettings) -> None:
-        self._read, self._view = read, view
-        lengths = np.diff(tracklets.starts)
-        self.looped = int((lengths % settings.frames > 0).sum())
-        """How many tracklets end in a clip that is looped."""
+    def __init__(
+        self, pictures: PictureRows, tracklets: Tracklets, view: TestView, settings: ClipSettings
+    ) -> None:
+        self._pictures, self._view = pictures, view
         clips = [
             start + all_clips(int(length), settings.frames, settings.stride)
-            for start, length in zip(tracklets.starts, lengths, strict=False)
+            for start, length in zip(tracklets.starts, tracklets.lengths, strict=False)
         ]
         self.tracklet = np.repeat(np.arange(len(clips)), [len(one) for one in clips])
-        """(N,) the tracklet of each of the N clips."""
+        """(N,) the tracklet of each of the N clips, ascending."""
         self._rows = tracklets.rows[np.concatenate(clips)]
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def share(self, rank: int, world_size: int) -> Ints:
+        """Return the clips of a process: those of whole tracklets, as near to 1/N of all as these allow."""
+        first = np.searchsorted(self.tracklet, self.tracklet)
+        mine = share(len(self), rank, world_size)
+        return np.flatnonzero((first >= mine.start) & (first < mine.stop))
 
     def __getitems__(self, clips: Sequence[int]) -> Batch:
         shape = (len(clips), self._rows.shape[1], 3, self._view.height, self._view.width)
@@ -233,9 +304,9 @@ class EvaluationClips(Dataset[Batch]):
         planes = images.numpy()
         with one_thread:
             for place, clip in enumerate(clips):
-                for frame, row in enumerate(self._rows[clip]):
-                    self._view.put(self._read(int(row)), planes[place, frame])
-        return unlabelled(images, self.tracklet[clips].tolist())
+                for frame, row in enumerate(self._rows[clip].tolist()):
+                    self._view.put(self._pictures[row], planes[place, frame])
+        return unlabelled(_pictures_of_one(images), self.tracklet[clips].tolist())
 
 
 def average_clips(features: Tensor, tracklet: Tensor | Sequence[int], tracklets: int) -> Tensor:

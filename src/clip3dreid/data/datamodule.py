@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 
 from clip3dreid.data.bodies import ADVICE as BODY_ADVICE
 from clip3dreid.data.bodies import BodyBatches, BodyPictures, BodyStream, collate_bodies
+from clip3dreid.data.clips import ClipSettings, EvaluationClips, Pieces, RawTrainClips, TrainClips, pieces
 from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets, share_evaluation_sets
 from clip3dreid.data.images import ADVICE, FileRows, PictureRows, TestView, TrainView, keep, to_unit
 from clip3dreid.data.manifest import Manifest
@@ -34,13 +35,14 @@ from clip3dreid.data.raw_batches import (
 from clip3dreid.data.sampling import IdentityBatches, ResumableBatches, people_shares, share
 from clip3dreid.data.sources import shared_name
 from clip3dreid.data.thread_loader import ThreadLoader
+from clip3dreid.data.tracklets import tracklets
 from clip3dreid.data.training_set import training_set
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
 from clip3dreid.io.formats import read_table, write_table
 from clip3dreid.io.launch import launch
-from clip3dreid.types import Batch
+from clip3dreid.types import Batch, Guided
 
 
 class _SameBatches(Sampler[list[tuple[int, int]]]):
@@ -88,10 +90,10 @@ class ReidDataModule(LightningDataModule):
         manifests: the data sets; training rows of all are joined, evaluation sets stay apart.
         seed: of sampling and augmentation.
         people: P, people per global batch.
-        pictures: K, pictures per person in a batch.
+        pictures: K, pictures (or clips) per person in a batch.
         sampler: `distinct` or `chunks`, see `IdentityBatches`.
         workers: loader processes per rank; threads, where pictures are but copied out of memory or a pack.
-        evaluation_batch: pictures per evaluation batch and process.
+        evaluation_batch: pictures (or frames of clips) per evaluation batch and process.
         height: H of the pictures that both views make, in pixels.
         width: W of them.
         square: what both views do, as in `TestView`.
@@ -103,11 +105,17 @@ class ReidDataModule(LightningDataModule):
             are read from their files. The pictures are the same to the bit.
         augment_on: `worker`, picture by picture, or `device`, whole batches where they are trained on; what is drawn
             is the same, and a picture that is enlarged may differ by a grey level.
+        clips: how clips are cut out of tracklets, which are then what is trained on, embedded and ranked; None:
+            pictures are. Clips of one frame are pictures to a student.
+        guided: which frames of a clip guides are about, as the student's own.
         overfit_batches: train on this many batches again and again; 0 for all of them.
         keep_view: keep training pictures as they are before erasing beside them, for a teacher.
         validation_split: `test` only where the field's habit of selecting checkpoints on test data is asked for.
         shared: folder where another process of the run has put the evaluation sets; None: they are made here.
-        norm_group: see `sampling.people_shares`.
+        norm_group: see `sampling.people_shares`; of clips so many.
+
+    Raises:
+        InputError: if a value is none of those that there are, or pictures that are to make clips have no tracklets.
 
     The global batch is P x K pictures whatever the number of processes: N processes take 1/N of it each, or as near
     to that as may be.
@@ -130,6 +138,8 @@ class ReidDataModule(LightningDataModule):
         keep_pictures: bool = False,
         pack: Path | str | None = None,
         augment_on: Literal["worker", "device"] = "worker",
+        clips: ClipSettings | None = None,
+        guided: Guided = "middle",
         overfit_batches: int = 0,
         square: bool = False,
         bodies: BodyStream | None = None,
@@ -166,6 +176,7 @@ class ReidDataModule(LightningDataModule):
             self._pack.check_size(PackSize(height, width, square))
         self._looked_up: dict[str, pl.DataFrame] = {}
         self._on_device = augment_on == "device"
+        self.clips, self._guided = clips, guided
         self.overfit_batches = overfit_batches
         self.height, self.width, self.square = height, width, square
         self.bodies = bodies
@@ -181,6 +192,39 @@ class ReidDataModule(LightningDataModule):
     def train_files(self) -> list[Path]:
         """Return the files of the training pictures, row by row; asked for where pictures are to be read."""
         return self.training.joined.files(self.train_table)
+
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """Return the pieces of training tracklets, each of which gives a clip an epoch; None without clips.
+
+        Raises:
+            InputError: as `tracklets`.
+        """
+        if self.clips is None:
+            return None
+        return pieces(tracklets(self.train_table, self.training.joined.name), self.clips.piece)
+
+    def looped(self, split: str) -> list[str]:
+        """Return a line for each kind of clips that are longer than what they are cut out of.
+
+        Args:
+            split: whose evaluation sets are counted beside what is trained on.
+        """
+        if self.clips is None:
+            return []
+        frames = self.clips.frames
+        counts = []
+        if self.pieces is not None:
+            counts.append(("to train on", self.pieces.looped(frames), len(self.pieces.first)))
+        for one in self.evaluations(split):
+            assert one.tracklets is not None
+            lengths = one.tracklets.lengths
+            counts.append((f"of {one.name} to be tested on", int((lengths < frames).sum()), len(lengths)))
+        return [
+            f"{short} of {count} tracklets {which} are shorter than a clip of {frames} frames: looped"
+            for which, short, count in counts
+            if short
+        ]
 
     def check_pack(self) -> None:
         """Check that the pack, if there is one, holds the pictures of all data sets as they are on disk.
@@ -212,10 +256,9 @@ class ReidDataModule(LightningDataModule):
             self._looked_up[manifest.name] = places
         return self._looked_up[manifest.name]
 
-    def _packed(self, manifest: Manifest, *tables: pl.DataFrame) -> npt.NDArray[np.int64]:
-        """Return the rows in the pack of the pictures of some tables of a data set, one behind the other."""
+    def _packed(self, manifest: Manifest, paths: pl.Series) -> npt.NDArray[np.int64]:
+        """Return the rows in the pack of some pictures of a data set."""
         places = self._places(manifest)
-        paths = pl.concat([table["path"] for table in tables])
         return paths.replace_strict(places["path"], places["row"], return_dtype=pl.Int64).to_numpy()
 
     @cached_property
@@ -233,7 +276,8 @@ class ReidDataModule(LightningDataModule):
     def evaluations(self, split: str) -> list[EvaluationSet]:
         """Return the sets of a split (`val` or `test`) that have both queries and a gallery."""
         if split not in self._evaluations:
-            self._evaluations[split] = evaluation_sets(self.manifests, split, self._shared)
+            clips = self.clips is not None
+            self._evaluations[split] = evaluation_sets(self.manifests, split, self._shared, clips=clips)
         return self._evaluations[split]
 
     def share_evaluations(self, folder: Path) -> None:
@@ -248,8 +292,9 @@ class ReidDataModule(LightningDataModule):
             InputError: if there are no training people, or fewer than a batch needs.
         """
         self.training.check()
+        person = self.labels.person
         return IdentityBatches(
-            self.labels.person,
+            person if self.pieces is None else person[self.pieces.row],
             people=self.people_per_batch,
             pictures=self.pictures_per_person,
             seed=self.seed,
@@ -260,7 +305,7 @@ class ReidDataModule(LightningDataModule):
         )
 
     def rows(self, world_size: int) -> list[int]:
-        """Return how many of a global batch's pictures each process trains on.
+        """Return how many of a global batch's pictures (or clips) each process trains on.
 
         Raises:
             InputError: if there are more processes than people in a batch.
@@ -311,11 +356,19 @@ class ReidDataModule(LightningDataModule):
         pictures = self._training_pictures()
         labels = np.stack([self.labels.person, self.labels.clothes, self.labels.camera], axis=1)
         batches = self._batches(self.sampler(*self._place()))
-        if self._on_device:
-            raw = RawTrainPictures(pictures, labels, self.train_view, self._on_cuda)
-            people = self._raw_loader(raw, pictures, batch_sampler=batches)
+        read: Any
+        if self.clips is not None and self.pieces is not None:
+            made = RawTrainClips if self._on_device else TrainClips
+            view, clips = self.train_view, self.clips
+            read = made(pictures, self.pieces, labels, view, clips, self._guided, self._on_cuda)
+        elif self._on_device:
+            read = RawTrainPictures(pictures, labels, self.train_view, self._on_cuda)
         else:
-            people = self._loader(TrainPictures(pictures, labels, self.train_view), batch_sampler=batches)
+            read = TrainPictures(pictures, labels, self.train_view)
+        if self._on_device:
+            people = self._raw_loader(read, pictures, batch_sampler=batches)
+        else:
+            people = self._loader(read, batch_sampler=batches)
         if self.bodies is None:
             return people
         table, view = self.bodies.table, self.bodies.view
@@ -332,7 +385,7 @@ class ReidDataModule(LightningDataModule):
 
     def _training_pictures(self) -> PictureRows:
         if self._whole_pack is not None:
-            rows = [self._packed(manifest, manifest.part("train")) for manifest in self.manifests]
+            rows = [self._packed(one, one.part("train")["path"]) for one in self.manifests]
             return PackedRows(self._whole_pack, np.concatenate(rows))
         return self._kept_or_read(self.train_files, self.train_view)
 
@@ -359,23 +412,31 @@ class ReidDataModule(LightningDataModule):
         )
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
-        rank, world_size = self._place()
+        place, size = self._place(), self.evaluation_batch
         loaders: list[DataLoader[Any]] = []
         for evaluation in self.evaluations(split):
-            mine = share(len(evaluation.files), rank, world_size)
-            size = self.evaluation_batch
-            if self._whole_pack is None:
-                pictures = EvaluationPictures(evaluation.files, self.test_view)
-                loaders.append(self._loader(Subset(pictures, mine), batch_size=size))
+            manifest = next(one for one in self.manifests if one.name == evaluation.name)
+            pictures = self._evaluated(manifest, evaluation.read)
+            if self.clips is not None and evaluation.tracklets is not None:
+                clips = EvaluationClips(pictures, evaluation.tracklets, self.test_view, self.clips)
+                mine: Any = clips.share(*place).tolist()
+                many = max(1, size // self.clips.frames)
+                loaders.append(self._loader(Subset(clips, mine), batch_size=many))
+                continue
+            mine = share(len(evaluation.read), *place)
+            if isinstance(pictures, FileRows):
+                read = EvaluationPictures(pictures, len(evaluation.read), self.test_view)
+                loaders.append(self._loader(Subset(read, mine), batch_size=size))
             else:
-                packed = self._packed_evaluation(self._whole_pack, evaluation)
-                raw = RawEvaluationPictures(packed, len(evaluation.files), self.test_view, self._on_cuda)
-                loaders.append(self._raw_loader(Subset(raw, mine), packed, batch_size=size))
+                raw = RawEvaluationPictures(pictures, len(evaluation.read), self.test_view, self._on_cuda)
+                loaders.append(self._raw_loader(Subset(raw, mine), pictures, batch_size=size))
         return loaders
 
-    def _packed_evaluation(self, pack: Pack, evaluation: EvaluationSet) -> PackedRows:
-        manifest = next(one for one in self.manifests if one.name == evaluation.name)
-        return PackedRows(pack, self._packed(manifest, evaluation.query, evaluation.gallery))
+    def _evaluated(self, manifest: Manifest, paths: pl.Series) -> FileRows | PackedRows:
+        """Return pictures of a data set to be embedded, by row."""
+        if self._whole_pack is None:
+            return FileRows([manifest.root / path for path in paths])
+        return PackedRows(self._whole_pack, self._packed(manifest, paths))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each evaluation set of the split that `validation_split` names."""

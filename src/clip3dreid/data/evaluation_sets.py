@@ -11,6 +11,7 @@ import polars as pl
 from clip3dreid.data.manifest import Manifest
 from clip3dreid.data.same_pictures import mark_same_pictures
 from clip3dreid.data.sources import shared_name
+from clip3dreid.data.tracklets import Tracklets, tracklets
 from clip3dreid.io.formats import read_table, write_table
 
 _WHAT, _AGAIN = "what the first process has found out for the others", "start the run again"
@@ -19,17 +20,23 @@ _WHAT, _AGAIN = "what the first process has found out for the others", "start th
 class EvaluationSet(NamedTuple):
     """Queries and gallery of one data set and split; a batch's `row` counts queries first, then gallery.
 
-    The tables have the manifest's columns and `picture`, as `mark_same_pictures` makes it.
+    The tables have the manifest's columns and `picture`, as `mark_same_pictures` makes it. A row is a picture, or a
+    tracklet with the path of its middle frame.
     """
 
     name: str
     query: pl.DataFrame
     gallery: pl.DataFrame
     files: list[Path]
+    """A picture of each row."""
+    read: pl.Series
+    """(F,) paths of all pictures that are looked at, those of queries first."""
+    tracklets: Tracklets | None = None
+    """Rows of `read` that belong together; None: each is by itself."""
 
 
 def evaluation_sets(
-    manifests: Sequence[Manifest], split: str, shared: Path | None = None
+    manifests: Sequence[Manifest], split: str, shared: Path | None = None, *, clips: bool = False
 ) -> list[EvaluationSet]:
     """Return the sets of a split (`val` or `test`) that have both queries and a gallery.
 
@@ -38,22 +45,32 @@ def evaluation_sets(
         split: which people.
         shared: folder where another process has put the sets (`share_evaluation_sets`), whose files are then not
             looked at again; None: they are looked at.
+        clips: whether tracklets are queries and gallery, and not pictures.
+
+    Raises:
+        InputError: as `tracklets`.
     """
     sets = []
     for manifest in manifests:
         query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
-        if len(query) and len(gallery):
-            if shared is None:
-                query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
-            else:
-                query, gallery = (
-                    read_table(
-                        shared / shared_name(f"{split}-{side}", manifest.name), _WHAT, _AGAIN, sealed=False
-                    )[0]
-                    for side in ("query", "gallery")
-                )
-            files = manifest.files(query) + manifest.files(gallery)
-            sets.append(EvaluationSet(manifest.name, query, gallery, files))
+        if query.is_empty() or gallery.is_empty():
+            continue
+        read, together = pl.concat([query["path"], gallery["path"]]), None
+        if clips:
+            sides = [tracklets(side, manifest.name) for side in (query, gallery)]
+            together = sides[0].and_then(sides[1], len(query))
+            query, gallery = sides[0].table, sides[1].table
+        if shared is None:
+            query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
+        else:
+            query, gallery = (
+                read_table(
+                    shared / shared_name(f"{split}-{side}", manifest.name), _WHAT, _AGAIN, sealed=False
+                )[0]
+                for side in ("query", "gallery")
+            )
+        files = manifest.files(query) + manifest.files(gallery)
+        sets.append(EvaluationSet(manifest.name, query, gallery, files, read, together))
     return sets
 
 

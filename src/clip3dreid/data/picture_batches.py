@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from clip3dreid.data.images import FileRows, PictureRows, TestView, TrainView
+from clip3dreid.data.images import PictureRows, TestView, TrainView
 from clip3dreid.io.opencv import one_thread
 from clip3dreid.types import Batch
 
@@ -56,14 +55,13 @@ class EvaluationPictures(Dataset[Batch]):
     """Resized pictures that carry their row and nothing else, by whole batches; labels are looked up by row.
 
     Args:
-        paths: N files.
+        pictures: N of them.
+        count: N.
         view: resizing.
     """
 
-    def __init__(self, paths: Sequence[Path], view: TestView) -> None:
-        self._pictures = FileRows(paths)
-        self._count = len(paths)
-        self._view = view
+    def __init__(self, pictures: PictureRows, count: int, view: TestView) -> None:
+        self._pictures, self._count, self._view = pictures, count, view
 
     def __len__(self) -> int:
         return self._count

@@ -31,7 +31,7 @@ class RawBatch(NamedTuple):
     """A batch on its way to the device."""
 
     batch: Batch | BodyBatch
-    """Whose `images` are (B, H, W, 3) uint8, resized and no more."""
+    """Whose `images` are (B, H, W, 3) uint8, resized and no more; of clips (B, T, H, W, 3)."""
     draws: Tensor | None
     """(B, 8) int32: a `Draw` for each; None: nothing is done to them."""
 
@@ -178,15 +178,21 @@ def finish(raw: RawBatch, view: TrainView) -> Batch | BodyBatch:
         view: augmentation, of which size, factor, colour and `keep_view` are asked here.
 
     Returns:
-        The batch with `images` (B, 3, H, W) float32 0..1, and `view` where `keep_view` asks for it.
+        The batch with `images` (B, 3, H, W) float32 0..1, and `view` where `keep_view` asks for it. All frames of a
+        clip are augmented alike.
     """
-    planes, batch = raw.batch.images.permute(0, 3, 1, 2), raw.batch
+    batch = raw.batch
+    *shape, _, _, _ = batch.images.shape
+    planes = batch.images.flatten(0, len(shape) - 1).permute(0, 3, 1, 2)
     if raw.draws is None:
-        return batch._replace(images=to_unit(planes.contiguous()))
-    before, after = augment(planes, raw.draws, view)
-    if isinstance(batch, Batch) and view.keep_view:
-        return batch._replace(images=after, view=before)
-    return batch._replace(images=after)
+        return batch._replace(images=to_unit(planes.contiguous()).unflatten(0, shape))
+    draws = raw.draws if len(shape) == 1 else raw.draws.repeat_interleave(shape[1], 0)
+    before, after = (images.unflatten(0, shape) for images in augment(planes, draws, view))
+    if not isinstance(batch, Batch) or not view.keep_view:
+        return batch._replace(images=after)
+    # Of a clip the teacher sees what guides are about.
+    guided = before if len(shape) == 1 or batch.frames is not None else before[:, shape[1] // 2]
+    return batch._replace(images=after, view=guided)
 
 
 def augment(planes: Tensor, draws: Tensor, view: TrainView) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,8 @@ class Tracklets(NamedTuple):
     """M tracklets of F frames."""
 
     table: pl.DataFrame
-    """M rows, columns as in `manifest.SCHEMA`, with path and frame those of the first frame, and `frames`, how many
-    there are."""
+    """M rows, columns as in `manifest.SCHEMA`, with path and frame those of the middle frame, which stands for the
+    tracklet wherever one picture is shown, and `frames`, how many there are."""
     rows: npt.NDArray[np.int64]
     """(F,) rows of the table of frames, tracklet after tracklet, in order of time."""
     starts: npt.NDArray[np.int64]
@@ -40,6 +40,24 @@ class Tracklets(NamedTuple):
     def frames(self, tracklet: int) -> npt.NDArray[np.int64]:
         """Return the rows of a tracklet's frames, in order of time."""
         return self.rows[self.starts[tracklet] : self.starts[tracklet + 1]]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Return (M,) how many frames each has."""
+        return np.diff(self.starts)
+
+    def and_then(self, others: Tracklets, frames: int) -> Tracklets:
+        """Return these and others as one, whose table of frames stands behind this one's.
+
+        Args:
+            others: of another table.
+            frames: rows of this one's table.
+        """
+        return Tracklets(
+            pl.concat([self.table, others.table]),
+            np.concatenate([self.rows, others.rows + frames]),
+            np.concatenate([self.starts, others.starts[1:] + len(self.rows)]),
+        )
 
 
 def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
@@ -67,7 +85,12 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
     together = (
         frames.sort("frame", "order", nulls_last=True, maintain_order=True)
         .group_by(_KEYS)
-        .agg("row", pl.first("path", "frame", "clothes"), outfits=pl.col("clothes").unique())
+        .agg(
+            "row",
+            pl.col("path", "frame").get(pl.len() // 2),
+            pl.first("clothes"),
+            outfits=pl.col("clothes").unique(),
+        )
         .sort(pl.col("row").list.min())
     )
     mixed = together.filter(pl.col("outfits").list.len() > 1)

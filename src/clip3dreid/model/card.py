@@ -22,6 +22,8 @@ CARD = "clip3dreid"
 CARD_VERSION = 1
 MOST_PIXELS = 4096
 """Height and width at most: pictures of people have some hundred."""
+MOST_FRAMES = 1024
+"""Of a clip at most, and of its stride."""
 
 # What a value must be, or nothing where it is that.
 _Check = Callable[[Any], str]
@@ -331,3 +333,24 @@ def _shown(value: Any) -> str:
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def clip_size(card: Mapping[str, Any], path: Path | str) -> tuple[int, int] | None:
+    """Return frames and stride of the clips that a model was trained on; None: it was trained on pictures.
+
+    Args:
+        card: of the model.
+        path: of its file, for messages.
+
+    Raises:
+        InputError: if they cannot be.
+    """
+    if card.get("clips") is None:
+        return None
+    wrong = f"{path} says that its clips are {_shown(card['clips'])}, which cannot be; get the file again"
+    if not isinstance(card["clips"], dict) or set(card["clips"]) != {"frames", "stride"}:
+        raise InputError(wrong)
+    frames, stride = card["clips"]["frames"], card["clips"]["stride"]
+    if _whole(1, MOST_FRAMES)(frames) or _whole(1, MOST_FRAMES)(stride):
+        raise InputError(wrong)
+    return frames, stride

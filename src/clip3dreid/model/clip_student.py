@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -12,12 +12,10 @@ from clip3dreid.model.backbone import Backbone, BackboneOutput
 from clip3dreid.model.normalisation import GhostBatchNorm1d, GhostBatchNorm2d
 from clip3dreid.model.student import Student
 from clip3dreid.model.video import by_clip
-from clip3dreid.types import Features
+from clip3dreid.types import Features, Guided
 
 OverTime = Literal["average", "maximum", "attention"]
 """How the pooled features of frames become one."""
-Guided = Literal["middle", "all"]
-"""Whose map guides see: that of the middle frame, or all frames' one above the other."""
 
 
 class AttentionOverTime(nn.Module):
@@ -66,6 +64,8 @@ class ClipStudent(Student):
         InputError: as `Student`, and if `time` or `guided` is none of those.
     """
 
+    takes_clips = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -81,7 +81,7 @@ class ClipStudent(Student):
         neck_dim: int | None = None,
     ) -> None:
         choose("model.student.time", time, ("average", "maximum", "attention"))
-        choose("model.student.guided", guided, ("middle", "all"))
+        choose("model.student.guided", guided, get_args(Guided))
         super().__init__(
             backbone, pooling, mean, std, neck_bias, ghost_group, freeze_batch_norm, neck, neck_dim
         )

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import Positive
@@ -356,9 +357,21 @@ class TeacherEmbeddings(nn.Module):
         self.ahead = cache is not None
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return embeddings (B, d) float32 of a batch, on its device."""
+        """Return embeddings (B, d) float32 of a batch, on its device.
+
+        Where guides are about all frames of clips, they are the frames' means, of length 1.
+        """
+        if batch.frames is not None:
+            return F.normalize(self._embedded(batch).mean(1), dim=1)
+        return self._embedded(batch)
+
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Return (B, d), or (B, T, d) of all frames."""
         if self.cache is not None:
-            return self.cache.read(batch.row)
+            rows = batch.row if batch.frames is None else batch.frames
+            return self.cache.read(rows.flatten()).unflatten(0, rows.shape)
         assert self.teacher is not None
-        embedding: Tensor = self.teacher(batch.images if batch.view is None else batch.view)
-        return embedding
+        images = batch.images if batch.view is None else batch.view
+        *shape, _, _, _ = images.shape
+        embedding: Tensor = self.teacher(images.flatten(0, len(shape) - 1))
+        return embedding.unflatten(0, shape)

@@ -59,6 +59,8 @@ class Student(nn.Module):
 
     mean: Tensor
     std: Tensor
+    takes_clips = False
+    """Whether it looks at clips of several frames, (B, T, 3, H, W)."""
 
     def __init__(
         self,
@@ -77,8 +79,8 @@ class Student(nn.Module):
         if not numbers or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean={mean} and std={std} must be three numbers each, std positive")
         # Not part of the state: the config is their one home, and weights fit whatever the normalisation.
-        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.backbone = backbone
         self.pooling = pooling
         self.neck: nn.Module = nn.Identity()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from clip3dreid.data.clips import ClipSettings
 from clip3dreid.errors import InputError
 from clip3dreid.inference.parts import Feature
 from clip3dreid.io.checks import alternatives
@@ -97,6 +98,30 @@ def check_shares(losses: WeightedLosses, backbone: nn.Module, every: int) -> Non
             name,
             share,
             losses.entries[name]["weight"],
+        )
+
+
+def check_clips(student: nn.Module, clips: ClipSettings | None, body_norm: str = "separate") -> None:
+    """Refuse clips that a student cannot look at.
+
+    Args:
+        student: the model.
+        clips: how they are cut; None: there are none.
+        body_norm: whether a stream of bodies is normalised with them.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if clips is None or clips.frames == 1:
+        return
+    if not getattr(student, "takes_clips", False):
+        raise InputError(
+            f"datamodule.clips.frames={clips.frames}, and the student looks at pictures; take one of clips "
+            "(model/student=c2d_resnet50), or datamodule.clips.frames=1 for its mean over all frames"
+        )
+    if body_norm == "shared":
+        raise InputError(
+            "bodies.batch_norm=shared makes one batch of bodies and people, and clips are no pictures; set separate"
         )
 
 

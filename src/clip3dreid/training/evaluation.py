@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # features are evaluated without a training framework
     from clip3dreid.model.network_file import AnyStudent
     from clip3dreid.model.student import Student
     from clip3dreid.training.data import RunData
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,11 @@ def evaluate_model(
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import TQDMProgressBar
 
+    from clip3dreid.data.clips import ClipSettings
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.io.launcher import start_by
+    from clip3dreid.model.card import clip_size
+    from clip3dreid.training.checks import check_clips
     from clip3dreid.training.data import as_run_data, check_protocols, protocols_of, read_data
     from clip3dreid.training.evaluation_module import EvaluationModule, Scored
 
@@ -184,6 +190,8 @@ def evaluate_model(
         "width": trained.card.get("width") if width is None else width,
         "square": trained.card.get("square", False) if trained.card else None,
     }
+    if (size := clip_size(trained.card, trained.name)) is not None:
+        sizes["clips"] = ClipSettings(*size)
     sources = as_run_data(data)
     manifests = read_data(sources, seed, workers)
     module = EvaluationModule(
@@ -203,7 +211,10 @@ def evaluate_model(
             f"{manifests[0].name} has no queries and gallery in split {split}; look at it with "
             "clip3dreid inspect_data"
         )
+    check_clips(trained.student, people.clips)
     check_protocols(people, module.protocols, split)
+    for line in people.looped(split):
+        log.info("%s", line)
     place = _accelerator(home) if home is not None else {"devices": 1}
     runner = (trainer or partial(pl.Trainer, **place, use_distributed_sampler=False))(
         **({"callbacks": [TQDMProgressBar(refresh_rate=5)]} if progress else {"enable_progress_bar": False}),

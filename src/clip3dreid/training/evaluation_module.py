@@ -187,10 +187,11 @@ class EvaluationModule(LightningModule):
     def _keep(self, batch: Batch, loader: int) -> None:
         rows = batch.row.cpu()
         seen = self._look(batch.images)
-        self._features[loader][rows] = seen.feature.cpu()
+        # A tracklet's clips add up.
+        self._features[loader].index_add_(0, rows, seen.feature.cpu())
         if self._embeddings:
-            self._embeddings[loader][rows] = seen.embedding.cpu()
-        self._embedded[loader][rows] += 1
+            self._embeddings[loader].index_add_(0, rows, seen.embedding.cpu())
+        self._embedded[loader].index_add_(0, rows, torch.ones(len(rows), dtype=torch.int32))
 
     def _exchange(self, features: Tensor) -> Tensor:
         """Fill in the rows that other processes embedded (theirs are zero here, so the sum is the union)."""
@@ -208,6 +209,11 @@ class EvaluationModule(LightningModule):
             self.alone[stage] = Scored({}, {})
         for number, evaluation in enumerate(self.data.evaluations(split)):
             own = self._embedded[number] > 0
+            if evaluation.tracklets is not None:
+                # All clips of a tracklet are looked at by one process.
+                for sums in (self._features, self._embeddings):
+                    if sums:
+                        sums[number].div_(self._embedded[number].clamp(min=1)[:, None])
             if not self._complete(evaluation, self._exchange(self._embedded[number])):
                 continue
             scores, queries = self._report(evaluation, self._features[number], own, split, stage, prefix)

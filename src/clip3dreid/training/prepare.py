@@ -33,7 +33,7 @@ from clip3dreid.model.student import Student
 from clip3dreid.model.weights import check_same_student, load_pretrained
 from clip3dreid.training.averaging import WeightAverage
 from clip3dreid.training.checkpoints import newest_whole
-from clip3dreid.training.checks import check_starts
+from clip3dreid.training.checks import check_clips, check_starts
 from clip3dreid.training.data import read_data
 from clip3dreid.training.optimizer import by_rule, clipped_by_scaler
 from clip3dreid.training.precision import MatmulPrecision
@@ -147,10 +147,11 @@ def make_student(request: TrainRequest, start: Path | None) -> Student:
     return student
 
 
-def check_people(request: TrainRequest, pictures: TrainingSet) -> None:
-    """Refuse people that no batch can be made of, and losses that never take part, before a teacher's long look."""
+def check_people(request: TrainRequest, pictures: TrainingSet, student: Student) -> None:
+    """Refuse impossible batches and clips, and losses that never take part, before a teacher's long look."""
     pictures.check()
     data = request.batches(pictures.manifests, seed=request.settings.seed)
+    check_clips(student, data.clips, request.settings.body_norm)
     data.sampler()
     if launch().first:
         data.check_pack()
@@ -181,6 +182,7 @@ def make_data(
         keep_view=guides.keep_view,
         validation_split=request.selecting,
         norm_group=request.student.get("ghost_group"),
+        guided=request.student.get("guided", "middle"),
         shared=None if ranks.first else ranks.folder,
     )
     if ranks.size > 1:
@@ -202,6 +204,7 @@ def make_card(request: TrainRequest, data: ReidDataModule, guides: Guides) -> di
         "width": data.width,
         "square": data.square,
         "feature": (request.ranking.feature or EMBEDDING).weights,
+        **({} if data.clips is None else {"clips": data.clips.size}),
         "data": [manifest.name for manifest in data.manifests],
         "training": {
             "pictures": len(rows),

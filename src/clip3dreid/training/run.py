@@ -196,7 +196,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     manifests = read_manifests(request, ranks)
     pictures = training_set(manifests)
     student = make_student(request, start)
-    check_people(request, pictures)
+    check_people(request, pictures, student)
     guides = make_guides(request, pictures, start is not None, ranks)
     data = make_data(request, manifests, guides, ranks)
     card = make_card(request, data, guides)
@@ -214,6 +214,8 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     _record(request, trainer, data, guides, resumed=start is not None)
     if trainer.is_global_zero:
         _say_opening(request, manifests, trainer, module, data, guides, start)
+        for line in data.looped(request.selecting):
+            log.info("%s", line)
     # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     if data.overfit_batches:
