@@ -221,7 +221,7 @@ def test_pictures_of_any_precision_go_through_a_network_of_any(pooling: str, dty
     torch.manual_seed(1)
     node = STUDENT | {"pooling": {"_target_": f"clip3dreid.model.pooling.{pooling}"}}
     network = instantiate(node).eval()
-    # Not smaller: where a CPU multiplies float16 by AMX, oneDNN 3.x (torch 2.13) reads beyond maps of 4x2 at stride 2.
+    # Not smaller: on CPUs with AMX for float16 oneDNN (torch 2.13) reads beyond maps of 4x2 at stride 2.
     images = torch.rand(2, 3, 128, 64)
     exact = network(images).embedding
     network.to(dtype)
