@@ -1,8 +1,8 @@
 """What do clips bring, and what guidance of them? `python benchmarks/walking.py DATA [--out FOLDER]`.
 
 DATA is a rendered walking world in CCVID's layout, as `clip3dreid synthesize layout=ccvid layout.frames=12
-layout.walks=2 height=128 width=64 train_people=64 test_people=96 seed=7 out=DATA` makes it. A ResNet-50 with an eighth
-of its channels learns it from scratch, seed by seed, in four ways that see as many frames a step and an epoch:
+layout.walks=2 height=128 width=64 train_people=64 test_people=96 seed=7 out=DATA` makes it. A ResNet-50 with an
+eighth of its channels learns it from scratch, seed by seed, in four ways that see as many frames a step and an epoch:
 
     frame     single frames; a tracklet's feature is the mean over all of its frames
     c2d       clips of 4 frames, one of each quarter of a walk, and the mean over them
