@@ -12,7 +12,7 @@ import polars as pl
 from clip3dreid.data.box_files import format_of
 from clip3dreid.data.box_settings import Boxes
 from clip3dreid.data.boxes import read_boxes
-from clip3dreid.data.manifest import SCHEMA, load
+from clip3dreid.data.manifest import LATER, SCHEMA, load
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
@@ -31,6 +31,15 @@ class Listing(NamedTuple):
     """Folder that paths are relative to."""
     table: pl.DataFrame
     """`path`, and of the box, the manifest's columns and `confidence` those that are known; labels are strings."""
+
+    @classmethod
+    def of(cls, root: Path, table: pl.DataFrame) -> Listing:
+        """Return the pictures of a manifest's table.
+
+        Columns of `manifest.LATER` are left out where nothing is known: what was extracted before there were such is
+        the same, and is not made anew.
+        """
+        return cls(root, table.drop(one for one in LATER if table[one].null_count() == len(table)))
 
 
 def list_pictures(place: Path | Boxes) -> Listing:
@@ -61,7 +70,7 @@ def list_pictures(place: Path | Boxes) -> Listing:
         )
     if _is_manifest(place):
         manifest = load(place)
-        return Listing(manifest.root, manifest.table)
+        return Listing.of(manifest.root, manifest.table)
     return Listing(place.parent, _read_table(place))
 
 

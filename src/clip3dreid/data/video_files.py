@@ -42,9 +42,9 @@ def read(root: Path, name: str = "videos", on_error: OnError = "fail") -> Manife
     """Read a table of tracks in videos.
 
     A row is a person in a frame: `video` (relative to the table's folder), `frame` (from 0), the box as
-    `io.table_files.take_boxes` understands it, `tracklet`, `person`, `split` and `role`; `camera`, `clothes` and
-    `query_set` may be there. Boxes are clipped to their frame. Videos are gone through once for their frames, which
-    are not decoded for that.
+    `io.table_files.take_boxes` understands it, `tracklet`, `person`, `split` and `role`; `camera`, `clothes`,
+    `query_set`, `location` and `scale` may be there. Boxes are clipped to their frame. Videos are gone through once
+    for their frames, which are not decoded for that.
 
     Args:
         root: the table, CSV, TSV or Parquet.

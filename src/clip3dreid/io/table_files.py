@@ -34,6 +34,8 @@ COLUMNS: Mapping[str, Collection[str]] = {
     "role": (),
     "query_set": (),
     "data_set": (),
+    "location": (),
+    "scale": (),
 }
 """The manifest's columns, with what else they are called; written small, without spaces, hyphens and underscores."""
 

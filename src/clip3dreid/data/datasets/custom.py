@@ -52,10 +52,10 @@ def read(
 
     A table (CSV or Parquet) has the manifest's columns or some of them: `path` (relative to the table's
     folder), `person`, `split` (train, val, test) and `role` (train, query, gallery) are needed, `camera`,
-    `clothes`, `tracklet`, `frame` and `query_set` may be there. A folder's parts are `train`, `query`,
-    `gallery`, `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are free strings,
-    spelled by the one rule for labels (`spelling.label`). Columns and parts may go by other common names. Pictures
-    without query or gallery can be split by `query_per_person`.
+    `clothes`, `tracklet`, `frame`, `query_set`, `location` and `scale` may be there. A folder's parts are
+    `train`, `query`, `gallery`, `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are
+    free strings, spelled by the one rule for labels (`spelling.label`). Columns and parts may go by other common
+    names. Pictures without query or gallery can be split by `query_per_person`.
 
     Args:
         root: the table or the folder.
