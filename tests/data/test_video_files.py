@@ -1,5 +1,6 @@
 """Tables of people in video files, and whatever reads pictures by the paths that are made of them."""
 
+import json
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import clip3dreid
@@ -31,7 +33,7 @@ from clip3dreid.io.files import identify
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.report.parts import readable
 from clip3dreid.search.shards import Shards
-from tests.conftest import Command
+from tests.conftest import TINY, Command
 from tests.io.test_videos import HEIGHT, WIDTH, av, number, write
 
 assert av  # which the other file asks for
@@ -114,6 +116,22 @@ def test_boxes_outside_their_frame_are_refused_or_counted(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"1 of 3 rows have their box outside the frame: frame 2 of a\.mp4"):
         read(root)
     assert len(read(root, on_error="skip").table) == 2
+
+
+def test_rows_of_videos_that_cannot_be_read_are_refused_or_counted(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", frames=3)
+    (tmp_path / "b.mp4").write_bytes(b"not a video" * 100)
+    good = "a.mp4,1,0,0,0,9,9,ann,1,,test,query", "a.mp4,2,1,0,0,9,9,ann,1,,test,gallery"
+    root = table(tmp_path, *good, *(f"b.mp4,1,{frame},0,0,9,9,ann,1,,test,query" for frame in (0, 1)))
+    with pytest.raises(InputError, match=r"b\.mp4 cannot be read as a video: Invalid data"):
+        read(root)
+    manifest = read(root, on_error="skip")
+    assert manifest.notes[0].startswith(
+        "2 of 4 rows lie in videos that cannot be read: b.mp4 (Invalid data found"
+    )
+    assert len(manifest.table) == 2
+    with pytest.raises(InputError, match=r"no row is left: 1 of 1 rows lie in videos"):
+        read(table(tmp_path, "b.mp4,1,0,0,0,9,9,ann,1,,test,query"), on_error="skip")
 
 
 def test_missing_videos_are_listed(tmp_path: Path) -> None:
@@ -217,6 +235,31 @@ def test_a_table_of_videos_is_a_data_set_on_the_command_line(
     done = invoke("pack", *data, "out=packed", "height=32", "width=16", "workers=0")
     assert done.returncode == 0, done.stderr
     assert "80 pictures" in done.stdout
+
+
+@pytest.mark.slow  # two trainings
+def test_training_on_videos_is_training_on_their_crops_in_files(invoke: Command, tmp_path: Path) -> None:
+    write(tmp_path / "hall.mp4")
+    # No two crops are alike, which in files would be one picture and as crops of a video are two.
+    rows = [
+        f"hall.mp4,{person},{frame},0,{person},{WIDTH},30,{person},{frame % 2},,{split},{role}"
+        for person in range(4)
+        for split, role, first in (("train", "train", 0), ("test", "query", 16), ("test", "gallery", 28))
+        for frame in range(first, first + 8)
+    ]
+    root = table(tmp_path, *rows)
+    manifest = read(root)
+    for file in manifest.files():
+        Image.fromarray(read_rgb(file)).save(f"{file}.png")
+    crops = manifest.table.with_columns(path=pl.col("path") + ".png").drop("clothes", "query_set", "data_set")
+    crops.write_csv(tmp_path / "crops.csv")
+    found = {}
+    for name in (root.name, "crops.csv"):
+        run = (f"hydra.run.dir=of_{name}", "epochs=2", "datamodule.workers=2")
+        done = invoke("train", "data=tracklets", f"data.root={name}", *TINY, *run)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((tmp_path / f"of_{name}" / "results.json").read_text())["evaluations"]
+    assert found[root.name] == found["crops.csv"]
 
 
 def test_extraction_looks_at_them_as_a_data_set_and_as_a_table(

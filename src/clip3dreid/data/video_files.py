@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -10,11 +12,16 @@ from clip3dreid.data.sources import OnError
 from clip3dreid.data.tree import SHOWN
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
+from clip3dreid.io.pictures import UnreadablePicture
 from clip3dreid.io.table_files import BOX, forward_slashes, take_boxes, understood, whole_numbers
 from clip3dreid.io.video_places import DIGITS, FORM
 
 _COLUMNS = {"video": ("videopath", "videofile", "clip", "sequence")}
-_FACTS = ("held", "promised", "wide", "high")
+_FACTS: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(("held", "promised", "wide", "high"), pl.Int64),
+    "why_not": pl.String,
+}
+"""What is known of a video: frames that are there, frames that it promises, their size; or why it cannot be read."""
 
 
 def with_places(table: pl.DataFrame, folder: Path, name: str) -> pl.DataFrame:
@@ -50,20 +57,20 @@ def crops_of_videos(
         folder: likewise.
         name: likewise.
         tracked: rows are to have a tracklet.
-        on_error: what is done about boxes beyond a video's end or outside its frames: `fail` refuses, `skip` leaves
-            them out and counts them.
+        on_error: what is done about videos that cannot be read, and boxes beyond a video's end or outside its frames:
+            `fail` refuses, `skip` leaves them out and counts them.
 
     Returns:
         The table, and notes on what was left out.
 
     Raises:
-        InputError: as `with_places`; if a video is not there or none, PyAV is missing, or a row is refused.
+        InputError: as `with_places`; if a video is not there, PyAV is missing, or a row is refused.
     """
     if (known := _of_videos(table, name)) is None:
         return table, []
     needs = ("video", "frame", *(["tracklet"] if tracked else []))
     table = _located(known, folder, name, needs)
-    facts = _facts(folder, table["video"].unique().sort().to_list(), name)
+    facts = _facts(folder, table["video"].unique().sort().to_list(), name, on_error)
     table = table.join(facts, on="video", how="left", maintain_order="left")
     table, notes = _within(table, name, on_error)
     return _with_paths(table).drop("video", *BOX, *_FACTS), notes
@@ -96,8 +103,8 @@ def _with_paths(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(path=pl.format(FORM, "video", frame, left, top, right - left, bottom - top))
 
 
-def _facts(folder: Path, videos: list[str], name: str) -> pl.DataFrame:
-    """Return a row for each video: how many frames there are, and their size."""
+def _facts(folder: Path, videos: list[str], name: str, on_error: OnError) -> pl.DataFrame:
+    """Return a row for each video, with what is known of it."""
     # Only here, where there is a video: most tables have none.
     from clip3dreid.io.videos import Video
 
@@ -106,12 +113,18 @@ def _facts(folder: Path, videos: list[str], name: str) -> pl.DataFrame:
             f"{name}: {len(lost)} videos are not in {folder}: {some(lost, SHOWN)}; paths are relative to the table's "
             "folder"
         )
-    rows = []
+    rows: list[tuple[str | int | None, ...]] = []
     for path in videos:
-        video = Video(folder / path)
-        rows.append((path, video.frames, video.promised, video.width, video.height))
-        video.close()
-    return pl.DataFrame(rows, schema=("video", *_FACTS), orient="row")
+        try:
+            video = Video(folder / path)
+        except UnreadablePicture as error:
+            if on_error == "fail":
+                raise
+            rows.append((path, 0, 0, 0, 0, error.reason))
+        else:
+            rows.append((path, video.frames, video.promised, video.width, video.height, None))
+            video.close()
+    return pl.DataFrame(rows, schema={"video": pl.String, **_FACTS}, orient="row")
 
 
 def _within(table: pl.DataFrame, what: str, on_error: OnError) -> tuple[pl.DataFrame, list[str]]:
@@ -120,22 +133,19 @@ def _within(table: pl.DataFrame, what: str, on_error: OnError) -> tuple[pl.DataF
         pl.col(side).clip(0, pl.col(most)) for side, most in zip(BOX, ("wide", "high") * 2, strict=True)
     ]
     table = table.with_columns(clipped)
-    beyond = ~pl.col("frame").is_between(0, pl.col("held") - 1)
-    empty = ~beyond & ((pl.col("left") >= pl.col("right")) | (pl.col("top") >= pl.col("bottom")))
+    unread = pl.col("why_not").is_not_null()
+    beyond = ~unread & ~pl.col("frame").is_between(0, pl.col("held") - 1)
+    outside = (pl.col("left") >= pl.col("right")) | (pl.col("top") >= pl.col("bottom"))
     notes = []
-    problems = (beyond, "lie beyond the end of their videos"), (empty, "have their box outside the frame")
-    for wrong, problem in problems:
+    for wrong, problem in (
+        (unread, "lie in videos that cannot be read"),
+        (beyond, "lie beyond the end of their videos"),
+        (outside, "have their box outside the frame"),
+    ):
         rows = table.filter(wrong)
         if rows.is_empty():
             continue
-        shown = [
-            f"frame {frame} of {video} ({held} of {promised} frames are there)"
-            if held < promised
-            else f"frame {frame} of {video} ({held} frames)"
-            for video, frame, held, promised in rows.unique("video", maintain_order=True)
-            .select("video", "frame", "held", "promised")
-            .rows()
-        ]
+        shown = [_example(row) for row in rows.unique("video", maintain_order=True).iter_rows(named=True)]
         said = f"{len(rows)} of {len(table)} rows {problem}: {some(shown, 3)}"
         if on_error == "fail":
             raise InputError(
@@ -146,3 +156,12 @@ def _within(table: pl.DataFrame, what: str, on_error: OnError) -> tuple[pl.DataF
     if table.is_empty():
         raise InputError(f"{what}: no row is left: {'; '.join(notes)}; get the videos again")
     return table, notes
+
+
+def _example(row: Mapping[str, Any]) -> str:
+    """Return a row that is left out in a few words, with what its video has."""
+    if row["why_not"] is not None:
+        return f"{row['video']} ({row['why_not']})"
+    held, promised = row["held"], row["promised"]
+    has = f"{held} of {promised} frames are there" if held < promised else f"{held} frames"
+    return f"frame {row['frame']} of {row['video']} ({has})"

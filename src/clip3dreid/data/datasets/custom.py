@@ -71,8 +71,9 @@ def read(
         split_seed: of the draw.
         tracklets: folders are `part/person/tracklet/frame`, and a path in a table may be a folder of frames, which
             is a tracklet by its name in the column `tracklet`, or else by its path; of videos every row says its own.
-        on_error: what is done about rows beyond a video's end, or whose box lies outside its frame: `fail` refuses
-            them, `skip` leaves them out with a note. Other pictures are not looked at.
+        on_error: what is done about rows of videos that cannot be read, beyond a video's end, or whose box lies
+            outside its frame: `fail` refuses them, `skip` leaves them out with a note. Pictures of files of their own
+            are not looked at.
 
     Raises:
         InputError: if the layout or a column is another, pictures or videos are not there, a folder of frames holds
