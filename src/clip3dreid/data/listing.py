@@ -13,6 +13,7 @@ from clip3dreid.data.box_files import format_of
 from clip3dreid.data.box_settings import Boxes
 from clip3dreid.data.boxes import read_boxes
 from clip3dreid.data.manifest import LATER, SCHEMA, load
+from clip3dreid.data.video_files import with_places
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
@@ -46,8 +47,9 @@ def list_pictures(place: Path | Boxes) -> Listing:
     """List the pictures of a folder, at any depth, those that a table names, or the boxes of a detector or tracker.
 
     Args:
-        place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
-            the box of a person in a larger picture (see `table_files.take_boxes`) and any of the manifest's label
+        place: a folder; or a CSV or Parquet file with the column `path`, or `video` and `frame` (from 0), relative to
+            the file's folder. It may have the box of a person in a larger picture (see `table_files.take_boxes`),
+            which in videos it must, and any of the manifest's label
             columns, which search can filter by. Other columns are left out, and named in the log. A manifest that
             `inspect_data` wrote knows where its pictures are, wherever it lies. Files of boxes
             (`box_settings.BoxFormat`) are told by their content and name; `Boxes` says which of them are taken.
@@ -102,7 +104,7 @@ def _read_table(path: Path) -> pl.DataFrame:
             f"{name} is neither a table that is read nor boxes of a known format; a table ends in "
             f"{', '.join(TABLES)}, and boxes.format=mot, coco, supervision or yolo says what boxes are"
         )
-    table = understood(read_table(path, name), name)
+    table = with_places(understood(read_table(path, name), name), path.parent, name)
     if "path" not in table.columns:
         raise InputError(f"{name} has no column path; its columns are {some(table.columns, 8)}")
     box, table = take_boxes(table, name)

@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, Collection[str]] = {
     "camera": ("cam", "camid", "cameraid"),
     "clothes": ("cloth", "clothid", "clothesid", "clothing", "outfit", "outfitid"),
     "tracklet": ("track", "trackid", "trackletid"),
-    "frame": ("frameid", "framenumber"),
+    "frame": ("frameid", "framenumber", "frameindex"),
     "split": ("subset",),
     "role": (),
     "query_set": (),
