@@ -117,6 +117,13 @@ class TestDependencies:
         explained = set(re.findall(r"[\w.-]+", " ".join(re.findall(r"^\| ([^|]+) \|", page, flags=re.M))))
         assert {requirement.name for requirement in ALL} <= explained
 
+    def test_the_page_on_installation_has_every_extra_and_the_pinned_torch(self):
+        page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+        table = page.split("## Extras")[1].split("\n## ")[0]
+        first = " ".join(re.findall(r"^\| ([^|]+) \|", table, flags=re.M))
+        assert set(re.findall(r"`(\w+)`", first)) == set(EXTRAS)
+        assert set(re.findall(r"torch==([\d.]+)", page)) == {PINS["torch"]}
+
     @pytest.mark.parametrize("name", ["albumentations", "geomloss", "torchmetrics", "wandb"])
     def test_a_package_that_the_method_is_built_with_is_no_extra(self, name: str):
         assert name in {requirement.name for requirement in REQUIRED}

@@ -29,6 +29,7 @@ OTHERS = (
     "docs/site/*",
     "CITATION.cff",
     "LICENSE",
+    "Dockerfile",
 )
 
 
