@@ -96,6 +96,23 @@ class TestTemplates:
         assert len((ROOT / path).read_text(encoding="utf-8").split()) > 60
 
 
+class TestRelease:
+    def test_version_and_date_are_the_same_wherever_they_stand(self):
+        changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.+)$", changes, flags=re.M)
+        # What is merged next has its place.
+        assert headings[0] == "Unreleased"
+        cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+        assert headings[1] == f"{cited['version']} ({cited['date-released']})"
+        assert cited["version"] == PROJECT["version"]
+
+    def test_classifiers_name_the_pythons_that_are_tested_and_leave_the_licence_to_its_own_key(self):
+        named = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), flags=re.M)
+        assert named == workflow()["jobs"]["test"]["strategy"]["matrix"]["python"]
+        assert not [one for one in PROJECT["classifiers"] if one.startswith("License")]
+        assert PROJECT["classifiers"] == sorted(PROJECT["classifiers"])
+
+
 class TestDependencies:
     def test_the_tested_version_of_everything_is_pinned_within_its_range(self):
         assert {requirement.name for requirement in ALL} <= set(PINS)
