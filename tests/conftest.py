@@ -208,19 +208,22 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
-@pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """As `command`, but in this process: importing torch and Lightning anew takes longer than most tests."""
-    monkeypatch.chdir(tmp_path)
+@contextlib.contextmanager
+def in_this_process(folder: Path) -> Iterator[Command]:
+    """Runs commands as `command` does, in a folder, but here: importing torch anew takes longer than most tests."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     root = logging.getLogger()
     before = root.level, list(root.handlers)
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(sys, "argv", [f"clip3dreid.{name}", *arguments])
         status = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(sys, "argv", [f"clip3dreid.{name}", *arguments])
             try:
                 importlib.import_module(f"clip3dreid.cli.{name}").main()
             except SystemExit as leaving:
@@ -232,7 +235,26 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]
                 GlobalHydra.instance().clear()
         return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
-    yield run
-    torch.use_deterministic_algorithms(deterministic)
-    root.setLevel(before[0])
-    root.handlers[:] = before[1]
+    with contextlib.chdir(folder):
+        try:
+            yield run
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            root.setLevel(before[0])
+            root.handlers[:] = before[1]
+
+
+def trained(folder: Path, *arguments: str) -> Path:
+    """What `train` leaves in `folder/run`, which the arguments name, for a fixture that many tests look at."""
+    with in_this_process(folder) as run:
+        done = run("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    (folder / "run" / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return folder / "run"
+
+
+@pytest.fixture
+def invoke(tmp_path: Path) -> Iterator[Command]:
+    """As `command`, but in this process."""
+    with in_this_process(tmp_path) as run:
+        yield run
