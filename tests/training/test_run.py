@@ -182,8 +182,8 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     assert both[0] == both[1]
 
 
-def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, command: Command, tmp_path: Path) -> None:
-    done = command(
+def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, invoke: Command, tmp_path: Path) -> None:
+    done = invoke(
         "train",
         "-m",
         "seed=1,2",
