@@ -42,12 +42,13 @@ demo: $(STAMP)
 	$(BIN)/clip3dreid demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # One thread each: two test processes with two threads each on two cores wait for each other.
+# Neighbours stay together, and with them what a file's tests share, until one process has none left and takes the other's.
 WORKERS ?= 2
 test test-all: export OMP_NUM_THREADS ?= 1
 
