@@ -48,7 +48,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # One thread each: two test processes with two threads each on two cores wait for each other.
-# Neighbours stay together, and with them what a file's tests share, until one process has none left and takes the other's.
+# Neighbouring tests stay together, and so does what a file shares; whoever has none left takes half of the other's.
 WORKERS ?= 2
 test test-all: export OMP_NUM_THREADS ?= 1
 
