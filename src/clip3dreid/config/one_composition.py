@@ -29,14 +29,14 @@ def composed_once() -> Iterator[None]:
         load = loader.load_configuration
         found: DictConfig | Exception
         try:
-            found = load(config_name, list(overrides), RunMode.RUN)
+            cfg: DictConfig = load(config_name, list(overrides), RunMode.RUN)
         except Exception as error:
             found, mode = error, ask(self, config_name, overrides)
         else:
-            mode = found.hydra.mode
+            found, mode = cfg, cfg.hydra.mode
             if mode is None:
-                found.hydra.mode = RunMode.RUN
-                found.hydra.overrides.hydra.append(_ADDED)
+                cfg.hydra.mode = RunMode.RUN
+                cfg.hydra.overrides.hydra.append(_ADDED)
         wanted = (config_name, [*overrides, _ADDED], RunMode.RUN)
 
         def next_load(config_name: str | None, overrides: list[str], run_mode: RunMode, **how: bool) -> Any:
