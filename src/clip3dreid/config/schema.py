@@ -15,6 +15,7 @@ class TrainConfig:
     seed: int = 1
     epochs: int = MISSING
     milestones: list[int] = MISSING
+    label_smoothing: float = 0.1
     clothes_start_epoch: int = MISSING
     resume: str | None = None
     init_from: str | None = None
