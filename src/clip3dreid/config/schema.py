@@ -35,7 +35,6 @@ class TrainConfig:
     ema: float | None = None
     gradient_norms_every: int = 200
     guide_share: float | None = None
-    label_smoothing: float = 0.1
     lr_rule: str | None = None
     base_batch: int = 64
     trusted: Any = MISSING
