@@ -405,22 +405,27 @@ def test_the_teacher_says_of_a_clip_what_it_says_of_the_frames_that_guide(
 
 
 WAYS = {
-    "ce": ("method=ce", "datamodule.augment_on=worker"),
-    "full": ("method=clip3dreid", "datamodule.augment_on=worker", "model.student.guided=all"),
-    "device": ("method=clip3dreid_cal", "datamodule.augment_on=device", "clothes_start_epoch=1", "epochs=2"),
+    "ce": ("method=ce", "datamodule.augment_on=device"),
+    "all frames": ("method=clip3dreid", "datamodule.augment_on=worker", "model.student.guided=all"),
+    "the middle one": ("method=clip3dreid_cal", "datamodule.augment_on=device", "clothes_start_epoch=0"),
 }
 
 
-def test_no_step_on_clips_waits_for_the_device(walks_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ways", [("ce",), pytest.param(("all frames", "the middle one"), marks=pytest.mark.slow)]
+)
+def test_no_step_on_clips_waits_for_the_device(
+    ways: tuple[str, ...], walks_root: Path, tmp_path: Path
+) -> None:
     teacher = ("model/teacher=body_clip", "model.teacher.cache=memory", "epochs=1")
     reports = run_on_it(
-        *(["train", *asked(walks_root, *teacher, *way, run=name)] for name, way in WAYS.items()),
+        *(["train", *asked(walks_root, *teacher, *WAYS[way], run=way.split()[0])] for way in ways),
         folder=tmp_path,
     )
-    for name, report in zip(WAYS, reports, strict=True):
-        assert len(report.steps) >= 4, name
-        assert report.waits() == {}, name
-        assert report.mixed == [], name
+    for way, report in zip(ways, reports, strict=True):
+        assert len(report.steps) >= 4, way
+        assert report.waits() == {}, way
+        assert report.mixed == [], way
 
 
 class Colours(torch.nn.Module):
@@ -550,3 +555,57 @@ def test_a_model_of_clips_is_not_evaluated_on_pictures_without_tracklets(
     shared = ["evaluate", f"checkpoint={trained}", "datamodule.workers=0"]
     line = told(invoke(*shared, "data=ltcc", f"data.root={ltcc_root}"))
     assert "pictures have no tracklet" in line
+
+
+def test_what_is_asked_of_clips_comes_before_what_a_model_was_trained_on(
+    trained: Path, walks_root: Path, invoke: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = (
+        "evaluate",
+        f"checkpoint={trained}",
+        "data=ccvid",
+        f"data.root={walks_root}",
+        "datamodule.workers=0",
+    )
+    longer = {f"datamodule.clips.{name}={value}" for name, value in {"frames": 9, "stride": 1}.items()}
+    manifest = RunData(ccvid.read(walks_root), CLOTHES)
+    caplog.set_level("INFO")
+    called = {}
+    for frames, clips in ((FRAMES, None), (9, ClipSettings(9, 1))):
+        caplog.clear()
+        result = evaluate_model(trained, manifest, trainer=CPU, batches=SMALL, clips=clips)
+        assert f"(test) are shorter than a clip of {frames} frames: looped" in caplog.text
+        called[frames] = result.results["ccvid"]["general"]["map"]
+    for frames, more in ((FRAMES, ()), (9, ("datamodule=clips", *longer))):
+        done = invoke(*shared, *more, "out=scores.json")
+        assert done.returncode == 0, done.stderr
+        assert f"(test) are shorter than a clip of {frames} frames: looped" in done.stdout
+        scores = json.loads((tmp_path / "scores.json").read_text())["results"]["general"]
+        assert called[frames] == pytest.approx(scores["map"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_rendered_world_of_walks_is_trained_on_gone_on_with_and_evaluated(
+    command: Command, tmp_path: Path
+) -> None:
+    done = command(
+        "synthesize", "layout=ccvid", "layout.frames=5", "layout.walks=2", "layout.outfits=2", "train_people=9",
+        "test_people=3", "height=64", "width=32", "antialias=1", "seed=7", "out=walking",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    data = ("data.root=walking", "datamodule.height=64", "datamodule.width=32", "datamodule.workers=0")
+    done = command("train", "+experiment=walking", *data, "epochs=1", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    done = command("train", "resume=run", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "going on after 1 epoch" in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"][0]["results"]
+    # A walk of each outfit and session is asked for, and not each of its frames.
+    assert results["general"]["queries"] < 3 * 3 * 5
+    done = command(
+        "evaluate", "checkpoint=run", "data=ccvid", "data.root=walking", "datamodule.workers=0", "out=s.json"
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "s.json").read_text())["results"]
+    for protocol, values in results.items():
+        assert scores[protocol]["map"] == pytest.approx(values["map"], abs=1e-6)
