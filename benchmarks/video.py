@@ -137,8 +137,13 @@ def evaluated(folder, length):
     from clip3dreid.training.evaluation_module import EvaluationModule
 
     manifest = walks(folder, [length, 8, 8], "test", ("query", "gallery"))
+    # Half as high and wide, for the student's time.
     data = ReidDataModule(
-        [manifest], height=HEIGHT, width=WIDTH, evaluation_batch=BATCH, clips=ClipSettings(FRAMES, 4)
+        [manifest],
+        height=HEIGHT // 2,
+        width=WIDTH // 2,
+        evaluation_batch=BATCH,
+        clips=ClipSettings(FRAMES, 4),
     )
     student = ClipStudent(ResNet(18, width=16), Maximum(), [0.5] * 3, [0.25] * 3)
     module = EvaluationModule(
