@@ -257,7 +257,7 @@ class RawTrainClips(_Clips):
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> RawBatch:
         drawn = self._draw(indices)
         images = gather(self._pictures, drawn.frames.flatten().tolist(), self._view, self._pinned)
-        images = images.unflatten(0, drawn.frames.shape)
+        images = torch.unflatten(images, 0, drawn.frames.shape)
         return RawBatch(self._labelled(images, drawn), draw(self._view, drawn.seeds))
 
 

@@ -363,7 +363,8 @@ class TeacherEmbeddings(nn.Module):
         """
         if batch.frames is None:
             return self._embedded(batch)
-        return F.normalize(self._embedded(batch).unflatten(0, batch.frames.shape).mean(1), dim=1)
+        of_frames = torch.unflatten(self._embedded(batch), 0, tuple(batch.frames.shape))
+        return F.normalize(of_frames.mean(1), dim=1)
 
     def _embedded(self, batch: Batch) -> Tensor:
         """Return (B, d), or (B x T, d) of all frames."""
