@@ -51,6 +51,36 @@ def test_without_cameras_and_clothes_each_person_has_one_query() -> None:
     assert len(hold_out(bare, 3, seed=0).part("val", "query")) == 3
 
 
+def walks(tracklets: int, cameras: int) -> Manifest:
+    """Five people with three frames of each tracklet, tracklets spread over cameras."""
+    rows = [
+        {
+            "path": f"{person}/{tracklet}/{frame}.png", "person": str(person), "split": "train", "role": "train",
+            "camera": str(tracklet % cameras), "clothes": f"{person}_a", "tracklet": str(tracklet), "frame": frame,
+        }
+        for person in range(5) for tracklet in range(tracklets) for frame in range(3)
+    ]  # fmt: skip
+    return build("walks", Path("/nowhere"), rows)
+
+
+# Where each is under a camera of its own, everybody has one query; a person of one tracklet is gallery only.
+@pytest.mark.parametrize(
+    ("tracklets", "cameras", "queries", "gallery"), [(6, 2, 2, 4), (4, 4, 1, 3), (1, 1, 0, 1)]
+)
+def test_where_there_are_tracklets_they_are_drawn_and_stay_whole(
+    tracklets: int, cameras: int, queries: int, gallery: int
+) -> None:
+    val = hold_out(walks(tracklets, cameras), 3, seed=0).part("val")
+    sides = {
+        role: val.filter(pl.col("role") == role).select("person", "tracklet").rows()
+        for role in ("query", "gallery")
+    }
+    assert not set(sides["query"]) & set(sides["gallery"])
+    assert len(set(sides["query"])) == 3 * queries
+    assert len(set(sides["gallery"])) == 3 * gallery
+    assert len(val) == 3 * 3 * tracklets
+
+
 def test_a_person_with_one_picture_is_gallery_only() -> None:
     rows = [{"path": f"{p}.png", "person": str(p), "split": "train", "role": "train"} for p in range(4)]
     val = hold_out(build("singles", Path("/nowhere"), rows), 2, seed=0).part("val")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.errors import InputError
 from clip3dreid.inference.model import load
-from clip3dreid.model.card import VISION_MODELS, check_student
+from clip3dreid.model.card import VISION_MODELS, check_student, clip_size
 from clip3dreid.model.weights import save_weights
 from tests.conftest import STUDENT
 
@@ -192,3 +192,36 @@ def test_every_model_of_transformers_that_is_believed_is_made_of_its_configurati
     check_student(node | {"pooling": {"_target_": "clip3dreid.model.pooling.Average"}}, "a card")
     with torch.device("meta"):
         assert instantiate(node["backbone"]).example_size[0] > 0
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        8,
+        [8, 4],
+        "8",
+        {},
+        {"frames": 8},
+        {"frames": 8, "stride": 4, "piece": 64},
+        {"frames": 0, "stride": 4},
+        {"frames": 8, "stride": -1},
+        {"frames": True, "stride": 4},
+        {"frames": 8.0, "stride": 4},
+        {"frames": 10**9, "stride": 4},
+        {"frames": 8, "stride": 10**30},
+        {"frames": nested(5000), "stride": 4},
+        {"frames": "8\n", "stride": 4},
+    ],
+    ids=range(14),
+)
+def test_clips_that_cannot_be_are_refused_in_a_line(clips: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"^a\.ckpt says that its clips are .*, which cannot be; get the file again$"
+    ) as error:
+        clip_size({"clips": clips}, "a.ckpt")
+    assert len(str(error.value)) < 200
+
+
+def test_clips_of_a_card_are_those_that_a_model_was_trained_on() -> None:
+    assert clip_size({"clips": {"stride": 4, "frames": 8}}, "a.ckpt") == (8, 4)
+    assert clip_size({}, "a.ckpt") is clip_size({"clips": None}, "a.ckpt") is None

@@ -406,3 +406,34 @@ def test_a_training_loop_gets_cached_rows_or_the_teachers_view_of_the_augmented_
     assert fresh.width == cached.width == 2
     with pytest.raises(ValueError, match="a teacher or a cache"):
         TeacherEmbeddings()
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("erased", [False, True])
+@pytest.mark.parametrize("guided", ["middle", "all"])
+def test_of_clips_the_teacher_is_asked_of_the_frames_that_guides_are_about(guided, erased, frames):
+    """Whether or not it sees what is erased, by a plain loop; a clip of one frame comes as a picture."""
+    rows = torch.tensor([[0, 2, 4], [5, 3, 1]])[:, :frames]
+    labels, kept = torch.zeros(2, dtype=torch.int64), torch.rand(6, 2)
+    images, views = torch.rand(2, frames, 3, 4, 4), torch.rand(2, frames, 3, 4, 4)
+    shown = images if erased else views
+    middle = [int(one[frames // 2]) for one in rows]
+    expected, cached = [], []
+    for clip, numbers in zip(shown, rows, strict=True):
+        if guided == "middle":
+            expected.append(clip[frames // 2, 0, 0, :2])
+            cached.append(kept[numbers[frames // 2]])
+            continue
+        means = sum(one[0, 0, :2] for one in clip) / frames, sum(kept[one] for one in numbers) / frames
+        expected.append(means[0] / means[0].norm())
+        cached.append(means[1] / means[1].norm())
+    if guided == "middle":
+        views = views[:, frames // 2]
+    if frames == 1:
+        images, views = images[:, 0], views if guided == "middle" else views[:, 0]
+    batch = Batch(
+        images, labels, labels, labels, torch.tensor(middle),
+        view=None if erased else views, frames=rows if guided == "all" else None,
+    )  # fmt: skip
+    torch.testing.assert_close(TeacherEmbeddings(Blind())(batch), torch.stack(expected))
+    torch.testing.assert_close(TeacherEmbeddings(Blind(), MemoryCache(kept))(batch), torch.stack(cached))

@@ -73,7 +73,7 @@ def evaluating() -> tuple[EvaluationModule, SimpleNamespace]:
     return module, trainer
 
 
-SET = SimpleNamespace(name="ltcc", files=["a.png", "b.png", "c.png"])
+SET = SimpleNamespace(name="ltcc", files=["a.png", "b.png", "c.png"], tracklets=None)
 
 
 def test_features_that_were_never_computed_are_not_scored(

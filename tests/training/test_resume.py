@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch import Callback
 
 from clip3dreid.errors import InputError
 from clip3dreid.report.results import read_results
@@ -57,25 +55,6 @@ def overrides(method: str, ltcc_root: Path, guided: tuple[str, ...]) -> list[str
         "milestones=[2]",
     ]
     return [*base, *[o for o in WORKERS if not o.startswith("method=")], *METHODS[method], *extra]
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sends this process a signal at a certain moment of its next training, and at that one alone."""
-
-    def arrange(hook: str, step: int, signum: int = signal.SIGTERM) -> None:
-        real = getattr(SaveWhenTold, hook, None) or getattr(Callback, hook)
-        sent = threading.Event()
-
-        def watched(self: SaveWhenTold, trainer: Any, *arguments: Any) -> None:
-            if trainer.global_step >= step and not sent.is_set():
-                sent.set()
-                os.kill(os.getpid(), signum)
-            real(self, trainer, *arguments)
-
-        monkeypatch.setattr(SaveWhenTold, hook, watched, raising=False)
-
-    return arrange
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def evaluated(cfg: DictConfig) -> Evaluated:
         ranking=ranking,
         height=cfg.height,
         width=cfg.width,
+        clips=None if cfg.datamodule.clips is None else instantiate(cfg.datamodule.clips),
         seed=cfg.seed,
         workers=cfg.datamodule.workers,
         batches=_batches(cfg),
@@ -109,10 +110,8 @@ def _batches(cfg: DictConfig) -> Any:
 
     def make(manifests: Sequence[Manifest], *, seed: int, **sizes: Any) -> ReidDataModule:
         clips = sizes.pop("clips", None)
-        # What is asked for comes before what the model was trained on.
-        own = {} if clips is None or cfg.datamodule.clips is not None else {"clips": clips}
         # Views refer to the sizes, and are made with them.
-        made: ReidDataModule = instantiate(cfg.datamodule, **sizes)(manifests, seed=seed, **own)
+        made: ReidDataModule = instantiate(cfg.datamodule, **sizes)(manifests, seed=seed, clips=clips)
         return made
 
     return make

@@ -127,6 +127,11 @@ def all_clips(length: int, frames: int, stride: int) -> Ints:
     return np.stack(clips).astype(np.int64)
 
 
+def clip_counts(tracklets: Tracklets, frames: int) -> Ints:
+    """Return (M,) how many clips of so many frames `all_clips` makes of each tracklet."""
+    return -(-tracklets.lengths // frames)
+
+
 class Pieces(NamedTuple):
     """The N pieces that training tracklets are cut into."""
 
@@ -252,7 +257,7 @@ class RawTrainClips(_Clips):
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> RawBatch:
         drawn = self._draw(indices)
         images = gather(self._pictures, drawn.frames.flatten().tolist(), self._view, self._pinned)
-        images = images.unflatten(0, drawn.frames.shape)
+        images = torch.unflatten(images, 0, drawn.frames.shape)
         return RawBatch(self._labelled(images, drawn), draw(self._view, drawn.seeds))
 
 
@@ -285,7 +290,7 @@ class EvaluationClips(Dataset[Batch]):
             start + all_clips(int(length), settings.frames, settings.stride)
             for start, length in zip(tracklets.starts, tracklets.lengths, strict=False)
         ]
-        self.tracklet = np.repeat(np.arange(len(clips)), [len(one) for one in clips])
+        self.tracklet = np.repeat(np.arange(len(clips)), clip_counts(tracklets, settings.frames))
         """(N,) the tracklet of each of the N clips, ascending."""
         self._rows = tracklets.rows[np.concatenate(clips)]
 

@@ -204,11 +204,11 @@ class ReidDataModule(LightningDataModule):
             return None
         return pieces(tracklets(self.train_table, self.training.joined.name), self.clips.piece)
 
-    def looped(self, split: str) -> list[str]:
+    def looped(self, *splits: str) -> list[str]:
         """Return a line for each kind of clips that are longer than what they are cut out of.
 
         Args:
-            split: whose evaluation sets are counted beside what is trained on.
+            splits: whose evaluation sets are counted beside what is trained on.
         """
         if self.clips is None:
             return []
@@ -216,10 +216,11 @@ class ReidDataModule(LightningDataModule):
         counts = []
         if self.pieces is not None:
             counts.append(("to train on", self.pieces.looped(frames), len(self.pieces.first)))
-        for one in self.evaluations(split):
-            assert one.tracklets is not None
-            lengths = one.tracklets.lengths
-            counts.append((f"of {one.name} to be tested on", int((lengths < frames).sum()), len(lengths)))
+        for split in dict.fromkeys(splits):
+            for one in self.evaluations(split):
+                assert one.tracklets is not None
+                lengths = one.tracklets.lengths
+                counts.append((f"of {one.name} ({split})", int((lengths < frames).sum()), len(lengths)))
         return [
             f"{short} of {count} tracklets {which} are shorter than a clip of {frames} frames: looped"
             for which, short, count in counts

@@ -185,9 +185,9 @@ def finish(raw: RawBatch, view: TrainView) -> Batch | BodyBatch:
     *shape, _, _, _ = batch.images.shape
     planes = batch.images.flatten(0, len(shape) - 1).permute(0, 3, 1, 2)
     if raw.draws is None:
-        return batch._replace(images=to_unit(planes.contiguous()).unflatten(0, shape))
+        return batch._replace(images=torch.unflatten(to_unit(planes.contiguous()), 0, shape))
     draws = raw.draws if len(shape) == 1 else raw.draws.repeat_interleave(shape[1], 0)
-    before, after = (images.unflatten(0, shape) for images in augment(planes, draws, view))
+    before, after = (torch.unflatten(images, 0, shape) for images in augment(planes, draws, view))
     if not isinstance(batch, Batch) or not view.keep_view:
         return batch._replace(images=after)
     # Of a clip the teacher sees what guides are about.

@@ -21,7 +21,8 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
 
     One picture, drawn at random, of each combination of person, outfit and camera becomes a query (the way
     LTCC was made); the person's other pictures are gallery. A person with a single picture is gallery only,
-    and someone whose pictures are all of different combinations has one query.
+    and someone whose pictures are all of different combinations has one query. Frames of a tracklet stay together:
+    where there are tracklets, they are drawn instead of pictures.
 
     Args:
         manifest: a data set with training people.
@@ -47,12 +48,15 @@ def hold_out(manifest: Manifest, people: int, seed: int) -> Manifest:
     rng = np.random.default_rng(seed)
     chosen = [names[i] for i in rng.permutation(len(names))[:people]]
     held = train.filter(pl.col("person").is_in(chosen))
-    held = held.with_columns(draw=pl.Series(rng.permutation(len(held))))
-    first = pl.col("draw").rank("ordinal").over("person", "clothes", "camera") == 1
-    alone = pl.len().over("person") == 1
+    ones = held.select("person", "clothes", "camera", pl.col("tracklet").fill_null(pl.col("path"))).rows()
+    places = {one: place for place, one in enumerate(dict.fromkeys(ones))}
+    lots = rng.permutation(len(places))[[places[one] for one in ones]]
+    held = held.with_columns(draw=pl.Series(lots))
+    first = pl.col("draw").rank("dense").over("person", "clothes", "camera") == 1
+    alone = pl.col("draw").n_unique().over("person") == 1
     # Someone with one picture of each combination would be queries alone: all but one of them are gallery then.
     scattered = first.all().over("person")
-    first &= ~scattered | (pl.col("draw").rank("ordinal").over("person") == 1)
+    first &= ~scattered | (pl.col("draw").rank("dense").over("person") == 1)
     role = pl.when(first & ~alone).then(pl.lit("query")).otherwise(pl.lit("gallery"))
     held = held.with_columns(split=pl.lit("val"), role=role).drop("draw")
     rest = manifest.table.filter(pl.col("split") != "val").filter(

@@ -83,7 +83,7 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
             f"{name}: {nulls} of {len(table)} pictures have no tracklet; clips need the column `tracklet`, or take a "
             "student of pictures"
         )
-    frames = table.with_row_index("row").with_columns(order=pl.Series(_by_number(table), dtype=pl.String))
+    frames = table.with_row_index("row").with_columns(_by_number(table).alias("order"))
     together = (
         frames.sort("frame", "order", nulls_last=True, maintain_order=True)
         .group_by(_KEYS)
@@ -108,12 +108,24 @@ def _several() -> list[pl.Expr]:
     return [(pl.col(column).n_unique() > 1).alias(f"several {column}") for column in _SHARED]
 
 
-def _by_number(table: pl.DataFrame) -> list[str | None]:
+def _by_number(table: pl.DataFrame) -> pl.Series:
     """Return what orders paths as people count, null where a frame has a number."""
-    return [
-        None if frame is not None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
-        for path, frame in table.select("path", "frame").iter_rows()
+    path = table.select(pl.when(pl.col("frame").is_null()).then("path").alias("path"))["path"]
+    if path.null_count() == len(path):
+        return path
+    # Part by part: of hundreds of thousands of frames many are in one folder, and are called alike.
+    folder, name = (_padded(path.str.extract(pattern)) for pattern in (r"^((?s:.*)/)", r"([^/]*)$"))
+    return folder.fill_null("") + name
+
+
+def _padded(texts: pl.Series) -> pl.Series:
+    """Return texts whose numbers have leading zeros, so that texts are in order where numbers are."""
+    different = texts.unique()
+    padded = [
+        None if text is None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), text)
+        for text in different
     ]
+    return texts.replace_strict(different, pl.Series(padded, dtype=pl.String), return_dtype=pl.String)
 
 
 def spread(frames: Sequence[T], count: int) -> list[T]:

@@ -361,17 +361,24 @@ class TeacherEmbeddings(nn.Module):
 
         Where guides are about all frames of clips, they are the frames' means, of length 1.
         """
-        if batch.frames is not None:
-            return F.normalize(self._embedded(batch).mean(1), dim=1)
-        return self._embedded(batch)
+        if batch.frames is None:
+            return self._embedded(batch)
+        of_frames = torch.unflatten(self._embedded(batch), 0, tuple(batch.frames.shape))
+        return F.normalize(of_frames.mean(1), dim=1)
 
     def _embedded(self, batch: Batch) -> Tensor:
-        """Return (B, d), or (B, T, d) of all frames."""
+        """Return (B, d), or (B x T, d) of all frames."""
         if self.cache is not None:
-            rows = batch.row if batch.frames is None else batch.frames
-            return self.cache.read(rows.flatten()).unflatten(0, rows.shape)
+            return self.cache.read(batch.row if batch.frames is None else batch.frames.flatten())
         assert self.teacher is not None
-        images = batch.images if batch.view is None else batch.view
-        *shape, _, _, _ = images.shape
-        embedding: Tensor = self.teacher(images.flatten(0, len(shape) - 1))
-        return embedding.unflatten(0, shape)
+        embedding: Tensor = self.teacher(_guided(batch))
+        return embedding
+
+
+def _guided(batch: Batch) -> Tensor:
+    """Return the pictures that guides are about, (B, 3, H, W), or (B x T, 3, H, W) of all frames of clips."""
+    images = batch.images if batch.view is None else batch.view
+    if images.ndim == 4:
+        return images
+    # A view is of what guides are about already.
+    return images[:, images.shape[1] // 2] if batch.frames is None else images.flatten(0, 1)

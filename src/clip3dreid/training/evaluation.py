@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # features are evaluated without a training framework
     from lightning.pytorch import Trainer
     from torch import Tensor
 
+    from clip3dreid.data.clips import ClipSettings
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.data.sources import DataSpec
     from clip3dreid.inference.model import ReidModel
@@ -136,6 +137,7 @@ def evaluate_model(
     ranking: RankingSettings = RANKING,
     height: int | None = None,
     width: int | None = None,
+    clips: ClipSettings | None = None,
     seed: int = 1,
     workers: int = 1,
     batches: Callable[..., ReidDataModule] | None = None,
@@ -153,10 +155,11 @@ def evaluate_model(
         ranking: how queries and galleries are compared.
         height: of the pictures, in pixels; None: that which the model was trained at.
         width: of them; None: likewise.
+        clips: how tracklets are cut into clips; None: as those that the model was trained on, if it was.
         seed: of the draw of held-out people.
         workers: processes that decode pictures, where unreadable ones are to be found.
-        batches: makes the data module of manifests, `seed` and perhaps `height`, `width` and `square`; None:
-            `ReidDataModule`.
+        batches: makes the data module of manifests, `seed` and perhaps `height`, `width`, `square` and `clips`;
+            None: `ReidDataModule`.
         trainer: Lightning's Trainer with device and the like filled in; None: the best device there is, of a loaded
             model its own.
         processes: what starts further processes, where the trainer has several.
@@ -190,8 +193,9 @@ def evaluate_model(
         "width": trained.card.get("width") if width is None else width,
         "square": trained.card.get("square", False) if trained.card else None,
     }
-    if (size := clip_size(trained.card, trained.name)) is not None:
-        sizes["clips"] = ClipSettings(*size)
+    if clips is None and (size := clip_size(trained.card, trained.name)) is not None:
+        clips = ClipSettings(*size)
+    sizes["clips"] = clips
     sources = as_run_data(data)
     manifests = read_data(sources, seed, workers)
     module = EvaluationModule(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from clip3dreid.data.clips import clip_counts
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.evaluation_sets import EvaluationSet
 from clip3dreid.errors import InputError
@@ -209,12 +210,16 @@ class EvaluationModule(LightningModule):
             self.alone[stage] = Scored({}, {})
         for number, evaluation in enumerate(self.data.evaluations(split)):
             own = self._embedded[number] > 0
+            embedded = self._exchange(self._embedded[number])
             if evaluation.tracklets is not None:
-                # All clips of a tracklet are looked at by one process.
+                assert self.data.clips is not None
+                clips = torch.from_numpy(clip_counts(evaluation.tracklets, self.data.clips.frames))
                 for sums in (self._features, self._embeddings):
                     if sums:
-                        sums[number].div_(self._embedded[number].clamp(min=1)[:, None])
-            if not self._complete(evaluation, self._exchange(self._embedded[number])):
+                        sums[number].div_(clips[:, None])
+                # One with a part of its clips is as good as none.
+                embedded = (embedded == clips).int()
+            if not self._complete(evaluation, embedded):
                 continue
             scores, queries = self._report(evaluation, self._features[number], own, split, stage, prefix)
             self.results[stage][evaluation.name] = scores
@@ -252,11 +257,11 @@ class EvaluationModule(LightningModule):
         return scores, queries
 
     def _complete(self, evaluation: EvaluationSet, embedded: Tensor) -> bool:
-        """Return whether every picture has a feature; those that were never computed are zeros, and are not scored.
+        """Return whether every row has a feature; those that were never computed are zeros, and are not scored.
 
         Args:
-            evaluation: whose pictures.
-            embedded: (N,) how often each was embedded.
+            evaluation: whose pictures or tracklets.
+            embedded: (N,) how often each was embedded, as a whole.
 
         Raises:
             InputError: naming the first picture that was not, unless this is a trial that leaves some out on purpose.
@@ -264,7 +269,8 @@ class EvaluationModule(LightningModule):
         missing = (embedded == 0).nonzero().flatten()
         if not len(missing) or self.trainer.sanity_checking:
             return not len(missing)
-        what = f"{len(missing)} of {len(embedded)} pictures of {evaluation.name} were never embedded"
+        kind = "pictures" if evaluation.tracklets is None else "tracklets"
+        what = f"{len(missing)} of {len(embedded)} {kind} of {evaluation.name} were never embedded"
         switches = limits(self.trainer)
         if switches and self.trials:
             log.warning("%s (%s): no score exists", what, ", ".join(switches))

@@ -214,7 +214,7 @@ def _train(request: TrainRequest, watch: StopWatch) -> TrainResult:
     _record(request, trainer, data, guides, resumed=start is not None)
     if trainer.is_global_zero:
         _say_opening(request, manifests, trainer, module, data, guides, start)
-        for line in data.looped(request.selecting):
+        for line in data.looped(request.selecting, "test"):
             log.info("%s", line)
     # Checkpoints hold plain data only, so nothing in them is ever unpickled.
     trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
