@@ -22,7 +22,7 @@ from clip3dreid.io.checks import some
 
 T = TypeVar("T")
 
-_KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
+KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
 """What a tracklet is known by: many tables count them anew under each camera or for each person."""
 
 
@@ -84,7 +84,7 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
     frames = table.with_row_index("row").with_columns(order=pl.Series(_by_number(table), dtype=pl.String))
     together = (
         frames.sort("frame", "order", nulls_last=True, maintain_order=True)
-        .group_by(_KEYS)
+        .group_by(KEYS)
         .agg(
             "row",
             pl.col("path", "frame").get(pl.len() // 2),
