@@ -138,7 +138,8 @@ def _cost(folder: Path, trainer: pl.Trainer, data: ReidDataModule) -> RunCost:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     clock = next(callback for callback in callbacks if isinstance(callback, StepTimes))
     bodies = 0 if data.bodies is None else data.bodies.batch
-    pictures = data.people_per_batch * data.pictures_per_person + bodies
+    frames = 1 if data.clips is None else data.clips.frames
+    pictures = data.people_per_batch * data.pictures_per_person * frames + bodies
     return RunCost(clock.median or _step_seconds_before(folder), pictures, trainer.global_step)
 
 
