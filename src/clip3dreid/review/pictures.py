@@ -216,7 +216,8 @@ class TestPictures:
         frames = 1 if self.tracklets is None else self.tracklets.size.frames
         if frames == 1 or getattr(self.model.student, "guided", "middle") != "all":
             return values
-        return values.unflatten(-2, (frames, -1))[..., frames // 2, :, :]
+        # (…, T x h, w)
+        return values.chunk(frames, -2)[frames // 2]
 
     def activations(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return how strongly each position of pictures answers, (N, h, w): the length of its feature."""

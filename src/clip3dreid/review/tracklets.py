@@ -83,7 +83,7 @@ class TestTracklets:
             num_workers=workers,
         )
         made: list[Outputs] = []
-        watch = shown("looking at clips", len(chosen)) if progress else nullcontext(lambda done: None)
+        watch = shown("looking at clips", len(chosen)) if progress else nullcontext(_nobody)
         with watch as update, torch.no_grad():
             for part in loader:
                 # Not by a call, which would take a batch of clips for pictures to be read.
@@ -153,3 +153,7 @@ def tracklets_of(root: Path, found: EvaluationSet, size: ClipSettings | None) ->
     if found.tracklets is None or size is None:
         return None
     return TestTracklets(root, found.read, found.tracklets, size)
+
+
+def _nobody(done: int) -> None:
+    """Show nobody how far the work is."""
