@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from clip3dreid.data.tracklets import KEYS
+from clip3dreid.data.tracklets import KEYS, SHARED
 from clip3dreid.io.checks import some
 
 CLIP = 8
@@ -71,7 +71,7 @@ def describe_tracklets(table: pl.DataFrame, sizes: pl.DataFrame) -> DescribedTra
         frames=pl.len(),
         numbers=pl.col("frame").drop_nulls().sort(),
         sizes=pl.col("size").drop_nulls().n_unique(),
-        outfits=pl.col("clothes").n_unique(),
+        **{what: pl.col(column).n_unique() for column, what in SHARED.items()},
     )
     steps = pl.col("numbers").list.diff().list.drop_nulls()
     each = each.with_columns(steps=steps).with_columns(
@@ -120,12 +120,13 @@ def _counted(rows: pl.DataFrame) -> TrackletCounts:
 def _faults(table: pl.DataFrame, each: pl.DataFrame) -> Iterator[str]:
     if nulls := table["tracklet"].null_count():
         yield f"{nulls:,} of {len(table):,} pictures have no tracklet: no clips can be made of them"
-    mixed = each.filter(pl.col("outfits") > 1)
-    if not mixed.is_empty():
-        yield (
-            f"{len(mixed):,} tracklets show several outfits ({_some(mixed['tracklet'])}): a tracklet is one "
-            "person's in one outfit; divide them"
-        )
+    for column, what in SHARED.items():
+        mixed = each.filter(pl.col(what) > 1)
+        if not mixed.is_empty():
+            yield (
+                f"{len(mixed):,} tracklets show several {what} ({_some(mixed['tracklet'])}): all frames of a "
+                f"tracklet have one label of {column}; divide them"
+            )
     twice = each.filter("twice")
     if not twice.is_empty():
         yield (

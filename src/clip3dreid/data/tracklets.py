@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
 """What a tracklet is known by: many tables count them anew under each camera or for each person."""
+SHARED = {"clothes": "outfits", "location": "locations", "scale": "scales"}
+"""What all frames of a tracklet have in common, and what several of it are called."""
 
 
 class Tracklets(NamedTuple):
@@ -74,7 +76,7 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
         Tracklets in the order in which the table first names them.
 
     Raises:
-        InputError: if frames have no tracklet, or a tracklet shows several outfits.
+        InputError: if frames have no tracklet, or a tracklet shows several outfits, locations or scales.
     """
     if nulls := table["tracklet"].null_count():
         raise InputError(
@@ -85,24 +87,25 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
     together = (
         frames.sort("frame", "order", nulls_last=True, maintain_order=True)
         .group_by(KEYS)
-        .agg(
-            "row",
-            pl.col("path", "frame").get(pl.len() // 2),
-            pl.first("clothes"),
-            outfits=pl.col("clothes").unique(),
-        )
+        .agg("row", pl.col("path", "frame").get(pl.len() // 2), pl.first(*SHARED), *_several())
         .sort(pl.col("row").list.min())
     )
-    mixed = together.filter(pl.col("outfits").list.len() > 1)
-    if not mixed.is_empty():
-        raise InputError(
-            f"{name}: {len(mixed)} tracklets show several outfits: {some(mixed['tracklet'].to_list(), 3)}; a "
-            "tracklet is one person's in one outfit: divide them"
-        )
+    for column, what in SHARED.items():
+        mixed = together.filter(f"several {column}")
+        if not mixed.is_empty():
+            raise InputError(
+                f"{name}: {len(mixed)} tracklets show several {what}: {some(mixed['tracklet'].to_list(), 3)}; all "
+                f"frames of a tracklet have one label of {column}: divide them"
+            )
     counts = together["row"].list.len()
     starts = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
     rows = together["row"].explode().to_numpy().astype(np.int64)
     return Tracklets(together.select(*SCHEMA, counts.alias("frames").cast(pl.Int64)), rows, starts)
+
+
+def _several() -> list[pl.Expr]:
+    """Return of each tracklet whether its frames differ in what they are to share; unknown differs from known."""
+    return [(pl.col(column).n_unique() > 1).alias(f"several {column}") for column in SHARED]
 
 
 def _by_number(table: pl.DataFrame) -> list[str | None]:
