@@ -25,7 +25,8 @@ def print_export(model: str, report: Mapping[str, Any]) -> None:
         rows.append([file["file"], *facts, *parity, *times])
     print_table(f"{model}: {report['parameters'] / 1e6:.2f} M parameters", header, rows)
     compared = next(iter(report["files"].values()))["pictures"]
-    shown = "pictures" if report["clips"] is None else f"clips of {report['clips']['frames']} frames"
+    frames = (report["clips"] or {"frames": 1})["frames"]
+    shown = "pictures" if frames == 1 else f"clips of {frames} frames"
     print(f"  worst of {compared} {shown}, model against file")  # noqa: T201
     if speeds:
         print(f"  milliseconds a picture, by {shown} in a batch, {report['threads']} thread(s)")  # noqa: T201
