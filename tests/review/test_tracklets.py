@@ -11,7 +11,9 @@ from clip3dreid.data.clips import ClipSettings, all_clips
 from clip3dreid.data.evaluation_sets import evaluation_sets
 from clip3dreid.data.manifest import Manifest, build
 from clip3dreid.retrieval.standard import GENERAL
+from clip3dreid.review.looked import Looked
 from clip3dreid.review.pictures import TestPictures
+from clip3dreid.review.settings import ReportSettings
 from clip3dreid.review.tracklets import middle_clip, tracklets_of
 from clip3dreid.training.data import RunData
 from clip3dreid.training.evaluation import evaluate_model
@@ -133,3 +135,7 @@ def test_a_query_is_shown_with_its_ends(walks: Manifest, test: TestPictures) -> 
     assert [(path.name, number) for path, number in test.tracklets.ends(1)] == [
         *(("2_1_0.png", 1), ("2_1_6.png", 7)),
     ]
+    run: Any = None  # nothing of it is asked for
+    shown = Looked(run, test, ReportSettings()).strip(1, "AP 50.0 %")
+    assert [picture.path.name for picture in shown] == ["2_1_3.png", "2_1_0.png", "2_1_6.png"]
+    assert shown[0].caption == ("AP 50.0 %", "frame 4 of 7", "person 2", "camera 1")
