@@ -182,7 +182,7 @@ def test_tables_are_rectangles_of_strings(manifest: Manifest) -> None:
         assert all(len(row) == len(header) and all(isinstance(cell, str) for cell in row) for row in rows)
 
 
-def test_tracklets_with_frames_of_several_sizes_are_counted(tmp_path: Path) -> None:
+def test_the_report_counts_tracklets_whose_frames_differ_in_size(tmp_path: Path) -> None:
     facts = {"person": "1", "split": "train", "role": "train"}
     rows = []
     for tracklet, widths in (("a", (8, 9, 8)), ("b", (8, 8)), ("c", (7,)), (None, (5, 6))):
@@ -192,7 +192,21 @@ def test_tracklets_with_frames_of_several_sizes_are_counted(tmp_path: Path) -> N
             rows.append({"path": path, "tracklet": tracklet, **facts})
     (tmp_path / "c1.png").write_bytes(b"none")
     rows.append({"path": "c1.png", "tracklet": "c", **facts})
-    notes = describe_data(build("x", tmp_path, rows)).notes
-    assert notes == ("1 of 3 tracklets have frames of several sizes, which clips resize to one",)
-    uniform = [row for row in rows if row["tracklet"] != "a"]
-    assert describe_data(build("x", tmp_path, uniform)).notes == ()
+    report = describe_data(build("x", tmp_path, rows))
+    assert report.tracklets["all"].several_sizes == 1
+    assert report.faults == ("2 of 9 pictures have no tracklet: no clips can be made of them",)
+    assert report.to_dict()["tracklets"]["train"]["frames"] == {"least": 2, "median": 2, "most": 3}
+    titles = {title: rows for title, _, rows in report.tables()}
+    assert titles["Tracklets (least / median / most)"][0] == [
+        *("train", "3", "3 / 3 / 3", "2 / 2 / 3", "3", "0", "0", "1")
+    ]
+    assert titles["Faults of tracklets"] == [[report.faults[0]]]
+    uniform = [row for row in rows if row["tracklet"] not in ("a", None)]
+    report = describe_data(build("x", tmp_path, uniform))
+    assert report.tracklets["all"].several_sizes == 0
+    assert report.faults == report.notes == ()
+
+
+def test_a_set_of_pictures_has_no_tracklets_to_report(manifest: Manifest) -> None:
+    report = describe_data(manifest)
+    assert (dict(report.tracklets), report.faults) == ({}, ())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clip3dreid.export.formats import Opened
 from clip3dreid.export.graph import Graph, contract_of
-from clip3dreid.export.parity import COSINE, compare, crops, drawn, latency
+from clip3dreid.export.parity import COSINE, as_clips, compare, crops, drawn, latency
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.model import ReidModel
 from tests.export.models import HEIGHT, WIDTH, noise
@@ -109,3 +109,12 @@ def test_times_are_medians_taken_by_turns_without_the_first(monkeypatch: pytest.
     assert latency(runners, 30) == {"a": 2, "b": 5}
     assert order == ["a", "b"] * 4
     assert latency({"slow": runner("slow", [40.0])}, 30) == {"slow": 40}
+
+
+def test_pictures_are_put_together_to_clips_and_the_last_is_filled_up() -> None:
+    pictures = noise(5)
+    clips = as_clips(pictures, 3)
+    assert clips.shape == (2, 3, *pictures.shape[1:])
+    assert np.array_equal(clips[0], pictures[:3])
+    assert np.array_equal(clips[1], pictures[[3, 4, 0]])
+    assert as_clips(pictures, 1) is pictures

@@ -35,7 +35,7 @@ from clip3dreid.inference.model import ReidModel, load
 from clip3dreid.inference.parts import as_feature
 from tests import conftest
 from tests.conftest import Command
-from tests.export.models import HEIGHT, JOINT, STUDENT, WIDTH, D, made, noise
+from tests.export.models import FRAMES, HEIGHT, JOINT, OF_CLIPS, STUDENT, WIDTH, D, made, noise
 from tests.processes import PATIENCE_S, holding
 from tests.small_disk import fill, small_disk
 
@@ -489,6 +489,48 @@ def test_every_student_can_be_exported_to_every_format(name: str, tmp_path: Path
     for file in exported.files.values():
         assert file.parity.cosine > 1 - 1e-6
         assert file.parity.relative < 1e-4
+
+
+AP3D = {
+    "_target_": "clip3dreid.model.video.ClipResNet",
+    **{"time": "ap3d", "non_local": True, "width": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("student", "flip"),
+    [
+        (OF_CLIPS, False),
+        pytest.param(OF_CLIPS | {"backbone": AP3D, "time": "attention"}, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_student_of_clips_takes_clips_in_its_files_which_say_so(
+    student: dict[str, Any], flip: bool, tmp_path: Path
+) -> None:
+    model = made(student)
+    settings = ExportSettings(outputs=BOTH, timing=0, flip=flip)
+    done = export(model, settings, {"onnx": Onnx(), "torch_export": TorchExport()}, tmp_path)
+    assert done.contract["clips"] == {"frames": FRAMES, "stride": 2}
+    assert all(file.parity.pictures == 8 for file in done.files.values())
+    for count in (1, 4):
+        clips = noise(count * FRAMES).reshape(count, FRAMES, 3, HEIGHT, WIDTH).astype(np.float32) / 255
+        clips[:, 1] = 1 - clips[:, 0]  # frames that differ much, whose order counts
+        images = torch.from_numpy(clips)
+        with torch.no_grad():
+            views = [images, *([images.flip(-1)] if flip else [])]
+            wanted = sum(model.student(view).embedding for view in views)
+            turned = model.student(images.flip(1)).embedding
+        for kind in ("model.onnx", "model.pt2"):
+            found = opened(tmp_path, kind)(clips)
+            np.testing.assert_allclose(found["embedding"], wanted.numpy(), rtol=1e-3, atol=1e-4)
+            assert found["joint"].shape == (count, JOINT)
+        across = "time" in student["backbone"]
+        assert torch.allclose(turned, model.student(images).embedding, atol=1e-5) != across
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert session.get_inputs()[0].shape == ["batch", FRAMES, 3, HEIGHT, WIDTH]
+    for kind in ("model.onnx", "model.pt2"):
+        with pytest.raises(InputError, match=f"takes clips of {FRAMES} frames, .* give the run"):
+            load(tmp_path / kind, network={"output": "embedding"})
 
 
 def test_a_reduced_embedding_goes_through_saving_loading_and_files(tmp_path: Path) -> None:

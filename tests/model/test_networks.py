@@ -107,6 +107,7 @@ def test_weights_beside_a_file_are_among_those_that_decide(tmp_path: Path) -> No
     [
         ({"sides": (3, 8, 4)}, AS_BYTES, None, "of 8x4 pixels and is shown 6x4; set its view.height=8"),
         ({"sides": (6, 4, 3)}, AS_BYTES, None, r"takes \?x6x4x3, not pictures"),
+        ({"sides": (5, 3, 6, 5)}, AS_BYTES, None, "takes clips of 5 frames, and such a file is only shown pictures"),
         ({"kind": TensorProto.UINT8}, Pixels(), None, "takes bytes; set its pixels.range=255"),
         ({"kind": TensorProto.INT32}, AS_BYTES, None, "takes pictures of type int32"),
         ({"inputs": ("pictures", "lengths")}, AS_BYTES, None, r"has 2 inputs \(pictures, lengths\)"),

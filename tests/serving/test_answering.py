@@ -11,6 +11,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.serving.answering import Answering
 from clip3dreid.serving.question import Upload, uploads_of
 from clip3dreid.serving.settings import ServeSettings
+from tests.export.models import FRAMES, OF_CLIPS, made
 from tests.serving.conftest import Rendered
 
 
@@ -189,3 +190,14 @@ def test_what_is_chosen_and_typed_is_one_filter(
 def test_what_is_no_condition_is_refused(answering: Answering, typed: str) -> None:
     with pytest.raises(InputError, match="is no condition; write person="):
         answering.where({}, typed)
+
+
+def test_to_a_model_of_clips_a_picture_is_a_clip_of_one_frame(rendered: Rendered) -> None:
+    model = made(OF_CLIPS)
+    of_clips = clip3dreid.Gallery(model)
+    of_clips.add(list(map(str, rendered.queries)), workers=0)
+    answer = Answering(of_clips).ask_pictures(uploads(rendered.queries[1]), {})
+    assert (answer.hits[0].path, answer.hits[0].score) == (str(rendered.queries[1]), pytest.approx(1))
+    assert answer.notes[0] == (
+        f"This model was trained on clips of {FRAMES} frames; each picture is taken for a clip of one."
+    )

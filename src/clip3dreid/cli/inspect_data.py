@@ -22,9 +22,12 @@ def main(cfg: DictConfig) -> None:
     # Here and not above, so that --help and a mistyped key are answered before torch is loaded.
     from clip3dreid.data.manifest import save
     from clip3dreid.io.files import write_json
+    from clip3dreid.report.search_sheet import check_sheet
     from clip3dreid.report.tables import print_table
     from clip3dreid.training.inspection import inspect
 
+    if settings.sheet is not None:
+        check_sheet(settings.sheet)
     protocols = {split: sets[spec.name] for split, sets in objects.protocol_sets(cfg).items()}
     report = inspect(spec, protocols, decode=settings.decode, workers=settings.workers, seed=settings.seed)
     for title, header, rows in report.tables():
@@ -34,6 +37,9 @@ def main(cfg: DictConfig) -> None:
     if settings.manifest is not None:
         save(report.manifest, settings.manifest)
         log.info("manifest written to %s", settings.manifest)
+    if settings.sheet is not None:
+        report.draw(settings.sheet)
+        log.info("sheet written to %s", settings.sheet)
     if settings.out is not None:
         write_json(settings.out, report.to_dict())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.tracklet_counts import CLIP, Spread, TrackletCounts, describe_tracklets, spread_of
 from clip3dreid.io.pictures import picture_size, read_rgb, unreadable
 
 REPORT_VERSION = 1
@@ -23,17 +24,6 @@ BLOCK = 256
 
 Table = tuple[str, list[str], list[list[Any]]]
 """Title, header, rows."""
-
-
-class Spread(NamedTuple):
-    """Least, median and most of a quantity."""
-
-    least: float
-    median: float
-    most: float
-
-    def __str__(self) -> str:
-        return f"{self.least:g} / {self.median:g} / {self.most:g}"
 
 
 class PartCounts(NamedTuple):
@@ -89,7 +79,10 @@ class DataReport:
         decoded: whether whole pictures were decoded, or only their headers read.
         names_in_train_and_test: how many person names stand in both. Where a data set restarts its numbers
             these are different people (its notes say so); anywhere else they are the same.
-        notes: the reader's.
+        notes: the reader's, and how tracklets are numbered.
+        tracklets: by part: `train`, `val_query`, `val_gallery`, `query`, `gallery` and `all`; empty where no picture
+            has one.
+        faults: what is wrong with tracklets, a line each.
     """
 
     name: str
@@ -101,6 +94,8 @@ class DataReport:
     decoded: bool
     names_in_train_and_test: int
     notes: tuple[str, ...]
+    tracklets: Mapping[str, TrackletCounts]
+    faults: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it, with a version."""
@@ -115,6 +110,8 @@ class DataReport:
             "decoded": self.decoded,
             "names_in_train_and_test": self.names_in_train_and_test,
             "notes": list(self.notes),
+            "tracklets": {part: _plain(counts) for part, counts in self.tracklets.items()},
+            "faults": list(self.faults),
         }
 
     def tables(self) -> list[Table]:
@@ -128,6 +125,10 @@ class DataReport:
             if len(self.unreadable) > SHOWN:
                 rows.append([f"and {len(self.unreadable) - SHOWN} more", ""])
             tables.append(("Unreadable pictures", ["path", "reason"], rows))
+        if self.tracklets:
+            tables.append(self._tracklets_table())
+        if self.faults:
+            tables.append(("Faults of tracklets", ["fault"], [[fault] for fault in self.faults]))
         if self.notes:
             tables.append(("Notes", ["note"], [[note] for note in self.notes]))
         return tables
@@ -156,6 +157,14 @@ class DataReport:
         rows.append(["person names in both train and test", _number(self.names_in_train_and_test)])
         return "Pictures (least / median / most)", ["fact", "value"], rows
 
+    def _tracklets_table(self) -> Table:
+        counted = ["tracklets", "a person", "frames", f"under {CLIP}", "gaps", "missing", "mixed sizes"]
+        rows = [
+            [part, *(_number(fact) if isinstance(fact, int) else str(fact) for fact in counts)]
+            for part, counts in self.tracklets.items()
+        ]
+        return "Tracklets (least / median / most)", ["part", *counted], rows
+
 
 def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) -> DataReport:
     """Find out what a data set holds on disk.
@@ -169,7 +178,9 @@ def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) ->
         The report. Nothing in it is an error: differences from published counts are for people to judge.
     """
     counts = {part: _count(rows) for part, rows in _parts(manifest.table) if not rows.is_empty()}
-    sizes, unreadable, mixed = _look(manifest, decode, workers)
+    paths = manifest.table["path"].unique().sort().to_list()
+    looks = _look(manifest.root, paths, decode, workers)
+    found = describe_tracklets(manifest.table, _sizes_of(paths, looks))
     names = [set(manifest.part(split)["person"]) for split in ("train", "test")]
     return DataReport(
         name=manifest.name,
@@ -179,11 +190,13 @@ def describe_data(manifest: Manifest, decode: bool = False, workers: int = 4) ->
             PublishedComparison(p.part, p.what, p.count, _found(counts, p.part, p.what), p.remembered)
             for p in manifest.published
         ),
-        sizes=sizes,
-        unreadable=unreadable,
+        sizes=_sizes([look for look in looks if not isinstance(look, Unreadable)]),
+        unreadable=tuple(look for look in looks if isinstance(look, Unreadable)),
         decoded=decode,
         names_in_train_and_test=len(names[0] & names[1]),
-        notes=(*manifest.notes, *mixed),
+        notes=(*manifest.notes, *found.notes),
+        tracklets=found.counts,
+        faults=found.faults,
     )
 
 
@@ -218,7 +231,7 @@ def _count(rows: pl.DataFrame) -> PartCounts:
         clothes=label("data_set", "split", "clothes"),
         cameras=label("data_set", "camera"),
         tracklets=label(*person, "tracklet"),
-        pictures_per_person=_spread(per_person),
+        pictures_per_person=spread_of(per_person),
     )
 
 
@@ -230,50 +243,33 @@ def _found(counts: dict[str, PartCounts], part: str, what: str) -> int | None:
     return number
 
 
-def _look(
-    manifest: Manifest, decode: bool, workers: int
-) -> tuple[Sizes | None, tuple[Unreadable, ...], list[str]]:
-    paths = manifest.table["path"].unique().sort().to_list()
+def _look(root: Path, paths: Sequence[str], decode: bool, workers: int) -> list[tuple[int, int] | Unreadable]:
+    """Return width and height of each picture, or why it cannot be read."""
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        looks = list(chain.from_iterable(pool.map(lambda b: _look_at(manifest.root, b, decode), blocks)))
-    unreadable = tuple(look for look in looks if isinstance(look, Unreadable))
-    sizes = [look for look in looks if not isinstance(look, Unreadable)]
-    mixed = _of_several_sizes(manifest.table, paths, looks)
+        return list(chain.from_iterable(pool.map(lambda block: _look_at(root, block, decode), blocks)))
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> Sizes | None:
     if not sizes:
-        return None, unreadable, mixed
+        return None
     ((width, height), times), *_ = Counter(sizes).most_common(1)
-    return (
-        Sizes(
-            distinct=len(set(sizes)),
-            width=_spread(pl.Series([size[0] for size in sizes])),
-            height=_spread(pl.Series([size[1] for size in sizes])),
-            most_common=f"{width} x {height} ({times / len(sizes):.0%})",
-        ),
-        unreadable,
-        mixed,
+    return Sizes(
+        distinct=len(set(sizes)),
+        width=spread_of(pl.Series([size[0] for size in sizes])),
+        height=spread_of(pl.Series([size[1] for size in sizes])),
+        most_common=f"{width} x {height} ({times / len(sizes):.0%})",
     )
 
 
-def _of_several_sizes(
-    table: pl.DataFrame, paths: Sequence[str], looks: Sequence[tuple[int, int] | Unreadable]
-) -> list[str]:
-    """Return a note where the frames of a tracklet differ in size, which clips need not mind: they are resized."""
+def _sizes_of(paths: Sequence[str], looks: Sequence[tuple[int, int] | Unreadable]) -> pl.DataFrame:
+    """Return `path` and `size` of the pictures that can be read."""
     rows = [
         (path, f"{look[0]} x {look[1]}")
         for path, look in zip(paths, looks, strict=True)
         if not isinstance(look, Unreadable)
     ]
-    sizes = pl.DataFrame(rows, schema={"path": pl.String, "size": pl.String}, orient="row")
-    frames = table.filter(pl.col("tracklet").is_not_null()).join(sizes, on="path")
-    keys = ("data_set", "split", "role", "person", "camera", "tracklet")
-    counts = frames.group_by(keys).agg(pl.col("size").n_unique())
-    several = counts.filter(pl.col("size") > 1)
-    if several.is_empty():
-        return []
-    return [
-        f"{len(several)} of {len(counts)} tracklets have frames of several sizes, which clips resize to one"
-    ]
+    return pl.DataFrame(rows, schema={"path": pl.String, "size": pl.String}, orient="row")
 
 
 def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, int] | Unreadable]:
@@ -291,11 +287,6 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
         else:
             looks.append(size)
     return looks
-
-
-def _spread(values: pl.Series) -> Spread:
-    least, median, most = (float(v) for v in (values.min(), values.median(), values.max()))  # type: ignore[arg-type]
-    return Spread(least, median, most)
 
 
 def _plain(record: Any) -> Any:

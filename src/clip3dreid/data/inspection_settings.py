@@ -18,6 +18,7 @@ class InspectionSettings:
         seed: of the draw of held-out people.
         out: JSON file for everything that is printed; None: none.
         manifest: Parquet file for the manifest; None: none.
+        sheet: picture of some people, a strip of frames of each; None: none.
 
     Raises:
         InputError: if a value is none of these.
@@ -28,6 +29,7 @@ class InspectionSettings:
     seed: Seed = 1
     out: Path | None = None
     manifest: Path | None = None
+    sheet: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -22,9 +22,9 @@ from clip3dreid.io.checks import some
 
 T = TypeVar("T")
 
-_KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
+KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
 """What a tracklet is known by: many tables count them anew under each camera or for each person."""
-_SHARED = {"clothes": "outfits", "location": "locations", "scale": "scales"}
+SHARED = {"clothes": "outfits", "location": "locations", "scale": "scales"}
 """What all frames of a tracklet have in common, and what several of it are called."""
 
 
@@ -86,11 +86,11 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
     frames = table.with_row_index("row").with_columns(_by_number(table).alias("order"))
     together = (
         frames.sort("frame", "order", nulls_last=True, maintain_order=True)
-        .group_by(_KEYS)
-        .agg("row", pl.col("path", "frame").get(pl.len() // 2), pl.first(*_SHARED), *_several())
+        .group_by(KEYS)
+        .agg("row", pl.col("path", "frame").get(pl.len() // 2), pl.first(*SHARED), *_several())
         .sort(pl.col("row").list.min())
     )
-    for column, what in _SHARED.items():
+    for column, what in SHARED.items():
         mixed = together.filter(f"several {column}")
         if not mixed.is_empty():
             raise InputError(
@@ -105,7 +105,7 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
 
 def _several() -> list[pl.Expr]:
     """Return of each tracklet whether its frames differ in what they are to share; unknown differs from known."""
-    return [(pl.col(column).n_unique() > 1).alias(f"several {column}") for column in _SHARED]
+    return [(pl.col(column).n_unique() > 1).alias(f"several {column}") for column in SHARED]
 
 
 def _by_number(table: pl.DataFrame) -> pl.Series:

@@ -36,7 +36,7 @@ class Opened(NamedTuple):
     """A file as a stranger would open it."""
 
     run: Callable[[Array], dict[str, Array]]
-    """(B, 3, H, W) as the contract says, to outputs by name."""
+    """(B, 3, H, W), or clips (B, T, 3, H, W), as the contract says, to outputs by name."""
     contract: Contract
     """Read out of the file."""
 
@@ -155,11 +155,11 @@ def prepare(pictures: Array, contract: Contract) -> Array:
     """Prepare resized pictures as a file's user must, by its contract alone.
 
     Args:
-        pictures: (B, 3, H, W) uint8 RGB.
+        pictures: (B, 3, H, W) uint8 RGB, or clips (B, T, 3, H, W).
         contract: of the file.
 
     Returns:
-        (B, 3, H, W) float32 or uint8, as the file takes them.
+        Likewise, float32 or uint8, as the file takes them.
     """
     if contract["input"]["dtype"] == "uint8":
         return pictures

@@ -14,6 +14,7 @@ from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.features import Layer, joint_features, part_layers, retrieval_features
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.inference.parts import EMBEDDING
+from clip3dreid.model.card import clip_size
 from clip3dreid.model.network_file import NetworkStudent
 from clip3dreid.model.student import Student
 
@@ -47,6 +48,7 @@ class Graph(nn.Module):
             head = model.heads["joint"]
             self.joint = _linear(Layer(head.get_buffer("weight"), head.get_buffer("bias")))
         self.feature = model.feature
+        self.frames = frames_of(model)
         parts = (
             part_layers(model.feature, model.heads.state_dict()) if "embedding" in settings.outputs else {}
         )
@@ -55,7 +57,7 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Map (B, 3, H, W) to (B, F) and (B, d), by name, in the order of the settings."""
+        """Map (B, 3, H, W), or clips (B, T, 3, H, W), to (B, F) and (B, d), by name, in the order of the settings."""
         pictures = to_unit(pictures)
         wanted = "embedding" in self.settings.outputs
         seen = retrieval_features(
@@ -87,10 +89,17 @@ def _linear(layer: Layer) -> nn.Linear:
     return module
 
 
+def frames_of(model: ReidModel) -> int:
+    """Return T, frames of the clips that a model was trained on; 1: of pictures, or of clips of one."""
+    size = clip_size(model.card, model.name)
+    return 1 if size is None else size[0]
+
+
 def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
     """Return what every file says of itself."""
     outside = settings.normalise == "outside"
     student = _own(model)
+    clips = clip_size(model.card, model.name)
 
     def values(buffer: Tensor) -> list[float] | None:
         # Nothing to apply, nothing to apply twice.
@@ -102,6 +111,7 @@ def contract_of(model: ReidModel, settings: ExportSettings) -> Contract:
         "height": model.height,
         "width": model.width,
         "square": model.square,
+        "clips": None if clips is None else {"frames": clips[0], "stride": clips[1]},
         "normalise": settings.normalise,
         "mean": values(student.mean),
         "std": values(student.std),

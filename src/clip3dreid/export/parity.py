@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from clip3dreid.data.images import TestView
+from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.export.formats import Array, Opened, prepare
 from clip3dreid.export.settings import ExportSettings
@@ -25,7 +26,7 @@ COSINE = 1 - 1e-4
 RELATIVE = 1e-3
 """Largest difference, as a fraction of the output's largest value: features may all point the same way."""
 BATCHES = (1, 2, 5)
-"""Pictures in a batch when a file is checked: files take any number of them."""
+"""Pictures, or clips, in a batch when a file is checked: files take any number of them."""
 MOST_PICTURES = 32
 
 
@@ -39,6 +40,7 @@ class Parity(NamedTuple):
     relative: float
     """The largest, as a fraction of the largest value of the same output."""
     pictures: int
+    """Clips, of a file that takes these."""
 
     @property
     def good(self) -> bool:
@@ -103,6 +105,23 @@ def crops(folder: Path, height: int, width: int, square: bool = False) -> Array:
     return np.stack([view(read_rgb(listing.root / found[int(row)], advice)) for row in rows])
 
 
+def as_clips(pictures: Array, frames: int) -> Array:
+    """Put pictures together to clips, in their order; the last one is filled up from the first on.
+
+    Args:
+        pictures: (N, 3, H, W), at least one.
+        frames: T, of a clip; 1: they stay pictures.
+
+    Returns:
+        (ceil(N / T), T, 3, H, W); (N, 3, H, W) for T = 1.
+    """
+    if frames == 1:
+        return pictures
+    clips = -(-len(pictures) // frames)
+    rows = np.arange(clips * frames) % len(pictures)
+    return pictures[rows].reshape(clips, frames, *pictures.shape[1:])
+
+
 def compare(opened: Opened, model: ReidModel, settings: ExportSettings, pictures: Array) -> Parity:
     """Compare a file with the model, batch by batch, each fed as its own contract asks.
 
@@ -110,14 +129,13 @@ def compare(opened: Opened, model: ReidModel, settings: ExportSettings, pictures
         opened: the file.
         model: what it was made from.
         settings: what was asked for.
-        pictures: (N, 3, H, W) uint8 of the model's size.
+        pictures: (N, 3, H, W) uint8 of the model's size, or clips (N, T, 3, H, W).
     """
     cosine, difference, relative = 1.0, 0.0, 0.0
-    # The model's own way, which knows nothing of the graph; it normalises by itself.
-    images = torch.from_numpy(pictures)
+    seen = _seen(model, torch.from_numpy(pictures), settings)
     wanted: dict[str, Array] = {}
     for name in settings.outputs:
-        value = model.embed(images, flip=settings.flip) if name == "embedding" else model.joint(images)
+        value = seen[name]
         wanted[name] = (F.normalize(value, dim=1) if settings.unit_length else value).double().numpy()
     for part in _batches(len(pictures)):
         given = opened.run(prepare(pictures[part], opened.contract))
@@ -130,6 +148,17 @@ def compare(opened: Opened, model: ReidModel, settings: ExportSettings, pictures
             difference = float(np.maximum(difference, off))
             relative = float(np.maximum(relative, off / np.abs(whole).max()))
     return Parity(cosine, difference, relative, len(pictures))
+
+
+def _seen(model: ReidModel, images: Tensor, settings: ExportSettings) -> dict[str, Tensor]:
+    """Return the outputs in the model's own way, which knows nothing of the graph; it normalises by itself."""
+    if images.ndim == 4:
+        found = {"embedding": model.embed(images, flip=settings.flip)}
+        return found | ({"joint": model.joint(images)} if "joint" in settings.outputs else {})
+    with torch.no_grad():
+        # Clip by clip: a batch of long ones would take the memory of as many pictures.
+        clips = [model.forward(to_unit(clip[None]), flip=settings.flip) for clip in images]
+    return {name: torch.cat([getattr(clip, name) for clip in clips]) for name in settings.outputs}
 
 
 def _batches(count: int) -> Iterator[slice]:

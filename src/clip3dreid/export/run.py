@@ -16,7 +16,17 @@ from torch.export import Dim, ExportedProgram
 from clip3dreid.errors import InputError
 from clip3dreid.export.formats import INPUT, Array, Contract, Format, Opened, prepare, quiet
 from clip3dreid.export.graph import Graph, contract_of
-from clip3dreid.export.parity import BATCHES, COSINE, RELATIVE, Parity, compare, crops, drawn, latency
+from clip3dreid.export.parity import (
+    BATCHES,
+    COSINE,
+    RELATIVE,
+    Parity,
+    as_clips,
+    compare,
+    crops,
+    drawn,
+    latency,
+)
 from clip3dreid.export.settings import ExportSettings
 from clip3dreid.inference.model import ReidModel
 from clip3dreid.io.files import inside, reason_of, write_json
@@ -26,7 +36,7 @@ from clip3dreid.io.staging import together
 
 REPORT = "export.json"
 TIMED = (1, 32)
-"""Pictures in a batch when speed is measured."""
+"""Pictures, or clips, in a batch when speed is measured."""
 
 
 class ExportedFile(NamedTuple):
@@ -57,8 +67,8 @@ class Exported:
     threads: int
     """Of torch and of onnxruntime, while files were checked and timed."""
     milliseconds: dict[str, dict[str, float]] | None
-    """Pictures in a batch -> `torch` (the same graph, run by torch) and formats -> milliseconds a picture; None where
-    speed was not measured."""
+    """Pictures, or clips, in a batch -> `torch` (the same graph, run by torch) and formats -> milliseconds a picture;
+    None where speed was not measured."""
 
     def report(self) -> dict[str, Any]:
         """Return what `export.json` says, as plain values."""
@@ -111,9 +121,10 @@ def export(
     contract = contract_of(model, settings)
     size = model.height, model.width
     # As many as the batches take: one of each size.
-    checks = drawn(sum(BATCHES), *size)
+    checks = as_clips(drawn(sum(BATCHES) * graph.frames, *size), graph.frames)
     if settings.pictures is not None:
-        checks = np.concatenate([checks, crops(settings.pictures, *size, model.square)])
+        mine = as_clips(crops(settings.pictures, *size, model.square), graph.frames)
+        checks = np.concatenate([checks, mine])
     _check_place(out, formats)
     with at_work(out, "exports", tidy=True), together(out, last=REPORT) as made, _threads(settings.threads):
         _check_place(out, formats)
@@ -157,6 +168,8 @@ def _check_place(out: Path, formats: Mapping[str, Format]) -> None:
 def _program(graph: Graph, pictures: Array, contract: Contract) -> ExportedProgram:
     # Two, since a batch of one would be taken for the only size.
     example = torch.from_numpy(prepare(pictures[:2], contract))
+    with torch.no_grad():
+        graph(example)  # a student of clips sets up what depends on their length, which no program could
     with quiet():
         program = torch.export.export(graph, (example,), dynamic_shapes={INPUT: {0: Dim("batch")}})
     for node in program.graph.nodes:
@@ -194,12 +207,14 @@ def _speeds(
     """Return milliseconds a picture, as `Exported.milliseconds` has them."""
     found = {}
     for count in TIMED:
-        batch = prepare(drawn(count, contract["height"], contract["width"]), contract)
+        frames = graph.frames
+        drawing = drawn(count * frames, contract["height"], contract["width"])
+        batch = prepare(as_clips(drawing, frames), contract)
         runners: dict[str, Callable[[], object]] = {"torch": partial(graph, torch.from_numpy(batch))}
         runners |= {name: partial(one.run, batch) for name, one in opened.items()}
         with torch.no_grad():
             times = latency(runners, seconds)
-        found[str(count)] = {name: 1000 * value / count for name, value in times.items()}
+        found[str(count)] = {name: 1000 * value / count / frames for name, value in times.items()}
     return found
 
 

@@ -61,11 +61,20 @@ def word_plans(
         >>> round(float(plan.mass.mean()), 3)
         1.0
     """
-    if not model.groups or "joint" not in model.heads:
-        raise InputError(f"{model.name} has not learnt words, so none of them has a place in a picture")
+    check_words(model)
     with torch.no_grad():
         maps = (model.student(images).map for images in batches(pictures, _BATCH, model.view, model.device))
         return [plan for part in maps for plan in plans_of_maps(model, part, solver=solver)]
+
+
+def check_words(model: ReidModel) -> None:
+    """Check that a model has learnt words.
+
+    Raises:
+        InputError: if it has not.
+    """
+    if not model.groups or "joint" not in model.heads:
+        raise InputError(f"{model.name} has not learnt words, so none of them has a place in a picture")
 
 
 @torch.no_grad()

@@ -332,6 +332,12 @@ def _any_batch(openvino: Any, core: Any, path: Path, model: Any, takes: Takes) -
 
 def _takes(path: Path, sides: Sequence[int | None]) -> Takes:
     """Return what an input of these sides takes."""
+    if len(sides) == 5 and sides[2] in (3, None):
+        frames = "" if sides[1] is None else f" of {sides[1]} frames"
+        raise InputError(
+            f"{path} takes clips{frames}, and such a file is only shown pictures here; give the run or the saved "
+            "folder that it was exported from"
+        )
     if len(sides) != 4 or sides[1] not in (3, None):
         shown = "x".join("?" if side is None else str(side) for side in sides)
         raise InputError(f"{path} takes {shown}, not pictures (B, 3, H, W); export it with channels first")

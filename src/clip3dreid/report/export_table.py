@@ -25,6 +25,8 @@ def print_export(model: str, report: Mapping[str, Any]) -> None:
         rows.append([file["file"], *facts, *parity, *times])
     print_table(f"{model}: {report['parameters'] / 1e6:.2f} M parameters", header, rows)
     compared = next(iter(report["files"].values()))["pictures"]
-    print(f"  worst of {compared} pictures, model against file")  # noqa: T201
+    frames = (report["clips"] or {"frames": 1})["frames"]
+    shown = "pictures" if frames == 1 else f"clips of {frames} frames"
+    print(f"  worst of {compared} {shown}, model against file")  # noqa: T201
     if speeds:
-        print(f"  milliseconds a picture, by pictures in a batch, {report['threads']} thread(s)")  # noqa: T201
+        print(f"  milliseconds a picture, by {shown} in a batch, {report['threads']} thread(s)")  # noqa: T201

@@ -37,6 +37,7 @@ class RunCost:
     step_seconds: float | None = None
     """Median of a step, loading included; None where it was not measured."""
     pictures_per_step: int | None = None
+    """Frames, where clips are trained on."""
     steps: int | None = None
 
 

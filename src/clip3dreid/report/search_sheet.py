@@ -125,7 +125,7 @@ def _draw_query(
     if row.pictures:
         draw.rectangle((_GAP - 3, top - 3, _GAP + width + 2, top + height + 2), outline=BLUE, width=2)
     else:
-        for number, line in enumerate(textwrap.wrap(row.text, 30)[: height // 18]):
+        for number, line in enumerate(textwrap.wrap(row.text, height * 3 // 20)[: height // 18]):
             draw.text((_GAP, top + number * 18), line, font=font(14), fill=BLUE)
 
 

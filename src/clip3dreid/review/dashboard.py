@@ -35,6 +35,7 @@ from clip3dreid.review.looked import Looked
 from clip3dreid.review.pictures import TestPictures
 from clip3dreid.review.run import ReviewedRun, read_run
 from clip3dreid.review.settings import ReportSettings
+from clip3dreid.review.tracklets import tracklets_of
 from clip3dreid.training.callbacks import AfterResults
 
 if TYPE_CHECKING:
@@ -111,7 +112,10 @@ class Dashboard(AfterResults):
         settings = ReportSettings(
             queries=-(-self.settings.queries // 3), top=self.settings.top, seed=run.results.seed
         )
-        return Looked(run, TestPictures(model, found, protocols, module.metric, seen), settings)
+        root = next(one.root for one in module.data.manifests if one.name == data)
+        tracklets = tracklets_of(root, found, module.data.clips)
+        test = TestPictures(model, found, protocols, module.metric, seen, tracklets)
+        return Looked(run, test, settings)
 
 
 def curves_of(module: ReidModule) -> dict[str, str]:

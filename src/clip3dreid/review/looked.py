@@ -13,7 +13,6 @@ import torch
 from clip3dreid.body.gltf import glb
 from clip3dreid.body.measure import measure
 from clip3dreid.errors import InputError
-from clip3dreid.inference.word_plan import word_plans
 from clip3dreid.report.document import Block, Bodies, Drawing, RankedLists, Sheet, Table, Text, TurnableBody
 from clip3dreid.report.figures import draw_distances, draw_map
 from clip3dreid.report.overlays import overlay, plan_sheet, scaled, tile_sheet
@@ -30,6 +29,10 @@ _LISTED = 500
 _PLANS = 6
 _BODIES = 4
 """People whose bodies are shown, each in two outfits where there are."""
+_TRACKLETS = (
+    "Tracklets are compared by the mean over all clips of each; each is shown by its middle frame, a query by its "
+    "first and last too."
+)
 _CHANGING = "same_camera_or_clothes"
 """Rule of the protocols under which only other clothes count."""
 
@@ -81,6 +84,16 @@ class Looked(NamedTuple):
         """Return a query with what is known of it."""
         return self._shown("query", row, None, more)
 
+    def strip(self, row: int, *more: str) -> list[ShownPicture]:
+        """Return a query with what is known of it; of a tracklet its middle frame, then its first and last."""
+        tracklets = self.test.tracklets
+        if tracklets is None:
+            return [self.query(row, *more)]
+        count = int(self.test.found.query["frames"][row])
+        middle = self.query(row, *more, f"frame {count // 2 + 1} of {count}")
+        ends = [ShownPicture(file, caption=(f"frame {number}",)) for file, number in tracklets.ends(row)]
+        return [middle, *ends]
+
     def hit(self, row: int, right: bool, *more: str) -> ShownPicture:
         """Return a gallery picture with what is known of it."""
         return self._shown("gallery", row, right, more)
@@ -114,6 +127,8 @@ def ranked_lists(looked: Looked) -> list[Block]:
         f"Nearest first, by {how}; junk of the protocol is left out. A right picture has an unbroken frame and says "
         "✓ right, a wrong one a dashed frame and ✗ wrong.",
     ]
+    if looked.test.tracklets is not None:
+        lines.append(_TRACKLETS)
     if protocol.draws:
         lines.append("The protocol draws galleries; the lists here are of the whole gallery.")
     else:
@@ -142,7 +157,7 @@ def _list(looked: Looked, row: int, found: Ranked, *more: str) -> Row:
         )
     person = looked.test.found.query["person"][row]
     text = f"query of person {person}, first right at rank {first}, {', '.join(more)}"
-    return Row(text, [looked.query(row, *more)], hits)
+    return Row(text, looked.strip(row, *more), hits)
 
 
 def clothes_failures(looked: Looked) -> list[Block]:
@@ -263,11 +278,12 @@ def plans(looked: Looked) -> list[Block]:
             [
                 "Transport from the positions of the feature map to the word that the model itself finds best in "
                 "each group, uniform masses on both sides, entropy weight 0.1. Yellow: where the word gets most, "
-                "relative to an even spread; a white box marks a word's strongest position."
+                "relative to an even spread; a white box marks a word's strongest position.",
+                *_middle(looked),
             ]
         )
     ]
-    for row, file, plan in zip(rows, files, word_plans(looked.test.model, files), strict=True):
+    for row, file, plan in zip(rows, files, looked.test.plans(rows), strict=True):
         words = [word for _, word in plan.words]
         sheet = plan_sheet(looked.test.crop(file), plan.mass.numpy(), words)
         strongest = float(plan.mass.max())
@@ -286,7 +302,7 @@ def maps(looked: Looked) -> list[Block]:
         rows = [known[path] for path in table["query"]]
         files = [looked.file("query", row) for row in rows]
         tiles = []
-        for row, file, values in zip(rows, files, looked.test.activations(files), strict=True):
+        for row, file, values in zip(rows, files, looked.test.activations(rows), strict=True):
             crop = scaled(looked.test.crop(file), 150)
             above = values - values.min()
             tiles += [
@@ -298,7 +314,10 @@ def maps(looked: Looked) -> list[Block]:
         blocks.append(Sheet(f"maps-{which}", tile_sheet(tiles, columns=8), caption))
     return [
         Text(
-            ["Yellow: the longest feature of the picture, blue: the shortest; a white box marks the longest."]
+            [
+                "Yellow: the longest feature of the picture, blue: the shortest; a white box marks the longest.",
+                *_middle(looked),
+            ]
         ),
         *blocks,
     ]
@@ -313,10 +332,11 @@ def bodies(looked: Looked) -> list[Block]:
     rows = [row for firsts in list(pairs.values())[:_BODIES] for row in firsts[:2]] or _examples(looked)[
         :_BODIES
     ]
-    shape = looked.test.model.shape([looked.file("query", row) for row in rows])
+    shape = looked.test.shape(rows)
     model = looked.test.model
     with torch.no_grad():
         measures = measure(model.body, shape.betas.to(model.device))
+    one = "one crop" if looked.test.tracklets is None else "the mean over the clips of one tracklet"
     shown = []
     for place, row in enumerate(rows):
         name = looked_name(looked, row)
@@ -333,11 +353,21 @@ def bodies(looked: Looked) -> list[Block]:
     return [
         Text(
             [
-                "What the student takes people's figures to be, in the rest pose; one crop each, and a person's two "
+                f"What the student takes people's figures to be, in the rest pose; {one} each, and a person's two "
                 "outfits side by side where clothes are labelled. A crop says little of absolute size."
             ]
         ),
         Bodies(shown),
+    ]
+
+
+def _middle(looked: Looked) -> list[str]:
+    """Return what a picture of positions is of, where that is not the picture alone."""
+    if looked.test.tracklets is None:
+        return []
+    frames = looked.test.tracklets.size.frames
+    return [
+        f"Each is the middle frame of a tracklet, which the network sees in a clip of {frames} frames around it."
     ]
 
 
@@ -351,11 +381,11 @@ def embedding_map(looked: Looked) -> list[Block]:
     start = len(looked.test.found.query)
     rows = [start + row for row, name in enumerate(names) if name in shown]
     if len(rows) < 3:
-        raise InputError("there are fewer than three gallery pictures to map")
+        raise InputError(f"there are fewer than three gallery {looked.test.noun} to map")
     points, explained = looked.test.components(rows)
     figure = draw_map(points, [names[row - start] for row in rows], explained)
     caption = (
-        f"Gallery pictures of {count} of {len(people)} people, drawn by lot, along the first two principal "
+        f"Gallery {looked.test.noun} of {count} of {len(people)} people, drawn by lot, along the first two principal "
         "components of their features; a number stands at the median of its person"
     )
     return [Drawing("embedding-map", figure, caption)]

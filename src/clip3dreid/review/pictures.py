@@ -1,8 +1,8 @@
-"""Look at a run's test pictures with its checkpoint: features, rankings, distances, words, maps."""
+"""Look at a run's test pictures, or tracklets, with its checkpoint: features, rankings, distances, words, maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +16,27 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip3dreid.data.clips import ClipSettings
 from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets
 from clip3dreid.errors import InputError
-from clip3dreid.inference.model import Outputs, ReidModel, load
+from clip3dreid.inference.model import Outputs, ReidModel, Shape, load
 from clip3dreid.inference.pictures import batches
+from clip3dreid.inference.word_plan import WordPlan, check_words, plans_of_maps
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.io.run_folder import LAST_CHECKPOINT
+from clip3dreid.model.card import clip_size
 from clip3dreid.retrieval.galleries import galleries
 from clip3dreid.retrieval.protocol import PictureLabels, Protocol, ProtocolSet, encode, select
 from clip3dreid.review.run import ReviewedRun
 from clip3dreid.review.settings import ReportSettings
+from clip3dreid.review.tracklets import TestTracklets, tracklets_of
 from clip3dreid.training.data import RunData, read_data
 
 _MOST_QUERIES = 2000
 """Whose distances to the whole gallery are counted; of more as many are drawn."""
 _BINS = 60
+_BATCH = 64
+"""Pictures at a time, of those that are shown."""
 _DISTANCES = {"cosine": "distance, 1 - cosine", "euclidean": "distance, Euclidean"}
 
 
@@ -72,6 +78,7 @@ class TestPictures:
         protocols: that they are evaluated under.
         metric: of the ranking.
         seen: what the model says of all pictures, queries first.
+        tracklets: whose middle frames the pictures are; None: each is by itself.
     """
 
     __test__ = False  # no test, whatever pytest thinks of the name
@@ -81,6 +88,12 @@ class TestPictures:
     protocols: ProtocolSet
     metric: str
     seen: Outputs
+    tracklets: TestTracklets | None = None
+
+    @property
+    def noun(self) -> str:
+        """Return what queries and gallery are, in the plural."""
+        return "pictures" if self.tracklets is None else "tracklets"
 
     @cached_property
     def features(self) -> Tensor:
@@ -177,16 +190,62 @@ class TestPictures:
         """Return a picture as the model is given it, which is what its maps cover."""
         return Image.fromarray(self.model.view(read_rgb(file)).transpose(1, 2, 0))
 
-    def feature_maps(self, files: Sequence[Path]) -> Tensor:
-        """Return the last feature maps of pictures, (N, C, h, w) float32 on the CPU."""
-        with torch.no_grad():
-            ready = batches(list(files), 64, self.model.view, self.model.device)
-            return torch.cat([self.model.student(batch).map.float().cpu() for batch in ready])
+    def feature_maps(self, rows: Sequence[int]) -> Tensor:
+        """Return the last feature maps of pictures, by row, queries first.
 
-    def activations(self, files: Sequence[Path]) -> npt.NDArray[np.float32]:
+        Of a tracklet it is that of the clip around its middle frame, of which `of_middle` takes what lies over that.
+
+        Returns:
+            (N, C, h, w) float32 on the CPU; (N, C, T x h, w) where guides saw all frames, one above the other.
+        """
+        with torch.no_grad():
+            return torch.cat([self.model.student(images).map.float().cpu() for images in self._ready(rows)])
+
+    def _ready(self, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Yield pictures, or a clip of each tracklet, as the model takes them."""
+        if self.tracklets is None:
+            files = [self.found.files[row] for row in rows]
+            yield from batches(files, _BATCH, self.model.view, self.model.device)
+            return
+        size = max(1, _BATCH // self.tracklets.size.frames)
+        for start in range(0, len(rows), size):
+            yield self.tracklets.around_middle(self.model, rows[start : start + size])
+
+    def of_middle(self, values: Tensor) -> Tensor:
+        """Return of values at every position of `feature_maps`, (…, h', w), those of the middle frame, (…, h, w)."""
+        frames = 1 if self.tracklets is None else self.tracklets.size.frames
+        if frames == 1 or getattr(self.model.student, "guided", "middle") != "all":
+            return values
+        # (…, T x h, w)
+        return values.chunk(frames, -2)[frames // 2]
+
+    def activations(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return how strongly each position of pictures answers, (N, h, w): the length of its feature."""
-        length: npt.NDArray[np.float32] = self.feature_maps(files).norm(dim=1).numpy()
+        length: npt.NDArray[np.float32] = self.of_middle(self.feature_maps(rows).norm(dim=1)).numpy()
         return length
+
+    def plans(self, rows: Sequence[int]) -> list[WordPlan]:
+        """Return which part of pictures answers to which word, as `word_plans`.
+
+        Raises:
+            InputError: if the model has not learnt words.
+        """
+        check_words(self.model)
+        plans = plans_of_maps(self.model, self.feature_maps(rows))
+        return [plan._replace(mass=self.of_middle(plan.mass)) for plan in plans]
+
+    def shape(self, rows: Sequence[int]) -> Shape:
+        """Return the bodies that the model reads out of pictures, or out of all clips of tracklets.
+
+        Raises:
+            InputError: as `ReidModel.shape`.
+        """
+        if self.tracklets is None:
+            return self.model.shape([self.found.files[row] for row in rows])
+        _ = self.model.body  # refused before the work
+        betas = self.tracklets.look(self.model, rows, flip=False).betas
+        assert betas is not None
+        return self.model.bodies(betas)
 
 
 def look_at_test(
@@ -209,17 +268,19 @@ def look_at_test(
         trusted=settings.trusted,
     )
     manifest = read_data([data], run.results.seed, max(1, settings.workers))[0]
-    sets = evaluation_sets([manifest], "test")
+    size = clip_size(model.card, model.name)
+    sets = evaluation_sets([manifest], "test", clips=size is not None)
     if not sets:
         raise InputError(f"{manifest.root} has no test pictures")
-    seen = model.look(
-        sets[0].files,
-        flip=run.results.flip,
-        batch_size=settings.batch,
-        workers=settings.workers,
-        progress=progress,
-    )
-    return TestPictures(model, sets[0], data.test, run.results.metric or "cosine", seen)
+    (found, *_), flip, workers = sets, run.results.flip, settings.workers
+    tracklets = tracklets_of(manifest.root, found, None if size is None else ClipSettings(*size))
+    if tracklets is None:
+        seen = model.look(
+            found.files, flip=flip, batch_size=settings.batch, workers=workers, progress=progress
+        )
+    else:
+        seen = tracklets.look(model, flip=flip, batch=settings.batch, workers=workers, progress=progress)
+    return TestPictures(model, found, data.test, run.results.metric or "cosine", seen, tracklets)
 
 
 def _checkpoint(folder: Path, name: str) -> Path:

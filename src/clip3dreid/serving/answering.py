@@ -29,6 +29,7 @@ from clip3dreid.io.pictures import Pixels, open_picture, unreadable, upright_rgb
 from clip3dreid.io.table_files import BOX
 from clip3dreid.language.query_parser import parse_query
 from clip3dreid.language.synonyms import with_usual
+from clip3dreid.model.card import clip_size
 from clip3dreid.report.overlays import overlay, scaled
 from clip3dreid.report.parts import readable, short
 from clip3dreid.search.filters import read_values
@@ -196,6 +197,11 @@ class Answering:
         seen = model.look(views, flip=self.gallery.flip, maps=True)
         result = self.gallery.search(seen, person=True, top=self._settings.top + len(own), where=where)
         words, body, places, notes = None, None, [], []
+        clips = clip_size(model.card, model.name)
+        if clips is not None and clips[0] > 1:
+            notes.append(
+                f"This model was trained on clips of {clips[0]} frames; each picture is taken for a clip of one."
+            )
         if seen.joint is None or not model.groups:
             notes.append("This model has not learnt words (loss.local).")
         else:

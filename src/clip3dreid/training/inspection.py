@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from clip3dreid.data.evaluation_sets import EvaluationSet, evaluation_sets
 from clip3dreid.data.inspection import DataReport, Table, describe_data
-from clip3dreid.data.manifest import Manifest
-from clip3dreid.data.same_pictures import mark_same_pictures
+from clip3dreid.data.manifest import ROLES, SPLITS, Manifest
 from clip3dreid.data.selection import hold_out
 from clip3dreid.data.sources import DataSpec, read_manifest
+from clip3dreid.data.tracklets import KEYS, spread
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
+from clip3dreid.report.search_sheet import Row, ShownPicture, check_sheet, draw_search
 from clip3dreid.report.tables import html_table, text_table
 from clip3dreid.retrieval.protocol import ProtocolSet
 from clip3dreid.retrieval.protocol_counts import count
 
 log = logging.getLogger(__name__)
+
+_PEOPLE = 4
+"""Of a part of a data set that a sheet shows."""
+_FRAMES = 8
+"""That it shows of each."""
+_HEIGHT = 160
+"""Pixels of each."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class ProtocolReport:
     protocol: str
     description: str
     same_picture: str
+    of: Literal["pictures", "tracklets"]
+    """What is asked and found."""
     counts: Mapping[str, Any]
     """As `retrieval.evaluation.count` gives them."""
 
@@ -72,13 +84,14 @@ class Inspection:
                 [
                     report.split,
                     report.protocol,
+                    report.of,
                     *(report.counts[key] for key in columns.values()),
                     *(100 * report.counts[key] for key in shares.values()),
                 ]
                 for report in self.protocols
             ]
             described = {report.protocol: report.description for report in self.protocols}
-            tables.append(("Protocols", ["split", "protocol", *columns, *shares], rows))
+            tables.append(("Protocols", ["split", "protocol", "of", *columns, *shares], rows))
             tables.append(("", ["protocol", "what it does"], [list(pair) for pair in described.items()]))
         return tables
 
@@ -92,6 +105,22 @@ class Inspection:
         *tables, (title, header, rows) = self.tables()
         parts = [html_table(*table, notes=()) for table in tables]
         return "".join([*parts, html_table(title, header, rows, self.remarks())])
+
+    def draw(self, path: Path) -> None:
+        """Write a picture of some people of every part: a strip of frames of a tracklet, or pictures of each.
+
+        Args:
+            path: of the picture; its suffix is one of `report.search_sheet.SUFFIXES`.
+
+        Raises:
+            InputError: if it has another suffix, or cannot be written.
+
+        Example:
+            >>> from clip3dreid.training.inspection import inspect
+            >>> inspect(manifest).draw(Path("ltcc.jpg"))  # doctest: +SKIP
+        """
+        check_sheet(path)
+        draw_search(path, strips(self.manifest), height=_HEIGHT, columns=_FRAMES)
 
     def remarks(self) -> list[str]:
         """Return what to know of queries that find themselves, and of those that nothing can be found for."""
@@ -147,22 +176,68 @@ def inspect(
     return Inspection(manifest, data, tuple(reports))
 
 
+def strips(manifest: Manifest) -> list[Row]:
+    """Return what a sheet shows of some people of every part, one after another.
+
+    Args:
+        manifest: the data set.
+
+    Returns:
+        Rows without a query, whose text says who is seen: up to `_PEOPLE` people at equal distances of each part,
+        and of each the frames of a tracklet, or pictures, at equal distances.
+    """
+    rows = []
+    for split, role in ((split, role) for split in SPLITS for role in ROLES):
+        part = manifest.part(split, role)
+        if part.is_empty():
+            continue
+        by_number = part.sort("frame", "path", nulls_last=True)
+        people = by_number.partition_by("data_set", "person")
+        people.sort(key=lambda own: (own["data_set"][0], own["person"][0]))
+        for own in spread(people, _PEOPLE):
+            # A tracklet is known by its camera too.
+            shown, first = own, own.filter(own["tracklet"].is_not_null()).head(1).select(*KEYS)
+            if len(first):
+                shown = own.join(first, on=KEYS, how="semi", nulls_equal=True, maintain_order="left")
+            facts = shown.row(0, named=True)
+            named = ["person", *(("camera", "clothes", "tracklet") if len(first) else ())]
+            said = [f"{name} {facts[name]}" for name in named if facts[name] is not None]
+            what = "frames" if len(first) else "pictures"
+            # `train` is both.
+            text = ", ".join([*dict.fromkeys((split, role)), *said, f"{len(shown)} {what}"])
+            files = spread(manifest.files(shown), _FRAMES)
+            rows.append(Row(text, [], [ShownPicture(file) for file in files]))
+    return rows
+
+
 def _read(spec: DataSpec, seed: int) -> Manifest:
     return hold_out(read_manifest(spec), spec.val_people, seed)
 
 
 def _try_protocols(manifest: Manifest, split: str, protocols: ProtocolSet) -> list[ProtocolReport]:
     """Return what each protocol makes of a split: valid queries, and what share of the gallery is junk."""
-    query, gallery = manifest.part(split, "query"), manifest.part(split, "gallery")
-    if not (len(query) and len(gallery)):
-        return []
-    query, gallery, *_ = mark_same_pictures(manifest.root, query, gallery)
     reports = []
-    for name, protocol in protocols.protocols.items():
-        try:
-            counts = count(protocol, query, gallery)._asdict()
-        except InputError as error:
-            log.warning("%s", error)
-        else:
-            reports.append(ProtocolReport(split, name, protocol.description, protocol.same_picture, counts))
+    for of, found in _sets(manifest, split):
+        for name, protocol in protocols.protocols.items():
+            try:
+                counts = count(protocol, found.query, found.gallery)._asdict()
+            except InputError as error:
+                log.warning("%s", error)
+            else:
+                about = (protocol.description, protocol.same_picture)
+                reports.append(ProtocolReport(split, name, *about, of, counts))
     return reports
+
+
+def _sets(manifest: Manifest, split: str) -> Iterator[tuple[Literal["pictures", "tracklets"], EvaluationSet]]:
+    """Yield the pictures of a split, and its tracklets where all pictures belong to some."""
+    for found in evaluation_sets([manifest], split):
+        yield "pictures", found
+    table = manifest.part(split)
+    if table["tracklet"].null_count() == 0:
+        try:
+            of_clips = evaluation_sets([manifest], split, clips=True)
+        except InputError:  # the report's faults say of what
+            return
+        for found in of_clips:
+            yield "tracklets", found
