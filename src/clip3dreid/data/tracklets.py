@@ -30,8 +30,8 @@ class Tracklets(NamedTuple):
     """M tracklets of F frames."""
 
     table: pl.DataFrame
-    """M rows, columns as in `manifest.SCHEMA`, with path and frame those of the middle frame, which stands for the
-    tracklet wherever one picture is shown, and `frames`, how many there are."""
+    """M rows, columns as of the table of frames, with path, frame and box those of the middle frame, which stands for
+    the tracklet wherever one picture is shown, and `frames`, how many there are."""
     rows: npt.NDArray[np.int64]
     """(F,) rows of the table of frames, tracklet after tracklet, in order of time."""
     starts: npt.NDArray[np.int64]
@@ -61,17 +61,18 @@ class Tracklets(NamedTuple):
 
 
 def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
-    """Put the frames of a manifest's table together.
+    """Put the frames of a manifest's table, or of a list of pictures, together.
 
     Time is the column `frame`; where it is null, numbers in paths are compared as numbers, so that `9.jpg` comes
     before `10.jpg`.
 
     Args:
-        table: of frames, as `Manifest.part` returns it.
+        table: of frames, as `Manifest.part` returns it; or with some of its columns, `path` and `tracklet` among
+            them, and a box perhaps.
         name: of the data set, for messages.
 
     Returns:
-        Tracklets in the order in which the table first names them.
+        Tracklets in the order in which the table first names them; columns are the table's.
 
     Raises:
         InputError: if frames have no tracklet, or a tracklet shows several outfits.
@@ -81,36 +82,47 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
             f"{name}: {nulls} of {len(table)} pictures have no tracklet; clips need the column `tracklet`, or take a "
             "student of pictures"
         )
-    frames = table.with_row_index("row").with_columns(order=pl.Series(_by_number(table), dtype=pl.String))
+    absent = [
+        pl.lit(None, kind).alias(column) for column, kind in SCHEMA.items() if column not in table.columns
+    ]
+    frames = table.with_columns(absent).with_row_index("_row")
+    frames = frames.with_columns(_order=pl.Series(_by_number(frames), dtype=pl.String))
+    # What is none of the keys is the middle frame's: path and number, and the box that a detector gave.
+    middle = [column for column in frames.columns if column not in (*_KEYS, "clothes", "_row", "_order")]
     together = (
-        frames.sort("frame", "order", nulls_last=True, maintain_order=True)
+        frames.sort("frame", "_order", nulls_last=True, maintain_order=True)
         .group_by(_KEYS)
         .agg(
-            "row",
-            pl.col("path", "frame").get(pl.len() // 2),
+            "_row",
+            pl.col(middle).get(pl.len() // 2),
             pl.first("clothes"),
-            outfits=pl.col("clothes").unique(),
+            _outfits=pl.col("clothes").unique(),
         )
-        .sort(pl.col("row").list.min())
+        .sort(pl.col("_row").list.min())
     )
-    mixed = together.filter(pl.col("outfits").list.len() > 1)
+    mixed = together.filter(pl.col("_outfits").list.len() > 1)
     if not mixed.is_empty():
         raise InputError(
             f"{name}: {len(mixed)} tracklets show several outfits: {some(mixed['tracklet'].to_list(), 3)}; a "
             "tracklet is one person's in one outfit: divide them"
         )
-    counts = together["row"].list.len()
+    counts = together["_row"].list.len()
     starts = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
-    rows = together["row"].explode().to_numpy().astype(np.int64)
-    return Tracklets(together.select(*SCHEMA, counts.alias("frames").cast(pl.Int64)), rows, starts)
+    rows = together["_row"].explode().to_numpy().astype(np.int64)
+    return Tracklets(together.select(*table.columns, counts.alias("frames").cast(pl.Int64)), rows, starts)
 
 
 def _by_number(table: pl.DataFrame) -> list[str | None]:
     """Return what orders paths as people count, null where a frame has a number."""
     return [
-        None if frame is not None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
+        None if frame is not None else as_people_count(path)
         for path, frame in table.select("path", "frame").iter_rows()
     ]
+
+
+def as_people_count(path: str) -> str:
+    """Return what orders paths with numbers in them: `9.jpg` before `10.jpg`."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
 
 
 def spread(frames: Sequence[T], count: int) -> list[T]:

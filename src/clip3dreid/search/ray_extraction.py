@@ -108,6 +108,10 @@ def extract_parts(
     if settings.feature is not None:
         model = model.with_feature(settings.feature)
     settings = replace(settings, flip=model.flip if settings.flip is None else settings.flip)
+    if settings.tracklets is True:
+        raise InputError("backend=ray looks at pictures one by one; tracklets=true is backend=local")
+    if model.trained_on_clips and settings.tracklets == "auto":
+        log.warning("%s was trained on clips, and backend=ray looks at pictures one by one", model.name)
     outputs = outputs_of(settings, model)
     place, folder = place.absolute(), folder.absolute()
     facts = shard_facts(model, outputs, source=str(place), flip=bool(settings.flip))

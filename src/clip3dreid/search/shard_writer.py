@@ -17,7 +17,16 @@ from clip3dreid.io.files import FileIdentity, identity_hashes
 from clip3dreid.io.resumable import Parts, look_into
 from clip3dreid.search.settings import ShardSettings
 from clip3dreid.search.shard_index import FEATURE, SHARDS, SHARDS_VERSION, shard_feature, shard_stem
-from clip3dreid.search.shards import ROW, WORDS, Arrays, Shard, load_shard, save_shard, shard_checksum
+from clip3dreid.search.shards import (
+    LEFT_OUT,
+    ROW,
+    WORDS,
+    Arrays,
+    Shard,
+    load_shard,
+    save_shard,
+    shard_checksum,
+)
 
 
 class ShardWriter:
@@ -92,6 +101,7 @@ class ShardWriter:
         vectors: Mapping[str, npt.NDArray[Any]],
         words: Sequence[Sequence[str]] | None,
         skipped: Sequence[tuple[int, str]],
+        left_out: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Write a shard, whole or not at all.
 
@@ -101,6 +111,7 @@ class ShardWriter:
             vectors: name -> (n, width).
             words: n lists of words, or None where the model knows none.
             skipped: (row, reason) of the shard's other pictures.
+            left_out: (path, reason) of frames without which tracklets were looked at.
 
         Raises:
             ValueError: if rows are missing or another shard's.
@@ -115,6 +126,7 @@ class ShardWriter:
             vectors,
             words,
             skipped,
+            left_out,
             identity=self._identities[number],
             fingerprint=self._fingerprint,
             dtype=str(self._dtype),
@@ -143,6 +155,7 @@ def make_shard(
     vectors: Mapping[str, npt.NDArray[Any]],
     words: Sequence[Sequence[str]] | None,
     skipped: Sequence[tuple[int, str]],
+    left_out: Sequence[tuple[str, str]] = (),
     *,
     identity: str,
     fingerprint: str,
@@ -157,6 +170,7 @@ def make_shard(
         vectors: name -> (n, width).
         words: n lists of words, or None where the model knows none.
         skipped: (row, reason) of pictures that were left out.
+        left_out: (path, reason) of frames of tracklets that were.
         identity: of what the shard is made of.
         fingerprint: of the model.
         dtype: that vectors are stored in.
@@ -185,6 +199,7 @@ def make_shard(
         "fingerprint": fingerprint,
         "identity": identity,
         "skipped": [[table["path"][row], reason] for row, reason in skipped],
+        **({LEFT_OUT: list(map(list, left_out))} if left_out else {}),
         "checksum": shard_checksum(labels, arrays),
     }
     return Shard(labels, arrays, card)
