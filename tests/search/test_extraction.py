@@ -374,3 +374,17 @@ def test_two_processes_killed_together_or_one_alone_leave_nobody_and_the_next_go
     assert not any(alive(int(child)) for child in children)
     assert command("extract", *arguments, "rows_per_shard=1", "out=one").returncode == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_folders_of_frames_are_tracklets_where_it_is_said(invoke, saved_model, ltcc_root, tmp_path):
+    for number, path in enumerate(sorted((ltcc_root / "query").iterdir())[:5]):
+        (tmp_path / "walks" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "walks" / str(number % 2) / path.name).write_bytes(path.read_bytes())
+    done = invoke(
+        "extract", f"checkpoint={saved_model}", "pictures=walks", "tracklets=true", "out=shards", *QUICK
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 tracklets of 5 frames in shards, " in done.stdout
+    rows = torch.cat(list(Shards(tmp_path / "shards").blocks("embedding")))
+    walks = [tmp_path / "walks" / name for name in "01"]
+    assert torch.allclose(rows, clip3dreid.load(saved_model).embed_tracklets(walks), atol=1e-5)

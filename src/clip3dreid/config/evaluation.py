@@ -82,7 +82,7 @@ def evaluated(cfg: DictConfig) -> Evaluated:
         protocols = objects.protocol_set(cfg.protocol, first, "protocol") if first is not None else None
         device, place = str(cfg.device or "auto"), Path(str(cfg.features)).expanduser()
         if place.is_dir():
-            return _of_shards(place, protocols, split=cfg.split, ranking=ranking, device=device)
+            return of_shards(place, protocols, split=cfg.split, ranking=ranking, device=device)
         return evaluate_features(place, protocols, ranking=ranking, device=device)
     return evaluate_model(
         _student(cfg),
@@ -99,8 +99,17 @@ def evaluated(cfg: DictConfig) -> Evaluated:
     )
 
 
-def _of_shards(folder: Path, protocols: ProtocolSet | None, **how: Any) -> Evaluated:
-    """Evaluate what `extract` has kept of a data set: of pictures, or of tracklets."""
+def of_shards(folder: Path, protocols: ProtocolSet | None, **how: Any) -> Evaluated:
+    """Evaluate what `extract` has kept of a data set: of pictures, or of tracklets.
+
+    Args:
+        folder: of the shards.
+        protocols: as of `training.evaluation.evaluate_features`.
+        how: likewise.
+
+    Raises:
+        InputError: if there are no shards, or they say of no picture which role it has.
+    """
     import torch
 
     from clip3dreid.search.shards import Shards

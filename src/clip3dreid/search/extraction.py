@@ -35,7 +35,7 @@ from clip3dreid.inference.late import Late, at_once
 from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.inference.tracklets import ClipMeans
 from clip3dreid.io.checks import hint
-from clip3dreid.io.files import FileIdentities, atomic, identify, identity_hashes, inside, remove
+from clip3dreid.io.files import FileIdentities, atomic, identify, identity_hashes, in_turn, inside, remove
 from clip3dreid.io.launch import FurtherProcesses
 from clip3dreid.io.launcher import start_by
 from clip3dreid.io.locks import at_work
@@ -139,14 +139,16 @@ def extract(
         # The first process has locked the folder for all of them; without it nobody would keep another out.
         end_with_parent()
     with nullcontext() if made.global_rank else at_work(folder, "extracts", tidy=True):
+        states, missing = listed.states()
         writer = ShardWriter(
             folder,
             listed.rows,
-            listed.identities(),
+            states,
             facts,
             settings,
             notes={"model": model.name, "root": str(listing.root.absolute())},
             share=(made.global_rank, made.world_size),
+            missing=missing,
         )
         return _fill(settings, made, model, listed, writer, outputs)
 
@@ -182,22 +184,29 @@ class _Listed(NamedTuple):
         """Return `path` and labels of each row to come."""
         return self.listing.table if self.tracklets is None else self.tracklets.table
 
-    def identities(self) -> FileIdentities:
-        """Return the state of each row's file; of a tracklet it is made of those of all frames and their boxes."""
+    def states(self) -> tuple[FileIdentities, dict[str, str]]:
+        """Return the state of each row's file, and of rows with a file that is not there, which it is.
+
+        That of a tracklet is made of those of all frames and their boxes.
+        """
         root, table = self.listing
         states = identify(root, table["path"], missing_ok=True)
         if self.tracklets is None:
-            return states
+            return states, {}
         hashes, there = identity_hashes(states), np.array([state.size >= 0 for state in states])
         boxes = table.select(BOX).to_numpy() if BOX[0] in table.columns else hashes[:, None]
         sizes, changed = np.empty((2, len(self.rows)), np.int64)
-        for number in range(len(self.rows)):
+        missing = {}
+        for number, path in enumerate(in_turn(self.rows["path"])):
             frames = self.tracklets.frames(number)
             digest = hashlib.blake2b(hashes[frames].tobytes(), digest_size=8)
             digest.update(np.ascontiguousarray(boxes[frames]).tobytes())
             changed[number] = int.from_bytes(digest.digest(), "little", signed=True)
-            sizes[number] = len(frames) if there[frames].all() else -1
-        return FileIdentities(self.rows["path"], sizes, changed)
+            sizes[number] = len(frames)
+            if not there[frames].all():
+                sizes[number] = -1
+                missing[path] = table["path"][int(frames[~there[frames]][0])]
+        return FileIdentities(self.rows["path"], sizes, changed), missing
 
 
 def _listed(listing: Listing, settings: ExtractSettings, model: ReidModel, name: str) -> _Listed:
@@ -207,7 +216,7 @@ def _listed(listing: Listing, settings: ExtractSettings, model: ReidModel, name:
         InputError: if tracklets are asked for, and a picture has none.
     """
     known = "tracklet" in listing.table.columns
-    if settings.tracklets == "auto":
+    if settings.tracklets is None:
         whole = known and not listing.table["tracklet"].null_count()
         if not (model.trained_on_clips and whole):
             if model.trained_on_clips:

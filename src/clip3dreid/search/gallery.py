@@ -130,7 +130,7 @@ class Gallery:
         }
         for name, rows in gallery._vectors.items():
             for block in shards.blocks(name):
-                rows.append(block)
+                rows.append(_of_length_one(block.float()))
         gallery._tables = [
             shards.labels.drop("row", strict=False).with_columns(path=pl.Series(paths, dtype=pl.String))
         ]
@@ -433,6 +433,15 @@ class _Rows:
         """Drop all but some rows (n,) bool."""
         left = self.all[which]
         self._room, self._count = left, len(left)
+
+
+def _of_length_one(rows: Tensor) -> Tensor:
+    """Return rows (n, D) for a product to be their cosine: those of `extract` are not of length 1.
+
+    What a gallery has saved stays as it is, to the bit.
+    """
+    saved = (rows.norm(dim=1) - 1).abs().amax() < 1e-6 if len(rows) else True
+    return rows if saved else unit(rows, "picture")
 
 
 class _Live:
