@@ -3,7 +3,7 @@
 #   make demo                      set up .venv, render people, train on them, test on others
 #   make test                      set up .venv, run the tests
 #   make test-all                  and the slow ones
-#   make lint                      ruff, mypy, import rules
+#   make lint                      ruff, mypy, import rules, the Dockerfile
 #   make docs                      the pages as a site, in build/site
 #   make notebooks                 run the notebooks anew, outputs and all
 #   make install-smpl              add smplx, which reads official SMPL files; its licence: non-commercial research
@@ -56,6 +56,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

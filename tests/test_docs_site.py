@@ -19,7 +19,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        # Not --quiet: what is not said is not counted, and a warning would be none.
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -41,8 +42,19 @@ def test_every_page_is_on_it_and_none_asks_another_host(site: Path) -> None:
         assert loaded == [], page
 
 
+def test_names_on_a_page_lead_to_their_docstrings(site: Path) -> None:
+    page = (site / "docs/api.html").read_text(encoding="utf-8")
+    (file, anchor), *_ = re.findall(r'href="(reference/\w+\.html)#(clip3dreid\.training\.run\.train)"', page)
+    docstring = (site / "docs" / file).read_text(encoding="utf-8")
+    assert f'id="{anchor}"' in docstring
+    assert "Train a student and evaluate it under every protocol of its data." in docstring
+    # The prompts of an example are code; as text they would be quotations in quotations.
+    for reference in (site / "docs/reference").glob("*.html"):
+        assert "<blockquote>" not in reference.read_text(encoding="utf-8"), reference
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("page", ["index.html", "docs/ablation.html"])
+@pytest.mark.parametrize("page", ["index.html", "docs/ablation.html", "docs/reference/search.html"])
 def test_everybody_can_read_it(site: Path, page: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright

@@ -96,6 +96,23 @@ class TestTemplates:
         assert len((ROOT / path).read_text(encoding="utf-8").split()) > 60
 
 
+class TestRelease:
+    def test_version_and_date_are_the_same_wherever_they_stand(self):
+        changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.+)$", changes, flags=re.M)
+        # What is merged next has its place.
+        assert headings[0] == "Unreleased"
+        cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+        assert headings[1] == f"{cited['version']} ({cited['date-released']})"
+        assert cited["version"] == PROJECT["version"]
+
+    def test_classifiers_name_the_pythons_that_are_tested_and_leave_the_licence_to_its_own_key(self):
+        named = re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), flags=re.M)
+        assert named == workflow()["jobs"]["test"]["strategy"]["matrix"]["python"]
+        assert not [one for one in PROJECT["classifiers"] if one.startswith("License")]
+        assert PROJECT["classifiers"] == sorted(PROJECT["classifiers"])
+
+
 class TestDependencies:
     def test_the_tested_version_of_everything_is_pinned_within_its_range(self):
         assert {requirement.name for requirement in ALL} <= set(PINS)
@@ -116,6 +133,13 @@ class TestDependencies:
         page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
         explained = set(re.findall(r"[\w.-]+", " ".join(re.findall(r"^\| ([^|]+) \|", page, flags=re.M))))
         assert {requirement.name for requirement in ALL} <= explained
+
+    def test_the_page_on_installation_has_every_extra_and_the_pinned_torch(self):
+        page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+        table = page.split("## Extras")[1].split("\n## ")[0]
+        first = " ".join(re.findall(r"^\| ([^|]+) \|", table, flags=re.M))
+        assert set(re.findall(r"`(\w+)`", first)) == set(EXTRAS)
+        assert set(re.findall(r"torch==([\d.]+)", page)) == {PINS["torch"]}
 
     @pytest.mark.parametrize("name", ["albumentations", "geomloss", "torchmetrics", "wandb"])
     def test_a_package_that_the_method_is_built_with_is_no_extra(self, name: str):

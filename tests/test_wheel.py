@@ -84,6 +84,47 @@ def test_the_wheel_holds_the_same_configs_as_the_checkout(site: Path) -> None:
     assert packed == checkout
 
 
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, built of the checkout and unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    (built,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(built, folder, filter="data")
+    return folder / built.name.removesuffix(".tar.gz")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="nothing says here which files are the project's")
+def test_the_sdist_has_every_file_of_the_project(unpacked: Path) -> None:
+    """Tests, conf, pages and Dockerfile too: whoever packs it for others can test and document what they packed."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    assert len(tracked) > 500
+    packed = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    assert tracked - packed == set()
+    # And what is there besides is what hatchling writes into it.
+    assert {name for name in packed - tracked if not (ROOT / name).exists()} == {"PKG-INFO"}
+
+
+def test_a_wheel_of_the_sdist_is_the_checkouts(unpacked: Path, wheel: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=unpacked,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as of_sdist, zipfile.ZipFile(wheel) as of_checkout:
+        assert set(of_sdist.namelist()) == set(of_checkout.namelist())
+
+
 def test_nobody_gets_smplx_unasked(site: Path) -> None:
     (metadata,) = site.glob("*.dist-info/METADATA")
     wanted = email.message_from_string(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist") or []

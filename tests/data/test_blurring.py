@@ -120,6 +120,18 @@ class TestCopy:
             "unreadable": 0,
         }
 
+    def test_faces_in_videos_are_warned_of(self, tmp_path, caplog):
+        source = write_tree(tmp_path / "source")
+        blur(source, tmp_path / "out")
+        assert not caplog.messages
+        for name in ("train/a.MP4", "b.mkv"):
+            (source / name).write_bytes(b"a video")
+        blur(source, tmp_path / "out")
+        (said,) = caplog.messages
+        assert (
+            "2 videos are copied with the faces in them: b.mkv, train/a.MP4; write their frames out" in said
+        )
+
     def test_blurred_png_differs_in_the_box_alone_and_jpeg_hardly_elsewhere(self, tmp_path):
         source = write_tree(tmp_path / "source")
         blur(source, tmp_path / "out")

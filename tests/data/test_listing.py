@@ -6,7 +6,7 @@ import pytest
 
 from clip3dreid.data.datasets.ltcc import read
 from clip3dreid.data.listing import list_pictures
-from clip3dreid.data.manifest import save
+from clip3dreid.data.manifest import SCHEMA, build, save
 from clip3dreid.errors import InputError
 from clip3dreid.io.pictures import UnreadablePicture, read_rgb
 
@@ -64,7 +64,7 @@ def test_a_saved_manifest_knows_where_its_pictures_are(ltcc_root, tmp_path):
     save(manifest, tmp_path / "manifest.parquet")
     root, table = list_pictures(tmp_path / "manifest.parquet")
     assert root == ltcc_root
-    assert table.equals(manifest.table)
+    assert table.equals(manifest.table.drop("location", "scale"))
 
 
 def test_nothing_to_list_is_said(tmp_path):
@@ -108,3 +108,14 @@ def test_columns_that_mean_nothing_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert list_pictures(tmp_path / "t.csv").table.columns == ["path"]
     assert "left out: weather, persn" in caplog.text
+
+
+def test_what_a_manifest_says_of_no_picture_is_no_column_where_earlier_programs_had_none(tmp_path):
+    rows = [
+        {"path": name, "person": "1", "split": "test", "role": "gallery", **facts}
+        for name, facts in (("a", {}), ("b", {"location": "indoors"}))
+    ]
+    earlier = [column for column in SCHEMA if column not in ("location", "scale")]
+    for held, columns in ((rows[:1], earlier), (rows, [*earlier, "location"])):
+        save(build("x", tmp_path, held), tmp_path / "m.parquet")
+        assert list_pictures(tmp_path / "m.parquet").table.columns == columns

@@ -19,6 +19,7 @@ from clip3dreid.data.manifest import (
     validate,
 )
 from clip3dreid.errors import InputError
+from clip3dreid.io.formats import read_table, write_table
 
 
 def row(path: str, person: str = "1", **facts: Any) -> dict[str, Any]:
@@ -213,3 +214,14 @@ def test_indices_are_dense_follow_sorted_names_and_agree_with_a_plain_loop(
     assert labels.camera.tolist() == [cameras.index(c) if c >= 0 else -1 for _, _, c in rows]
     assert labels.person_of_clothes.tolist() == [people.index(person) for person, _ in outfits]
     assert np.array_equal(labels.person_of_clothes[labels.clothes], labels.person)
+
+
+def test_a_manifest_of_before_locations_and_scales_is_read_and_says_nothing_of_them(tmp_path: Path) -> None:
+    manifest, path = saved(tmp_path)
+    table, facts = read_table(path, "a manifest", "make it anew")
+    write_table(path, table.drop("location", "scale"), facts)
+    assert load(path).table.equals(manifest.table)
+    assert manifest.table["location"].null_count() == manifest.table["scale"].null_count() == 2
+    write_table(path, table.drop("camera"), facts)
+    with pytest.raises(InputError, match="manifest of this project"):
+        load(path)

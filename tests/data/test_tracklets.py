@@ -75,6 +75,16 @@ def test_a_tracklet_in_two_outfits_is_refused_by_name() -> None:
         read([row("a.jpg", clothes="1_x"), row("b.jpg", clothes=None)])
 
 
+@pytest.mark.parametrize("column", ["location", "scale"])
+def test_a_tracklet_of_two_locations_or_scales_is_refused_by_name(column: str) -> None:
+    with pytest.raises(InputError, match=f"1 tracklets show several {column}s: 7; .* divide them"):
+        read([row("a.jpg", **{column: "x"}), row("b.jpg", **{column: "y"}), row("c.jpg", tracklet="8")])
+    _, found = read(
+        [row("a.jpg", **{column: "x"}), row("b.jpg", **{column: "x"}), row("c.jpg", tracklet="8")]
+    )
+    assert found.table.select("tracklet", column).rows() == [("7", "x"), ("8", None)]
+
+
 def test_evaluation_reads_a_table_of_tracklets_as_one_of_pictures() -> None:
     """Rules of the base recipe at the level of tracklets, against a plain loop."""
     rng = np.random.default_rng(3)

@@ -1,5 +1,6 @@
 """Frames of videos that the tests write: each carries its number in black and white."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from clip3dreid.errors import InputError
-from clip3dreid.io import videos
-from clip3dreid.io.pictures import UnreadablePicture
+from clip3dreid.io import pictures, videos
+from clip3dreid.io.pictures import UnreadablePicture, picture_size, read_rgb
 from clip3dreid.io.videos import Video, Videos
 
 av = pytest.importorskip("av", reason="av is missing: pip install 'clip3dreid[video]'")
@@ -136,3 +137,113 @@ def test_few_videos_are_open_at_a_time_and_none_travels(
     assert held[files[0]] is first
     assert number(held[files[1]][1]) == 1
     assert number(pickle.loads(pickle.dumps(held))[files[1]][2]) == 2  # noqa: S301 - our own
+
+
+def test_a_place_in_a_video_is_read_as_a_picture_is(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.mp4", frames=5)
+    whole = Video(file)[3]
+    for box, rows, columns in (
+        ("10,20,30,15", slice(20, 35), slice(10, 40)),
+        ("-5,-3,15,10", slice(0, 7), slice(0, 10)),  # as much as the frame shows of it
+        (f"80,40,{WIDTH},{HEIGHT}", slice(40, HEIGHT), slice(80, WIDTH)),
+    ):
+        for path in (f"{file}#frame=3&xywh={box}", Path(f"{file}#frame=0000003&xywh={box}")):
+            rgb = read_rgb(path)
+            assert np.array_equal(rgb, whole[rows, columns])
+            assert picture_size(path) == rgb.shape[1::-1]
+    rgb = read_rgb(f"{file}#frame=3&xywh=0,0,{WIDTH},{HEIGHT}")
+    rgb[:] = 0  # it is the reader's own
+    assert np.array_equal(read_rgb(f"{file}#frame=3&xywh=0,0,{WIDTH},{HEIGHT}"), whole)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("a.mp4#frame=5&xywh=0,0,9,9", "cannot read frame 5 of {}a.mp4: the video has 5 frames; look at it"),
+        (
+            "a.mp4#frame=-1&xywh=0,0,9,9",
+            "cannot read frame -1 of {}a.mp4: the video has 5 frames; look at it",
+        ),
+        (
+            "b.mp4#frame=5&xywh=0,0,9,9",
+            "cannot read frame 5 of {}b.mp4: No such file or directory; look at it",
+        ),
+        (
+            "a.mp4#frame=1&xywh=96,0,9,9",
+            "cannot read frame 1 of {}a.mp4: the box 96,0,9,9 lies outside the frame, 96 x 48 pixels; look at it",
+        ),
+        ("a.mp4#frame=1&xywh=3,3,0,9", "the box 3,3,0,9 lies outside the frame"),
+        ("c.mp4#frame=0&xywh=0,0,9,9", "cannot read frame 0 of {}c.mp4: Invalid data found"),
+        # No place, so a file of that name.
+        ("a.mp4#frame=1", "cannot read the picture {}a.mp4#frame=1: there is no such file"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_told_with_video_and_frame(
+    place: str, said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.mp4", frames=5)
+    (tmp_path / "c.mp4").write_bytes(b"not a video" * 100)
+    with pytest.raises(UnreadablePicture) as refused:
+        read_rgb(tmp_path / place, "look at it")
+    assert said.format(f"{tmp_path}/") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_crops_of_one_frame_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "a.mp4", frames=20)
+    decoded: list[int] = []
+    rgb = Video._rgb
+    monkeypatch.setattr(Video, "_rgb", lambda self, one, got: (decoded.append(one), rgb(self, one, got))[1])
+    crops = [read_rgb(f"{file}#frame=3&xywh={left},0,{CELL},9") for left in (0, CELL, 2 * CELL)]
+    assert [crop.mean() > 128 for crop in crops] == [True, True, False]
+    assert decoded == [3]
+
+
+def test_where_frames_are_is_found_once_for_a_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.mp4", frames=9)
+    first = Video(file)
+    assert Video(file)._times is first._times
+    held = Videos()
+    assert held[file].frames == 9
+    write(file, frames=7)
+    os.utime(file, ns=(1, 1))  # whatever the disk's clock
+    assert held[file].frames == Video(file).frames == 7
+    # Of so many frames that they would take too much memory only the last are kept.
+    monkeypatch.setattr(videos, "_MOST_TIMES", 10)
+    again = Video(write(tmp_path / "b.mp4", frames=9))
+    assert Video(tmp_path / "b.mp4")._times is again._times
+    assert len(videos._INDICES) == 1
+
+
+def test_a_forked_process_opens_its_own(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.mp4")
+    held = Videos()
+    assert number(held[file][20]) == 20
+    child = os.fork()
+    if not child:
+        # Far enough that the parent, whose file it would be, would lose its place.
+        right = [number(held[file][one]) for one in (21, 22, 39)] == [21, 22, 39]
+        os._exit(0 if right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [number(held[file][one]) for one in range(21, 40)] == list(range(21, 40))
+
+
+def test_too_many_pixels_are_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.mp4", frames=3)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(
+        UnreadablePicture, match=r"a\.mp4: it has 96 x 48 pixels, and more than 4,607 are not"
+    ):
+        read_rgb(f"{file}#frame=0&xywh=0,0,9,9")
+
+
+def test_a_missing_package_is_no_fault_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "a.mp4", frames=3)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="videos need av") as refused:
+        read_rgb(f"{file}#frame=0&xywh=0,0,9,9")
+    assert not isinstance(refused.value, UnreadablePicture)

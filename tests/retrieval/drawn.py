@@ -44,6 +44,21 @@ GENERAL = Drawn(
         None,
     ],
 )
+# The same street: cameras 1 and 2 are indoors, 3 outdoors; `l` and `m` are scales, of pictures rather than cameras.
+PLACES = (
+    {
+        "person": ["a", "a", "b", "c"],
+        "camera": ["1", "2", "3", "1"],
+        "location": ["in", "in", "out", "in"],
+        "scale": ["l", "m", "l", "l"],
+    },
+    {
+        "person": ["a", "b", "a", "a", "b"],
+        "camera": ["1", "1", "2", "3", "2"],
+        "location": ["in", "in", "in", "out", "in"],
+        "scale": ["m", "l", "l", "l", "m"],
+    },
+)
 # PRCC: the gallery is camera A; q0 and q2 were taken by B, q1 and q3 by C.
 PRCC = (
     {"person": ["a", "a", "b", "c"], "camera": ["B", "C", "B", "C"], "query_set": ["B", "C", "B", "C"]},
@@ -73,6 +88,28 @@ EXAMPLES = {
         *STREET,
         ["j.+j.", "j.j+.", ".+..+", "....."],
         [(2, 1 / 2, 1 / 2), (2, 1 / 2, 1 / 2), (3, (1 / 3 + 2 / 4) / 2, 2 / 4), None],  # g1 g2 g4; g4 g3 g1
+    ),
+    "same_location": Drawn(
+        *PLACES,
+        ["j.+j.", "+.jj.", ".j..j", "....."],
+        [(2, 1 / 2, 1 / 2), (3, 1 / 3, 1 / 3), None, None],  # g1 g2 g4; g4 g1 g0
+    ),
+    "location_changing": Drawn(
+        *PLACES,
+        ["j.j+.", "j.j+.", ".+..+", "....."],
+        # g1 g3 g4; g4 g3 g1; g2 g3 g1 g4 g0
+        [(2, 1 / 2, 1 / 2), (2, 1 / 2, 1 / 2), (3, (1 / 3 + 2 / 4) / 2, 2 / 4), None],
+    ),
+    "same_scale": Drawn(
+        *PLACES,
+        ["j.++.", "+.jj.", ".+..j", "....."],
+        # g1 g2 g3 g4; g4 g1 g0; g2 g3 g1 g0
+        [(2, (1 / 2 + 2 / 3) / 2, 2 / 3), (3, 1 / 3, 1 / 3), (3, 1 / 3, 1 / 3), None],
+    ),
+    "scale_changing": Drawn(
+        *PLACES,
+        ["j.jj.", "j.j+.", ".j..+", "....."],
+        [None, (2, 1 / 2, 1 / 2), (3, 1 / 3, 1 / 3), None],  # g4 g3 g1; g2 g3 g4 g0
     ),
     "no_removal": Drawn(
         *STREET,

@@ -73,12 +73,17 @@ def test_labels_may_be_strings_or_bytes_and_optional_ones_become_columns(tmp_pat
         gallery_clothes=None,
         query_frames=np.array([10, 2]),
         query_sets=np.array(["B", "C"]),
+        query_locations=np.array(["indoors", ""]),
+        query_scales=np.array([1, -1]),
         query_paths=np.array(["one.png", "two.png"]),
     )
     _, query, _, gallery = load_features(path)
     assert query["camera"].to_list() == [None, "x"]
     assert query["frame"].to_list() == [10, 2]
     assert query["query_set"].to_list() == ["B", "C"]
+    assert query["location"].to_list() == ["indoors", None]
+    assert query["scale"].to_list() == ["1", None]
+    assert gallery["location"].null_count() == 3
     assert query["path"].to_list() == ["one.png", "two.png"]
     assert query["clothes"].null_count() == 2
     assert gallery["person"].to_list() == ["a", "b", "b"]

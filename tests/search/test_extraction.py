@@ -42,6 +42,8 @@ def test_shards_hold_what_the_model_says_of_each_picture(invoke, arguments, save
     files = [ltcc_root / path for path in shards.labels["path"]]
     assert len(shards) == 32
     assert set(shards.labels["camera"]) == {"1", "2"}
+    # Nobody knows them: with them, shards of before there were such columns would be made anew.
+    assert not {"location", "scale"} & set(shards.labels.columns)
     assert torch.allclose(torch.cat(list(shards.blocks("embedding"))), model.embed(files), atol=1e-5)
     joint = model.joint(files)
     assert torch.allclose(torch.cat(list(shards.blocks("joint"))), joint, atol=1e-6)

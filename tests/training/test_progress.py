@@ -141,7 +141,7 @@ def test_a_program_reads_start_epochs_and_results(ltcc_root: Path, invoke: Comma
     run = tmp_path / "sweep" / "1_ltcc_ce_resnet18_seed2"
     assert Path(start["folder"]) == run
     assert start["data"][0] == {
-        "name": "ltcc", "people": 4, "pictures": 32, "outfits": 8, "cameras": 2, "test_people": 4,
+        "name": "ltcc", "people": 4, "tracklets": 0, "pictures": 32, "outfits": 8, "cameras": 2, "test_people": 4,
     }  # fmt: skip
     assert (start["steps"], start["processes"], start["goes_on_from"]) == (8, 1, None)
     assert [first["loss"]["total"], second["loss"]["total"]] == pytest.approx(

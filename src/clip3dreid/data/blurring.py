@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,12 +33,22 @@ from clip3dreid.data.blurred_copy import (
 )
 from clip3dreid.data.face_detectors import Box, Detector
 from clip3dreid.errors import InputError
+from clip3dreid.io.checks import some
 from clip3dreid.io.files import inside, why_not_written, write_json
 from clip3dreid.io.locks import at_work
-from clip3dreid.io.pictures import Pixels, UnreadablePicture, kind_of, open_picture, read_rgb
+from clip3dreid.io.pictures import (
+    VIDEO_SUFFIXES,
+    Pixels,
+    UnreadablePicture,
+    kind_of,
+    open_picture,
+    read_rgb,
+)
 from clip3dreid.io.processes import spread
 from clip3dreid.io.progress import Update, progress
 from clip3dreid.io.staging import open_stage, staged
+
+log = logging.getLogger(__name__)
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -138,9 +149,10 @@ def blur_folder(
     """Make a face-blurred copy of a folder tree: same folders, same names, same formats.
 
     Pictures in which no face was found, and files that are not pictures by suffix and content, are copied byte for
-    byte; hidden files are left out. `blur_faces.csv` in the copy says what became of each file and how many boxes
-    were blurred, `blur_faces.json` holds counts, detector and kernel. A run that was interrupted is continued by
-    running it again; until the copy is finished it holds a folder `.blur_faces`.
+    byte, videos too, of which the log warns; hidden files are left out. `blur_faces.csv` in the copy says what
+    became of each file and how many boxes were blurred, `blur_faces.json` holds counts, detector and kernel. A run
+    that was interrupted is continued by running it again; until the copy is finished it holds a folder
+    `.blur_faces`.
 
     Args:
         source: folder to copy.
@@ -176,6 +188,13 @@ def blur_folder(
         },
     }
     folders, files = walk(source)
+    if videos := [path for path in files if Path(path).suffix.lower() in VIDEO_SUFFIXES]:
+        log.warning(
+            "%s: %d videos are copied with the faces in them: %s; write their frames out to have these blurred",
+            source,
+            len(videos),
+            some(videos, 3),
+        )
     # Before the lock, which is a file: a folder that is refused is not touched.
     check_folder(out, facts, folders, files, settings.overwrite)
     with at_work(out, "blurs faces", tidy=True), _explained(out):

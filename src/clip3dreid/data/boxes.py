@@ -14,7 +14,7 @@ from clip3dreid.data.box_files import BoxTable, read_box_file
 from clip3dreid.data.box_settings import Boxes
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
-from clip3dreid.io.pictures import open_picture, upright_size
+from clip3dreid.io.pictures import picture_size
 from clip3dreid.io.spelling import labels
 from clip3dreid.io.table_files import BOX, in_pixels
 
@@ -111,8 +111,7 @@ def _sizes(folder: Path, paths: Sequence[str], name: str) -> dict[str, tuple[int
     sizes, missing = {}, []
     for path in paths:
         try:
-            with open_picture(folder / path) as image:
-                sizes[path] = upright_size(image)
+            sizes[path] = picture_size(folder / path)
         except FileNotFoundError:
             missing.append(path)
         # Decoders raise whatever they like, and those who look at the frame say it.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest
-from clip3dreid.io.pictures import open_picture, read_rgb, unreadable, upright_size
+from clip3dreid.io.pictures import picture_size, read_rgb, unreadable
 
 REPORT_VERSION = 1
 SHOWN = 20
@@ -281,8 +281,7 @@ def _look_at(root: Path, paths: Sequence[str], decode: bool) -> list[tuple[int, 
     looks: list[tuple[int, int] | Unreadable] = []
     for path in paths:
         try:
-            with open_picture(root / path) as picture:
-                size = upright_size(picture)
+            size = picture_size(root / path)
             if decode:
                 # As training does it, so that a picture that passes here cannot fail there.
                 read_rgb(root / path)

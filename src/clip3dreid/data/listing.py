@@ -12,7 +12,8 @@ import polars as pl
 from clip3dreid.data.box_files import format_of
 from clip3dreid.data.box_settings import Boxes
 from clip3dreid.data.boxes import read_boxes
-from clip3dreid.data.manifest import SCHEMA, load
+from clip3dreid.data.manifest import LATER, SCHEMA, load
+from clip3dreid.data.video_files import with_places
 from clip3dreid.errors import InputError
 from clip3dreid.io.checks import some
 from clip3dreid.io.formats import decoding
@@ -32,13 +33,23 @@ class Listing(NamedTuple):
     table: pl.DataFrame
     """`path`, and of the box, the manifest's columns and `confidence` those that are known; labels are strings."""
 
+    @classmethod
+    def of(cls, root: Path, table: pl.DataFrame) -> Listing:
+        """Return the pictures of a manifest's table.
+
+        Columns of `manifest.LATER` are left out where nothing is known: what was extracted before there were such is
+        the same, and is not made anew.
+        """
+        return cls(root, table.drop(one for one in LATER if table[one].null_count() == len(table)))
+
 
 def list_pictures(place: Path | Boxes) -> Listing:
     """List the pictures of a folder, at any depth, those that a table names, or the boxes of a detector or tracker.
 
     Args:
-        place: a folder; or a CSV or Parquet file with the column `path`, relative to the file's folder. It may have
-            the box of a person in a larger picture (see `table_files.take_boxes`) and any of the manifest's label
+        place: a folder; or a CSV or Parquet file with the column `path`, or `video` and `frame` (from 0), relative to
+            the file's folder. It may have the box of a person in a larger picture (see `table_files.take_boxes`),
+            which in videos it must, and any of the manifest's label
             columns, which search can filter by. Other columns are left out, and named in the log. A manifest that
             `inspect_data` wrote knows where its pictures are, wherever it lies. Files of boxes
             (`box_settings.BoxFormat`) are told by their content and name; `Boxes` says which of them are taken.
@@ -61,7 +72,7 @@ def list_pictures(place: Path | Boxes) -> Listing:
         )
     if _is_manifest(place):
         manifest = load(place)
-        return Listing(manifest.root, manifest.table)
+        return Listing.of(manifest.root, manifest.table)
     return Listing(place.parent, _read_table(place))
 
 
@@ -106,7 +117,7 @@ def _read_table(path: Path) -> pl.DataFrame:
             f"{name} is neither a table that is read nor boxes of a known format; a table ends in "
             f"{', '.join(TABLES)}, and boxes.format=mot, coco, supervision or yolo says what boxes are"
         )
-    table = understood(read_table(path, name), name)
+    table = with_places(understood(read_table(path, name), name), path.parent, name)
     if "path" not in table.columns:
         raise InputError(f"{name} has no column path; its columns are {some(table.columns, 8)}")
     box, table = take_boxes(table, name)

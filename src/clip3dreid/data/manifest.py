@@ -38,12 +38,16 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "role": pl.String,
     "query_set": pl.String,  # where a data set has several sets of queries, as PRCC's B and C
     "data_set": pl.String,
+    "location": pl.String,  # where the camera stands, as MEVID's indoors and outdoors
+    "scale": pl.String,  # how large the person is, in classes of the data set
 }
 _KIND, _AGAIN, _FACTS = "a manifest of this project", "make it anew from the data", "clip3dreid"
+LATER = ("location", "scale")
+"""Columns that files of earlier programs lack."""
 REQUIRED = ("path", "person", "split", "role", "data_set")
 SPLITS = ("train", "val", "test")
 ROLES = ("train", "query", "gallery")
-LABELS = ("person", "camera", "clothes", "tracklet", "query_set")
+LABELS = ("person", "camera", "clothes", "tracklet", "query_set", "location", "scale")
 """Columns that hold labels."""
 
 
@@ -224,7 +228,11 @@ def load(path: Path, root: Path | None = None) -> Manifest:
             f"{path} has manifest version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}"
         )
     with decoding(path, _KIND, _AGAIN):
-        table = table.select(pl.col(column).cast(kind) for column, kind in SCHEMA.items())
+        # Files of before these columns were thought of say nothing about them.
+        unsaid = [pl.lit(None).alias(column) for column in LATER if column not in table.columns]
+        table = table.with_columns(unsaid).select(
+            pl.col(column).cast(kind) for column, kind in SCHEMA.items()
+        )
         name, was, notes = str(facts["name"]), Path(facts["root"]), tuple(map(str, facts["notes"]))
         published = tuple(Published(*count) for count in facts["published"])
     # Files of earlier versions may spell labels otherwise.

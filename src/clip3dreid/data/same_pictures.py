@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import polars as pl
 
+from clip3dreid.io.video_places import video_place
+
 T = TypeVar("T")
 
 THREADS = 16
@@ -29,7 +31,7 @@ class SamePictures(NamedTuple):
 
 
 def mark_same_pictures(root: Path, query: pl.DataFrame, gallery: pl.DataFrame) -> SamePictures:
-    """Find gallery pictures that are a query of the same person, by path or byte for byte.
+    """Find gallery pictures that are a query of the same person, by path or, of files of their own, byte for byte.
 
     Only files of people on both sides are looked at, and only those read that have the size of one on the other side.
     A file that is empty or cannot be read is like no other: whoever decodes it says so.
@@ -50,7 +52,8 @@ def mark_same_pictures(root: Path, query: pl.DataFrame, gallery: pl.DataFrame) -
     people: dict[str, set[str]] = defaultdict(set)
     for person, path in sides[0] | sides[1]:
         people[path].add(person)
-    paths = sorted(people)
+    # Crops of videos are known by their paths: the bytes of a video say nothing of one.
+    paths = sorted(path for path in people if video_place(root / path) is None)
     sizes: dict[str, int | None] = dict(
         zip(paths, _each(lambda path: _size(root / path), paths), strict=True)
     )

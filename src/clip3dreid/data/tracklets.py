@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _KEYS = ("data_set", "split", "role", "query_set", "person", "camera", "tracklet")
 """What a tracklet is known by: many tables count them anew under each camera or for each person."""
+_SHARED = {"clothes": "outfits", "location": "locations", "scale": "scales"}
+"""What all frames of a tracklet have in common, and what several of it are called."""
 
 
 class Tracklets(NamedTuple):
@@ -75,7 +77,7 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
         Tracklets in the order in which the table first names them; columns are the table's.
 
     Raises:
-        InputError: if frames have no tracklet, or a tracklet shows several outfits.
+        InputError: if frames have no tracklet, or a tracklet shows several outfits, locations or scales.
     """
     if nulls := table["tracklet"].null_count():
         raise InputError(
@@ -88,28 +90,29 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
     frames = table.with_columns(absent).with_row_index("_row")
     frames = frames.with_columns(_order=pl.Series(_by_number(frames), dtype=pl.String))
     # What is none of the keys is the middle frame's: path and number, and the box that a detector gave.
-    middle = [column for column in frames.columns if column not in (*_KEYS, "clothes", "_row", "_order")]
+    middle = [column for column in frames.columns if column not in (*_KEYS, *_SHARED, "_row", "_order")]
     together = (
         frames.sort("frame", "_order", nulls_last=True, maintain_order=True)
         .group_by(_KEYS)
-        .agg(
-            "_row",
-            pl.col(middle).get(pl.len() // 2),
-            pl.first("clothes"),
-            _outfits=pl.col("clothes").unique(),
-        )
+        .agg("_row", pl.col(middle).get(pl.len() // 2), pl.first(*_SHARED), *_several())
         .sort(pl.col("_row").list.min())
     )
-    mixed = together.filter(pl.col("_outfits").list.len() > 1)
-    if not mixed.is_empty():
-        raise InputError(
-            f"{name}: {len(mixed)} tracklets show several outfits: {some(mixed['tracklet'].to_list(), 3)}; a "
-            "tracklet is one person's in one outfit: divide them"
-        )
+    for column, what in _SHARED.items():
+        mixed = together.filter(f"several {column}")
+        if not mixed.is_empty():
+            raise InputError(
+                f"{name}: {len(mixed)} tracklets show several {what}: {some(mixed['tracklet'].to_list(), 3)}; all "
+                f"frames of a tracklet have one label of {column}: divide them"
+            )
     counts = together["_row"].list.len()
     starts = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
     rows = together["_row"].explode().to_numpy().astype(np.int64)
     return Tracklets(together.select(*table.columns, counts.alias("frames").cast(pl.Int64)), rows, starts)
+
+
+def _several() -> list[pl.Expr]:
+    """Return of each tracklet whether its frames differ in what they are to share; unknown differs from known."""
+    return [(pl.col(column).n_unique() > 1).alias(f"several {column}") for column in _SHARED]
 
 
 def _by_number(table: pl.DataFrame) -> list[str | None]:

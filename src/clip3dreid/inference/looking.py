@@ -22,6 +22,7 @@ from clip3dreid.inference.pictures import Pictures, batches
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.pictures import SUFFIXES, UNREAD_SUFFIXES
 from clip3dreid.io.progress import progress as shown
+from clip3dreid.io.video_places import video_place
 
 if TYPE_CHECKING:  # a model looks by this
     from clip3dreid.inference.model import Outputs, ReidModel
@@ -158,8 +159,8 @@ def files_of(pictures: Any) -> Listing | None:
 
 
 def is_named_like_a_picture(path: Path) -> bool:
-    """Return whether a name ends as those of pictures do, whether they can be read or not."""
-    return path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES
+    """Return whether a name ends as those of pictures do, readable or not, or names a place in a video."""
+    return path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES or video_place(path) is not None
 
 
 def _is_pattern(place: Path, there: bool) -> bool:

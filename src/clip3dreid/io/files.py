@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clip3dreid.errors import InputError
+from clip3dreid.io.video_places import picture_status
 
 if TYPE_CHECKING:
     from polars import Series
@@ -191,7 +192,7 @@ class FileIdentity(NamedTuple):
     """What tells one state of a picture's file from another."""
 
     path: str
-    """Relative to the data set's root."""
+    """Relative to the data set's root; of a crop of a video it names frame and box too."""
     size: int
     """Bytes; -1 of a file that is not there."""
     mtime_ns: int
@@ -237,7 +238,7 @@ def identify(root: Path, paths: Sequence[str] | Series, *, missing_ok: bool = Fa
     Args:
         root: the data set's folder.
         paths: of pictures, relative to it, row by row: a list, or a series of polars, of which no million texts are
-            made at once.
+            made at once. Of a place in a video (`io.video_places`) the video is looked at.
         missing_ok: take a file that is not there for one of its states.
 
     Raises:
@@ -247,8 +248,7 @@ def identify(root: Path, paths: Sequence[str] | Series, *, missing_ok: bool = Fa
     folder = os.fspath(root)
     for row, path in enumerate(in_turn(paths)):
         try:
-            # Not by `Path`, which takes three times as long to make as the file to look at.
-            status = os.stat(os.path.join(folder, path))  # noqa: PTH116, PTH118
+            status = picture_status(os.path.join(folder, path))  # noqa: PTH118
         except OSError as error:
             if not missing_ok:
                 raise InputError(f"{root / path} cannot be read: {error.strerror}; restore it") from error

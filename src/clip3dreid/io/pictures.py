@@ -1,4 +1,7 @@
-"""Find picture files, and make RGB of them. Every picture that a user brings is opened here."""
+"""Find picture files, and make RGB of them. Every picture that a user brings is opened here.
+
+A picture is a file, or a place in a video (`io.video_places`), wherever its path is asked for.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.io import jpeg
 from clip3dreid.io.checks import some
 from clip3dreid.io.files import reason_of
+from clip3dreid.io.video_places import VideoPlace, video_place
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -35,6 +39,11 @@ UNREAD_SUFFIXES = frozenset(
     | {".psd", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
 )
 """Suffixes of pictures that are not: they are never passed over in silence, as a text file is."""
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
+)
+"""Suffixes of most videos. Where they are read (`io.videos`) they are told by their content."""
 
 # The last keeps thumbnails of every picture beside it, by the picture's name.
 _SYSTEM = frozenset({"__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir"})
@@ -193,7 +202,7 @@ def open_picture(path: Path | str | IO[bytes]) -> Iterator[Image.Image]:
         Exception: what the decoder raises, in the block too: `unreadable` makes one kind of all of them.
     """
     with Image.open(path, formats=FORMATS) as image:
-        _check_size(image)
+        check_pixels(*image.size)
         yield image
 
 
@@ -203,11 +212,27 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
 
 
+def picture_size(path: Path | str) -> tuple[int, int]:
+    """Return width and height of a picture as `read_rgb` returns it; nothing is decoded.
+
+    Raises:
+        InputError: if it is a place in a video and PyAV is missing.
+        Exception: what the decoder raises: `unreadable` makes one kind of all of them.
+    """
+    if (place := video_place(path)) is not None:
+        from clip3dreid.io import videos
+
+        return videos.crop_size(place)
+    with open_picture(path) as image:
+        return upright_size(image)
+
+
 def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
     """Decode a picture by its content, whatever its suffix says.
 
     Args:
-        path: file in one of `FORMATS`, in any colour mode.
+        path: file in one of `FORMATS`, in any colour mode; or a place in a video, of which as much is cut out as
+            lies inside its frame.
         advice: what to do about it if it cannot be read, for the message: it depends on who asks.
 
     Returns:
@@ -215,8 +240,11 @@ def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
 
     Raises:
         UnreadablePicture: if the file is missing, is no picture, is too large or ends early, or its pixels have no
-            range that could be told.
+            range that could be told; of a video, if it ends before the frame, or the box lies outside.
+        InputError: if it is a place in a video and PyAV is missing.
     """
+    if (place := video_place(path)) is not None:
+        return _cut_out(place, advice)
     try:
         if (plain := _plain_jpeg(path)) is not None:
             return plain
@@ -224,6 +252,20 @@ def read_rgb(path: Path | str, advice: str = "replace it") -> Pixels:
             return upright_rgb(image, own=True)
     except Exception as error:  # decoders raise a dozen types on broken data
         raise unreadable(path, error, advice) from error
+
+
+def _cut_out(place: VideoPlace, advice: str) -> Pixels:
+    # Only here: it needs an extra, and makes use of this module.
+    from clip3dreid.io import videos
+
+    try:
+        return videos.read_crop(place)
+    except Exception as error:  # as of pictures
+        if isinstance(error, InputError) and not isinstance(error, UnreadablePicture):
+            raise  # PyAV is missing, and no other picture would be better
+        reason = _reason(error)
+        where = f"frame {place.frame} of {place.video}"
+        raise UnreadablePicture(f"cannot read {where}: {reason}; {advice}", reason) from error
 
 
 def _plain_jpeg(path: Path | str) -> Pixels | None:
@@ -255,8 +297,12 @@ def _reason(error: BaseException) -> str:
     return reason_of(error)
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
+def check_pixels(width: int, height: int) -> None:
+    """Check that a picture may be decoded.
+
+    Raises:
+        UnreadablePicture: if it has more than `MOST_PIXELS` pixels; its message is the reason alone.
+    """
     if width * height > MOST_PIXELS:
         reason = _too_large(f"{width} x {height} pixels")
         raise UnreadablePicture(reason, reason)
@@ -281,7 +327,7 @@ def upright_rgb(image: Image.Image, own: bool = False) -> Pixels:
     Raises:
         UnreadablePicture: if the image has more than `MOST_PIXELS` pixels, or grey values of no such range.
     """
-    _check_size(image)
+    check_pixels(*image.size)
     image.load()
     upright = image if own else image.copy()
     ImageOps.exif_transpose(upright, in_place=True)

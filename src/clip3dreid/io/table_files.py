@@ -29,11 +29,13 @@ COLUMNS: Mapping[str, Collection[str]] = {
     "camera": ("cam", "camid", "cameraid"),
     "clothes": ("cloth", "clothid", "clothesid", "clothing", "outfit", "outfitid"),
     "tracklet": ("track", "trackid", "trackletid"),
-    "frame": ("frameid", "framenumber"),
+    "frame": ("frameid", "framenumber", "frameindex"),
     "split": ("subset",),
     "role": (),
     "query_set": (),
     "data_set": (),
+    "location": (),
+    "scale": (),
 }
 """The manifest's columns, with what else they are called; written small, without spaces, hyphens and underscores."""
 

@@ -31,6 +31,8 @@ _ARRAYS = {
     "tracklets": "tracklet",
     "frames": "frame",
     "sets": "query_set",
+    "locations": "location",
+    "scales": "scale",
     "paths": "path",
 }
 _ADVICE = "save plain arrays of numbers or strings, by np.savez"
@@ -41,10 +43,11 @@ def load_features(path: Path | str) -> tuple[Tensor, pl.DataFrame, Tensor, pl.Da
     """Read features that any model made, with their labels, from an NPZ file.
 
     The file holds `query_features` (Q, D), `query_pids` (Q,) and `query_camids` (Q,), and the same for
-    `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`) and
-    `…_paths` are optional. Labels are whole numbers or strings, spelled by the one rule of `spelling.label`: person
-    "08" and person 8 are one. -1 or an empty string is unknown. Clothes need only tell the outfits of one person
-    apart. Gallery items with pid -1 are left out: Market-1501's junk, which counts neither as a hit nor as a miss.
+    `gallery_` (G rows). `…_clothes`, `…_tracklets`, `…_frames`, `…_sets` (the manifest's `query_set`),
+    `…_locations`, `…_scales` and `…_paths` are optional. Labels are whole numbers or strings, spelled by the one
+    rule of `spelling.label`: person "08" and person 8 are one. -1 or an empty string is unknown. Clothes need only
+    tell the outfits of one person apart. Gallery items with pid -1 are left out: Market-1501's junk, which counts
+    neither as a hit nor as a miss.
 
     Args:
         path: the file; pickled objects in it are refused.

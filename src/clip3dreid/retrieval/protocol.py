@@ -34,6 +34,10 @@ class PictureLabels(NamedTuple):
     picture: Tensor = torch.tensor(-1)
     """Equal where the pictures themselves are: one file, or two with the same bytes. A single -1 is unknown for
     all."""
+    location: Tensor = torch.tensor(-1)
+    """Where cameras stand, as far as a data set tells it: indoors or outdoors. A single -1 is unknown for all."""
+    scale: Tensor = torch.tensor(-1)
+    """How large the person is in the picture, in a data set's classes. A single -1 is unknown for all."""
 
     def at(self, index: Tensor) -> PictureLabels:
         """Return the labels at `index`, in the shape of `index`."""
@@ -78,6 +82,26 @@ def same_camera_or_clothes(query: PictureLabels, gallery: PictureLabels) -> Tens
 def same_camera_or_other_clothes(query: PictureLabels, gallery: PictureLabels) -> Tensor:
     """Drop the query's own camera and every other outfit: only the same clothes are left to be found."""
     return _same(query.camera, gallery.camera) | ~_same(query.clothes, gallery.clothes)
+
+
+def same_camera_or_location(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and all others where it stands: only the other locations are left."""
+    return _same(query.camera, gallery.camera) | _same(query.location, gallery.location)
+
+
+def same_camera_or_other_location(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and every other location: only other cameras of the query's are left."""
+    return _same(query.camera, gallery.camera) | ~_same(query.location, gallery.location)
+
+
+def same_camera_or_scale(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and the person at the query's scale: only other scales are left to be found."""
+    return _same(query.camera, gallery.camera) | _same(query.scale, gallery.scale)
+
+
+def same_camera_or_other_scale(query: PictureLabels, gallery: PictureLabels) -> Tensor:
+    """Drop the query's own camera and every other scale: only the query's scale is left to be found."""
+    return _same(query.camera, gallery.camera) | ~_same(query.scale, gallery.scale)
 
 
 def same_tracklet(query: PictureLabels, gallery: PictureLabels) -> Tensor:
@@ -204,8 +228,8 @@ class ProtocolRows(NamedTuple):
 def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[PictureLabels, PictureLabels]:
     """Turn label strings into integer codes that mean the same in both tables.
 
-    People, cameras, outfits and tracklets of different data sets are different. A missing column counts as
-    unknown.
+    People, cameras, outfits, tracklets, locations and scales of different data sets are different. A missing
+    column counts as unknown.
 
     Args:
         query_table: Q rows with columns as in the manifest; `person` is required. Two rows show the same picture
@@ -225,7 +249,8 @@ def encode(query_table: pl.DataFrame, gallery_table: pl.DataFrame) -> tuple[Pict
     coded = [_codes(*tables, column) for column in ("person", "camera", "clothes", "tracklet")]
     frames = [_tensor(labels_of(table, "frame").cast(pl.Int64)) for table in tables]
     pictures = _codes(*tables, "picture" if all("picture" in table.columns for table in tables) else "path")
-    query, gallery = zip(*coded, frames, pictures, strict=True)
+    conditions = [_codes(*tables, column) for column in ("location", "scale")]
+    query, gallery = zip(*coded, frames, pictures, *conditions, strict=True)
     return PictureLabels(*query), PictureLabels(*gallery)
 
 

@@ -168,7 +168,7 @@ def _find(pictures: Pictures, split: str | None) -> tuple[str, Listing]:
     table = manifest.table if split is None else manifest.part(split)
     if table.is_empty():
         raise InputError(f"{manifest.name} has no pictures in split {split}; choose train, val or test")
-    return f"{pictures.name} {pictures.root.absolute()} {split or 'all'}", Listing(manifest.root, table)
+    return f"{pictures.name} {pictures.root.absolute()} {split or 'all'}", Listing.of(manifest.root, table)
 
 
 class _Listed(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 
 from clip3dreid.data.datamodule import ReidDataModule
 from clip3dreid.data.manifest import Manifest
+from clip3dreid.data.tracklets import tracklets
 from clip3dreid.model.student import Student
 
 _WIDTH = 9
@@ -19,7 +20,10 @@ _WIDTH = 9
 
 @dataclass(frozen=True)
 class DataCounts:
-    """What a data set has to train and to test on; 0 outfits or cameras where it does not tell them."""
+    """What a data set has to train and to test on; 0 outfits or cameras where it does not tell them.
+
+    `tracklets` is 0 where single pictures are trained on.
+    """
 
     name: str
     people: int
@@ -27,10 +31,11 @@ class DataCounts:
     outfits: int
     cameras: int
     test_people: int
+    tracklets: int = 0
 
     @staticmethod
-    def of(manifest: Manifest) -> DataCounts:
-        """Count the training pictures of a data set, and its test people."""
+    def of(manifest: Manifest, *, clips: bool = False) -> DataCounts:
+        """Count the training pictures of a data set, tracklets where clips are cut of them, and its test people."""
         table, test = manifest.part("train"), manifest.part("test")
         outfits = table.select("person", "clothes").drop_nulls().unique()
         return DataCounts(
@@ -40,11 +45,14 @@ class DataCounts:
             outfits=len(outfits),
             cameras=table["camera"].drop_nulls().n_unique(),
             test_people=test["person"].n_unique(),
+            tracklets=len(tracklets(table, manifest.name).table) if clips else 0,
         )
 
     def line(self) -> str:
         """Return the counts as people read them."""
-        parts = [f"{self.people:,} people, {self.pictures:,} pictures"]
+        parts = [f"{self.people:,} people"]
+        parts += [f"{self.tracklets:,} tracklets"] if self.tracklets else []
+        parts += [f"{self.pictures:,} pictures"]
         parts += [f"{self.outfits:,} outfits"] if self.outfits else ["outfits not labelled"]
         parts += [f"{self.cameras:,} cameras"] if self.cameras else ["cameras not labelled"]
         parts += [f"tested on {self.test_people:,} people"] if self.test_people else ["nobody to test on"]
@@ -138,7 +146,7 @@ def opening(
     device = trainer.strategy.root_device
     called = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return Opening(
-        data=tuple(map(DataCounts.of, manifests)),
+        data=tuple(DataCounts.of(one, clips=data.clips is not None) for one in manifests),
         student=name,
         parameters=sum(one.numel() for one in student.parameters() if one.requires_grad),
         picture=(data.height, data.width),

@@ -251,7 +251,9 @@ def make_optimizer(request: TrainRequest, data: ReidDataModule) -> Callable[...,
 def tune(student: Student, settings: TrainSettings) -> None:
     """Make a student faster or smaller to train, in place; names of weights stay as they are."""
     if settings.channels_last:
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Module.to would stop at weights across frames, which have one dimension more.
+        for weight in (one for one in student.parameters() if one.ndim == 4):
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if settings.activation_checkpointing and not recompute(student.backbone):
         log.warning(
             "activation_checkpointing=true: the backbone has no repeated blocks, nothing is computed twice"

@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from clip3dreid.data.datasets import ccvid
+from clip3dreid.data.tracklets import tracklets
 from clip3dreid.errors import InputError
+from clip3dreid.retrieval.protocol import Protocol, same_camera
+from clip3dreid.retrieval.protocol_counts import count
 
 from . import trees
 
@@ -79,6 +82,53 @@ def test_a_tracklet_that_is_not_there_is_named(tmp_path: Path) -> None:
         InputError, match=r"2 listed tracklets are not there .*2/080_01, session3/081_02; unpack"
     ):
         ccvid.read(root)
+
+
+def test_of_many_tracklets_that_are_not_there_a_line_names_ten(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d")
+    (root / "gallery.txt").write_text("".join(f"session2/{p:03d}_01 {p} u0\n" for p in range(80, 93)))
+    with pytest.raises(InputError) as refused:
+        ccvid.read(root)
+    assert str(refused.value).startswith("ccvid: 13 listed tracklets are not there in ")
+    assert "session2/089_01 and 3 more; unpack" in str(refused.value)
+    assert "session2/090_01" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "  \r\n", " \t\n", "\n\n"])
+def test_blanks_at_the_ends_of_lines_mean_nothing(tmp_path: Path, end: str) -> None:
+    plain, other = tree(tmp_path / "plain"), tree(tmp_path / "other")
+    for name, lines in LISTS.items():
+        (other / name).write_bytes("".join(line + end for line in lines).encode())
+    assert ccvid.read(other).table.equals(ccvid.read(plain).table)
+
+
+def test_a_note_says_what_is_called_a_camera_and_the_same_walk_of_another_day_is_dropped(
+    tmp_path: Path,
+) -> None:
+    """Published camera numbers are walks: one walk of two days is one camera, and three days have two."""
+    root = tmp_path / "d"
+    for name, line in {
+        "train.txt": "session1/001_01 001 u0",
+        "query.txt": "session1/076_03 076 u0",
+        "gallery.txt": "session2/076_03 076 u1\nsession3/076_03 076 u1\nsession1/076_04 076 u0",
+    }.items():
+        for one in line.splitlines():
+            trees.plant(root, f"{one.split()[0]}/00001.jpg")
+        (root / name).write_text(line + "\n")
+    manifest = ccvid.read(root)
+    (caveat,) = trees.said(manifest)
+    assert caveat.startswith(
+        "cameras are the numbers of walks, 12 more in session 3, as published, and no cameras"
+    )
+    query, gallery = (tracklets(manifest.part("test", role), "ccvid").table for role in ("query", "gallery"))
+    assert dict(gallery.select("tracklet", "camera").rows()) == {
+        "session2/076_03": "3",
+        "session3/076_03": "15",
+        "session1/076_04": "4",
+    }
+    general = count(Protocol("general", same_camera, ""), query, gallery)
+    assert (general.positives_per_query, general.junk_per_query) == (2, 1)
 
 
 def test_frames_are_counted_and_not_spelled(tmp_path: Path) -> None:

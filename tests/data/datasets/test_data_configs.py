@@ -22,12 +22,10 @@ TREES = {
 
 def read(config: str, tmp_path: Path, **options: Any) -> Manifest:
     plant = TREES.get(config) or getattr(trees, config)
-    data = OmegaConf.load(conf_dir() / "data" / f"{config}.yaml")
-    assert isinstance(data, DictConfig)
     # `defaults` belongs to Hydra; here the options alone matter.
-    if config == "tracklets":
-        data = OmegaConf.merge(OmegaConf.load(conf_dir() / "data" / "custom.yaml"), data)
-        assert isinstance(data, DictConfig)
+    files = ["base", *(["custom"] if config == "tracklets" else []), config]
+    data = OmegaConf.merge(*(OmegaConf.load(conf_dir() / "data" / f"{file}.yaml") for file in files))
+    assert isinstance(data, DictConfig)
     del data["defaults"]
     cfg = OmegaConf.create({"data": OmegaConf.merge(data, options)})
     manifest: Manifest = instantiate(cfg.data.read)(plant(trees.misleading(tmp_path, "set")))

@@ -59,6 +59,26 @@ def test_a_tracklet_of_several_cameras_or_outfits_is_several_and_counted(tmp_pat
     )
 
 
+def test_a_tracklet_in_the_folder_of_another_camera_has_that_of_its_names_and_is_counted(
+    tmp_path: Path,
+) -> None:
+    root = trees.vccr(tmp_path / "d")
+    assert trees.said(vccr.read(root)) == ()
+    trees.plant(
+        root,
+        *(f"test_qg/gallery/0233/C9/t1/0233-C4-D2-F{frame}.jpg" for frame in range(8)),
+        # Leading zeros are no other camera, and folders without a number say nothing.
+        *(f"test_qg/gallery/0233/C05/t2/0233-C5-D2-F{frame}.jpg" for frame in range(8)),
+        *(f"test_qg/gallery/0233/hall/t3/0233-C6-D2-F{frame}.jpg" for frame in range(8)),
+    )
+    manifest = vccr.read(root)
+    assert set(manifest.part("test", "gallery")["camera"]) == {"3", "4", "5", "6"}
+    assert trees.said(manifest) == (
+        "1 test tracklets lie in the folder of another camera than their names say, which count: "
+        "test_qg/gallery/0233/C9/t1",
+    )
+
+
 def test_an_empty_tracklet_is_counted(tmp_path: Path) -> None:
     root = trees.vccr(tmp_path / "d")
     (root / "test_qg/gallery/0233/C4/t1").mkdir(parents=True)

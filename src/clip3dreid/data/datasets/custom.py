@@ -7,11 +7,14 @@ import numpy as np
 import polars as pl
 
 from clip3dreid.data.manifest import Manifest, build
+from clip3dreid.data.sources import OnError
 from clip3dreid.data.tree import SHOWN, Tree, holds_pictures, look_alike
+from clip3dreid.data.video_files import crops_of_videos
 from clip3dreid.errors import InputError
-from clip3dreid.io.checks import some
+from clip3dreid.io.checks import choose, some
 from clip3dreid.io.spelling import labels
 from clip3dreid.io.table_files import forward_slashes, read_table, understood
+from clip3dreid.io.video_places import is_picture_file
 
 PARTS = {
     "train": ("train", "train"),
@@ -47,15 +50,18 @@ def read(
     query_per_person: int = 0,
     split_seed: int = 0,
     tracklets: bool = False,
+    on_error: OnError = "fail",
 ) -> Manifest:
-    """Read a table of pictures, or a folder `part/person/picture`.
+    """Read a table of pictures, one of people in videos, or a folder `part/person/picture`.
 
     A table (CSV or Parquet) has the manifest's columns or some of them: `path` (relative to the table's
     folder), `person`, `split` (train, val, test) and `role` (train, query, gallery) are needed, `camera`,
-    `clothes`, `tracklet`, `frame` and `query_set` may be there. A folder's parts are `train`, `query`,
-    `gallery`, `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are free strings,
-    spelled by the one rule for labels (`spelling.label`). Columns and parts may go by other common names. Pictures
-    without query or gallery can be split by `query_per_person`.
+    `clothes`, `tracklet`, `frame`, `query_set`, `location` and `scale` may be there. With `video` (relative to
+    the table's folder), `frame` (from 0) and a box (`table_files.take_boxes`) in the place of `path`, pictures are
+    cut out of the frames of videos when they are asked for. A folder's parts are `train`, `query`, `gallery`,
+    `val_query` and `val_gallery`; it labels neither cameras nor clothes. People are free strings, spelled by the one
+    rule for labels (`spelling.label`). Columns and parts may go by other common names. Pictures without query or
+    gallery can be split by `query_per_person`.
 
     Args:
         root: the table or the folder.
@@ -64,16 +70,20 @@ def read(
             at least one; 0 draws none. Only for data that has no queries of its own.
         split_seed: of the draw.
         tracklets: folders are `part/person/tracklet/frame`, and a path in a table may be a folder of frames, which
-            is a tracklet by its name in the column `tracklet`, or else by its path.
+            is a tracklet by its name in the column `tracklet`, or else by its path; of videos every row says its own.
+        on_error: what is done about rows of videos that cannot be read, beyond a video's end, or whose box lies
+            outside its frame: `fail` refuses them, `skip` leaves them out with a note. Pictures of files of their own
+            are not looked at.
 
     Raises:
-        InputError: if the layout or a column is another, pictures are not there, a folder of frames holds none, or
-            queries have no gallery.
+        InputError: if the layout or a column is another, pictures or videos are not there, a folder of frames holds
+            none, rows are refused, or queries have no gallery.
     """
+    choose("on_error", on_error, ("fail", "skip"))
     tree = Tree(name, root)
     is_table = root.is_file()
     if is_table:
-        table, notes = _from_table(tree, tracklets)
+        table, notes = _from_table(tree, tracklets, on_error)
     else:
         table, notes = _from_folders(tree, query_per_person, tracklets)
     if query_per_person:
@@ -90,14 +100,13 @@ def read(
     return build(name, root.parent, table, notes) if is_table else tree.manifest(table, notes)
 
 
-def from_table(table: pl.DataFrame, root: Path, name: str = "custom", files: bool = True) -> Manifest:
+def from_table(table: pl.DataFrame, root: Path, name: str = "custom") -> Manifest:
     """Make a manifest of a table in memory, as `read` does of a file.
 
     Args:
         table: likewise, its paths relative to `root`; without `split`, all but the role `train` is `test`.
         root: folder of the pictures.
         name: what to call the data set.
-        files: paths are files, which are to be there.
 
     Raises:
         InputError: as `read`.
@@ -106,15 +115,19 @@ def from_table(table: pl.DataFrame, root: Path, name: str = "custom", files: boo
     if "split" not in table.columns and "role" in table.columns:
         train = _known(table["role"], ROLES) == "train"
         table = table.with_columns(split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test")))
-    return build(name, root, *_labelled(table, name, "the table", root, "root" if files else None))
+    table, notes = crops_of_videos(table, root, f"{name}: the table", tracked=False, on_error="fail")
+    labelled, more = _labelled(table, name, "the table", root, "root")
+    return build(name, root, labelled, [*notes, *more])
 
 
-def _from_table(tree: Tree, tracklets: bool) -> tuple[pl.DataFrame, list[str]]:
-    what = f"{tree.name}: {tree.root}"
+def _from_table(tree: Tree, tracklets: bool, on_error: OnError) -> tuple[pl.DataFrame, list[str]]:
+    what, folder = f"{tree.name}: {tree.root}", tree.root.parent
     table = understood(read_table(tree.root, what), what)
+    table, notes = crops_of_videos(table, folder, what, tracked=tracklets, on_error=on_error)
     if tracklets and "path" in table.columns:
         table = _with_frames(tree, table)
-    return _labelled(table, tree.name, str(tree.root), tree.root.parent, "the table's folder")
+    labelled, more = _labelled(table, tree.name, str(tree.root), folder, "the table's folder")
+    return labelled, [*notes, *more]
 
 
 def _with_frames(tree: Tree, table: pl.DataFrame) -> pl.DataFrame:
@@ -134,7 +147,7 @@ def _with_frames(tree: Tree, table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _labelled(
-    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str | None
+    table: pl.DataFrame, name: str, place: str, folder: Path, relative_to: str
 ) -> tuple[pl.DataFrame, list[str]]:
     """Return a table of pictures that are there, with notes on its labels.
 
@@ -143,21 +156,20 @@ def _labelled(
         name: of the data set.
         place: what messages call the table.
         folder: that paths are relative to.
-        relative_to: what messages call the folder; None: paths are no files.
+        relative_to: what messages call the folder.
     """
     what = f"{name}: {place}"
     if absent := [column for column in ("path", "person", "split", "role") if column not in table.columns]:
         raise InputError(f"{what} has no column {', '.join(absent)}; it has {some(table.columns, 8)}")
     if "data_set" in table.columns and table["data_set"].n_unique() > 1:
         raise InputError(f"{what} holds several data sets; keep one to a table")
-    if relative_to is not None:
-        table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
-        paths = table["path"].drop_nulls().unique().sort()
-        if lost := [path for path in paths if not (folder / path).is_file()]:
-            raise InputError(
-                f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are "
-                f"relative to {relative_to}"
-            )
+    table = table.with_columns(path=forward_slashes(table["path"].cast(pl.String), folder))
+    paths = table["path"].drop_nulls().unique().sort()
+    if lost := [path for path in paths if not is_picture_file(folder / path)]:
+        raise InputError(
+            f"{name}: {len(lost)} pictures of {place} are not in {folder}: {some(lost, SHOWN)}; paths are "
+            f"relative to {relative_to}"
+        )
     table = table.with_columns(_known(table["split"], SPLITS), _known(table["role"], ROLES))
     return _own_clothes(table)
 

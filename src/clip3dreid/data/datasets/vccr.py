@@ -19,6 +19,7 @@ _PERSON = r"(?P<person>\d+)/"
 EXAMPLE = "0001-C2-D1-F0003.jpg"
 TRAIN = Names(re.compile(_PERSON + r"[^/]+/" + _NAME), f"0001/TRACKLET/{EXAMPLE}", parts=3)
 TEST = Names(re.compile(_PERSON + r"[^/]+/[^/]+/" + _NAME), f"0001/CAMERA/TRACKLET/{EXAMPLE}", parts=4)
+FOLDER_OF_CAMERA = r"^test_qg/[^/]+/[^/]+/[^/\d]*(\d+)/"
 PARTS = (
     ("train", "train", "train", TRAIN),
     ("test_qg/query", "test", "query", TEST),
@@ -37,8 +38,9 @@ PUBLISHED = (
 def read(root: Path, min_frames: int = 8) -> Manifest:
     """Read the frames of VCCR from the folder that holds `train` and `test_qg`.
 
-    Camera and clothes are those of a frame's name, an outfit is named `person_clothes`. A tracklet is a folder; one
-    whose frames are of several cameras or outfits is several tracklets, `FOLDER:CAMERA_CLOTHES`, which a note counts.
+    Camera and clothes are those of a frame's name, as published, and an outfit is named `person_clothes`. A tracklet
+    is a folder; one whose frames are of several cameras or outfits is several tracklets, `FOLDER:CAMERA_CLOTHES`,
+    which a note counts, as one does test tracklets in the folder of another camera than their names say.
 
     Args:
         root: the folder.
@@ -51,8 +53,8 @@ def read(root: Path, min_frames: int = 8) -> Manifest:
     tree = Tree("vccr", root)
     tree.require(*(f"{folder}/" for folder, *_ in PARTS))
     rows, notes, empty = [], [], []
-    for folder, split, role, names in PARTS:
-        for path, name in tree.read(folder, names, depth=names.parts - 1):
+    for part, split, role, names in PARTS:
+        for path, name in tree.read(part, names, depth=names.parts - 1):
             person = number(name["person"])
             rows.append(
                 {
@@ -66,10 +68,18 @@ def read(root: Path, min_frames: int = 8) -> Manifest:
                     "role": role,
                 }
             )
-        empty += tree.without_pictures(folder, names.parts - 1)
+        empty += tree.without_pictures(part, names.parts - 1)
     table = pl.DataFrame(rows)
     labels = pl.concat_str("camera", pl.col("clothes").str.extract(r"(\d+)$"), separator="_")
     mixed = pl.struct("camera", "clothes").n_unique().over("tracklet") > 1
+    # A query's own camera is dropped by what names say: what folders say otherwise should be known.
+    folder, camera = pl.col("path").str.extract(FOLDER_OF_CAMERA), pl.col("camera")
+    elsewhere = folder.cast(pl.Int64, strict=False) != camera.cast(pl.Int64, strict=False)
+    if odd := table.filter(pl.col("split") == "test", elsewhere)["tracklet"].unique().sort().to_list():
+        notes.append(
+            f"{len(odd)} test tracklets lie in the folder of another camera than their names say, which count: "
+            f"{some(odd, 3)}"
+        )
     if divided := table.filter(mixed)["tracklet"].unique().sort().to_list():
         notes.append(
             f"{len(divided)} tracklets of several cameras or outfits are divided: {some(divided, 3)}"
