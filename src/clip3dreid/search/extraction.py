@@ -405,6 +405,8 @@ class ExtractionModule(lightning.LightningModule):
                 torch.split(batch.images, self._size), torch.split(batch.rows, self._size), strict=True
             ):
                 self._send(rows, self.model(to_unit(images), flip=self.flip))
+                while len(self._coming) > _ON_THE_WAY:
+                    self._take_in(kept)
         self._count += 1
         if self._count == batches:
             while self._coming:
@@ -413,11 +415,9 @@ class ExtractionModule(lightning.LightningModule):
             log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "shard %d is written", number)
             self._waiting.popleft()
             self._kept, self._count = None, 0
-        while len(self._coming) > _ON_THE_WAY:
-            self._take_in(kept)
 
     def _send(self, rows: Tensor, outputs: Outputs) -> None:
-        """Send on their way to the CPU what is kept; what has been on its way for two batches is taken in."""
+        """Send on its way to the CPU what is kept, which is taken in when two batches more have been looked at."""
         tensors = [getattr(outputs, name).float() for name in self._names]
         if self._choices:
             assert outputs.joint is not None
