@@ -42,12 +42,13 @@ demo: $(STAMP)
 	$(BIN)/clip3dreid demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # One thread each: two test processes with two threads each on two cores wait for each other.
+# Neighbouring tests stay together, and so does what a file shares; whoever has none left takes half of the other's.
 WORKERS ?= 2
 test test-all: export OMP_NUM_THREADS ?= 1
 

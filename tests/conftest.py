@@ -10,16 +10,18 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins import file_config_source
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from hypothesis import settings
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 
 from clip3dreid.config.folder import conf_dir
@@ -31,6 +33,28 @@ settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class _ReadOnce:
+    """`OmegaConf.load` of an open file, which parses a text that it has met before no second time."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, Any] = {}
+
+    def load(self, file: TextIO) -> DictConfig | ListConfig:
+        text = file.read()
+        if text not in self._met:
+            file.seek(0)
+            self._met[text] = OmegaConf.to_container(OmegaConf.load(file))
+        return OmegaConf.create(self._met[text])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_is_parsed_once() -> Iterator[None]:
+    """Thousands of configs are composed from the same files; their parsing is a sixth of the time of that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_config_source, "OmegaConf", _ReadOnce())
+        yield
 
 
 def paint(path: Path, person: int, outfit: int, seed: int, height: int = 32, width: int = 16) -> None:
@@ -208,19 +232,22 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
-@pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """As `command`, but in this process: importing torch and Lightning anew takes longer than most tests."""
-    monkeypatch.chdir(tmp_path)
+@contextlib.contextmanager
+def in_this_process(folder: Path) -> Iterator[Command]:
+    """Runs commands as `command` does, in a folder, but here: importing torch anew takes longer than most tests."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     root = logging.getLogger()
     before = root.level, list(root.handlers)
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(sys, "argv", [f"clip3dreid.{name}", *arguments])
         status = 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(sys, "argv", [f"clip3dreid.{name}", *arguments])
             try:
                 importlib.import_module(f"clip3dreid.cli.{name}").main()
             except SystemExit as leaving:
@@ -232,7 +259,26 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]
                 GlobalHydra.instance().clear()
         return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
-    yield run
-    torch.use_deterministic_algorithms(deterministic)
-    root.setLevel(before[0])
-    root.handlers[:] = before[1]
+    with contextlib.chdir(folder):
+        try:
+            yield run
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            root.setLevel(before[0])
+            root.handlers[:] = before[1]
+
+
+def trained(folder: Path, *arguments: str) -> Path:
+    """What `train` leaves in `folder/run`, which the arguments name, for a fixture that many tests look at."""
+    with in_this_process(folder) as run:
+        done = run("train", *arguments)
+    assert done.returncode == 0, done.stderr
+    (folder / "run" / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return folder / "run"
+
+
+@pytest.fixture
+def invoke(tmp_path: Path) -> Iterator[Command]:
+    """As `command`, but in this process."""
+    with in_this_process(tmp_path) as run:
+        yield run

@@ -1,9 +1,10 @@
 """Processes that tests start: how long one is waited for, and how the end of all its workers is."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def await_end(leader: int) -> None:
     while session(leader):
         assert time.monotonic() < deadline, f"still there: {session(leader)}"
         time.sleep(0.01)
+
+
+IMPORTED = ["pytest", "hypothesis", "torch.distributed", "clip3dreid.training.module"]
+"""What a server of processes imports for them, once: each takes longer to import torch than for what it is to do."""
+
+
+def side_by_side(function: Callable[..., None], count: int, *arguments: object) -> None:
+    """Calls `function(rank, *arguments)` in new processes, one a rank, and raises what one of them raises."""
+    from torch import multiprocessing as torch_multiprocessing
+
+    # Forked, but from a process of its own that has done nothing yet: no thread, no lock, no gradient of this one.
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    torch_multiprocessing.start_processes(function, arguments, count, start_method="forkserver")
 
 
 _HOLDER = """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import TINY, write_ltcc
+from tests.conftest import TINY, Command, write_ltcc
 from tests.processes import PATIENCE_S
 
 RUN = """
@@ -54,16 +54,10 @@ assert find_spec("transformers") and all(map(version, ("transformers", "matplotl
 
 
 def test_a_search_by_picture_loads_neither_a_teachers_library_nor_a_compiler(
-    saved_model: Path, tmp_path: Path
+    saved_model: Path, invoke: Command, tmp_path: Path
 ) -> None:
     write_ltcc(tmp_path / "pictures", train=[], test=range(2))
     extracting = [f"checkpoint={saved_model}", "pictures=pictures", "out=shards", "trainer=cpu", "workers=0"]
-    subprocess.run(
-        [sys.executable, "-m", "clip3dreid", "extract", *extracting],
-        cwd=tmp_path,
-        check=True,
-        timeout=PATIENCE_S,
-        capture_output=True,
-    )
+    assert invoke("extract", *extracting).returncode == 0
     asked = ["gallery=shards", f"checkpoint={saved_model}", "picture=pictures/query", "top=2"]
     assert not loaded(tmp_path, "search", *asked)

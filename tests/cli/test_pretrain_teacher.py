@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,8 +27,8 @@ from clip3dreid.training.pretraining_data import recolour
 from clip3dreid.training.teacher import TeacherPretrainingModule, pretrain_teacher
 from clip3dreid.training.teacher_data import read_training_set
 from clip3dreid.training.teacher_settings import PretrainingSettings
-from tests.conftest import Command
-from tests.processes import PATIENCE_S, holding
+from tests.conftest import Command, in_this_process
+from tests.processes import holding
 
 TINY = (
     "trainer=cpu",
@@ -56,11 +54,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["train_people=4", "test_people=2", "height=32", "width=16", "antialias=1", "workers=0"]
     few = ["layout=ltcc", "layout.outfits=2", "layout.cameras=2", "layout.seen=2", "layout.test_pictures=2"]
     few += ["layout.pictures=2"]
-    subprocess.run(
-        [sys.executable, "-m", "clip3dreid", "synthesize", *few, *sizes, f"out={out}"],
-        check=True,
-        timeout=PATIENCE_S,
-    )
+    with in_this_process(out.parent) as run:
+        done = run("synthesize", *few, *sizes, f"out={out}")
+    assert done.returncode == 0, done.stderr
     return out
 
 

@@ -21,7 +21,6 @@ from clip3dreid.data.bodies import read_bodies
 from clip3dreid.errors import InputError
 from tests.config.test_conf import check_bindings, composed
 from tests.conftest import TINY, Command
-from tests.processes import PATIENCE_S
 
 LAYOUTS = sorted(path.stem for path in (conf_dir() / "layout").glob("*.yaml"))
 READ = [name for name in LAYOUTS if name != "bodies"]
@@ -42,16 +41,6 @@ def held(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
     }
-
-
-def synthesize(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clip3dreid", "synthesize", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +155,7 @@ def test_clothed_worlds_are_no_textureless_bodies(worlds: Path, invoke: Command)
 
 def test_the_bytes_do_not_depend_on_the_workers(worlds: Path, invoke: Command, tmp_path: Path) -> None:
     root = world("ccvid", worlds, invoke)
-    done = synthesize(tmp_path, "layout=ccvid", "out=w", "workers=2", *SMALL, *FEW["ccvid"])
+    done = invoke("synthesize", "layout=ccvid", "out=w", "workers=2", *SMALL, *FEW["ccvid"])
     assert done.returncode == 0, done.stderr
     assert held(tmp_path / "w") == held(root)
 
@@ -318,14 +307,14 @@ def test_an_epoch_of_the_recipe_trains_on_a_layout(
     assert all(evaluation["results"] for evaluation in results["evaluations"])
 
 
-def test_a_working_folder_that_is_a_link_costs_nobody_a_file(tmp_path: Path) -> None:
+def test_a_working_folder_that_is_a_link_costs_nobody_a_file(invoke: Command, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     for name in (".bashrc", "part-1.png", "chunk-000000.parquet"):
         (tmp_path / "home" / name).write_text("mine")
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / ".world").symlink_to(tmp_path / "home")
     before = held(tmp_path / "home")
-    done = synthesize(tmp_path, "layout=ltcc", "out=world", *SMALL, *FEW["ltcc"], "workers=0")
+    done = invoke("synthesize", "layout=ltcc", "out=world", *SMALL, *FEW["ltcc"], "workers=0")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: world/.world is a link, and nothing is")
     assert "Traceback" not in done.stderr

@@ -9,7 +9,6 @@ import polars as pl
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,6 +28,7 @@ from clip3dreid.model.teacher import Teacher
 from clip3dreid.model.teacher_view import Native
 from tests.io.test_ranks import together
 from tests.model.test_small_clip import CONFIG, MEAN, STD, TEXTS
+from tests.processes import side_by_side
 
 STATURE = {"measure": "stature", "words": ["short", "tall"], "cuts": [50], "phrase": "a {word} {person}"}
 VOCABULARY = Vocabulary(
@@ -334,7 +334,7 @@ def test_a_teacher_pass_shared_by_two_processes_reads_every_picture_once(kept: s
         # What an earlier run has made of the second set is not made again.
         embeddings_of(tmp_path, manifests[1:], Counting()).cache  # noqa: B018
         assert (tmp_path / "cache" / "b" / "index.json").exists()
-    mp.spawn(shared_pass, args=(str(tmp_path), kept), nprocs=2)
+    side_by_side(shared_pass, 2, str(tmp_path), kept)
     told = [torch.load(tmp_path / f"{kept}-{rank}.pt", weights_only=False) for rank in range(2)]
     expected = manifests[0].files() + ([] if kept == "disk" else manifests[1].files())
     assert sorted(file for read, _, _ in told for file in read) == sorted(map(str, expected))

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +16,7 @@ from clip3dreid.loss.margin_heads import ArcFace, Circle, CosFace
 from clip3dreid.loss.orthogonal import ClothesOrthogonal
 from clip3dreid.loss.pairwise import Contrastive, PairwiseCircle, PairwiseCosFace, Triplet
 from clip3dreid.loss.weighted import WeightedLosses
+from tests.processes import side_by_side
 
 from .cases import batch, dimensions, features, random_embedding
 
@@ -105,7 +105,7 @@ def uneven_process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(uneven_process, args=(str(folder),), nprocs=3)
+    side_by_side(uneven_process, 3, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
@@ -117,7 +117,7 @@ def one():
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, args=(str(folder),), nprocs=2)
+    side_by_side(process, 2, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from clip3dreid.errors import InputError
@@ -18,6 +17,7 @@ from clip3dreid.loss.shares import FALL, OUTLIER, Sent, Shares, gradients_sent
 from clip3dreid.loss.term import Term
 from clip3dreid.loss.weighted import WeightedLosses
 from clip3dreid.types import Batch, Features
+from tests.processes import side_by_side
 
 from .cases import batch, dimensions, features, random_embedding
 
@@ -339,7 +339,7 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_measure_the_gradient_and_find_the_weights_of_one(tmp_path: Path):
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    side_by_side(process, 2, str(tmp_path))
     two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert two[0] == two[1]
     sent_, weight = halves(slice(0, 8))

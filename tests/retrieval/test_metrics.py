@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 from clip3dreid.errors import InputError
 from clip3dreid.retrieval.distributed import RetrievalScores
 from clip3dreid.retrieval.metrics import PerQuery, score_ranks, summarise
+from tests.processes import side_by_side
 from tests.retrieval.worlds import rank_a_share, run, world
 
 RANKS = torch.tensor([[1, 3, 6], [2, 99, 99], [7, 21, 99]])
@@ -72,7 +72,7 @@ def test_updates_add_up_to_the_whole():
 
 
 def test_two_processes_with_a_share_each_report_what_one_reports(tmp_path):
-    mp.spawn(rank_a_share, (2, tmp_path), nprocs=2)
+    side_by_side(rank_a_share, 2, 2, tmp_path)
     alone = run(*world(seed=11, kind="signs"), open_set=[0.01, 0.2])
     one = {name: found.result() for name, found in alone.items()}
     for rank in (0, 1):

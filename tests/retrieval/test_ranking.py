@@ -14,6 +14,7 @@ from clip3dreid.retrieval.counting import negatives_ranked_above_on_device
 from clip3dreid.retrieval.evaluation import evaluate
 from clip3dreid.retrieval.protocol import Protocol
 from clip3dreid.retrieval.ranking import block_rows
+from tests.processes import side_by_side
 from tests.retrieval.plain import JUNK, evaluate_plain, score_matrix
 from tests.retrieval.test_counting import Waits
 from tests.retrieval.worlds import PROTOCOLS, RULES, rank_in_parts, run, world
@@ -339,7 +340,7 @@ class TestOnADevice:
 
 def test_a_gallery_in_parts_ranks_as_one(tmp_path):
     """Two processes hold it; whoever has which pictures, each gets the results of the whole, ties included."""
-    torch.multiprocessing.spawn(rank_in_parts, (2, tmp_path), nprocs=2)
+    side_by_side(rank_in_parts, 2, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     drawn = {"drawn": Protocol("drawn", rules.same_camera, "", draws=3, seed=5)}
     some = {"some": Protocol("some", rules.same_camera, "", gallery={"camera": ["c0", "c1"]})}

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
 import clip3dreid
@@ -17,6 +16,7 @@ from clip3dreid.retrieval import torchmetric
 from clip3dreid.retrieval.protocol import Protocol, nothing
 from clip3dreid.retrieval.standard import CLOTHES
 from clip3dreid.retrieval.torchmetric import RetrievalMetric
+from tests.processes import side_by_side
 from tests.retrieval.worlds import PROTOCOLS, feed, pictures, run, score_a_share, world
 
 NO_REMOVAL = Protocol("no_removal", nothing, "")
@@ -103,7 +103,7 @@ def test_a_picture_that_comes_twice_counts_once_by_its_index_and_twice_without()
 
 
 def test_two_processes_report_what_one_does_however_pictures_are_divided(tmp_path):
-    mp.spawn(score_a_share, (2, tmp_path), nprocs=2)
+    side_by_side(score_a_share, 2, 2, tmp_path)
     given = pictures(seed=12, kind="signs")
     one = feed(RetrievalMetric(PROTOCOLS), given).compute()
     for rank in (0, 1):

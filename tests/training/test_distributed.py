@@ -75,12 +75,12 @@ TERMS = ("loss/total", "loss/identity", "loss/clothes_adversarial/adversarial")
 
 
 def test_two_processes_give_the_losses_weights_and_metrics_of_one(
-    ltcc_root: Path, command: Command, tmp_path: Path
+    ltcc_root: Path, command: Command, invoke: Command, tmp_path: Path
 ) -> None:
     shared = [
         "data=ltcc", f"data.root={ltcc_root}", "data.val_people=2", "evaluate_every=1", *TINY, *GHOST,
     ]  # fmt: skip
-    one = command("train", *shared, "hydra.run.dir=one")
+    one = invoke("train", *shared, "hydra.run.dir=one")
     assert one.returncode == 0, one.stderr
     two = command("train", *shared, "hydra.run.dir=two", *PAIR)
     assert two.returncode == 0, two.stderr
@@ -104,7 +104,7 @@ def test_two_processes_give_the_losses_weights_and_metrics_of_one(
 
 
 def test_replicas_and_shared_out_weights_train_as_one_process_does(
-    ltcc_root: Path, command: Command, tmp_path: Path
+    ltcc_root: Path, command: Command, invoke: Command, tmp_path: Path
 ) -> None:
     shared = [
         "data=ltcc",
@@ -114,7 +114,7 @@ def test_replicas_and_shared_out_weights_train_as_one_process_does(
         *TINY,
         *GHOST_SINGLE,
     ]
-    one = command("train", *shared, "ema=0.9", "hydra.run.dir=one")
+    one = invoke("train", *shared, "ema=0.9", "hydra.run.dir=one")
     assert one.returncode == 0, one.stderr
     two = command("train", *distributed(shared, "ddp"), "ema=0.9", "hydra.run.dir=two")
     assert two.returncode == 0, two.stderr

@@ -11,7 +11,7 @@ import torch
 from clip3dreid.model.teacher import Teacher
 from clip3dreid.training.module import ReidModule
 from clip3dreid.types import Batch, Features
-from tests.conftest import TINY, Command, write_bodies, write_ltcc
+from tests.conftest import TINY, Command, trained, write_bodies, write_ltcc
 from tests.training.test_run import column, rows, weights
 
 LTCC = ("data=ltcc", "epochs=2", *TINY)
@@ -60,18 +60,11 @@ def test_pictures_kept_in_memory_train_the_same_model(
 @pytest.fixture(scope="module")
 def full(ltcc_root: Path, guided: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the full method, with gradients of every term measured at every step."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("full")
     every = f"loss=[{','.join(EVERYTHING)}]"
     vertices = "loss.body.term.vertex_weight=10"
     overrides = arguments(ltcc_root, every, vertices, *guided, "gradient_norms_every=1")
-    done = subprocess.run(
-        [sys.executable, "-m", "clip3dreid.train", *overrides], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return trained(folder, *overrides)
 
 
 def test_every_term_is_logged_raw_and_weighted_with_its_gradient(full: Path) -> None:
@@ -228,8 +221,9 @@ def test_the_teacher_is_the_same_after_training_and_gets_no_gradient(
     before: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(Teacher, "__init__", remember)
     done = invoke(
-        "train", *arguments(ltcc_root, "method=clip3dreid_release"), *guided, f"model.teacher.cache={cache}"
-    )
+        "train", *arguments(ltcc_root, "method=clip3dreid_release", "epochs=1"), *guided,
+        f"model.teacher.cache={cache}",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (teacher,) = teachers
     after = teacher.model.state_dict()
@@ -244,7 +238,11 @@ def test_an_official_body_guides_as_the_shipped_one_does(
 
     file = _smpl_as_npz(tmp_path)
     done = invoke(
-        "train", *arguments(ltcc_root, "loss=[identity,body]", *guided), "body=smpl", f"body.path={file}"
+        "train",
+        *arguments(ltcc_root, "loss=[identity,body]", *guided),
+        "epochs=1",
+        "body=smpl",
+        f"body.path={file}",
     )
     assert done.returncode == 0, done.stderr
     state: dict[str, Any] = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -276,23 +274,53 @@ CONTROLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def uncontrolled(
+    ltcc_root: Path, guided: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """What an epoch of the full method makes of a student: to the bit, unless something else is exchanged."""
+    every = f"loss=[{','.join(EVERYTHING)}]"
+    folder = tmp_path_factory.mktemp("uncontrolled")
+    return weights(trained(folder, *arguments(ltcc_root, every, *guided, "epochs=1")))
+
+
 @pytest.mark.parametrize("control", CONTROLS)
 def test_the_controls_train_on_exchanged_guides_and_say_so(
-    control: str, full: Path, ltcc_root: Path, invoke: Command, guided: tuple[str, ...], tmp_path: Path
+    control: str,
+    uncontrolled: dict[str, torch.Tensor],
+    ltcc_root: Path,
+    invoke: Command,
+    guided: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     every = f"loss=[{','.join(EVERYTHING)}]"
-    done = invoke("train", *arguments(ltcc_root, every, *guided, control))
+    done = invoke("train", *arguments(ltcc_root, every, *guided, "epochs=1", control))
     assert done.returncode == 0, done.stderr
     assert f"control: {CONTROLS[control]} ({control})" in done.stdout + done.stderr
     other = weights(tmp_path / "run")
-    assert any(not torch.equal(value, other[name]) for name, value in weights(full).items())
+    assert any(not torch.equal(value, other[name]) for name, value in uncontrolled.items())
+
+
+def test_without_a_control_the_same_training_ends_with_the_same_bits(
+    uncontrolled: dict[str, torch.Tensor],
+    ltcc_root: Path,
+    invoke: Command,
+    guided: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """Else the controls would differ from it whatever they do."""
+    every = f"loss=[{','.join(EVERYTHING)}]"
+    done = invoke("train", *arguments(ltcc_root, every, *guided, "epochs=1"))
+    assert done.returncode == 0, done.stderr
+    again = weights(tmp_path / "run")
+    assert all(torch.equal(value, again[name]) for name, value in uncontrolled.items())
 
 
 def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
     ltcc_root: Path, invoke: Command, guided: tuple[str, ...], full: Path
 ) -> None:
     done = invoke(
-        "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,local]", *guided),
+        "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,local]", *guided, "epochs=1"),
         f"labels.path={full / 'labels.parquet'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -304,6 +332,7 @@ def test_edited_labels_are_read_and_image_labels_guide_picture_by_picture(
                 "method=clip3dreid_paper",
                 "loss=[identity,local]",
                 *guided,
+                "epochs=1",
                 more,
                 run=f"run{number}",
             ),
@@ -413,7 +442,7 @@ def test_a_resumed_run_refuses_other_bodies(
 ) -> None:
     bodies = write_bodies(tmp_path / "bodies")
     root = f"bodies.root={bodies}"
-    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid_paper", *guided, root))
+    done = invoke("train", *arguments(ltcc_root, "method=clip3dreid_paper", *guided, root, "epochs=1"))
     assert done.returncode == 0, done.stderr
     truth = pl.read_parquet(bodies / "truth.parquet")
     truth.with_columns(pl.col("betas").list.eval(pl.element() + 1)).write_parquet(bodies / "truth.parquet")
@@ -428,7 +457,7 @@ def test_two_data_sets_are_labelled_picture_by_picture(
     other = write_ltcc(tmp_path / "other", train=range(50, 53), test=range(60, 62))
     done = invoke(
         "train", *arguments(ltcc_root, "method=clip3dreid_paper", "loss=[identity,local]", *guided),
-        "labels.level=image", "+data@data.also.second=ltcc", f"data.also.second.root={other}",
+        "epochs=1", "labels.level=image", "+data@data.also.second=ltcc", f"data.also.second.root={other}",
         "data.also.second.name=second",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -16,6 +15,7 @@ from clip3dreid.retrieval.protocol import Protocol, nothing
 from clip3dreid.retrieval.rerank import QueryExpansion
 from clip3dreid.training.evaluation_module import EvaluationModule, limits, share_buffers
 from clip3dreid.training.module import ReidModule
+from tests.processes import side_by_side
 
 
 def _process(rank: int, folder: str) -> None:
@@ -29,7 +29,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_all_processes_evaluate_with_the_first_ones_running_statistics(tmp_path: Path) -> None:
-    mp.spawn(_process, (str(tmp_path),), nprocs=2)
+    side_by_side(_process, 2, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     # Mean 1 + 1.5 of the first process's step, with momentum 0.1.
     torch.testing.assert_close(first["running_mean"], torch.full((3,), 0.25))

@@ -19,7 +19,7 @@ from clip3dreid.errors import InputError
 from clip3dreid.report.results import read_results
 from clip3dreid.training.resume import changes, may_change
 from clip3dreid.training.signals import SaveWhenTold
-from tests.conftest import TINY, Command
+from tests.conftest import TINY, Command, trained
 from tests.runs import Killer, assert_same, differences
 from tests.small_disk import small_disk
 from tests.training.test_run import column
@@ -122,7 +122,7 @@ MOMENTS = {
 def whole(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`ce`, trained in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    return Killer(folder, overrides("ce", ltcc_root, ()), 0).undisturbed()
+    return trained(folder, *overrides("ce", ltcc_root, ()), "hydra.run.dir=run")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_run_of_before_keys_were_renamed_goes_on(ltcc_root: Path, invoke: Comm
 def short(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of `ce`."""
     folder = tmp_path_factory.mktemp("short")
-    return Killer(folder, ["data=ltcc", f"data.root={ltcc_root}", *TINY, "epochs=2"], 0).undisturbed()
+    return trained(folder, "data=ltcc", f"data.root={ltcc_root}", *TINY, "epochs=2", "hydra.run.dir=run")
 
 
 def test_what_would_be_another_training_is_refused_by_name_and_nothing_is_touched(

@@ -19,7 +19,7 @@ from PIL import Image
 from clip3dreid.errors import InputError
 from clip3dreid.model.normalisation import FrozenBatchNorm1d
 from clip3dreid.training.checks import check_norms
-from tests.conftest import TINY, Command, write_ltcc
+from tests.conftest import TINY, Command, trained, write_ltcc
 from tests.processes import PATIENCE_S
 
 RUN = "hydra.run.dir=run"
@@ -48,16 +48,7 @@ def finished(ltcc_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data=ltcc", f"data.root={ltcc_root}", *TINY, "method=cal", "clothes_start_epoch=1", "data.val_people=2",
         "epochs=6", "evaluate_every=2", RUN,
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "clip3dreid.train", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "run" / "stdout.txt").write_text(done.stdout)
-    return folder / "run"
+    return trained(folder, *arguments)
 
 
 def test_last_and_best_are_both_evaluated_and_both_say_how_they_were_chosen(finished: Path) -> None:
@@ -191,8 +182,8 @@ def test_a_run_killed_in_mid_epoch_resumes_and_ends_where_an_undisturbed_one_doe
     assert both[0] == both[1]
 
 
-def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, command: Command, tmp_path: Path) -> None:
-    done = command(
+def test_a_sweep_makes_one_run_for_each_seed(ltcc_root: Path, invoke: Command, tmp_path: Path) -> None:
+    done = invoke(
         "train",
         "-m",
         "seed=1,2",

@@ -1,8 +1,6 @@
 """A shape teacher from nothing: its loss against torch's, its judgement by hand, a training that is resumed."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,8 @@ from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.shape_teacher import ShapeAnswers, ShapeTeacher
 from clip3dreid.training.shape_teacher import correlations, joined, pretrain_shape_teacher, shape_loss
 from clip3dreid.training.teacher_settings import ShapePretrainingSettings
-from tests.conftest import Command
+from tests.conftest import Command, in_this_process
 from tests.model.test_shape_teacher import STUDENT
-from tests.processes import PATIENCE_S
 
 TINY = ("trainer=cpu", "epochs=2", "batch=8", "train_view.height=32", "train_view.width=16")
 SMALLER = ("model.student.backbone.width=4", "optimizer.schedule.warmup_epochs=1")
@@ -34,8 +31,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("worlds") / "dressed"
     sizes = ["train_people=8", "test_people=4", "height=32", "width=16", "antialias=1", "workers=0"]
     how = ["layout=bodies", "layout.dress=dressed", *sizes, f"out={out}"]
-    command = [sys.executable, "-m", "clip3dreid", "synthesize", *how]
-    subprocess.run(command, check=True, timeout=PATIENCE_S)
+    with in_this_process(out.parent) as run:
+        done = run("synthesize", *how)
+    assert done.returncode == 0, done.stderr
     return out
 
 

@@ -27,6 +27,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from clip3dreid.config.folder import conf_dir
 from clip3dreid.config.launchers import free_device
+from clip3dreid.config.one_composition import composed_once
 from clip3dreid.config.refusals import refusal, yaml_refusal
 from clip3dreid.config.run_names import method_name, run_group, student_name
 from clip3dreid.config.schema import TrainConfig, WeightsConfig
@@ -273,7 +274,7 @@ def entry_point(
         def main() -> None:
             begin()
             given = sys.argv
-            with explained(), _ended():
+            with explained(), _ended(), composed_once():
                 arguments = rewrite(given[1:])
                 try:
                     sys.argv = [given[0], *_ready(config_name, arguments)]

@@ -15,6 +15,7 @@ class TrainConfig:
     seed: int = 1
     epochs: int = MISSING
     milestones: list[int] = MISSING
+    label_smoothing: float = 0.1
     clothes_start_epoch: int = MISSING
     resume: str | None = None
     init_from: str | None = None
@@ -34,7 +35,6 @@ class TrainConfig:
     ema: float | None = None
     gradient_norms_every: int = 200
     guide_share: float | None = None
-    label_smoothing: float = 0.1
     lr_rule: str | None = None
     base_batch: int = 64
     trusted: Any = MISSING
