@@ -33,6 +33,7 @@ COMPOSED = {
 
 _LTCC = tuple(f"layout.{name}=2" for name in ("outfits", "cameras", "seen", "pictures", "test_pictures"))
 _DRESSED = ("layout=bodies", "layout.dress=dressed")
+_WALKS = ("layout=ccvid", "layout.frames=4", "layout.walks=2")
 _WORLD = ("train_people=8", "test_people=4", "height=32", "width=16", "antialias=1", "workers=0")
 _UNLESS_SAID = ("method=", "logger=", "trainer=")
 _TRAIN = (
@@ -54,7 +55,10 @@ SMALL = {
 """Of a command: what makes it small, and stands in for weights that would be downloaded. It has the last word."""
 FEW = {"data.val_people": 2, "+data.protocols.clothes_changing.gallery_people": 2, "boxes.least_size": 8}
 """Numbers that tiny data cannot give."""
-TREES = {"ltcc": "ltcc", "embedded": "ltcc", "demo": "ltcc", "custom": "custom", "prcc": "prcc", "pku": "pku"}
+TREES = {
+    **{"ltcc": "ltcc", "embedded": "ltcc", "demo": "ltcc", "custom": "custom", "prcc": "prcc", "pku": "pku"},
+    **{"ccvid": "ccvid", "walking": "ccvid"},
+}
 """Data set or experiment -> folder in its layout."""
 
 
@@ -63,7 +67,10 @@ def made_small(words: Sequence[str]) -> list[str]:
     if not words or words[0].startswith("-") or "--help" in words:
         return list(words)
     name, *said = words
-    said = [re.sub(r"\bruns/(ltcc/)?FOLDER", "runs/…", re.sub("=/data/", "=data/", word)) for word in said]
+    said = [
+        re.sub(r"\bruns/((ltcc|walking)/)?FOLDER", "runs/…", re.sub("=/data/", "=data/", word))
+        for word in said
+    ]
     said = [f"{key}={FEW[key]}" if (key := word.partition("=")[0]) in FEW else word for word in said]
     for data in re.findall(r"(?:^|\s)(?:data|\+experiment)=(\w+)", " ".join(said)):
         said = [re.sub(r"^data\.root=.*", f"data.root=trees/{TREES[data]}", word) for word in said]
@@ -146,6 +153,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(place / "trees" / write.__name__.removeprefix("write_"))
     write_bodies(place / "worlds/bodies")
     clip3dreid(place, "synthesize", "layout=ltcc", "out=worlds/teacher", *_LTCC, *_WORLD)
+    clip3dreid(place, "synthesize", *_WALKS, "out=trees/ccvid", *_WORLD)
     for name in ("dressed", "wide"):
         clip3dreid(place, "synthesize", *_DRESSED, f"out=worlds/{name}", *_WORLD)
     write_pictures(place, sorted((place / "trees/ltcc/query").iterdir()))
@@ -159,7 +167,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(place / name, place / "runs/ablation/FOLDER" / variant)
     shutil.copytree(place / "runs/b", place / "runs/…")
     labelled = ("data=ltcc", "data.root=trees/ltcc", "split=test", "out=shards/ltcc")
-    for pictures in (("pictures=crops", "out=shards/crops"), labelled):
+    walks = ("pictures=walks", "tracklets=true", "out=shards/walks")
+    for pictures in (("pictures=crops", "out=shards/crops"), walks, labelled):
         clip3dreid(place, "extract", "checkpoint=runs/…", *pictures, "workers=0")
     clip3dreid(place, "pack", "data=ltcc", "data.root=trees/ltcc", "out=packs/ltcc", *SMALL["pack"])
     return place
@@ -167,7 +176,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_pictures(place: Path, crops: Sequence[Path]) -> None:
     """Write folders of crops, single ones, and frames with boxes in every format."""
-    for folder in ("crops", "data/Celeb-reID"):
+    for folder in ("crops", "data/Celeb-reID", "walks/7"):
         (place / folder).mkdir(parents=True)
         for file in crops:
             shutil.copy(file, place / folder / file.name)

@@ -376,3 +376,32 @@ def test_two_processes_killed_together_or_one_alone_leave_nobody_and_the_next_go
     assert not any(alive(int(child)) for child in children)
     assert command("extract", *arguments, "rows_per_shard=1", "out=one").returncode == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def write_walks(ltcc_root: Path, folder: Path, walks: int) -> None:
+    for number, path in enumerate(sorted((ltcc_root / "query").iterdir())[: 2 * walks + 1]):
+        (folder / str(number % walks)).mkdir(parents=True, exist_ok=True)
+        (folder / str(number % walks) / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.slow
+def test_two_processes_share_tracklets_out(command, saved_model, ltcc_root, tmp_path):
+    write_walks(ltcc_root, tmp_path / "walks", 5)
+    asked = (f"checkpoint={saved_model}", "pictures=walks", "tracklets=true", "workers=0", "rows_per_shard=1")
+    done = command("extract", *asked, *TWO, "out=two")
+    assert done.returncode == 0, done.stderr
+    assert "5 tracklets of 11 frames in two" in done.stdout
+    assert command("extract", *asked, "trainer=cpu", "out=one").returncode == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_folders_of_frames_are_tracklets_where_it_is_said(invoke, saved_model, ltcc_root, tmp_path):
+    write_walks(ltcc_root, tmp_path / "walks", 2)
+    done = invoke(
+        "extract", f"checkpoint={saved_model}", "pictures=walks", "tracklets=true", "out=shards", *QUICK
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 tracklets of 5 frames in shards, " in done.stdout
+    rows = torch.cat(list(Shards(tmp_path / "shards").blocks("embedding")))
+    walks = [tmp_path / "walks" / name for name in "01"]
+    assert torch.allclose(rows, clip3dreid.load(saved_model).embed_tracklets(walks), atol=1e-5)

@@ -270,6 +270,10 @@ def test_shards_with_vectors_and_no_words_are_a_gallery_too(
     gallery = Gallery.open(tmp_path / "shards", reid)
     word = next(iter(reid.groups.values()))[0]
     assert len(gallery.search(word, top=COUNT).to_polars()) == COUNT
+    # Features are extracted as they are, and compared by cosine.
+    cosines = reid.similarity(crops / "03.png", files(crops))[0].sort(descending=True)
+    found = gallery.search(crops / "03.png", top=COUNT).to_polars()
+    assert found["score"].to_list() == pytest.approx(cosines.values.tolist(), abs=1e-5)
     gallery.add(crops / "00.png")
     gallery.save(tmp_path / "kept")
     assert len(Gallery.open(tmp_path / "kept", reid)) == COUNT + 1

@@ -46,13 +46,7 @@ def main(cfg: DictConfig) -> None:
         others = further_processes("extract")
         result = extract(make(), pictures, settings, folder, objects.trainer_factory(cfg), others)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        rate = (
-            f"{result.computed / result.seconds:.0f} a second"
-            if result.computed
-            else "nothing was left to do"
-        )
-        skipped = f", {result.skipped} unreadable" if result.skipped else ""
-        print(f"{result.pictures} pictures in {result.folder}{skipped}, {rate}")  # noqa: T201
+        print(result)  # noqa: T201
 
 
 if __name__ == "__main__":

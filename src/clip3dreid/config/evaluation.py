@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from clip3dreid.data.datamodule import ReidDataModule
     from clip3dreid.data.manifest import Manifest
+    from clip3dreid.retrieval.protocol import ProtocolSet
     from clip3dreid.training.evaluated import Evaluated
     from clip3dreid.training.evaluation import TrainedStudent
 
@@ -78,8 +80,10 @@ def evaluated(cfg: DictConfig) -> Evaluated:
         # Nothing is selected here, so that any of them may stand for all.
         first = next(iter(cfg.protocol), None)
         protocols = objects.protocol_set(cfg.protocol, first, "protocol") if first is not None else None
-        device = str(cfg.device or "auto")
-        return evaluate_features(Path(str(cfg.features)), protocols, ranking=ranking, device=device)
+        device, place = str(cfg.device or "auto"), Path(str(cfg.features)).expanduser()
+        if place.is_dir():
+            return of_shards(place, protocols, split=cfg.split, ranking=ranking, device=device)
+        return evaluate_features(place, protocols, ranking=ranking, device=device)
     return evaluate_model(
         _student(cfg),
         run_data(cfg),
@@ -94,6 +98,32 @@ def evaluated(cfg: DictConfig) -> Evaluated:
         trainer=objects.trainer_factory(cfg),
         processes=further_processes("evaluate"),
     )
+
+
+def of_shards(folder: Path, protocols: ProtocolSet | None, **how: Any) -> Evaluated:
+    """Evaluate what `extract` has kept of a data set: of pictures, or of tracklets.
+
+    Args:
+        folder: of the shards.
+        protocols: as of `training.evaluation.evaluate_features`.
+        how: likewise.
+
+    Raises:
+        InputError: if there are no shards, or they say of no picture which role it has.
+    """
+    import torch
+
+    from clip3dreid.search.shards import Shards
+    from clip3dreid.training.evaluation import evaluate_features
+
+    shards = Shards(folder)
+    features = torch.cat(list(shards.blocks("embedding")))
+    if "role" not in shards.labels.columns:
+        raise InputError(
+            f"features={folder} does not say which are queries and which gallery; extract a data set "
+            "(data=NAME), or a table with the columns person and role"
+        )
+    return replace(evaluate_features(features, protocols, data=shards.labels, **how), model=str(folder))
 
 
 def _student(cfg: DictConfig) -> TrainedStudent:

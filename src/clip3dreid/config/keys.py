@@ -31,7 +31,7 @@ OPEN = ("where", "synonyms", "engine.connection", "hydra")
 """Places that take any key."""
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 NO_TEXTS = (
-    *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share"),
+    *("open_set", "gradient_clip_val", "gradient_clip", "flip", "square", "guide_share", "tracklets"),
     *("least_confidence", "least_size", "first_frame", "every_minutes"),
     *("ema", "fused"),
     *("memory", "neck_dim", "pictures", "people"),

@@ -71,18 +71,73 @@ class _PackedTexts:
         return self._bytes[self._ends[row - 1] if row else 0 : self._ends[row]].decode()
 
 
-class CropBatches(Dataset[CropBatch]):
-    """Batches of crops; the dataset's items are whole batches, so that they are the same however they are shared out.
+class Crops:
+    """Crops by row, read from their files each time.
 
     Args:
         root: of the files.
-        paths: (N,) of them, relative to it; one that stands in several rows of a batch, one after the other, is
-            decoded once.
+        paths: (N,) of them, relative to it.
         boxes: (N, 4) left, top, right and bottom in pixels of the upright picture; None: whole pictures.
-        batches: rows of each batch.
         view: resizing.
+        advice: what to do about one that cannot be read, for the message.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: pl.Series,
+        boxes: npt.NDArray[np.int32] | None,
+        view: TestView,
+        advice: str = ADVICE,
+    ) -> None:
+        self._root, self._paths = root, _PackedTexts(paths)
+        self._boxes, self._view, self._advice = boxes, view, advice
+
+    @classmethod
+    def listed(cls, listing: Listing, view: TestView, advice: str = ADVICE) -> Crops:
+        """Return the crops of a list of pictures, with the boxes that it may have; arguments as of the class."""
+        return Crops(listing.root, listing.table["path"], _boxes(listing.table), view, advice)
+
+    def planes(self, row: int) -> Tensor:
+        """Return a crop, resized: (3, H, W) uint8.
+
+        Raises:
+            UnreadablePicture: if it cannot be read.
+        """
+        return torch.from_numpy(self._view(self._crop(row, self._decoded(row))))
+
+    def _path(self, row: int) -> str:
+        return str(self._root / self._paths[row])
+
+    def _decoded(self, row: int) -> Pixels:
+        return read_rgb(self._path(row), self._advice)
+
+    def _crop(self, row: int, rgb: Pixels) -> Pixels:
+        if self._boxes is None:
+            return rgb
+        left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
+        if left >= right or top >= bottom:
+            size = f"{rgb.shape[1]} x {rgb.shape[0]}"
+            reason = f"the box {self._boxes[row].tolist()} lies outside {self._path(row)}, {size} pixels"
+            raise UnreadablePicture(f"{reason}; correct it, or leave it out with on_error=skip", reason)
+        return np.ascontiguousarray(rgb[top:bottom, left:right])
+
+
+def _boxes(table: pl.DataFrame) -> npt.NDArray[np.int32] | None:
+    return table.select(BOX).to_numpy() if BOX[0] in table.columns else None
+
+
+class CropBatches(Crops, Dataset[CropBatch]):
+    """Batches of crops; the dataset's items are whole batches, so that they are the same however they are shared out.
+
+    Args:
+        root: as of `Crops`.
+        paths: likewise; one that stands in several rows of a batch, one after the other, is decoded once.
+        boxes: likewise.
+        batches: rows of each batch.
+        view: as of `Crops`.
         skip: leave unreadable pictures out, and say so; else they end the run.
-        advice: what to do about one, for the message.
+        advice: as of `Crops`.
     """
 
     def __init__(
@@ -95,9 +150,8 @@ class CropBatches(Dataset[CropBatch]):
         skip: bool,
         advice: str = ADVICE,
     ) -> None:
-        self._root, self._paths = root, _PackedTexts(paths)
-        self._boxes, self._batches = boxes, batches
-        self._view, self._skip, self._advice = view, skip, advice
+        super().__init__(root, paths, boxes, view, advice)
+        self._batches, self._skip = batches, skip
 
     @classmethod
     def of(
@@ -105,8 +159,7 @@ class CropBatches(Dataset[CropBatch]):
     ) -> Self:
         """Return the crops of a list of pictures, with the boxes that it may have; arguments as of the class."""
         table = listing.table
-        boxes = table.select(BOX).to_numpy() if BOX[0] in table.columns else None
-        return cls(listing.root, table["path"], boxes, batches, view, skip, advice)
+        return cls(listing.root, table["path"], _boxes(table), batches, view, skip, advice)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -127,19 +180,3 @@ class CropBatches(Dataset[CropBatch]):
         shape = (0, 3, self._view.height, self._view.width)
         planes = np.stack(images) if images else np.empty(shape, np.uint8)
         return CropBatch(torch.from_numpy(planes), torch.tensor(rows, dtype=torch.int64), skipped)
-
-    def _path(self, row: int) -> str:
-        return str(self._root / self._paths[row])
-
-    def _decoded(self, row: int) -> Pixels:
-        return read_rgb(self._path(row), self._advice)
-
-    def _crop(self, row: int, rgb: Pixels) -> Pixels:
-        if self._boxes is None:
-            return rgb
-        left, top, right, bottom = self._boxes[row].clip(0, (rgb.shape[1], rgb.shape[0]) * 2).tolist()
-        if left >= right or top >= bottom:
-            size = f"{rgb.shape[1]} x {rgb.shape[0]}"
-            reason = f"the box {self._boxes[row].tolist()} lies outside {self._path(row)}, {size} pixels"
-            raise UnreadablePicture(f"{reason}; correct it, or leave it out with on_error=skip", reason)
-        return np.ascontiguousarray(rgb[top:bottom, left:right])

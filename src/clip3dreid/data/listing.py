@@ -76,6 +76,19 @@ def list_pictures(place: Path | Boxes) -> Listing:
     return Listing(place.parent, _read_table(place))
 
 
+def folders_as_tracklets(listing: Listing) -> Listing:
+    """Take each folder of pictures for a tracklet, by its path from the list's own folder, where nothing says others.
+
+    Args:
+        listing: of a folder; one with a column `tracklet` stays as it is.
+    """
+    table = listing.table
+    if "tracklet" in table.columns:
+        return listing
+    inside = table["path"].str.replace(r"/?[^/]*$", "")
+    return listing._replace(table=table.with_columns(tracklet=inside.replace("", listing.root.name or ".")))
+
+
 def _is_manifest(path: Path) -> bool:
     """Return whether a file is a saved manifest, which knows where its pictures are."""
     try:

@@ -32,8 +32,8 @@ class Tracklets(NamedTuple):
     """M tracklets of F frames."""
 
     table: pl.DataFrame
-    """M rows, columns as in `manifest.SCHEMA`, with path and frame those of the middle frame, which stands for the
-    tracklet wherever one picture is shown, and `frames`, how many there are."""
+    """M rows, columns as of the table of frames, with path, frame and box those of the middle frame, which stands for
+    the tracklet wherever one picture is shown, and `frames`, how many there are."""
     rows: npt.NDArray[np.int64]
     """(F,) rows of the table of frames, tracklet after tracklet, in order of time."""
     starts: npt.NDArray[np.int64]
@@ -63,17 +63,18 @@ class Tracklets(NamedTuple):
 
 
 def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
-    """Put the frames of a manifest's table together.
+    """Put the frames of a manifest's table, or of a list of pictures, together.
 
     Time is the column `frame`; where it is null, numbers in paths are compared as numbers, so that `9.jpg` comes
     before `10.jpg`.
 
     Args:
-        table: of frames, as `Manifest.part` returns it.
+        table: of frames, as `Manifest.part` returns it; or with some of its columns, `path` and `tracklet` among
+            them, and a box perhaps.
         name: of the data set, for messages.
 
     Returns:
-        Tracklets in the order in which the table first names them.
+        Tracklets in the order in which the table first names them; columns are the table's.
 
     Raises:
         InputError: if frames have no tracklet, or a tracklet shows several outfits, locations or scales.
@@ -83,12 +84,18 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
             f"{name}: {nulls} of {len(table)} pictures have no tracklet; clips need the column `tracklet`, or take a "
             "student of pictures"
         )
-    frames = table.with_row_index("row").with_columns(_by_number(table).alias("order"))
+    absent = [
+        pl.lit(None, kind).alias(column) for column, kind in SCHEMA.items() if column not in table.columns
+    ]
+    frames = table.with_columns(absent).with_row_index("_row")
+    frames = frames.with_columns(_by_number(frames).alias("_order"))
+    # What is none of the keys is the middle frame's: path and number, and the box that a detector gave.
+    middle = [column for column in frames.columns if column not in (*KEYS, *SHARED, "_row", "_order")]
     together = (
-        frames.sort("frame", "order", nulls_last=True, maintain_order=True)
+        frames.sort("frame", "_order", nulls_last=True, maintain_order=True)
         .group_by(KEYS)
-        .agg("row", pl.col("path", "frame").get(pl.len() // 2), pl.first(*SHARED), *_several())
-        .sort(pl.col("row").list.min())
+        .agg("_row", pl.col(middle).get(pl.len() // 2), pl.first(*SHARED), *_several())
+        .sort(pl.col("_row").list.min())
     )
     for column, what in SHARED.items():
         mixed = together.filter(f"several {column}")
@@ -97,10 +104,10 @@ def tracklets(table: pl.DataFrame, name: str) -> Tracklets:
                 f"{name}: {len(mixed)} tracklets show several {what}: {some(mixed['tracklet'].to_list(), 3)}; all "
                 f"frames of a tracklet have one label of {column}: divide them"
             )
-    counts = together["row"].list.len()
+    counts = together["_row"].list.len()
     starts = np.concatenate([[0], np.cumsum(counts.to_numpy())]).astype(np.int64)
-    rows = together["row"].explode().to_numpy().astype(np.int64)
-    return Tracklets(together.select(*SCHEMA, counts.alias("frames").cast(pl.Int64)), rows, starts)
+    rows = together["_row"].explode().to_numpy().astype(np.int64)
+    return Tracklets(together.select(*table.columns, counts.alias("frames").cast(pl.Int64)), rows, starts)
 
 
 def _several() -> list[pl.Expr]:
@@ -119,13 +126,15 @@ def _by_number(table: pl.DataFrame) -> pl.Series:
 
 
 def _padded(texts: pl.Series) -> pl.Series:
-    """Return texts whose numbers have leading zeros, so that texts are in order where numbers are."""
+    """Return texts as `as_people_count` has them."""
     different = texts.unique()
-    padded = [
-        None if text is None else re.sub(r"\d+", lambda digits: digits[0].zfill(20), text)
-        for text in different
-    ]
+    padded = [None if text is None else as_people_count(text) for text in different]
     return texts.replace_strict(different, pl.Series(padded, dtype=pl.String), return_dtype=pl.String)
+
+
+def as_people_count(path: str) -> str:
+    """Return what orders paths with numbers in them: `9.jpg` before `10.jpg`."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), path)
 
 
 def spread(frames: Sequence[T], count: int) -> list[T]:

@@ -70,11 +70,9 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
     Raises:
         InputError: if one cannot be read, or none of several.
     """
+    check_looking(how)
     flip, maps, skip = how.get("flip"), how.get("maps", False), how.get("on_error", "fail") == "skip"
     batch_size, workers = how.get("batch_size", 64), how.get("workers", 0)
-    check_number("batch_size", batch_size, Range(1), whole=True)
-    check_number("workers", workers, Range(0), whole=True)
-    choose("on_error", how.get("on_error", "fail"), ("skip", "fail"))
     listing = files_of(pictures)
     # Somebody may have called train(), and one batch would then change the running statistics.
     model.eval()
@@ -116,6 +114,17 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
         raise InputError(f"none of {len(paths)} pictures could be read, first {paths[0]}; give others")
     named = pl.Series([str(path) for path in paths], dtype=pl.String)
     return Seen(made, table.with_columns(path=named), rows)
+
+
+def check_looking(how: Looking) -> None:
+    """Refuse values that none of `Looking` can be.
+
+    Raises:
+        InputError: naming the first.
+    """
+    check_number("batch_size", how.get("batch_size", 64), Range(1), whole=True)
+    check_number("workers", how.get("workers", 0), Range(0), whole=True)
+    choose("on_error", how.get("on_error", "fail"), ("skip", "fail"))
 
 
 def files_of(pictures: Any) -> Listing | None:

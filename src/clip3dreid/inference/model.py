@@ -27,9 +27,10 @@ from clip3dreid.inference.hub import ModelFolder, read_files
 from clip3dreid.inference.looking import Looking, look_at
 from clip3dreid.inference.parts import EMBEDDING, FeatureLike, as_feature, feature_of
 from clip3dreid.inference.pictures import Pictures
+from clip3dreid.inference.tracklets import TrackletLikes, look_at_tracklets
 from clip3dreid.io.checks import choose
 from clip3dreid.io.files import reason_of
-from clip3dreid.model.card import picture_size
+from clip3dreid.model.card import ClipSize, clip_size, picture_size
 from clip3dreid.model.network_file import (
     AnyStudent,
     NetworkStudent,
@@ -96,6 +97,9 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         square: whether pictures are padded to a square before they are resized.
         flip: whether the mirror image is looked at too, unless something else is asked for.
         view: resizes pictures as evaluation does.
+        clips: how tracklets are cut into clips: as the model was trained, and frame by frame where that was on
+            pictures.
+        trained_on_clips: whether it was trained on clips.
         groups: group -> words of the vocabulary; empty where the model knows none.
 
     Raises:
@@ -121,6 +125,14 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         self.square = flag_of(self.card, "square", name)
         self.flip = flag_of(self.card, "flip", name, absent=True)
         self.view = TestView(self.height, self.width, self.square)
+        clips = clip_size(self.card, name)
+        self.clips, self.trained_on_clips = clips or ClipSize(1, 1), clips is not None
+        self._dimensions = (4, 5) if getattr(student, "takes_clips", False) else (4,)
+        if self.clips.frames > 1 and 5 not in self._dimensions:
+            raise InputError(
+                f"{name} says that it was trained on clips of {self.clips.frames} frames, and its student looks at "
+                "pictures; get the file again"
+            )
         self.body_card = body_of(self.card, name)
         check_heads(heads, student, sum(map(len, self.groups.values())), self.body_card, name)
         self.student = student
@@ -191,7 +203,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
         """Take pictures through the student, once, and on to all that it has learnt.
 
         Args:
-            images: (B, 3, H, W) RGB 0..1 on the model's device.
+            images: (B, 3, H, W) RGB 0..1 on the model's device; or clips (B, T, 3, H, W), of a model of clips.
             flip: look at the mirror image too, as evaluation does; None: as the model's `flip` says.
             maps: return feature maps too.
 
@@ -339,6 +351,65 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
                 rows[seen.rows] = torch.cat([getattr(batch, name) for batch in seen.batches]).float()
         return Outputs(made["embedding"], made.get("joint"), made.get("betas"), made.get("map"))
 
+    def embed_tracklets(
+        self,
+        tracklets: TrackletLikes,
+        *,
+        feature: FeatureLike | None = None,
+        normalize: bool = False,
+        **how: Unpack[Looking],
+    ) -> Tensor:
+        """Compute retrieval features of tracklets, one each: the mean over all of their clips, as evaluation has it.
+
+        Frames are read as they are looked at, `batch_size` at a time, however long a tracklet is. A model of pictures
+        looks at every frame by itself.
+
+        Args:
+            tracklets: N of them, each the frames of one person in order of time: a folder of frames, a list of
+                pictures, an array (T, H, W, 3) or a tensor (T, 3, H, W). A folder, array or tensor alone is one.
+            feature: as of `embed`.
+            normalize: make each of length 1.
+            how: as of `embed`; frames that are skipped are left out of their clip, and rows of tracklets without any
+                are NaN.
+
+        Returns:
+            (N, F) float32, to be compared by cosine with those of pictures and tracklets.
+
+        Raises:
+            InputError: if a tracklet has no frames or is none, or as `embed`.
+
+        Example:
+            >>> walk = ["a.jpg", "b.jpg", "c.jpg"]
+            >>> model.embed_tracklets([walk, "crops"]).shape
+            torch.Size([2, 128])
+        """
+        model = self if feature is None else self.with_feature(feature)
+        features = model.look_at_tracklets(tracklets, **how).embedding
+        return F.normalize(features, dim=1) if normalize else features
+
+    def look_at_tracklets(self, tracklets: TrackletLikes, **how: Unpack[Looking]) -> Outputs:
+        """Compute all that the model says of tracklets, in one go: the means over the clips of each.
+
+        `describe_joint` says the words of it, and `bodies` makes the meshes.
+
+        Args:
+            tracklets: N of them, as of `embed_tracklets`.
+            how: likewise.
+
+        Returns:
+            On the CPU, N rows each: `embedding` (N, F), `joint` (N, d) of length 1, `betas` (N, K).
+
+        Raises:
+            InputError: as `embed_tracklets`.
+
+        Example:
+            >>> seen = model.look_at_tracklets("crops")
+            >>> list(model.describe_joint(seen.joint)[0])
+            ['stature', 'weight', 'shoulders', 'gender']
+        """
+        made = look_at_tracklets(self, tracklets, **how).vectors
+        return Outputs(made["embedding"], made.get("joint"), made.get("betas"))
+
     def similarity(
         self,
         images: Pictures,
@@ -370,7 +441,7 @@ class ReidModel(nn.Module, ModelFolder, library_name=LIBRARY, tags=["person-re-i
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Take a batch as `forward` does; or embed pictures, whatever they are, as `embed` does."""
-        ready = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
+        ready = isinstance(images, Tensor) and images.ndim in self._dimensions and images.is_floating_point()
         return super().__call__(images, **options) if ready else self.embed(images, **options)
 
     def joint(self, images: Pictures, *, batch_size: int = 64) -> Tensor:

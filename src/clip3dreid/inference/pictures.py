@@ -45,24 +45,38 @@ def batches(pictures: _InMemory, size: int, view: TestView, device: torch.device
     if isinstance(pictures, Tensor) and pictures.shape[1:] == (3, view.height, view.width):
         # Ready as they are, on the device perhaps.
         for start in range(0, len(pictures), size):
-            yield to_unit(_checked(pictures[start : start + size], f"from {start} on").to(device))
+            yield to_unit(_checked(pictures[start : start + size], f"picture from {start} on").to(device))
         return
     listed = _listed(pictures)
     for start in range(0, len(listed), size):
-        planes = [_planes(one, start + i, view) for i, one in enumerate(listed[start : start + size])]
+        planes = [
+            planes_of(one, f"picture {start + i}", view) for i, one in enumerate(listed[start : start + size])
+        ]
         if len({part.dtype for part in planes}) > 1:
             planes = [to_unit(part) for part in planes]
         yield to_unit(torch.stack(planes).to(device))
 
 
-def _planes(picture: PictureLike, number: int, view: TestView) -> Tensor:
-    """Return one picture as (3, H, W), on the CPU."""
+def planes_of(picture: PictureLike, name: str, view: TestView) -> Tensor:
+    """Return one picture as a model sees it.
+
+    Args:
+        picture: a file, or in memory.
+        name: what messages call it.
+        view: resizes it, unless it is a tensor of that size.
+
+    Returns:
+        (3, H, W) on the CPU, uint8 or floating point in 0..1.
+
+    Raises:
+        InputError: if it cannot be read or is none.
+    """
     if isinstance(picture, Tensor):
         if picture.ndim != 3 or len(picture) != 3 or not picture.numel():
             raise InputError(
-                f"picture {number} is a tensor {tuple(picture.shape)}, but must be (3, H, W) or (N, 3, H, W)"
+                f"{name} is a tensor {tuple(picture.shape)}, but must be (3, H, W) or (N, 3, H, W)"
             )
-        picture = _checked(picture.detach().cpu(), str(number))
+        picture = _checked(picture.detach().cpu(), name)
         if picture.shape[1:] == (view.height, view.width):
             return picture
         if picture.is_floating_point():  # what resizes pictures in training and evaluation takes bytes
@@ -72,17 +86,17 @@ def _planes(picture: PictureLike, number: int, view: TestView) -> Tensor:
         shaped = picture.ndim == 3 and picture.shape[2] == 3 and picture.size
         if picture.dtype != np.uint8 or not shaped:
             raise InputError(
-                f"picture {number} is an array {picture.shape} of {picture.dtype}, but must be (H, W, 3) of "
+                f"{name} is an array {picture.shape} of {picture.dtype}, but must be (H, W, 3) of "
                 "uint8, red first"
             )
         rgb = np.ascontiguousarray(picture)
     elif isinstance(picture, Image.Image):
-        rgb = _from_pillow(picture, number)
+        rgb = _from_pillow(picture, name)
     elif isinstance(picture, str | Path):
         rgb = read_rgb(Path(picture).expanduser(), "give one that can be read")
     else:
         raise InputError(
-            f"picture {number} is a {type(picture).__name__}; give a path, an image of Pillow, an array "
+            f"{name} is a {type(picture).__name__}; give a path, an image of Pillow, an array "
             "(H, W, 3) of uint8 or a tensor (3, H, W)"
         )
     return torch.from_numpy(view(rgb))
@@ -96,25 +110,25 @@ def _listed(images: _InMemory) -> Sequence[PictureLike]:
     return list(images)
 
 
-def _checked(pictures: Tensor, which: str) -> Tensor:
+def _checked(pictures: Tensor, name: str) -> Tensor:
     """Return pictures as they are, if they are bytes or floats in 0..1."""
     if pictures.is_floating_point():
         low, high = (float(value) for value in pictures.aminmax())
         if not (low >= -_SLACK and high <= 1 + _SLACK):  # NaN is refused too
             raise InputError(
-                f"picture {which} has values from {low:.3g} to {high:.3g}, but floats must be in 0..1 and not "
+                f"{name} has values from {low:.3g} to {high:.3g}, but floats must be in 0..1 and not "
                 "normalised: the model does that"
             )
     elif pictures.dtype != torch.uint8:
         raise InputError(
-            f"picture {which} is a tensor of {pictures.dtype}, but must be uint8 or floating point in 0..1"
+            f"{name} is a tensor of {pictures.dtype}, but must be uint8 or floating point in 0..1"
         )
     return pictures
 
 
-def _from_pillow(image: Image.Image, number: int) -> Pixels:
+def _from_pillow(image: Image.Image, name: str) -> Pixels:
     """Return it as `read_rgb` has it from a file, and as little of the image itself is changed."""
     try:
         return upright_rgb(image)
     except Exception as error:  # files are decoded only here, and decoders raise a dozen types
-        raise InputError(f"picture {number} cannot be decoded: {unreadable('', error).reason}") from error
+        raise InputError(f"{name} cannot be decoded: {unreadable('', error).reason}") from error

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip3dreid.errors import InputError
 from clip3dreid.model.build import TARGET, is_trusted, trust_hint
@@ -335,7 +335,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def clip_size(card: Mapping[str, Any], path: Path | str) -> tuple[int, int] | None:
+class ClipSize(NamedTuple):
+    """How clips are cut out of tracklets, to be looked at."""
+
+    frames: int
+    """T, of a clip."""
+    stride: int
+    """How many frames further the next frame of a clip is."""
+
+
+def clip_size(card: Mapping[str, Any], path: Path | str) -> ClipSize | None:
     """Return frames and stride of the clips that a model was trained on; None: it was trained on pictures.
 
     Args:
@@ -353,4 +362,4 @@ def clip_size(card: Mapping[str, Any], path: Path | str) -> tuple[int, int] | No
     frames, stride = card["clips"]["frames"], card["clips"]["stride"]
     if _whole(1, MOST_FRAMES)(frames) or _whole(1, MOST_FRAMES)(stride):
         raise InputError(wrong)
-    return frames, stride
+    return ClipSize(frames, stride)

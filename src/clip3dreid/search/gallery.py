@@ -19,6 +19,7 @@ from clip3dreid.inference.pictures import Pictures
 from clip3dreid.io.checks import Range, check_number, choose
 from clip3dreid.io.files import identify
 from clip3dreid.io.spelling import label
+from clip3dreid.model.card import ClipSize
 from clip3dreid.search.engine import Index
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import (
@@ -26,13 +27,14 @@ from clip3dreid.search.query import (
     Query,
     is_text,
     person_query,
+    person_tracklets,
     queries_of,
     seen_queries,
     text_queries,
 )
 from clip3dreid.search.search import Engine, SearchResult, answered, same_model
 from clip3dreid.search.settings import ShardSettings
-from clip3dreid.search.shard_index import shard_facts
+from clip3dreid.search.shard_index import shard_clips, shard_facts
 from clip3dreid.search.shard_writer import ShardWriter, examine
 from clip3dreid.search.shards import WORDS, Shards
 from clip3dreid.search.swap import replacing, restore
@@ -71,6 +73,7 @@ class Gallery:
         self.model = model
         self.folder, self._saved = Path(), False
         self._flip = model.flip if flip is None else flip
+        self._clips: ClipSize | None = None
         self._added = 0
         self._engine = engine
         self._indices: dict[str, Index] = {}
@@ -119,6 +122,7 @@ class Gallery:
         restore(place)
         shards = Shards(place)
         gallery = cls(same_model(model, shards), flip=bool(shards.facts["flip"]), engine=engine)
+        gallery._clips = shard_clips(shards.facts, shards.folder)
         root = Path(str(shards.facts["root"]))
         paths = [str(root / path) for path in shards.labels["path"]]
         gallery._vectors = {
@@ -126,7 +130,7 @@ class Gallery:
         }
         for name, rows in gallery._vectors.items():
             for block in shards.blocks(name):
-                rows.append(block)
+                rows.append(_of_length_one(block.float()))
         gallery._tables = [
             shards.labels.drop("row", strict=False).with_columns(path=pl.Series(paths, dtype=pl.String))
         ]
@@ -149,7 +153,7 @@ class Gallery:
     def facts(self) -> dict[str, Any]:
         """Return what the vectors are, as engines read it."""
         outputs = [*self._vectors, *([WORDS] if self._knows_words else [])]
-        return shard_facts(self.model, outputs, source="a gallery", flip=self._flip)
+        return shard_facts(self.model, outputs, source="a gallery", flip=self._flip, clips=self._clips)
 
     def __len__(self) -> int:
         """Return how many pictures there are."""
@@ -265,7 +269,8 @@ class Gallery:
                 some; or a description in words, which is a text that is no file's name.
             top: hits of each query.
             where: label -> a value or several: only pictures that have them are found.
-            person: the pictures show one person, and are one query.
+            person: the pictures show one person, and are one query. In a gallery of tracklets they are looked at as
+                one, and so is a folder of frames.
             synonyms: what people say -> the word of the model's vocabulary, beside the usual ones
                 (`language.synonyms.with_usual`).
             teacher: loads the model's teacher, for texts without a word that the model knows.
@@ -285,9 +290,11 @@ class Gallery:
         chosen, allowed = self._asked_among(top, where)
         if isinstance(query, Outputs):
             asked = seen_queries(self.model, query)
+        elif person and self._clips is not None:
+            asked = [person_tracklets(self.model, query, self._clips, flip=self._flip)]
         else:
             asked = queries_of(self.model, query, flip=self._flip)
-        if person:
+        if person and len(asked) > 1:
             asked = [person_query(asked)]
         return self._find(asked, "embedding", "cosine", top, chosen, allowed)
 
@@ -426,6 +433,15 @@ class _Rows:
         """Drop all but some rows (n,) bool."""
         left = self.all[which]
         self._room, self._count = left, len(left)
+
+
+def _of_length_one(rows: Tensor) -> Tensor:
+    """Return rows (n, D) for a product to be their cosine: those of `extract` are not of length 1.
+
+    What a gallery has saved stays as it is, to the bit.
+    """
+    saved = (rows.norm(dim=1) - 1).abs().amax() < 1e-6 if len(rows) else True
+    return rows if saved else unit(rows, "picture")
 
 
 class _Live:

@@ -17,6 +17,8 @@ from clip3dreid.errors import InputError
 from clip3dreid.inference.looking import is_named_like_a_picture, look_at
 from clip3dreid.inference.model import Outputs, ReidModel
 from clip3dreid.inference.pictures import Pictures
+from clip3dreid.inference.tracklets import TrackletLike, TrackletLikes, look_at_tracklets
+from clip3dreid.model.card import ClipSize
 from clip3dreid.search.settings import PersonQuery, PictureQueries
 
 if TYPE_CHECKING:  # only a text that the model does not know wants it, and it loads transformers
@@ -42,13 +44,17 @@ class Query(NamedTuple):
     """What turns a cosine into the score that is shown: factor and offset."""
 
 
-def picture_queries(model: ReidModel, asked: PictureQueries | PersonQuery, *, flip: bool) -> list[Query]:
+def picture_queries(
+    model: ReidModel, asked: PictureQueries | PersonQuery, *, flip: bool, clips: ClipSize | None = None
+) -> list[Query]:
     """Embed pictures: each by itself, or one person by several.
 
     Args:
         model: that made the gallery.
         asked: the pictures.
         flip: look at the mirror image too, as the gallery does.
+        clips: of a gallery of tracklets, how these were cut: a person's pictures are then looked at as tracklets, one
+            a folder, and one of all that are no folder, in their order.
 
     Returns:
         Queries for `embedding`.
@@ -56,6 +62,8 @@ def picture_queries(model: ReidModel, asked: PictureQueries | PersonQuery, *, fl
     Raises:
         InputError: if a picture cannot be read, there is none, or the model is broken.
     """
+    if clips is not None and isinstance(asked, PersonQuery):
+        return [person_tracklets(model, asked.pictures, clips, flip=flip)]
     each = queries_of(model, [file for path in asked.pictures for file in _files(path)], flip=flip)
     return each if isinstance(asked, PictureQueries) else [person_query(each)]
 
@@ -77,6 +85,56 @@ def queries_of(model: ReidModel, pictures: Pictures, *, flip: bool) -> list[Quer
     return _queries(
         model, torch.cat([batch.embedding for batch in seen.batches]), seen.table["path"].to_list()
     )
+
+
+def tracklet_queries(
+    model: ReidModel, tracklets: TrackletLikes, clips: ClipSize | None = None, *, flip: bool
+) -> list[Query]:
+    """Embed tracklets, each a query of its own, shown by its middle frame.
+
+    Args:
+        model: that made the gallery.
+        tracklets: as of `inference.tracklets.look_at_tracklets`.
+        clips: how they are cut; None: as the model was trained.
+        flip: look at the mirror image too, as the gallery does.
+
+    Raises:
+        InputError: as `queries_of`, and if a tracklet is none.
+    """
+    seen = look_at_tracklets(model, tracklets, clips, flip=flip)
+    if not seen.names:
+        raise InputError("there is no tracklet to look for; give one or more")
+    queries = _queries(model, seen.vectors["embedding"], seen.names)
+    return [
+        query._replace(pictures=() if middle is None else (middle,))
+        for query, middle in zip(queries, seen.middle, strict=True)
+    ]
+
+
+def person_tracklets(model: ReidModel, pictures: Any, clips: ClipSize, *, flip: bool) -> Query:
+    """Make one query of what there is of a person: tracklets, one a folder, and one of all that is no folder.
+
+    Args:
+        model: that made the gallery.
+        pictures: folders of frames, or of such folders; files in order of time, or such pictures in memory.
+        clips: as of `tracklet_queries`.
+        flip: likewise.
+
+    Raises:
+        InputError: likewise.
+    """
+    listed = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+    places = [Path(one).expanduser() if isinstance(one, str | Path) else one for one in listed]
+    folders: list[TrackletLike] = []
+    for place in places:
+        if isinstance(place, Path) and place.is_dir():
+            listing = list_pictures(place)
+            folders += sorted({listing.root / Path(name).parent for name in listing.table["path"]})
+    others = [one for one in places if not (isinstance(one, Path) and one.is_dir())]
+    walks = tracklet_queries(model, [*folders, *([others] if others else [])], clips, flip=flip)
+    if len(walks) == 1:
+        return walks[0]
+    return person_query(walks)._replace(name=f"{len(walks)} tracklets of a person")
 
 
 def seen_queries(model: ReidModel, seen: Outputs) -> list[Query]:

@@ -101,6 +101,8 @@ def extract_parts(
     Raises:
         InputError: if Ray is not installed, there is no table, or as `extraction.extract`.
     """
+    if settings.tracklets:
+        raise InputError("backend=ray looks at pictures one by one; tracklets=true is backend=local")
     client = _client()
     ray = ray or RaySettings()
     started = time.perf_counter()
@@ -108,6 +110,8 @@ def extract_parts(
     if settings.feature is not None:
         model = model.with_feature(settings.feature)
     settings = replace(settings, flip=model.flip if settings.flip is None else settings.flip)
+    if model.trained_on_clips and settings.tracklets is None:
+        log.warning("%s was trained on clips, and backend=ray looks at pictures one by one", model.name)
     outputs = outputs_of(settings, model)
     place, folder = place.absolute(), folder.absolute()
     facts = shard_facts(model, outputs, source=str(place), flip=bool(settings.flip))

@@ -25,7 +25,7 @@ from clip3dreid.search.engine import Exact, Index, LabelledIndex, Searchable, ho
 from clip3dreid.search.filters import Filter
 from clip3dreid.search.query import MakeTeacher, Query, picture_queries, text_queries
 from clip3dreid.search.settings import Queries, SearchSettings, TextQueries
-from clip3dreid.search.shard_index import shard_feature
+from clip3dreid.search.shard_index import shard_clips, shard_feature
 from clip3dreid.search.shards import Shards
 from clip3dreid.search.top_k import TopK
 
@@ -279,7 +279,9 @@ class Searcher:
             asked = text_queries(self.model, queries.texts, settings.synonyms, self._teacher)
         else:
             column, score = "embedding", "cosine"
-            asked = picture_queries(self.model, queries, flip=bool(self.shards.facts["flip"]))
+            facts = self.shards.facts
+            clips = shard_clips(facts, self.shards.folder)
+            asked = picture_queries(self.model, queries, flip=bool(facts["flip"]), clips=clips)
         vectors = torch.stack([query.vector for query in asked])
         index = self._index(column)
         best = index.search(vectors, min(settings.top, len(_labelled(index, self.shards))), allowed)

@@ -44,9 +44,11 @@ class ExtractSettings(ShardSettings):
         outputs: some of `embedding`, `joint`, `words` and `betas`, or `all` that the model has learnt.
         split: of a data set: which part of it; None: all of it.
         flip: look at the mirror image too, as evaluation does; None: as the model says.
+        tracklets: a row of shards is a tracklet and not a picture; None: where the model was trained on clips and
+            each picture has a tracklet. Where it is true, each folder in a folder of pictures is one.
         feature: what `embedding` holds, anything that `inference.parts.as_feature` takes; None: the model's own.
         on_error: `skip` pictures that cannot be read and list them, or `fail` at the first.
-        batch: pictures at a time, for each device.
+        batch: pictures at a time, for each device; frames of tracklets likewise.
         workers: loader processes for each device.
 
     Raises:
@@ -56,6 +58,7 @@ class ExtractSettings(ShardSettings):
     outputs: tuple[str, ...] = ("all",)
     split: Literal["train", "val", "test"] | None = None
     flip: bool | None = None
+    tracklets: bool | None = None
     feature: Feature | None = None
     on_error: Literal["fail", "skip"] = "skip"
     batch: Positive = 64
@@ -113,7 +116,10 @@ class PictureQueries(_Pictures):
 
 
 class PersonQuery(_Pictures):
-    """Pictures of one person, together one query: files, or folders of them."""
+    """Pictures of one person, together one query: files, or folders of them.
+
+    In a gallery of tracklets a folder is looked at as one, and so are files together, in their order.
+    """
 
 
 @dataclass(frozen=True)

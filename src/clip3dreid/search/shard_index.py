@@ -14,11 +14,14 @@ from clip3dreid.search.settings import DType, Form
 
 if TYPE_CHECKING:
     from clip3dreid.inference.model import ReidModel
+    from clip3dreid.model.card import ClipSize
 
 SHARDS_VERSION = 1
 UNREADABLE = "unreadable.csv"
 FEATURE = "feature"
 """Key that says which parts `embedding` is made of; absent in folders from before there were several."""
+CLIPS = "clips"
+"""Key that says how tracklets were cut into clips, null where rows are pictures; absent in earlier folders."""
 
 SHARDS = PartKind(
     what="shards",
@@ -59,7 +62,20 @@ def shard_feature(index: Mapping[str, Any], folder: Path) -> Feature:
     return feature_of({FEATURE: index.get(FEATURE)}, str(folder / INDEX))
 
 
-def shard_facts(model: ReidModel, outputs: Collection[str], *, source: str, flip: bool) -> dict[str, Any]:
+def shard_clips(index: Mapping[str, Any], folder: Path) -> ClipSize | None:
+    """Return how the tracklets of a folder of shards were cut into clips; None: its rows are pictures.
+
+    Raises:
+        InputError: if what the index says cannot be.
+    """
+    from clip3dreid.model.card import clip_size  # loads torch
+
+    return clip_size({CLIPS: index.get(CLIPS)}, folder / INDEX)
+
+
+def shard_facts(
+    model: ReidModel, outputs: Collection[str], *, source: str, flip: bool, clips: ClipSize | None = None
+) -> dict[str, Any]:
     """Return what shards say of the model that fills them.
 
     Args:
@@ -67,11 +83,13 @@ def shard_facts(model: ReidModel, outputs: Collection[str], *, source: str, flip
         outputs: which of its vectors are kept, and `words` where they are.
         source: of the pictures, since a folder of shards is of one.
         flip: whether mirror images are looked at too.
+        clips: how tracklets are cut, where rows are tracklets; None: they are pictures.
     """
     return {
         "fingerprint": model.fingerprint,
         "source": source,
         "flip": flip,
+        CLIPS: None if clips is None else clips._asdict(),
         FEATURE: model.feature.weights,
         "height": model.height,
         "width": model.width,

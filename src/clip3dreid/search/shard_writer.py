@@ -15,9 +15,27 @@ from clip3dreid.data.crops import cut_between_pictures
 from clip3dreid.errors import InputError
 from clip3dreid.io.files import FileIdentity, identity_hashes
 from clip3dreid.io.resumable import Parts, look_into
+from clip3dreid.model.card import ClipSize
 from clip3dreid.search.settings import ShardSettings
-from clip3dreid.search.shard_index import FEATURE, SHARDS, SHARDS_VERSION, shard_feature, shard_stem
-from clip3dreid.search.shards import ROW, WORDS, Arrays, Shard, load_shard, save_shard, shard_checksum
+from clip3dreid.search.shard_index import (
+    CLIPS,
+    FEATURE,
+    SHARDS,
+    SHARDS_VERSION,
+    shard_clips,
+    shard_feature,
+    shard_stem,
+)
+from clip3dreid.search.shards import (
+    LEFT_OUT,
+    ROW,
+    WORDS,
+    Arrays,
+    Shard,
+    load_shard,
+    save_shard,
+    shard_checksum,
+)
 
 
 class ShardWriter:
@@ -36,6 +54,7 @@ class ShardWriter:
         settings: how shards are stored.
         notes: plain values that may change from go to go, such as where the pictures are: `root` and `model`.
         share: (process, processes): which shards are this process's, every `processes`-th.
+        missing: path of a row -> the file that is not there, where a row is of several; None: it is the row's own.
 
     Raises:
         InputError: as `examine`, and if the folder holds shards of pictures that are not there any more, or cannot be
@@ -52,13 +71,15 @@ class ShardWriter:
         *,
         notes: Mapping[str, Any] | None = None,
         share: tuple[int, int] = (0, 1),
+        missing: Mapping[str, str] | None = None,
     ) -> None:
         before = examine(folder, facts, settings)
         self.folder, self.table = folder, table
         self.rows_per_shard = settings.rows_per_shard if before is None else before["rows_per_shard"]
         self._form, self._dtype = settings.format, np.dtype(settings.dtype)
         self._fingerprint = str(facts["fingerprint"])
-        self._lost = {one.path for one in identities if one.size < 0}
+        lost = {one.path for one in identities if one.size < 0}
+        self._lost = {path: (missing or {}).get(path, path) for path in lost}
         hashes = identity_hashes(identities)
         cuts = cut_between_pictures(table["path"], range(len(table)), self.rows_per_shard)
         self._identities = [_identity(number, rows, table, hashes) for number, rows in enumerate(cuts)]
@@ -92,6 +113,7 @@ class ShardWriter:
         vectors: Mapping[str, npt.NDArray[Any]],
         words: Sequence[Sequence[str]] | None,
         skipped: Sequence[tuple[int, str]],
+        left_out: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Write a shard, whole or not at all.
 
@@ -101,6 +123,7 @@ class ShardWriter:
             vectors: name -> (n, width).
             words: n lists of words, or None where the model knows none.
             skipped: (row, reason) of the shard's other pictures.
+            left_out: (path, reason) of frames without which tracklets were looked at.
 
         Raises:
             ValueError: if rows are missing or another shard's.
@@ -115,6 +138,7 @@ class ShardWriter:
             vectors,
             words,
             skipped,
+            left_out,
             identity=self._identities[number],
             fingerprint=self._fingerprint,
             dtype=str(self._dtype),
@@ -129,9 +153,10 @@ class ShardWriter:
             return False
         expected = {"identity": self._identities[number], "fingerprint": self._fingerprint}
         usable = all(shard.card[key] == value for key, value in expected.items())
-        if not usable and (lost := self._lost.intersection(shard.labels["path"])):
+        if not usable and (lost := self._lost.keys() & set(shard.labels["path"])):
             raise InputError(
-                f"{self.folder} holds shards of pictures that are not there any more, first {min(lost)}; bring them "
+                f"{self.folder} holds shards of pictures that are not there any more, first "
+                f"{self._lost[min(lost)]}; bring them "
                 "back, take them off the list, or remove that folder"
             )
         return usable
@@ -143,6 +168,7 @@ def make_shard(
     vectors: Mapping[str, npt.NDArray[Any]],
     words: Sequence[Sequence[str]] | None,
     skipped: Sequence[tuple[int, str]],
+    left_out: Sequence[tuple[str, str]] = (),
     *,
     identity: str,
     fingerprint: str,
@@ -157,6 +183,7 @@ def make_shard(
         vectors: name -> (n, width).
         words: n lists of words, or None where the model knows none.
         skipped: (row, reason) of pictures that were left out.
+        left_out: (path, reason) of frames of tracklets that were.
         identity: of what the shard is made of.
         fingerprint: of the model.
         dtype: that vectors are stored in.
@@ -185,6 +212,7 @@ def make_shard(
         "fingerprint": fingerprint,
         "identity": identity,
         "skipped": [[table["path"][row], reason] for row, reason in skipped],
+        **({LEFT_OUT: list(map(list, left_out))} if left_out else {}),
         "checksum": shard_checksum(labels, arrays),
     }
     return Shard(labels, arrays, card)
@@ -215,6 +243,11 @@ def examine(folder: Path, facts: Mapping[str, Any], settings: ShardSettings) -> 
         raise InputError(
             f"{folder} holds shards of feature={theirs}, not of {ours}; give another out, or remove those"
         )
+    if CLIPS in differ:
+        before, now = (_of_what(shard_clips(one, folder)) for one in (index, agreed))
+        raise InputError(
+            f"{folder} holds shards of {before}, not of {now}; give another out, or remove those"
+        )
     if "fingerprint" in differ:
         made_by, given = index["fingerprint"][:12], agreed["fingerprint"][:12]
         raise InputError(
@@ -228,6 +261,12 @@ def examine(folder: Path, facts: Mapping[str, Any], settings: ShardSettings) -> 
             "those"
         )
     return index
+
+
+def _of_what(clips: ClipSize | None) -> str:
+    if clips is None:
+        return "pictures"
+    return f"tracklets (clips.frames={clips.frames}, clips.stride={clips.stride})"
 
 
 def _agreed(facts: Mapping[str, Any], settings: ShardSettings) -> dict[str, Any]:

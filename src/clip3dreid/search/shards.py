@@ -30,6 +30,8 @@ from clip3dreid.search.shard_index import SHARDS_VERSION, UNREADABLE, read_shard
 VECTORS = ("embedding", "joint", "betas")
 """Columns of a shard that are vectors; all others are labels."""
 ROW, WORDS = "row", "words"
+LEFT_OUT = "left_out"
+"""Key of a shard of tracklets that names the frames that could not be read, where there are some."""
 _KIND, _AGAIN = "a shard", "run extract again, which makes it anew and keeps the others"
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -146,10 +148,22 @@ class Shards:
 
 
 def unreadable(folder: Path) -> pl.DataFrame:
-    """Return the pictures that were skipped when a folder was filled: `path`, `reason`, in the order of the list."""
-    pairs = []
+    """Return the pictures that were skipped when a folder was filled: `path`, `reason`, in the order of the list.
+
+    Of tracklets it is those without any frame, by their middle one.
+    """
+    return _told(folder, "skipped")
+
+
+def left_out(folder: Path) -> pl.DataFrame:
+    """Return the frames without which tracklets were looked at, as `unreadable` does."""
+    return _told(folder, LEFT_OUT)
+
+
+def _told(folder: Path, key: str) -> pl.DataFrame:
+    pairs: list[Any] = []
     for number in range(len(read_shard_index(folder)["shards"])):
-        pairs += read_shard_card(shard_stem(folder, number))["skipped"]
+        pairs += read_shard_card(shard_stem(folder, number)).get(key, [])
     return pl.DataFrame(pairs, schema={"path": pl.String, "reason": pl.String}, orient="row")
 
 

@@ -205,6 +205,7 @@ def make_card(request: TrainRequest, data: ReidDataModule, guides: Guides) -> di
         "square": data.square,
         "feature": (request.ranking.feature or EMBEDDING).weights,
         **({} if data.clips is None else {"clips": data.clips.size}),
+        **({} if request.ranking.mirrors else {"flip": False}),
         "data": [manifest.name for manifest in data.manifests],
         "training": {
             "pictures": len(rows),
