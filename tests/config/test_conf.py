@@ -526,6 +526,7 @@ def test_the_recipe_of_the_release_is_the_whole_of_it_over_any_experiment(experi
     rates = [schedule(epoch) for epoch in range(100)]
     assert rates == pytest.approx([0.85 ** (epoch // 10) for epoch in range(100)])
     assert (cfg.epochs, cfg.seed, cfg.evaluate_every) == (100, 42, 5)
+    assert (cfg.label_smoothing, cfg.datamodule.clips) == (0.1, None)
     datamodule = cfg.datamodule
     assert (datamodule.height, datamodule.width, datamodule.square) == (224, 224, True)
     assert (datamodule.people * datamodule.pictures, datamodule.pictures, datamodule.sampler) == (
