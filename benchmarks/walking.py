@@ -47,7 +47,8 @@ def main(data, out, seeds, epochs, ways):
                     "model.pretrained=null",
                 ),
                 *(f"epochs={epochs}", f"milestones=[{2 * epochs // 3},{7 * epochs // 8}]"),
-                *("datamodule.people=8", "datamodule.workers=1", "output=quiet", f"hydra.run.dir={folder}"),
+                *("datamodule.people=8", "datamodule.workers=1", "retrieval.flip=true"),
+                *("output=quiet", f"hydra.run.dir={folder}"),
                 *WAYS[way],
             )
     runs = [str(out / f"{way}_{seed}") for seed in seeds for way in ways]
