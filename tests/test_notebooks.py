@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONTENT: dict[str, Any] = {path.stem: nbformat.read(path, as_version=4) for path in FILES}
 MOST_BYTES = 300_000
-QUICK = "05_any_features"
-"""The one that takes least; the others' steps are those of the commands, calls and pages that have quick tests."""
+TRAINS = ("03_identity_space", "06_comparison")
+"""Those that take about half a minute of a processor."""
 each = pytest.mark.parametrize("name", CONTENT)
 
 
@@ -38,7 +38,7 @@ def shape(outputs: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in CONTENT]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in TRAINS else []) for name in CONTENT]
 )
 def test_a_notebook_runs_and_shows_what_it_is_committed_with(name: str) -> None:
     content = run_notebooks.run(ROOT / "notebooks" / f"{name}.ipynb")
