@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
 
-from clip3dreid.data.clips import ClipSettings, EvaluationClips, average_clips
+from clip3dreid.data.clips import ClipSettings
 from clip3dreid.data.evaluation_sets import EvaluationSet
 from clip3dreid.data.images import FileRows, to_unit
-from clip3dreid.data.picture_batches import as_it_is
 from clip3dreid.data.tracklets import Tracklets
+from clip3dreid.inference.looking import Looking
 from clip3dreid.inference.model import Outputs, ReidModel
-from clip3dreid.io.progress import progress as shown
+from clip3dreid.inference.tracklets import look_at_tracklets
+from clip3dreid.model.card import ClipSize
 
 
 @dataclass(frozen=True)
@@ -71,34 +68,16 @@ class TestTracklets:
         Returns:
             On the CPU, R rows each: `embedding`, `joint` of length 1, and `betas`.
         """
-        clips = EvaluationClips(self._pictures, self.together, model.view, self.size)
         wanted = list(range(len(self.together.lengths))) if rows is None else list(rows)
         # A tracklet that stands twice is looked at once.
         once = sorted(set(wanted))
-        chosen = np.flatnonzero(np.isin(clips.tracklet, once)).tolist()
-        loader: Any = DataLoader(
-            Subset(clips, chosen),
-            batch_size=max(1, batch // self.size.frames),
-            collate_fn=as_it_is,
-            num_workers=workers,
-        )
-        made: list[Outputs] = []
-        watch = shown("looking at clips", len(chosen)) if progress else nullcontext(_nobody)
-        with watch as update, torch.no_grad():
-            for part in loader:
-                # Not by a call, which would take a batch of clips for pictures to be read.
-                made.append(model.forward(to_unit(part.images.to(model.device)), flip=flip).cpu())
-                update(sum(len(one.embedding) for one in made))
-        place = np.searchsorted(once, clips.tracklet[chosen])
-        owner, again = torch.from_numpy(place), torch.from_numpy(np.searchsorted(once, wanted))
-
-        def mean(name: str) -> Tensor | None:
-            parts = [getattr(one, name) for one in made]
-            return None if parts[0] is None else average_clips(torch.cat(parts), owner, len(once))[again]
-
-        embedding, joint, betas = (mean(name) for name in ("embedding", "joint", "betas"))
-        assert embedding is not None
-        return Outputs(embedding, None if joint is None else F.normalize(joint, dim=1), betas)
+        paths = self.read.to_list()
+        frames = [[self.root / paths[frame] for frame in self.together.frames(row).tolist()] for row in once]
+        how: Looking = {"flip": flip, "batch_size": batch, "workers": workers, "progress": progress}
+        vectors = look_at_tracklets(model, frames, ClipSize(**self.size.size), **how).vectors
+        again = np.searchsorted(once, wanted)
+        made = {name: of_all[again] for name, of_all in vectors.items()}
+        return Outputs(made["embedding"], made.get("joint"), made.get("betas"))
 
     def around_middle(self, model: ReidModel, rows: Sequence[int]) -> Tensor:
         """Return the clip around each tracklet's middle frame, which stands at T // 2.
@@ -153,7 +132,3 @@ def tracklets_of(root: Path, found: EvaluationSet, size: ClipSettings | None) ->
     if found.tracklets is None or size is None:
         return None
     return TestTracklets(root, found.read, found.tracklets, size)
-
-
-def _nobody(done: int) -> None:
-    """Show nobody how far the work is."""
