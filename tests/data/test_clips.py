@@ -14,7 +14,6 @@ from clip3dreid.data.clips import (
     RawTrainClips,
     TrainClips,
     all_clips,
-    average_clips,
     cut,
     is_looped,
     pieces,
@@ -313,16 +312,3 @@ def test_evaluation_takes_all_clips_and_names_their_tracklets() -> None:
     assert rows.tolist() == clips.tracklet.tolist()
     assert (images[:, :, 0] == rows[:, None, None, None]).all()
     assert (batches[0].person, batches[0].clothes, batches[0].camera)[0].tolist() == [-1, -1, -1]
-
-
-def test_features_of_clips_are_averaged_as_they_are() -> None:
-    features = torch.tensor([[1.0, 0], [3, 0], [0, 8], [2, 3]], dtype=torch.float16)
-    found = average_clips(features, [1, 1, 0, 1], 2)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor([[0.0, 8], [2, 1]]))
-
-
-@pytest.mark.parametrize("rows", [[0, 0, 0], [0, 1, 3]])
-def test_a_tracklet_without_a_clip_is_a_defect(rows: list[int]) -> None:
-    with pytest.raises(ValueError, match="3 tracklets"):
-        average_clips(torch.zeros(3, 2), rows, 3)

@@ -16,7 +16,7 @@ from clip3dreid.data.manifest import build
 from clip3dreid.errors import InputError
 from clip3dreid.inference import tracklets
 from clip3dreid.inference.model import Outputs, ReidModel
-from clip3dreid.inference.tracklets import look_at_tracklets
+from clip3dreid.inference.tracklets import ClipMeans, look_at_tracklets
 from clip3dreid.io.pictures import read_rgb
 from clip3dreid.model.card import ClipSize
 from clip3dreid.retrieval.standard import GENERAL
@@ -199,3 +199,15 @@ def test_a_card_of_clips_needs_a_student_of_them() -> None:
     with pytest.raises(InputError, match="trained on clips of 4 frames, and its student looks at pictures"):
         picture_model(clips=CLIPS)
     assert picture_model(clips={"frames": 1, "stride": 3}).trained_on_clips
+
+
+def test_features_of_clips_are_averaged_as_they_are_and_a_tracklet_without_a_clip_has_none() -> None:
+    means = ClipMeans({"embedding": 2}, 3)
+    features = torch.tensor([[1.0, 0], [3, 0], [0, 8], [2, 3]], dtype=torch.float16)
+    means.add(torch.tensor([1, 1, 0]), {"embedding": features[:3]})
+    means.add(torch.tensor([1]), {"embedding": features[3:]})
+    found = means.means()["embedding"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:2], torch.tensor([[0.0, 8], [2, 1]]))
+    assert found[2].isnan().all()
+    assert means.clips.tolist() == [1, 3, 0]

@@ -312,25 +312,3 @@ class EvaluationClips(Dataset[Batch]):
                 for frame, row in enumerate(self._rows[clip].tolist()):
                     self._view.put(self._pictures[row], planes[place, frame])
         return unlabelled(_pictures_of_one(images), self.tracklet[clips].tolist())
-
-
-def average_clips(features: Tensor, tracklet: Tensor | Sequence[int], tracklets: int) -> Tensor:
-    """Average features of clips over each tracklet; whoever ranks them normalises after that, and not before.
-
-    Args:
-        features: (N, D), of any floating type.
-        tracklet: (N,) whose clip each is.
-        tracklets: M, how many there are.
-
-    Returns:
-        (M, D) float32.
-
-    Raises:
-        ValueError: if a tracklet has no clip.
-    """
-    rows = torch.as_tensor(tracklet, device=features.device)
-    counts = torch.bincount(rows, minlength=tracklets)
-    if len(counts) > tracklets or not bool(counts.all()):
-        raise ValueError(f"{tracklets} tracklets need clips each, and these are of {int((counts > 0).sum())}")
-    sums = features.new_zeros(tracklets, features.shape[1], dtype=torch.float32)
-    return sums.index_add_(0, rows, features.float()) / counts[:, None]

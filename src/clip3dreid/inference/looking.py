@@ -93,7 +93,7 @@ def look_at(model: ReidModel, pictures: Pictures, **how: Unpack[Looking]) -> See
     loader: Any = DataLoader(crops, batch_size=None, num_workers=min(workers, len(ranges) - 1))
     rows: list[int] = []
     skipped: list[tuple[int, str]] = []
-    watch = shown("looking at pictures", len(paths)) if how.get("progress") else nullcontext(_nobody)
+    watch = shown("looking at pictures", len(paths)) if how.get("progress") else nullcontext(unseen)
     with watch as update, torch.no_grad():
         for part in loader:
             skipped += part.skipped
@@ -171,5 +171,5 @@ def _listed(files: Sequence[Path]) -> Listing:
     return Listing(Path(), pl.DataFrame({"path": [str(path) for path in files]}))
 
 
-def _nobody(done: int) -> None:
+def unseen(done: int) -> None:
     """Show nobody how far the work is."""

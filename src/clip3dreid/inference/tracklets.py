@@ -20,7 +20,7 @@ from clip3dreid.data.images import TestView, to_unit
 from clip3dreid.data.listing import list_pictures
 from clip3dreid.data.tracklets import as_people_count
 from clip3dreid.errors import InputError
-from clip3dreid.inference.looking import Looking, check_looking
+from clip3dreid.inference.looking import Looking, check_looking, unseen
 from clip3dreid.inference.pictures import PictureLike, planes_of
 from clip3dreid.io.progress import progress as shown
 from clip3dreid.model.card import ClipSize
@@ -121,7 +121,7 @@ def look_at_tracklets(
     workers = min(how.get("workers", 0), max(0, len(batches) - 1)) if files else 0
     loader: Any = DataLoader(batches, batch_size=None, num_workers=workers)
     means, lost, done = ClipMeans(model.widths, len(frames)), [], 0
-    watch = shown("looking at clips", len(batches)) if how.get("progress") else nullcontext(_nobody)
+    watch = shown("looking at clips", len(batches)) if how.get("progress") else nullcontext(unseen)
     with watch as update, torch.no_grad():
         for batch in loader:
             lost += batch.lost
@@ -213,7 +213,3 @@ def _folder(folder: Path) -> list[PictureLike]:
             "folder of frames: give each of them"
         )
     return [listing.root / path for path in sorted(paths, key=as_people_count)]
-
-
-def _nobody(done: int) -> None:
-    """Show nobody how far the work is."""
